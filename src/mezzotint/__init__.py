@@ -1,0 +1,50 @@
+"""Mezzotint: quantized diffusion transformers, recognised, explained, run, and proved against BF16.
+
+>>> import mezzotint
+>>> pipe = mezzotint.load("demo", transformer="demo-nvfp4")
+>>> mezzotint.paint(pipe, ["a large red circle on a blue background"]).images[0].save("circle.png")
+
+Importing this package also lets diffusers' own `from_pretrained` read ModelOpt exports. Nothing heavy is imported until
+something here is used.
+"""
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from mezzotint._import_hook import when_imported
+
+if TYPE_CHECKING:
+    from mezzotint.errors import MezzotintError
+    from mezzotint.inspection import inspect
+    from mezzotint.loading import LoadReport
+    from mezzotint.nn import QuantLinear, use_backend
+    from mezzotint.pipelines import load, paint
+
+__version__ = "0.1.0"
+__all__ = ["LoadReport", "MezzotintError", "QuantLinear", "inspect", "load", "paint", "use_backend"]
+
+_HOME = {
+    "LoadReport": "loading",
+    "MezzotintError": "errors",
+    "QuantLinear": "nn",
+    "inspect": "inspection",
+    "load": "pipelines",
+    "paint": "pipelines",
+    "use_backend": "nn",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'mezzotint' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"mezzotint.{_HOME[name]}"), name)
+
+
+def _join_diffusers(auto: ModuleType) -> None:
+    from mezzotint.diffusers_quantizer import register
+
+    register(auto)
+
+
+when_imported("diffusers.quantizers.auto", _join_diffusers)

@@ -1,0 +1,38 @@
+"""What a model family is."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Settings of a generation; `max_sequence_length` is in text tokens, None for the pipeline's own default."""
+
+    size: int
+    steps: int
+    guidance: float
+    max_sequence_length: int | None = None
+
+    def but(self, steps: int | None = None, size: int | None = None, guidance: float | None = None) -> "Sampling":
+        """The same settings with those that are given and not None."""
+        given = {"steps": steps, "size": size, "guidance": guidance}
+        return replace(self, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Models that share a transformer class.
+
+    transformer   name of the class in diffusers
+    signature     tensor names that every checkpoint of the family has, and no other family's
+    sampling      what the model's makers recommend
+    """
+
+    name: str
+    title: str
+    transformer: str
+    signature: frozenset[str]
+    sampling: Sampling
+
+    def owns(self, names: Collection[str]) -> bool:
+        return all(name in names for name in self.signature)

@@ -1,0 +1,100 @@
+"""What a format finds in a header: the quantized linears, the tensors stored as they are, and what it ignores."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from mezzotint.errors import MissingTensor
+from mezzotint.formats.header import Header
+from mezzotint.layouts import plain_shape
+from mezzotint.schemes import Scheme
+from mezzotint.tensor import Layout, QuantTensor
+
+
+@dataclass(frozen=True)
+class Match:
+    """The format recognises the file, and why."""
+
+    evidence: str
+
+
+@dataclass(frozen=True)
+class NoMatch:
+    """The format does not recognise the file, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class StoredLinear:
+    """A quantized linear as a file holds it.
+
+    shape   logical (out, in)
+    keys    {part: tensor name}, for the parts that are there and for those that ought to be
+    """
+
+    module: str
+    scheme: Scheme
+    layout: Layout
+    shape: tuple[int, int]
+    keys: Mapping[str, str]
+
+    def check(self, header: Header) -> None:
+        """Raise MissingTensor or ShapeMismatch, naming the tensor and the file."""
+        for part, key in self.keys.items():
+            if key not in header.tensors:
+                raise _missing(self, part, key, header)
+            info = header.tensors[key]
+            shape = plain_shape(self.scheme, self.layout, part, self.shape, info.shape)
+            self.scheme.check_part(part, shape, info.dtype, self.shape, f"{info.file.name}: {key}")
+
+    def nbytes(self, header: Header) -> int:
+        return sum(header.tensors[key].nbytes for key in self.keys.values())
+
+    def read(self, header: Header) -> QuantTensor:
+        """The weight's values, in the file's own layout; raises BadScale where a scale is not a usable number."""
+        parts = {}
+        for part, key in self.keys.items():
+            parts[part] = header.tensors[key].read()
+            self.scheme.check_values(part, parts[part], f"{header.tensors[key].file}: {key}")
+        return QuantTensor(self.scheme, self.layout, self.shape, parts)
+
+
+def _missing(linear: StoredLinear, part: str, key: str, header: Header) -> MissingTensor:
+    present = next(header.tensors[k] for k in linear.keys.values() if k in header.tensors)
+    message = f"{present.file}: {key} is not there; {linear.scheme.title} needs it ({linear.scheme.part(part).meaning})"
+    hint = "a missing scale is never taken to be 1.0. Export or download the file again."
+    if part == linear.scheme.static_input:
+        hint = 'to run without it, leave the inputs unquantized: activations="bf16" (--activations bf16).'
+    return MissingTensor(message, hint)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Every tensor of a header, each in exactly one of the three maps.
+
+    linears   {module: StoredLinear}
+    plain     keys stored as they are
+    ignored   {key: reason}
+    """
+
+    linears: Mapping[str, StoredLinear]
+    plain: tuple[str, ...]
+    ignored: Mapping[str, str] = field(default_factory=dict)
+
+
+class Format(Protocol):
+    """One on-disk format. `detect` looks at the header alone; `contents` may raise CheckpointError."""
+
+    name: str
+    title: str
+
+    def detect(self, header: Header) -> Match | NoMatch: ...
+
+    def contents(self, header: Header) -> Contents: ...
+
+
+def sort_out(header: Header, linears: Mapping[str, StoredLinear], ignored: Mapping[str, str]) -> Contents:
+    """Contents in which every tensor that is neither part of a linear nor ignored is stored as it is."""
+    claimed = {key for linear in linears.values() for key in linear.keys.values()} | ignored.keys()
+    return Contents(linears, tuple(key for key in header.tensors if key not in claimed), ignored)

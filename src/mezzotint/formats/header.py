@@ -1,0 +1,264 @@
+"""What checkpoint files say before a tensor is read: names, dtypes, shapes, byte ranges, metadata, configuration.
+
+Only the first 8 + N bytes of each safetensors file are read. Every claim is checked against the file's size here, so
+that later code may trust a `Header`.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor
+
+from mezzotint.errors import BrokenFile, NotACheckpoint, UnexpectedTensor
+
+MAX_HEADER_BYTES = 16 * 2**20
+MAX_TENSORS = 200_000
+INDEX_SUFFIX = ".safetensors.index.json"
+
+DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies: bytes [start, end) of `file`."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.start
+
+    def read(self) -> Tensor:
+        """The tensor's values, on the CPU, in memory of their own."""
+        buffer = bytearray(self.nbytes)
+        with self.file.open("rb") as stream:
+            stream.seek(self.start)
+            if stream.readinto(buffer) != self.nbytes:
+                raise BrokenFile(f"{self.file}: ended inside tensor {self.name}")
+        if not buffer:
+            return torch.empty(self.shape, dtype=self.dtype)
+        return torch.frombuffer(buffer, dtype=torch.uint8).view(self.dtype).reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class Header:
+    """One component's files, read as far as their headers.
+
+    path      what the caller named
+    tensors   {key: TensorInfo} over all files
+    metadata  the safetensors `__metadata__` of all files, merged
+    config    config.json beside the files, or {}
+    notes     oddities that do not stop a load, for the report
+    """
+
+    path: Path
+    files: tuple[Path, ...]
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def nbytes(self) -> int:
+        return sum(info.nbytes for info in self.tensors.values())
+
+
+def read_header(path: str | Path) -> Header:
+    """Header of a safetensors file, or of a folder that holds one component's file or shards.
+
+    Raises  NotACheckpoint, BrokenFile, UnexpectedTensor
+    """
+    path = Path(path)
+    if path.is_file():
+        return header_of_files(path, [path], path.parent)
+    if not path.is_dir():
+        raise NotACheckpoint(f"{path}: no such file or folder")
+    files, notes = _weight_files(path)
+    return header_of_files(path, files, path, notes)
+
+
+def header_of_files(path: Path, files: Iterable[Path], config_folder: Path, notes: Iterable[str] = ()) -> Header:
+    """Header over exactly these files; a tensor that two of them hold is an error."""
+    files = tuple(files)
+    tensors: dict[str, TensorInfo] = {}
+    metadata: dict[str, str] = {}
+    for file in files:
+        infos, meta = _read_file(file)
+        for name, info in infos.items():
+            if name in tensors:
+                raise UnexpectedTensor(
+                    f"tensor {name} is stored twice: in {tensors[name].file.name} and in {file.name}",
+                    "one of the shards is from another export; download the whole folder again.",
+                )
+            tensors[name] = info
+        metadata |= meta
+    return Header(path, files, tensors, metadata, _read_config(config_folder), tuple(notes))
+
+
+def _weight_files(folder: Path) -> tuple[list[Path], list[str]]:
+    """The component's weight files in `folder`, and what is odd about them."""
+    present = sorted(folder.glob("*.safetensors"))
+    indices = sorted(folder.glob("*" + INDEX_SUFFIX))
+    if not indices:
+        if len(present) > 1:
+            names = ", ".join(file.name for file in present[:4])
+            raise NotACheckpoint(
+                f"{folder}: {len(present)} weight files and no index that joins them ({names})",
+                "name one file.",
+            )
+        if not present:
+            raise _no_weights(folder)
+        return present, []
+    index = indices[0]
+    wanted = [folder / name for name in _index_shards(index)]
+    missing = [file.name for file in wanted if not file.is_file()]
+    single = folder / index.name.replace(INDEX_SUFFIX, ".safetensors")
+    if missing and single in present:
+        note = f"ignored {index.name}: it names {missing[0]}, which is not there, beside a complete {single.name}"
+        return [single], [note]
+    if missing:
+        raise BrokenFile(
+            f"{index}: names {len(missing)} shard(s) that are not there: {', '.join(missing[:4])}",
+            "download the missing files again.",
+        )
+    extra = [file.name for file in present if file not in wanted]
+    notes = [f"ignored {name}: the index does not name it" for name in extra]
+    return wanted, notes
+
+
+def _no_weights(folder: Path) -> NotACheckpoint:
+    if (folder / "model_index.json").is_file():
+        return NotACheckpoint(
+            f"{folder}: is a whole pipeline, not one component",
+            f"name a component, such as {folder / 'transformer'}.",
+        )
+    return NotACheckpoint(
+        f"{folder}: holds no .safetensors file",
+        "name a safetensors file, or the folder of a diffusers component.",
+    )
+
+
+def _index_shards(index: Path) -> list[str]:
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise BrokenFile(f"{index}: has no weight_map")
+    shards = sorted(set(weight_map.values()))
+    if any(Path(shard).name != shard for shard in shards):
+        raise BrokenFile(f"{index}: names a shard outside its folder")
+    return shards
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    config = folder / "config.json"
+    return _read_json(config) if config.is_file() else {}
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise BrokenFile(f"{file}: is not valid JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise BrokenFile(f"{file}: holds {type(value).__name__}, expected an object")
+    return value
+
+
+def _read_file(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """Tensors and metadata of one safetensors file, every claim checked against the file's size."""
+    size = file.stat().st_size
+    if size == 0:
+        raise BrokenFile(f"{file}: the file is empty (0 bytes)", "download it again.")
+    with file.open("rb") as stream:
+        prefix = stream.read(8)
+        length = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or length > size - 8:
+            raise BrokenFile(
+                f"{file}: says that its header has {length:,} bytes, and the file has {size:,}",
+                "it is truncated, or no safetensors file; download it again.",
+            )
+        if length > MAX_HEADER_BYTES:
+            raise BrokenFile(f"{file}: header of {length:,} bytes is over the limit of {MAX_HEADER_BYTES:,}")
+        text = stream.read(length)
+    entries = _parse_header(file, text)
+    metadata = entries.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or any(not isinstance(value, str) for value in metadata.values()):
+        raise BrokenFile(f"{file}: __metadata__ is no map of strings")
+    infos = {name: _tensor_info(file, name, entry, 8 + length) for name, entry in entries.items()}
+    _check_coverage(file, infos, 8 + length, size)
+    return infos, metadata
+
+
+def _parse_header(file: Path, text: bytes) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        entries = dict(pairs)
+        if len(entries) < len(pairs):
+            raise ValueError("a key stands in it twice")
+        return entries
+
+    try:
+        entries = json.loads(text, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise BrokenFile(f"{file}: its header is not valid JSON ({error})", "is it a safetensors file?") from error
+    if not isinstance(entries, dict):
+        raise BrokenFile(f"{file}: its header is no JSON object")
+    if len(entries) > MAX_TENSORS:
+        raise BrokenFile(f"{file}: header names {len(entries):,} tensors, over the limit of {MAX_TENSORS:,}")
+    return entries
+
+
+def _tensor_info(file: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
+    if not isinstance(entry, dict):
+        raise BrokenFile(f"{file}: header entry of {name} is no JSON object")
+    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise BrokenFile(f"{file}: {name} has dtype {dtype!r}, which is not known here")
+    if not (_is_counts(shape) and _is_counts(offsets) and len(offsets) == 2 and offsets[0] <= offsets[1]):
+        raise BrokenFile(f"{file}: {name} has shape {shape!r} and data_offsets {offsets!r}")
+    start, end = offsets
+    expected = math.prod(shape) * DTYPES[dtype].itemsize
+    if end - start != expected:
+        raise BrokenFile(f"{file}: {name} is {dtype} {shape}, {expected:,} bytes, and has {end - start:,}")
+    return TensorInfo(name, DTYPES[dtype], tuple(shape), file, data_start + start, data_start + end)
+
+
+def _is_counts(value: object) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
+
+
+def _check_coverage(file: Path, infos: Mapping[str, TensorInfo], data_start: int, size: int) -> None:
+    """The tensors fill the file from the header to its last byte, without gap or overlap."""
+    position = data_start
+    for info in sorted(infos.values(), key=lambda info: (info.start, info.end)):
+        if info.start != position:
+            raise BrokenFile(f"{file}: {info.name} starts at byte {info.start:,}, expected {position:,}")
+        position = info.end
+    if position > size:
+        raise BrokenFile(
+            f"{file}: is truncated: its header promises {position:,} bytes, and it has {size:,}",
+            "download it again.",
+        )
+    if position < size:
+        raise BrokenFile(f"{file}: has {size - position:,} bytes that no tensor claims")

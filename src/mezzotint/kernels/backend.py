@@ -1,0 +1,79 @@
+"""What a backend is: it says whether it can multiply by a weight on a device, and multiplies."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mezzotint.schemes import Scheme, Shape
+from mezzotint.tensor import Layout, QuantTensor
+
+AS_STORED = "as_stored"
+BF16 = "bf16"
+ACTIVATIONS = (AS_STORED, BF16)
+"""How a layer's input enters the product: quantized as the checkpoint says, or left in the model's own dtype."""
+
+
+@dataclass(frozen=True)
+class Can:
+    """The backend can."""
+
+
+@dataclass(frozen=True)
+class Cannot:
+    """The backend cannot, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a product would run: a device kind and, for CUDA, its compute capability."""
+
+    kind: str
+    capability: tuple[int, int] | None = None
+
+    @classmethod
+    def of(cls, device: torch.device) -> "Target":
+        if device.type != "cuda":
+            return cls(device.type)
+        return cls("cuda", torch.cuda.get_device_capability(device))
+
+    def __str__(self) -> str:
+        return self.kind if self.capability is None else f"sm_{self.capability[0]}{self.capability[1]}"
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """A quantized weight as far as a choice of kernel depends on it: parts are {name: shape}."""
+
+    scheme: Scheme
+    shape: tuple[int, int]
+    parts: Mapping[str, Shape]
+
+    @classmethod
+    def of(cls, tensor: QuantTensor) -> "WeightSpec":
+        return cls(tensor.scheme, tensor.shape, {name: tuple(part.shape) for name, part in tensor.parts.items()})
+
+    def quantizes_input(self, activations: str) -> bool:
+        return activations == AS_STORED and self.scheme.static_input in self.parts
+
+
+class Backend(Protocol):
+    """One way of multiplying by a quantized weight.
+
+    preference   among those that can, the highest is taken
+    wants        the layout that `linear` is given
+    """
+
+    name: str
+    preference: int
+    wants: Layout
+
+    def can(self, weight: WeightSpec, target: Target, activations: str) -> Can | Cannot: ...
+
+    def linear(self, x: Tensor, weight: QuantTensor, bias: Tensor | None, activations: str) -> Tensor:
+        """x [..., in] times the weight, plus bias [out]; result [..., out] in x's dtype."""
+        ...

@@ -1,0 +1,56 @@
+"""FP8 times FP8 on the GPU's tensor cores, through PyTorch's scaled matrix product (cuBLASLt).
+
+Written in ordinary PyTorch operations, so that torch.compile may fuse the rounding of the input into whatever
+produced it.
+"""
+
+import torch
+from torch import Tensor
+
+from mezzotint.kernels.backend import Can, Cannot, Target, WeightSpec
+from mezzotint.schemes import FP8, round_e4m3
+from mezzotint.tensor import PLAIN, QuantTensor
+
+MULTIPLE = 16
+
+
+class ScaledMM:
+    name = "scaled_mm"
+    preference = 10
+    wants = PLAIN
+
+    def can(self, weight: WeightSpec, target: Target, activations: str) -> Can | Cannot:
+        if weight.scheme is not FP8:
+            return Cannot(f"multiplies FP8 only, this is {weight.scheme.title}")
+        if target.kind != "cuda" or target.capability is None:
+            return Cannot(f"needs a CUDA GPU, this is {target}")
+        if target.capability < (8, 9):
+            return Cannot(f"needs FP8 tensor cores (sm_89 or newer), this is {target}")
+        if not weight.quantizes_input(activations):
+            return Cannot("multiplies FP8 by FP8, and the inputs of this layer are not quantized")
+        if any(side % MULTIPLE for side in weight.shape):
+            return Cannot(
+                f"needs sides that are multiples of {MULTIPLE}, this is {weight.shape[0]} x {weight.shape[1]}"
+            )
+        return Can()
+
+    def linear(self, x: Tensor, weight: QuantTensor, bias: Tensor | None, activations: str) -> Tensor:
+        out_features, in_features = weight.shape
+        rows = x.reshape(-1, in_features)
+        input_scale = weight.parts["input_scale"].reshape(1, 1)
+        weight_scale = weight.parts["weight_scale"].reshape(1, -1)
+        if weight_scale.shape[1] > 1:
+            input_scale = input_scale.expand(rows.shape[0], 1).contiguous()
+        product = torch._scaled_mm(
+            round_e4m3(rows.float() / weight.parts["input_scale"].reshape(())),
+            weight.parts["codes"].t(),
+            scale_a=input_scale,
+            scale_b=weight_scale,
+            bias=bias,
+            out_dtype=x.dtype,
+            use_fast_accum=True,
+        )
+        return product.reshape(*x.shape[:-1], out_features)
+
+
+BACKEND = ScaledMM()

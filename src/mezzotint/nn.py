@@ -1,0 +1,108 @@
+"""The module that the loader puts in place of a quantized nn.Linear."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from mezzotint import kernels, layouts
+from mezzotint.kernels import AS_STORED, Backend, Selection, Target, WeightSpec
+from mezzotint.tensor import PLAIN, QuantTensor
+
+_forced: Backend | None = None
+"""What `use_backend` sets. A plain global, because torch.compile cannot trace a ContextVar (2.13)."""
+
+
+class QuantLinear(nn.Module):
+    """A linear layer whose weight is a QuantTensor.
+
+    The weight's parts are buffers, in the layout that the chosen backend wants. Moving the layer to another kind of
+    device chooses again; casting it leaves the parts as they are, because a float32 scale must stay float32.
+
+    weight        what the layer multiplies by
+    bias          [out] or None; an ordinary parameter
+    activations   "as_stored" or "bf16"
+    only          name of the one backend to use, or None for the best
+    """
+
+    bias: Tensor | None
+
+    def __init__(
+        self, weight: QuantTensor, bias: Tensor | None, activations: str = AS_STORED, only: str | None = None
+    ) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.scheme = weight.scheme
+        self.activations = activations
+        self.only = only
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
+        for name, part in weight.parts.items():
+            self.register_buffer(name, part)
+        self.layout = weight.layout
+        self._select()
+
+    @property
+    def weight_tensor(self) -> QuantTensor:
+        """The weight as a value; its parts are this layer's buffers."""
+        parts = {name: part for name, part in self._buffers.items() if part is not None}
+        return QuantTensor(self.scheme, self.layout, (self.out_features, self.in_features), parts)
+
+    def dequantize(self) -> Tensor:
+        """The real weights that the checkpoint stands for, float32 [out, in]."""
+        return self.scheme.dequantize(layouts.convert(self.weight_tensor, PLAIN).parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        backend = _forced or self.selection.backend
+        weight = layouts.convert(self.weight_tensor, backend.wants)
+        return backend.linear(x, weight, self.bias, self.activations)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {self.scheme.name}, "
+            f"backend={self.selection.backend.name}, activations={self.activations}"
+        )
+
+    def _device(self) -> torch.device:
+        return next(self.buffers()).device
+
+    def _select(self) -> None:
+        """Choose the backend for the device that the parts are on, and arrange them as it wants."""
+        weight = self.weight_tensor
+        self.selection: Selection = kernels.select(
+            WeightSpec.of(weight), Target.of(self._device()), self.activations, self.only
+        )
+        arranged = layouts.convert(weight, self.selection.backend.wants)
+        self.layout = arranged.layout
+        self._buffers.update(arranged.parts)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantLinear":
+        """What `.to()` and its kin call: the bias is moved and cast, the parts are only moved."""
+        before, parts = self._device(), dict(self._buffers)
+        self._buffers.clear()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        after = fn(torch.empty(0, device=before)).device
+        self._buffers.update({name: None if part is None else part.to(after) for name, part in parts.items()})
+        if after.type != before.type:
+            self._select()
+        return self
+
+
+def quant_linears(model: nn.Module) -> dict[str, QuantLinear]:
+    """{module name: layer} of every quantized linear in `model`."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, QuantLinear)}
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run every quantized linear of the process on this backend while the context is open.
+
+    >>> with use_backend("reference"):
+    ...     expected = layer(x)
+    """
+    global _forced
+    before, _forced = _forced, kernels.named(name)
+    try:
+        yield
+    finally:
+        _forced = before

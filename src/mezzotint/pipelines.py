@@ -1,0 +1,172 @@
+"""A diffusers pipeline around a quantized transformer, and the pictures it paints."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mezzotint.builtin import resolve
+from mezzotint.errors import BadRequest, NotACheckpoint, UnknownFormat
+from mezzotint.families import Sampling, families, family_of
+from mezzotint.formats import Header, read_header
+from mezzotint.kernels import AS_STORED
+from mezzotint.loading import LoadReport, plan
+from mezzotint.loading import load as load_model
+
+TRANSFORMER = "transformer"
+SAMPLING_FILE = "sampling.json"
+
+
+@dataclass(frozen=True)
+class Painting:
+    """Pictures, one a prompt, and the latents that the last step left: [prompts, ...] in the transformer's dtype."""
+
+    images: list[Any]
+    latents: Tensor
+
+
+def load(
+    model: str | Path = "demo",
+    transformer: str | Path | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    activations: str = AS_STORED,
+    backend: str | None = None,
+) -> Any:
+    """A ready diffusers pipeline whose transformer was read from `transformer`, quantized or not.
+
+    model         folder of a diffusers pipeline, or "demo"
+    transformer   file or folder of a transformer in any format that `inspect` knows; None for the pipeline's own
+    device        None for the GPU if there is one
+    dtype         of everything that is not quantized; scales keep their own
+    activations   "as_stored" quantizes each layer's input as the checkpoint says, "bf16" leaves it alone
+    backend       name of the one backend to use, None for the best that can
+    Returns       a diffusers pipeline; its `load_report` is a LoadReport
+    Raises        MezzotintError, before any weight is read if the files do not fit together
+
+    >>> pipe = load("demo", transformer="demo-fp8")
+    >>> print(pipe.load_report)
+    """
+    from diffusers import DiffusionPipeline
+
+    folder = resolve(model)
+    index = _pipeline_index(folder)
+    header = read_header(resolve(transformer) if transformer is not None else folder / TRANSFORMER)
+    place = torch.device(device) if device is not None else best_device()
+    module, report = load_transformer(header, index, folder, place, dtype, activations, backend)
+    pipe = DiffusionPipeline.from_pretrained(folder, transformer=module, torch_dtype=dtype, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.to(place)
+    pipe.load_report = report
+    return pipe
+
+
+def load_transformer(
+    header: Header,
+    index: dict[str, Any],
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    activations: str,
+    backend: str | None,
+) -> tuple[nn.Module, LoadReport]:
+    """The transformer alone, with the configuration that lies beside it or else the pipeline's."""
+    model_class = index.get(TRANSFORMER, [None, None])[1]
+    family = family_of(header)
+    if family.transformer != model_class:
+        raise UnknownFormat(
+            f"{header.path}: is a {family.title} transformer ({family.transformer}), and {folder} has a {model_class}",
+            "name a transformer of the same family as the pipeline.",
+        )
+    config = header.config if "_class_name" in header.config else _component_config(folder)
+    module = meta_model(str(model_class), config)
+    report = load_model(plan(header, module, activations), module, device, dtype, backend)
+    return module.eval(), report
+
+
+def meta_model(class_name: str, config: dict[str, Any] | Any) -> nn.Module:
+    """The diffusers class built from its configuration with every parameter on the meta device."""
+    import diffusers
+    from accelerate import init_empty_weights
+
+    entries = {key: value for key, value in config.items() if key != "quantization_config"}
+    with init_empty_weights(include_buffers=False):
+        model: nn.Module = getattr(diffusers, class_name).from_config(entries)
+    return model
+
+
+def best_device() -> torch.device:
+    """The accelerator that PyTorch found, or the CPU."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator if accelerator is not None else torch.device("cpu")
+
+
+def sampling_of(model: str | Path) -> Sampling:
+    """Recommended settings: the pipeline folder's own sampling.json, or else those of its family."""
+    folder = resolve(model)
+    own = folder / SAMPLING_FILE
+    if own.is_file():
+        known = {field.name for field in fields(Sampling)}
+        return Sampling(**{key: value for key, value in json.loads(own.read_text()).items() if key in known})
+    class_name = _pipeline_index(folder).get(TRANSFORMER, [None, None])[1]
+    return next(family.sampling for family in families().values() if family.transformer == class_name)
+
+
+def paint(
+    pipe: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int] | None = None,
+    sampling: Sampling | None = None,
+    on_step: Callable[[int, Tensor], None] | None = None,
+) -> Painting:
+    """Paint one picture for each prompt; picture i starts from the noise of seeds[i], drawn on the CPU.
+
+    seeds      None for 0, 1, 2, ...
+    sampling   None for the model's recommended settings
+    on_step    called after each step with its number and the latents
+    Raises     BadRequest if there is not one seed for each prompt
+    """
+    seeds = range(len(prompts)) if seeds is None else seeds
+    if len(seeds) != len(prompts):
+        raise BadRequest(f"{len(prompts)} prompts and {len(seeds)} seeds", "give one seed for each prompt.")
+    sampling = sampling or sampling_of(pipe.config._name_or_path)
+    last: list[Tensor] = []
+
+    def keep(_pipe: Any, step: int, _timestep: Any, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        last[:] = [values["latents"]]
+        if on_step is not None:
+            on_step(step, values["latents"])
+        return {}
+
+    extra = {} if sampling.max_sequence_length is None else {"max_sequence_length": sampling.max_sequence_length}
+    images = pipe(
+        prompt=list(prompts),
+        height=sampling.size,
+        width=sampling.size,
+        num_inference_steps=sampling.steps,
+        guidance_scale=sampling.guidance,
+        generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+        callback_on_step_end=keep,
+        **extra,
+    ).images
+    return Painting(images, last[0])
+
+
+def _pipeline_index(folder: Path) -> dict[str, Any]:
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise NotACheckpoint(
+            f"{folder}: no diffusers pipeline is there (model_index.json is missing)",
+            "name the folder of a pipeline as --model, and the quantized file as --transformer.",
+        )
+    entries: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
+    return entries
+
+
+def _component_config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / TRANSFORMER / "config.json").read_text(encoding="utf-8"))
+    return config

@@ -1,0 +1,41 @@
+"""Reading, damaging and loading small checkpoints."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from mezzotint.formats import read_header
+from mezzotint.loading import load, plan
+from mezzotint.pipelines import meta_model
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    """Let `change` edit the tensors of a one-file checkpoint in place; its metadata stays."""
+    file = folder / WEIGHTS
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, metadata)
+
+
+def load_flux(folder: Path, dtype: torch.dtype = torch.bfloat16, activations: str = "as_stored") -> torch.nn.Module:
+    """The transformer in `folder`, read by Mezzotint on the CPU."""
+    header = read_header(folder)
+    model = meta_model("FluxTransformer2DModel", header.config)
+    load(plan(header, model, activations), model, torch.device("cpu"), dtype)
+    return model.eval()
+
+
+def run_flux(model: torch.nn.Module, inputs: dict[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+    """One forward of a FLUX.1 transformer on the golden inputs."""
+    integral = ("img_ids", "txt_ids")
+    arguments = {name: value if name in integral else value.to(dtype) for name, value in inputs.items()}
+    with torch.no_grad():
+        return model(**arguments, return_dict=False)[0]

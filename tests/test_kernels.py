@@ -1,0 +1,138 @@
+"""The choice of a backend, the reference, and what moving and compiling do to a layer."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mezzotint.errors import BadRequest, Unsupported
+from mezzotint.kernels import AS_STORED, BF16, Target, WeightSpec, backends, select
+from mezzotint.nn import QuantLinear, use_backend
+from mezzotint.schemes import FP8, NVFP4, round_e4m3
+from mezzotint.tensor import PLAIN, Layout, QuantTensor
+
+HOPPER, ADA, AMPERE, CPU = Target("cuda", (9, 0)), Target("cuda", (8, 9)), Target("cuda", (8, 0)), Target("cpu")
+
+
+def fp8_tensor(out: int = 48, in_: int = 64, seed: int = 0) -> QuantTensor:
+    weight = torch.randn(out, in_, generator=torch.Generator().manual_seed(seed))
+    scale = weight.abs().amax() / 448
+    parts = {"codes": round_e4m3(weight / scale), "weight_scale": scale, "input_scale": torch.tensor(4 / 448)}
+    return QuantTensor(FP8, PLAIN, (out, in_), parts)
+
+
+def nvfp4_tensor(out: int = 48, in_: int = 64, seed: int = 0) -> QuantTensor:
+    random = torch.Generator().manual_seed(seed)
+    parts = {
+        "codes": torch.randint(0, 256, (out, in_ // 2), generator=random, dtype=torch.uint8),
+        "block_scale": torch.rand(out, in_ // 16, generator=random).to(torch.float8_e4m3fn),
+        "global_scale": torch.tensor(0.02),
+        "input_scale": torch.tensor(4 / 2688),
+    }
+    return QuantTensor(NVFP4, PLAIN, (out, in_), parts)
+
+
+def spec(tensor: QuantTensor) -> WeightSpec:
+    return WeightSpec.of(tensor)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "target", "activations", "chosen", "reason"),
+    [
+        (fp8_tensor(), HOPPER, AS_STORED, "scaled_mm", "scaled_mm is preferred"),
+        (fp8_tensor(), ADA, AS_STORED, "scaled_mm", "scaled_mm is preferred"),
+        (fp8_tensor(), AMPERE, AS_STORED, "reference", "needs FP8 tensor cores (sm_89 or newer), this is sm_80"),
+        (fp8_tensor(), CPU, AS_STORED, "reference", "needs a CUDA GPU, this is cpu"),
+        (fp8_tensor(), HOPPER, BF16, "reference", "the inputs of this layer are not quantized"),
+        (fp8_tensor(out=40), HOPPER, AS_STORED, "reference", "multiples of 16, this is 40 x 64"),
+        (nvfp4_tensor(), HOPPER, AS_STORED, "reference", "multiplies FP8 only, this is NVFP4"),
+    ],
+)
+def test_choice_and_reasons(tensor: QuantTensor, target: Target, activations: str, chosen: str, reason: str) -> None:
+    selection = select(spec(tensor), target, activations)
+    assert selection.backend.name == chosen
+    assert any(reason in said for said in selection.declined.values())
+    assert {chosen, *selection.declined} == set(backends())
+
+
+def test_a_backend_that_was_asked_for_and_cannot_says_why() -> None:
+    with pytest.raises(Unsupported, match="scaled_mm: needs a CUDA GPU"):
+        select(spec(fp8_tensor()), CPU, only="scaled_mm")
+
+
+def test_a_backend_that_does_not_exist_lists_those_that_do() -> None:
+    with pytest.raises(BadRequest, match="reference, scaled_mm"):
+        select(spec(fp8_tensor()), CPU, only="magic")
+
+
+def test_reference_fp8_equals_modelopts_own_simulation(data: Path) -> None:
+    golden = load_file(data / "modelopt_linear_fp8.safetensors")
+    weight_scale, input_scale = golden["weight_amax"] / 448, golden["x_amax"] / 448
+    codes = round_e4m3(golden["weight"] / weight_scale)
+    parts = {"codes": codes, "weight_scale": weight_scale, "input_scale": input_scale}
+    layer = QuantLinear(QuantTensor(FP8, PLAIN, (48, 64), parts), golden["bias"])
+    assert torch.equal(FP8.quantize_input(golden["x"], parts), golden["x_quantized"])
+    torch.testing.assert_close(layer(golden["x"]), golden["y"], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("tensor", [fp8_tensor(), nvfp4_tensor()], ids=["fp8", "nvfp4"])
+@pytest.mark.parametrize("activations", [AS_STORED, BF16])
+def test_reference_equals_its_definition(tensor: QuantTensor, activations: str) -> None:
+    x = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(1))
+    bias = torch.randn(48, generator=torch.Generator().manual_seed(2))
+    seen = tensor.scheme.quantize_input(x, tensor.parts) if activations == AS_STORED else x
+    expected = seen.double() @ tensor.scheme.dequantize(tensor.parts).double().T + bias
+    y = QuantLinear(tensor, bias, activations)(x)
+    assert y.shape == (2, 5, 48)
+    assert torch.linalg.norm(y - expected) <= 1e-6 * torch.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("tensor", [fp8_tensor(), nvfp4_tensor()], ids=["fp8", "nvfp4"])
+def test_a_layer_compiles_without_a_graph_break(tensor: QuantTensor) -> None:
+    layer = QuantLinear(tensor, None)
+    x = torch.randn(3, 64, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), layer(x))
+
+
+def test_casting_a_layer_leaves_its_scales_alone() -> None:
+    layer = QuantLinear(fp8_tensor(), torch.zeros(48))
+    before = {name: part.clone() for name, part in layer.named_buffers()}
+    layer.to(torch.bfloat16)
+    assert layer.bias is not None
+    assert layer.bias.dtype == torch.bfloat16
+    for name, part in layer.named_buffers():
+        assert part.dtype == before[name].dtype
+        assert torch.equal(part.float(), before[name].float())
+
+
+def test_a_layer_stored_in_another_layout_decodes_the_same() -> None:
+    tensor = nvfp4_tensor(130, 64)
+    from mezzotint.layouts import convert
+
+    moved = convert(tensor, Layout("high_first", "tiles_128x4"))
+    assert torch.equal(QuantLinear(moved, None).dequantize(), QuantLinear(tensor, None).dequantize())
+
+
+def test_another_backend_may_be_forced_for_a_while() -> None:
+    layer = QuantLinear(fp8_tensor(), None)
+    x = torch.randn(3, 64)
+    with use_backend("reference"):
+        forced = layer(x)
+    assert torch.equal(forced, layer(x))
+    with pytest.raises(BadRequest), use_backend("magic"):
+        pass
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("shape", [(3072, 3072), (12288, 3072), (3072, 12288), (3072, 15360)])
+def test_scaled_mm_agrees_with_reference_on_flux_sizes(shape: tuple[int, int], compiled: bool) -> None:
+    """5e-3: the output is rounded to BF16 (1.7e-3), and the tensor cores accumulate with fewer bits than float32."""
+    layer = QuantLinear(fp8_tensor(*shape), torch.randn(shape[0]).bfloat16()).to("cuda")
+    assert layer.selection.backend.name == "scaled_mm"
+    x = torch.randn(4608, shape[1], device="cuda").bfloat16()
+    y = (torch.compile(layer, fullgraph=True) if compiled else layer)(x)
+    with use_backend("reference"):
+        expected = layer(x)
+    assert torch.linalg.norm((y - expected).float()) <= 5e-3 * torch.linalg.norm(expected.float())
