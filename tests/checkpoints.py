@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from mezzotint.formats import read_header
+from mezzotint.checkpoint import Checkpoint
 from mezzotint.loading import load, plan
 from mezzotint.pipelines import meta_model
 
@@ -27,9 +27,9 @@ def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> N
 
 def load_flux(folder: Path, dtype: torch.dtype = torch.bfloat16, activations: str = "as_stored") -> torch.nn.Module:
     """The transformer in `folder`, read by Mezzotint on the CPU."""
-    header = read_header(folder)
-    model = meta_model("FluxTransformer2DModel", header.config)
-    load(plan(header, model, activations), model, torch.device("cpu"), dtype)
+    checkpoint = Checkpoint.open(folder)
+    model = meta_model("FluxTransformer2DModel", checkpoint.header.config)
+    load(plan(checkpoint, model, activations), model, torch.device("cpu"), dtype)
     return model.eval()
 
 

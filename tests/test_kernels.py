@@ -33,6 +33,10 @@ def nvfp4_tensor(out: int = 48, in_: int = 64, seed: int = 0) -> QuantTensor:
     return QuantTensor(NVFP4, PLAIN, (out, in_), parts)
 
 
+def with_bias(tensor: QuantTensor, bias: torch.Tensor) -> QuantTensor:
+    return tensor.with_parts(dict(tensor.parts) | {"bias": bias}, tensor.layout)
+
+
 def spec(tensor: QuantTensor) -> WeightSpec:
     return WeightSpec.of(tensor)
 
@@ -71,7 +75,7 @@ def test_reference_fp8_equals_modelopts_own_simulation(data: Path) -> None:
     weight_scale, input_scale = golden["weight_amax"] / 448, golden["x_amax"] / 448
     codes = round_e4m3(golden["weight"] / weight_scale)
     parts = {"codes": codes, "weight_scale": weight_scale, "input_scale": input_scale}
-    layer = QuantLinear(QuantTensor(FP8, PLAIN, (48, 64), parts), golden["bias"])
+    layer = QuantLinear(QuantTensor(FP8, PLAIN, (48, 64), parts | {"bias": golden["bias"]}), torch.float32)
     assert torch.equal(FP8.quantize_input(golden["x"], parts), golden["x_quantized"])
     torch.testing.assert_close(layer(golden["x"]), golden["y"], rtol=1e-6, atol=1e-6)
 
@@ -81,22 +85,23 @@ def test_reference_fp8_equals_modelopts_own_simulation(data: Path) -> None:
 def test_reference_equals_its_definition(tensor: QuantTensor, activations: str) -> None:
     x = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(1))
     bias = torch.randn(48, generator=torch.Generator().manual_seed(2))
+    assert tensor.scheme.quantize_input is not None
     seen = tensor.scheme.quantize_input(x, tensor.parts) if activations == AS_STORED else x
     expected = seen.double() @ tensor.scheme.dequantize(tensor.parts).double().T + bias
-    y = QuantLinear(tensor, bias, activations)(x)
+    y = QuantLinear(with_bias(tensor, bias), torch.float32, activations)(x)
     assert y.shape == (2, 5, 48)
     assert torch.linalg.norm(y - expected) <= 1e-6 * torch.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("tensor", [fp8_tensor(), nvfp4_tensor()], ids=["fp8", "nvfp4"])
 def test_a_layer_compiles_without_a_graph_break(tensor: QuantTensor) -> None:
-    layer = QuantLinear(tensor, None)
+    layer = QuantLinear(tensor)
     x = torch.randn(3, 64, generator=torch.Generator().manual_seed(1))
     assert torch.equal(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), layer(x))
 
 
 def test_casting_a_layer_leaves_its_scales_alone() -> None:
-    layer = QuantLinear(fp8_tensor(), torch.zeros(48))
+    layer = QuantLinear(with_bias(fp8_tensor(), torch.zeros(48)))
     before = {name: part.clone() for name, part in layer.named_buffers()}
     layer.to(torch.bfloat16)
     assert layer.bias is not None
@@ -111,11 +116,11 @@ def test_a_layer_stored_in_another_layout_decodes_the_same() -> None:
     from mezzotint.layouts import convert
 
     moved = convert(tensor, Layout("high_first", "tiles_128x4"))
-    assert torch.equal(QuantLinear(moved, None).dequantize(), QuantLinear(tensor, None).dequantize())
+    assert torch.equal(QuantLinear(moved).dequantize(), QuantLinear(tensor).dequantize())
 
 
 def test_another_backend_may_be_forced_for_a_while() -> None:
-    layer = QuantLinear(fp8_tensor(), None)
+    layer = QuantLinear(fp8_tensor())
     x = torch.randn(3, 64)
     with use_backend("reference"):
         forced = layer(x)
@@ -129,7 +134,7 @@ def test_another_backend_may_be_forced_for_a_while() -> None:
 @pytest.mark.parametrize("shape", [(3072, 3072), (12288, 3072), (3072, 12288), (3072, 15360)])
 def test_scaled_mm_agrees_with_reference_on_flux_sizes(shape: tuple[int, int], compiled: bool) -> None:
     """5e-3: the output is rounded to BF16 (1.7e-3), and the tensor cores accumulate with fewer bits than float32."""
-    layer = QuantLinear(fp8_tensor(*shape), torch.randn(shape[0]).bfloat16()).to("cuda")
+    layer = QuantLinear(with_bias(fp8_tensor(*shape), torch.randn(shape[0]))).to("cuda")
     assert layer.selection.backend.name == "scaled_mm"
     x = torch.randn(4608, shape[1], device="cuda").bfloat16()
     y = (torch.compile(layer, fullgraph=True) if compiled else layer)(x)

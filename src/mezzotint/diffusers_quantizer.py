@@ -14,8 +14,8 @@ import torch
 from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import NVIDIAModelOptConfig, QuantizationConfigMixin
 
-from mezzotint.formats import recognise
-from mezzotint.formats.header import Header, header_of_files
+from mezzotint.checkpoint import Checkpoint
+from mezzotint.formats.header import header_of_files
 from mezzotint.loading import LoadPlan, LoadReport, insert_linears, plan, report
 
 
@@ -63,22 +63,21 @@ class MezzotintQuantizer(DiffusersQuantizer):  # type: ignore[misc]
 
     def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: list[str]) -> list[str]:
         files = [Path(file) for file in checkpoint_files]
-        self.header: Header = header_of_files(files[0].parent, files, files[0].parent)
-        plain = set(recognise(self.header).format.contents(self.header).plain)
-        return [key for key in loaded_keys if key in plain]
+        self.checkpoint = Checkpoint.of(header_of_files(files[0].parent, files, files[0].parent))
+        return [key for key in loaded_keys if key in self.checkpoint.plain]
 
     def _process_model_before_weight_loading(
         self, model: torch.nn.Module, device_map: dict[str, Any] | None = None, **_: Any
     ) -> None:
-        self.plan: LoadPlan = plan(self.header, model)
+        self.plan: LoadPlan = plan(self.checkpoint, model)
         device = torch.device((device_map or {}).get("", "cpu"))
         insert_linears(self.plan, model, device, self.dtype)
 
     def maybe_update_state_dict(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {key: value for key, value in state_dict.items() if key in self.plan.plain}
+        return {key: value for key, value in state_dict.items() if key in self.checkpoint.plain}
 
     def update_missing_keys(self, model: torch.nn.Module, missing_keys: list[str], prefix: str) -> list[str]:
-        return [key for key in missing_keys if key.rpartition(".")[0] not in self.plan.linears]
+        return [key for key in missing_keys if key.rpartition(".")[0] not in self.checkpoint.linears]
 
     def _process_model_after_weight_loading(self, model: torch.nn.Module, **_: Any) -> torch.nn.Module:
         self.report: LoadReport = report(self.plan, model)

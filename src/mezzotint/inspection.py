@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-from mezzotint.builtin import resolve
+from mezzotint.checkpoint import Checkpoint
 from mezzotint.errors import CheckpointError
-from mezzotint.families import family_of
-from mezzotint.formats import Contents, Header, StoredLinear, read_header, recognise
+from mezzotint.formats import Contents, Header, StoredLinear
 from mezzotint.kernels import AS_STORED, Can, Target, WeightSpec, backends
 from mezzotint.layouts import plain_shape
 
@@ -81,9 +80,8 @@ def inspect(path: str | Path, device: str | torch.device = "cpu") -> Report:
     device   whose abilities the report speaks of
     Raises   CheckpointError where a file cannot be read, or is nothing that Mezzotint knows
     """
-    header = read_header(resolve(path))
-    recognised = recognise(header)
-    contents = recognised.format.contents(header)
+    checkpoint = Checkpoint.open(path)
+    header, recognised, contents = checkpoint.header, checkpoint.recognised, checkpoint.contents
     target = Target.of(torch.device(device))
     return Report(
         path=header.path,
@@ -91,7 +89,7 @@ def inspect(path: str | Path, device: str | torch.device = "cpu") -> Report:
         format=recognised.format.title,
         evidence=recognised.evidence,
         declined=recognised.declined,
-        family=family_of(header).title,
+        family=checkpoint.family.title,
         coverage=_coverage(header, contents),
         layers=tuple(_layer(linear, header) for linear in contents.linears.values()),
         other_tensors=len(contents.plain),

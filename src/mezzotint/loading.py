@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from mezzotint.checkpoint import Checkpoint
 from mezzotint.errors import BadRequest, MissingTensor, ShapeMismatch, UnexpectedTensor
-from mezzotint.formats import Header, Recognised, StoredLinear, recognise
 from mezzotint.kernels import ACTIVATIONS, AS_STORED
 from mezzotint.nn import QuantLinear, quant_linears
 
@@ -23,18 +23,9 @@ MAX_NAMED = 4
 
 @dataclass(frozen=True)
 class LoadPlan:
-    """Which tensor becomes which part of the model; made from headers and a meta-device model alone.
+    """A checkpoint that has been held against a model: every tensor has its place. Nothing has been read."""
 
-    linears   {module: StoredLinear}
-    plain     {parameter or buffer: key}
-    ignored   {key: reason}
-    """
-
-    header: Header
-    recognised: Recognised
-    linears: Mapping[str, StoredLinear]
-    plain: Mapping[str, str]
-    ignored: Mapping[str, str]
+    checkpoint: Checkpoint
     activations: str
 
 
@@ -76,19 +67,19 @@ class LoadReport:
         return "\n".join(_report_lines(self))
 
 
-def plan(header: Header, model: nn.Module, activations: str = AS_STORED) -> LoadPlan:
+def plan(checkpoint: Checkpoint, model: nn.Module, activations: str = AS_STORED) -> LoadPlan:
     """Pair every stored tensor with a place in `model`, which may be on the meta device.
 
-    Raises  BadRequest, UnknownFormat, MissingTensor, UnexpectedTensor, ShapeMismatch
+    Raises  BadRequest, MissingTensor, UnexpectedTensor, ShapeMismatch
     """
     if activations not in ACTIVATIONS:
         raise BadRequest(f"activations is {activations!r}", f"there are: {', '.join(ACTIVATIONS)}.")
-    recognised = recognise(header)
-    contents = recognised.format.contents(header)
-    linears = {name: _planned(linear, header, model, activations) for name, linear in contents.linears.items()}
-    plain = {key: key for key in contents.plain}
-    _account(header, model, linears, plain)
-    return LoadPlan(header, recognised, linears, plain, contents.ignored, activations)
+    if activations != AS_STORED:
+        checkpoint = checkpoint.without_input_scales()
+    for linear in checkpoint.contents.linears.values():
+        linear.check(checkpoint.header)
+    _account(checkpoint, model)
+    return LoadPlan(checkpoint, activations)
 
 
 def load(
@@ -99,22 +90,20 @@ def load(
     Modules that the model's class keeps in float32 stay so. Scales keep the dtype that the file gives them.
     """
     insert_linears(plan, model, device, dtype, backend)
-    for name, key in plan.plain.items():
-        _assign(model, name, plan.header.tensors[key].read().to(device, _dtype_of(model, name, dtype)))
+    for name in plan.checkpoint.plain:
+        _assign(model, name, plan.checkpoint.tensor(name).to(device, _dtype_of(model, name, dtype)))
     return report(plan, model)
 
 
 def insert_linears(
     plan: LoadPlan, model: nn.Module, device: torch.device, dtype: torch.dtype, backend: str | None = None
 ) -> None:
-    """Replace each planned nn.Linear by a QuantLinear with its weights read; a bias stays to be assigned."""
-    for name, linear in plan.linears.items():
-        stored = linear.read(plan.header)
-        weight = stored.with_parts({part: value.to(device) for part, value in stored.parts.items()}, stored.layout)
-        original = model.get_submodule(name)
-        bias = None if original.bias is None else torch.empty(linear.shape[0], dtype=dtype, device=device)
+    """Replace each nn.Linear that the checkpoint holds quantized by a QuantLinear, its weights read."""
+    for name in plan.checkpoint.linears:
+        (weight,) = plan.checkpoint.read(name)
         parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, QuantLinear(weight, bias, plan.activations, backend))
+        layer = QuantLinear(weight.to(device), dtype, plan.activations, backend)
+        setattr(model.get_submodule(parent), leaf, layer)
 
 
 def report(plan: LoadPlan, model: nn.Module) -> LoadReport:
@@ -123,57 +112,42 @@ def report(plan: LoadPlan, model: nn.Module) -> LoadReport:
     for tensor in (*model.parameters(), *model.buffers()):
         resident[str(tensor.dtype).removeprefix("torch.")] += tensor.nbytes
     backends = _backend_uses(model)
+    header, recognised = plan.checkpoint.header, plan.checkpoint.recognised
     return LoadReport(
-        path=plan.header.path,
-        format=plan.recognised.format.title,
-        evidence=plan.recognised.evidence,
-        declined=plan.recognised.declined,
-        tensors_used=sum(len(linear.keys) for linear in plan.linears.values()) + len(plan.plain),
-        ignored=plan.ignored,
+        path=header.path,
+        format=recognised.format.title,
+        evidence=recognised.evidence,
+        declined=recognised.declined,
+        tensors_used=len(header.tensors) - len(plan.checkpoint.contents.ignored),
+        ignored=plan.checkpoint.contents.ignored,
         resident_bytes=dict(sorted(resident.items())),
         backends=backends,
-        events=(*plan.header.notes, *_events(plan, backends)),
+        events=(*header.notes, *_events(plan, backends)),
     )
 
 
-def _planned(linear: StoredLinear, header: Header, model: nn.Module, activations: str) -> StoredLinear:
-    """The linear as it will be read: checked, of the model's shape, without an input scale that will not be used."""
-    if activations != AS_STORED:
-        linear = replace(linear, keys={p: k for p, k in linear.keys.items() if p != linear.scheme.static_input})
-    linear.check(header)
-    module = dict(model.named_modules()).get(linear.module)
-    if module is None:
-        raise UnexpectedTensor(f"{header.path}: holds a quantized layer {linear.module}, and the model has none such")
-    if not isinstance(module, nn.Linear) or (module.out_features, module.in_features) != linear.shape:
-        raise ShapeMismatch(
-            f"{header.path}: {linear.module} is {linear.scheme.title} of {linear.shape[0]} x {linear.shape[1]}, "
-            f"expected {module}"
-        )
-    return linear
-
-
-def _account(header: Header, model: nn.Module, linears: Mapping[str, StoredLinear], plain: Mapping[str, str]) -> None:
-    """Every place in the model has one source, and every source one place."""
-    quantized = {f"{name}.weight" for name in linears}
-    places = {name: value for name, value in model.state_dict().items() if name not in quantized}
-    missing = [name for name in places if name not in plain]
+def _account(checkpoint: Checkpoint, model: nn.Module) -> None:
+    """Every place in the model has one source of its shape, and every source a place."""
+    places = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    sources = {name: checkpoint.shape(name) for name in checkpoint.plain}
+    for module in checkpoint.linears:
+        sources |= {f"{module}.{name}": shape for name, shape in checkpoint.linear_shapes(module).items()}
+    path = checkpoint.header.path
+    missing = [name for name in places if name not in sources]
     if missing:
         raise MissingTensor(
-            f"{header.path}: {_some(missing)} not there, and the model needs {_them(missing)}",
+            f"{path}: {_some(missing)} not there, and the model needs {_them(missing)}",
             "is this a checkpoint of the same model, and complete?",
         )
-    extra = [name for name in plain if name not in places]
+    extra = [name for name in sources if name not in places]
     if extra:
         raise UnexpectedTensor(
-            f"{header.path}: {_some(extra)} left over; the model has no place for {_them(extra)}",
+            f"{path}: {_some(extra)} left over; the model has no place for {_them(extra)}",
             "a scale without its quantized weight, or a checkpoint of another model, looks like this.",
         )
-    for name, key in plain.items():
-        if header.tensors[key].shape != tuple(places[name].shape):
-            raise ShapeMismatch(
-                f"{header.tensors[key].file}: {key} has shape {list(header.tensors[key].shape)}, "
-                f"expected {list(places[name].shape)}"
-            )
+    for name, shape in sources.items():
+        if shape != places[name]:
+            raise ShapeMismatch(f"{path}: {name} has shape {list(shape)}, expected {list(places[name])}")
 
 
 def _some(names: list[str]) -> str:
@@ -220,9 +194,10 @@ def _events(plan: LoadPlan, backends: tuple[BackendUse, ...]) -> Iterator[str]:
         if use.backend == "reference":
             reasons = "; ".join(f"{name} {why}" for name, why in use.declined.items())
             yield f"{use.layers} {use.scheme} layers run on the slow reference backend ({reasons})"
-    if plan.activations != AS_STORED and plan.linears:
+    linears = plan.checkpoint.contents.linears.values()
+    if plan.activations != AS_STORED and linears:
         yield "inputs stay unquantized on request; the checkpoint's input scales are not used"
-    without = [linear for linear in plan.linears.values() if linear.scheme.static_input not in linear.keys]
+    without = [linear for linear in linears if not linear.scheme.quantizes_input(linear.keys)]
     if plan.activations == AS_STORED and without:
         yield f"{len(without)} quantized layers have no input scale in the file; their inputs stay unquantized"
 

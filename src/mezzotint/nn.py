@@ -20,8 +20,8 @@ class QuantLinear(nn.Module):
     The weight's parts are buffers, in the layout that the chosen backend wants. Moving the layer to another kind of
     device chooses again; casting it leaves the parts as they are, because a float32 scale must stay float32.
 
-    weight        what the layer multiplies by
-    bias          [out] or None; an ordinary parameter
+    weight        what the layer multiplies by; its bias, if any, becomes an ordinary parameter
+    dtype         of the bias
     activations   "as_stored" or "bf16"
     only          name of the one backend to use, or None for the best
     """
@@ -29,22 +29,28 @@ class QuantLinear(nn.Module):
     bias: Tensor | None
 
     def __init__(
-        self, weight: QuantTensor, bias: Tensor | None, activations: str = AS_STORED, only: str | None = None
+        self,
+        weight: QuantTensor,
+        dtype: torch.dtype = torch.bfloat16,
+        activations: str = AS_STORED,
+        only: str | None = None,
     ) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.scheme = weight.scheme
         self.activations = activations
         self.only = only
-        self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
-        for name, part in weight.parts.items():
+        parts = dict(weight.parts)
+        bias = parts.pop("bias", None)
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False))
+        for name, part in parts.items():
             self.register_buffer(name, part)
         self.layout = weight.layout
         self._select()
 
     @property
     def weight_tensor(self) -> QuantTensor:
-        """The weight as a value; its parts are this layer's buffers."""
+        """The weight as a value, without its bias; its parts are this layer's buffers."""
         parts = {name: part for name, part in self._buffers.items() if part is not None}
         return QuantTensor(self.scheme, self.layout, (self.out_features, self.in_features), parts)
 

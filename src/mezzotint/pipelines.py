@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from mezzotint.builtin import resolve
+from mezzotint.checkpoint import Checkpoint
 from mezzotint.errors import BadRequest, NotACheckpoint, UnknownFormat
-from mezzotint.families import Sampling, families, family_of
-from mezzotint.formats import Header, read_header
+from mezzotint.families import Sampling, families
 from mezzotint.kernels import AS_STORED
 from mezzotint.loading import LoadReport, plan
 from mezzotint.loading import load as load_model
@@ -55,9 +55,9 @@ def load(
 
     folder = resolve(model)
     index = _pipeline_index(folder)
-    header = read_header(resolve(transformer) if transformer is not None else folder / TRANSFORMER)
+    checkpoint = Checkpoint.open(transformer if transformer is not None else folder / TRANSFORMER)
     place = torch.device(device) if device is not None else best_device()
-    module, report = load_transformer(header, index, folder, place, dtype, activations, backend)
+    module, report = load_transformer(checkpoint, index, folder, place, dtype, activations, backend)
     pipe = DiffusionPipeline.from_pretrained(folder, transformer=module, torch_dtype=dtype, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     pipe.to(place)
@@ -66,7 +66,7 @@ def load(
 
 
 def load_transformer(
-    header: Header,
+    checkpoint: Checkpoint,
     index: dict[str, Any],
     folder: Path,
     device: torch.device,
@@ -76,7 +76,7 @@ def load_transformer(
 ) -> tuple[nn.Module, LoadReport]:
     """The transformer alone, with the configuration that lies beside it or else the pipeline's."""
     model_class = index.get(TRANSFORMER, [None, None])[1]
-    family = family_of(header)
+    header, family = checkpoint.header, checkpoint.family
     if family.transformer != model_class:
         raise UnknownFormat(
             f"{header.path}: is a {family.title} transformer ({family.transformer}), and {folder} has a {model_class}",
@@ -84,7 +84,7 @@ def load_transformer(
         )
     config = header.config if "_class_name" in header.config else _component_config(folder)
     module = meta_model(str(model_class), config)
-    report = load_model(plan(header, module, activations), module, device, dtype, backend)
+    report = load_model(plan(checkpoint, module, activations), module, device, dtype, backend)
     return module.eval(), report
 
 

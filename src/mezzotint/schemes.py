@@ -1,8 +1,8 @@
 """What the stored numbers mean: one `Scheme` for each way of writing a linear layer's weights.
 
-A scheme knows the parts that it needs, their dtypes and shapes, how to turn them into real weights, and how the
-layer's input is quantized before the product. It knows nothing of files, of byte order, or of kernels: parts
-are always *plain* here (row-major, low nibble first).
+A scheme knows the parts that it needs, their dtypes and shapes, how to decode them, and how the layer's input is
+quantized before the product. It knows nothing of files, of byte order, or of kernels: parts are always *plain* here
+(row-major, low nibble first).
 
 Names of parts, used everywhere:
 
@@ -11,13 +11,19 @@ weight_scale      float32, one for the matrix or one for each output row; multip
 block_scale       one for each group of consecutive input columns; multiplies
 global_scale      float32 [], multiplies all of an NVFP4 matrix (ModelOpt: weight_scale_2)
 input_scale       float32 [], divides the layer's input before rounding, multiplies the product
+bias              [out], added last
+
+With x the layer's input and R the decoded codes, the layer is
+
+    y = Q(x) R^T + bias            Q rounds x as the scheme says, or not at all
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mezzotint.errors import BadScale, ShapeMismatch
 
@@ -33,35 +39,56 @@ E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -
 
 @dataclass(frozen=True)
 class Part:
-    """What one part of a scheme looks like: accepted dtypes, and its accepted shapes for (out, in)."""
+    """What one part of a scheme looks like: accepted dtypes, and its accepted shapes for (out, in).
+
+    scale   its values must be finite and positive
+    rows    its first axis is the layer's output features, where it has that many entries
+    """
 
     dtypes: tuple[torch.dtype, ...]
     shapes: Callable[[int, int], tuple[Shape, ...]]
     meaning: str
     scale: bool = False
+    rows: bool = False
 
 
 @dataclass(frozen=True)
 class Scheme:
     """How a linear layer's weights and inputs are written as numbers.
 
-    dequantize       plain parts -> float32 [out, in]
-    quantize_input   (x, parts) -> float32 of x's shape: x rounded as the checkpoint's static scales say
-    static_input     the part that `quantize_input` needs
+    parts            what every layer of the scheme has; `optional` is what it may have besides
+    decode           plain parts -> float32 [out, in], the codes' own real values
+    quantize_input   (x, parts) -> float32 of x's shape: x rounded for the product
+    static_input     the part that `quantize_input` needs, where it needs one
     """
 
     name: str
     title: str
     bits: float
     parts: Mapping[str, Part]
-    dequantize: Callable[[Parts], Tensor]
+    decode: Callable[[Parts], Tensor]
+    optional: Mapping[str, Part] = field(default_factory=dict)
     quantize_input: Callable[[Tensor, Parts], Tensor] | None = None
     static_input: str | None = None
-    optional: Mapping[str, Part] = field(default_factory=dict)
     group: int = 1
 
     def part(self, name: str) -> Part:
         return self.parts[name] if name in self.parts else self.optional[name]
+
+    def quantizes_input(self, parts: Collection[str]) -> bool:
+        """Whether a layer with these parts says how its input is to be rounded."""
+        return self.quantize_input is not None and (self.static_input is None or self.static_input in parts)
+
+    def dequantize(self, parts: Parts) -> Tensor:
+        """The real weights that the parts stand for, float32 [out, in]."""
+        return self.decode(parts)
+
+    def linear(self, x: Tensor, parts: Parts, quantize: bool) -> Tensor:
+        """The layer's product without its bias: x [..., in] to float32 [..., out]; `quantize` rounds x first."""
+        real = x.float()
+        if quantize and self.quantize_input is not None and self.quantizes_input(parts):
+            real = self.quantize_input(real, parts)
+        return F.linear(real, self.decode(parts))
 
     def check_part(self, name: str, have: Shape, dtype: torch.dtype, shape: tuple[int, int], where: str) -> None:
         """Raise ShapeMismatch unless a plain part of this shape and dtype can belong to an (out, in) matrix."""
@@ -113,7 +140,7 @@ def round_e4m3(x: Tensor) -> Tensor:
     return x.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
 
 
-def dequantize_fp8(parts: Parts) -> Tensor:
+def decode_fp8(parts: Parts) -> Tensor:
     """Real weights of an FP8 matrix: codes * weight_scale, in float32.
 
     codes          float8_e4m3fn [out, in]
@@ -133,7 +160,7 @@ def quantize_input_fp8(x: Tensor, parts: Parts) -> Tensor:
     return round_e4m3(x.float() / scale).float() * scale
 
 
-def dequantize_nvfp4(parts: Parts) -> Tensor:
+def decode_nvfp4(parts: Parts) -> Tensor:
     """Real weights of an NVFP4 matrix: E2M1[code] * block_scale * global_scale, in float32.
 
     codes          uint8 [out, in/2], low nibble is the even column
@@ -175,18 +202,22 @@ def _scalar_or_rows(out: int, _in: int) -> tuple[Shape, ...]:
 
 
 _F32 = (torch.float32,)
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _INPUT_SCALE = Part(_F32, _scalar, "static scale of the layer's input", scale=True)
+_COMMON = {
+    "bias": Part(_FLOATS, lambda out, _in: ((out,),), "bias", rows=True),
+}
 
 FP8 = Scheme(
     name="fp8",
     title="FP8 (e4m3)",
     bits=8,
     parts={
-        "codes": Part((torch.float8_e4m3fn,), lambda out, in_: ((out, in_),), "e4m3 weights"),
-        "weight_scale": Part(_F32, _scalar_or_rows, "scale of the weights", scale=True),
+        "codes": Part((torch.float8_e4m3fn,), lambda out, in_: ((out, in_),), "e4m3 weights", rows=True),
+        "weight_scale": Part(_F32, _scalar_or_rows, "scale of the weights", scale=True, rows=True),
     },
-    optional={"input_scale": _INPUT_SCALE},
-    dequantize=dequantize_fp8,
+    optional={"input_scale": _INPUT_SCALE} | _COMMON,
+    decode=decode_fp8,
     quantize_input=quantize_input_fp8,
     static_input="input_scale",
 )
@@ -197,17 +228,18 @@ NVFP4 = Scheme(
     bits=4.5,
     group=NVFP4_GROUP,
     parts={
-        "codes": Part((torch.uint8,), lambda out, in_: ((out, in_ // 2),), "two E2M1 codes a byte"),
+        "codes": Part((torch.uint8,), lambda out, in_: ((out, in_ // 2),), "two E2M1 codes a byte", rows=True),
         "block_scale": Part(
             (torch.float8_e4m3fn,),
             lambda out, in_: ((out, in_ // NVFP4_GROUP),),
             "one e4m3 scale per 16 columns",
             scale=True,
+            rows=True,
         ),
         "global_scale": Part(_F32, _scalar, "scale of the whole matrix", scale=True),
     },
-    optional={"input_scale": _INPUT_SCALE},
-    dequantize=dequantize_nvfp4,
+    optional={"input_scale": _INPUT_SCALE} | _COMMON,
+    decode=decode_nvfp4,
     quantize_input=quantize_input_nvfp4,
     static_input="input_scale",
 )

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from mezzotint.schemes import Scheme
@@ -37,6 +38,17 @@ class QuantTensor:
 
     def with_parts(self, parts: Mapping[str, Tensor], layout: Layout) -> "QuantTensor":
         return replace(self, parts=dict(parts), layout=layout)
+
+    def rows(self, index: Tensor) -> "QuantTensor":
+        """The weight of some output features, in the order of `index` [n]; plain parts only."""
+        picked = {
+            name: part[index] if self.scheme.part(name).rows and part.shape[:1] == self.shape[:1] else part
+            for name, part in self.parts.items()
+        }
+        return replace(self, parts=picked, shape=(len(index), self.shape[1]))
+
+    def to(self, device: torch.device) -> "QuantTensor":
+        return replace(self, parts={name: part.to(device) for name, part in self.parts.items()})
 
     def nbytes(self) -> int:
         return sum(part.nbytes for part in self.parts.values())

@@ -18,7 +18,7 @@ from typing import Any
 from mezzotint.errors import BrokenFile, MissingTensor, UnknownFormat
 from mezzotint.formats.contents import Contents, Match, NoMatch, StoredLinear, sort_out
 from mezzotint.formats.header import Header
-from mezzotint.formats.modelopt import COMFY_NOTE, INPUT_SCALE, SUFFIXES
+from mezzotint.formats.modelopt import COMFY_NOTE, OPTIONAL_SUFFIXES, SUFFIXES
 from mezzotint.schemes import FP8, NVFP4
 from mezzotint.tensor import PLAIN, Layout
 
@@ -86,8 +86,7 @@ def _linear(header: Header, module: str, note: Mapping[str, Any], layout: Layout
     if weight is None:
         raise MissingTensor(f"{header.path}: the notes name layer {module}, and {module}.weight is not there")
     keys = {part: module + suffix for part, suffix in SUFFIXES[scheme.name].items()}
-    if module + INPUT_SCALE in header.tensors:
-        keys["input_scale"] = module + INPUT_SCALE
+    keys |= {part: module + suffix for part, suffix in OPTIONAL_SUFFIXES.items() if module + suffix in header.tensors}
     rows, columns = (*weight.shape, 0, 0)[:2]
     if scheme is FP8:
         return StoredLinear(module, scheme, PLAIN, (rows, columns), keys)

@@ -29,8 +29,9 @@ class NoMatch:
 class StoredLinear:
     """A quantized linear as a file holds it.
 
-    shape   logical (out, in)
-    keys    {part: tensor name}, for the parts that are there and for those that ought to be
+    module   the layer's name as the file spells it
+    shape    logical (out, in)
+    keys     {part: tensor name}, for the parts that are there and for those that ought to be
     """
 
     module: str

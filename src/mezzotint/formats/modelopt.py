@@ -23,7 +23,7 @@ SUFFIXES: dict[str, dict[str, str]] = {
     "fp8": {"codes": ".weight", "weight_scale": ".weight_scale"},
     "nvfp4": {"codes": ".weight", "block_scale": ".weight_scale", "global_scale": ".weight_scale_2"},
 }
-INPUT_SCALE = ".input_scale"
+OPTIONAL_SUFFIXES = {"input_scale": ".input_scale", "bias": ".bias"}
 COMFY_NOTE = "_quantization_metadata"
 SCHEME_OF_ALGO = {"FP8": FP8, "NVFP4": NVFP4}
 LEFTOVER = "_quantizer."
@@ -74,8 +74,9 @@ def _linear(header: Header, weight: TensorInfo, static: bool) -> StoredLinear:
     scheme = SCHEME_OF_DTYPE[weight.dtype]
     module = weight.name.removesuffix(".weight")
     keys = {part: module + suffix for part, suffix in SUFFIXES[scheme.name].items()}
-    if static or module + INPUT_SCALE in header.tensors:
-        keys["input_scale"] = module + INPUT_SCALE
+    for part, suffix in OPTIONAL_SUFFIXES.items():
+        if module + suffix in header.tensors or (static and part == scheme.static_input):
+            keys[part] = module + suffix
     rows, columns = (*weight.shape, 0, 0)[:2]
     return StoredLinear(module, scheme, PLAIN, (rows, columns * 2 if scheme is NVFP4 else columns), keys)
 

@@ -58,7 +58,7 @@ class WeightSpec:
         return cls(tensor.scheme, tensor.shape, {name: tuple(part.shape) for name, part in tensor.parts.items()})
 
     def quantizes_input(self, activations: str) -> bool:
-        return activations == AS_STORED and self.scheme.static_input in self.parts
+        return activations == AS_STORED and self.scheme.quantizes_input(self.parts)
 
 
 class Backend(Protocol):

@@ -5,9 +5,8 @@ float32.
 """
 
 from torch import Tensor
-from torch.nn import functional as F
 
-from mezzotint.kernels.backend import Can, Cannot, Target, WeightSpec
+from mezzotint.kernels.backend import AS_STORED, Can, Cannot, Target, WeightSpec
 from mezzotint.tensor import PLAIN, QuantTensor
 
 
@@ -20,12 +19,8 @@ class Reference:
         return Can()
 
     def linear(self, x: Tensor, weight: QuantTensor, bias: Tensor | None, activations: str) -> Tensor:
-        scheme = weight.scheme
-        real_x = x.float()
-        if scheme.quantize_input and WeightSpec.of(weight).quantizes_input(activations):
-            real_x = scheme.quantize_input(real_x, weight.parts)
-        real_bias = None if bias is None else bias.float()
-        return F.linear(real_x, scheme.dequantize(weight.parts), real_bias).to(x.dtype)
+        product = weight.scheme.linear(x, weight.parts, quantize=activations == AS_STORED)
+        return (product if bias is None else product + bias.float()).to(x.dtype)
 
 
 BACKEND = Reference()

@@ -1,0 +1,23 @@
+"""From a file's names to diffusers' names: which rows of which stored tensor make up each tensor of the model."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of one stored tensor or layer: `rows` is an index [n] into its output features, None for all of them."""
+
+    source: str
+    rows: Tensor | None = None
+
+
+Naming = Mapping[str, Sequence[Piece]]
+"""{name in the model: its pieces}; several pieces lie side by side along the input features."""
+
+
+def as_spelled(names: Sequence[str]) -> Naming:
+    """The naming of a file that already uses diffusers' names."""
+    return {name: (Piece(name),) for name in names}
