@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from mezzotint.errors import BadRequest, Unsupported
 from mezzotint.kernels import AS_STORED, BF16, Target, WeightSpec, backends, select
 from mezzotint.nn import QuantLinear, use_backend
-from mezzotint.schemes import FP8, NVFP4, round_e4m3
+from mezzotint.schemes import FP8, NVFP4
+from mezzotint.schemes.rounding import round_e4m3
 from mezzotint.tensor import PLAIN, Layout, QuantTensor
 
 HOPPER, ADA, AMPERE, CPU = Target("cuda", (9, 0)), Target("cuda", (8, 9)), Target("cuda", (8, 0)), Target("cpu")

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from mezzotint.layouts import convert, from_tiles, swap_nibbles, to_tiles
-from mezzotint.schemes import NVFP4, expand_e2m1
+from mezzotint.schemes import NVFP4
+from mezzotint.schemes.rounding import expand_e2m1
 from mezzotint.tensor import PLAIN, Layout, QuantTensor
 
 COMFY = Layout("high_first", "tiles_128x4")

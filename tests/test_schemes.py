@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from mezzotint.errors import BadScale, ShapeMismatch
 from mezzotint.layouts import from_tiles
-from mezzotint.schemes import E2M1_VALUES, FP8, NVFP4, expand_e2m1, round_e2m1, round_e4m3
+from mezzotint.schemes import FP8, NVFP4
+from mezzotint.schemes.rounding import E2M1_VALUES, expand_e2m1, round_e2m1, round_e4m3
 
 MAGNITUDES = E2M1_VALUES[:8]
 

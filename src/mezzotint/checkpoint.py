@@ -12,8 +12,9 @@ from mezzotint import layouts
 from mezzotint.builtin import resolve
 from mezzotint.errors import BadRequest
 from mezzotint.families import Family, family_of
-from mezzotint.families.naming import Piece
+from mezzotint.families.naming import Naming, Piece
 from mezzotint.formats import Contents, Header, Recognised, StoredLinear, read_header, recognise
+from mezzotint.schemes import Shape
 from mezzotint.tensor import PLAIN, QuantTensor
 
 
@@ -42,17 +43,33 @@ class Checkpoint:
 
     @cached_property
     def family(self) -> Family:
-        return family_of(self.header)
+        return family_of(self.shapes, str(self.header.path))
+
+    @cached_property
+    def shapes(self) -> Mapping[str, Shape]:
+        """{name as the file spells it: logical shape} of every plain tensor and of every quantized linear's weight."""
+        plain = {key: self.header.tensors[key].shape for key in self.contents.plain}
+        return plain | {f"{name}.weight": linear.shape for name, linear in self.contents.linears.items()}
+
+    @cached_property
+    def _naming(self) -> Naming:
+        return self.family.naming(self.shapes)
 
     @cached_property
     def linears(self) -> Mapping[str, Sequence[Piece]]:
         """{diffusers module: its pieces, each of a stored quantized linear}"""
-        return {module: (Piece(module),) for module in self.contents.linears}
+        quantized = {f"{name}.weight": name for name in self.contents.linears}
+        return {
+            name.removesuffix(".weight"): [replace(piece, source=quantized[piece.source]) for piece in pieces]
+            for name, pieces in self._naming.items()
+            if pieces[0].source in quantized
+        }
 
     @cached_property
     def plain(self) -> Mapping[str, Piece]:
         """{diffusers tensor name: the stored tensor that it is}"""
-        return {key: Piece(key) for key in self.contents.plain}
+        stored = set(self.contents.plain)
+        return {name: pieces[0] for name, pieces in self._naming.items() if pieces[0].source in stored}
 
     @property
     def modules(self) -> list[str]:
@@ -107,8 +124,9 @@ class Checkpoint:
 
     def bias(self, module: str) -> Tensor | None:
         """The bias that belongs to `weight`, float32 [out], or None."""
-        biases = [piece.parts["bias"].float() for piece in self.read(module) if "bias" in piece.parts]
-        return sum(biases[1:], start=biases[0]) if biases else None
+        biases = [piece.scheme.real_bias(piece.parts) for piece in self.read(module)]
+        present = [bias for bias in biases if bias is not None]
+        return sum(present[1:], start=present[0]) if present else None
 
     def parts(self, module: str) -> dict[str, Tensor]:
         """The row-major parts by name; those of a layer in several pieces are called 0.codes, 1.codes, ..."""

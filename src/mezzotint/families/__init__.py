@@ -7,7 +7,7 @@ from functools import cache
 from mezzotint.discover import collect
 from mezzotint.errors import UnknownFormat
 from mezzotint.families.family import Family, Sampling
-from mezzotint.formats import Header
+from mezzotint.schemes import Shape
 
 __all__ = ["Family", "Sampling", "families", "family_of"]
 
@@ -18,12 +18,12 @@ def families() -> Mapping[str, Family]:
     return collect(sys.modules[__name__], "FAMILY")
 
 
-def family_of(header: Header) -> Family:
-    """The family whose tensors these are; UnknownFormat if it is none, or more than one."""
-    found = [family for family in families().values() if family.owns(header.tensors)]
+def family_of(shapes: Mapping[str, Shape], where: str) -> Family:
+    """The family whose tensors these are, {name: logical shape}; UnknownFormat if it is none, or more than one."""
+    found = [family for family in families().values() if family.owns(shapes)]
     if len(found) == 1:
         return found[0]
     raise UnknownFormat(
-        f"{header.path}: its tensors are those of no model family known here ({', '.join(families())})",
-        f"its first tensors are {', '.join(list(header.tensors)[:3])}.",
+        f"{where}: its tensors are those of no model family known here ({', '.join(families())})",
+        f"its first tensors are {', '.join(list(shapes)[:3])}.",
     )

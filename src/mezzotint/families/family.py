@@ -1,7 +1,10 @@
 """What a model family is."""
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+
+from mezzotint.families.naming import Naming, as_spelled
+from mezzotint.schemes import Shape
 
 
 @dataclass(frozen=True)
@@ -34,5 +37,10 @@ class Family:
     signature: frozenset[str]
     sampling: Sampling
 
-    def owns(self, names: Collection[str]) -> bool:
-        return all(name in names for name in self.signature)
+    def owns(self, shapes: Mapping[str, Shape]) -> bool:
+        """Whether a checkpoint with these tensors, {name: logical shape}, is one of the family."""
+        return all(name in shapes for name in self.signature)
+
+    def naming(self, shapes: Mapping[str, Shape]) -> Naming:
+        """Which stored tensors, {name: logical shape}, make up each tensor of the diffusers model."""
+        return as_spelled(shapes)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from mezzotint.schemes import Shape
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -18,6 +20,6 @@ Naming = Mapping[str, Sequence[Piece]]
 """{name in the model: its pieces}; several pieces lie side by side along the input features."""
 
 
-def as_spelled(names: Sequence[str]) -> Naming:
+def as_spelled(shapes: Mapping[str, Shape]) -> Naming:
     """The naming of a file that already uses diffusers' names."""
-    return {name: (Piece(name),) for name in names}
+    return {name: (Piece(name),) for name in shapes}

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from mezzotint.kernels.backend import Can, Cannot, Target, WeightSpec
-from mezzotint.schemes import FP8, round_e4m3
+from mezzotint.schemes import FP8
+from mezzotint.schemes.rounding import round_e4m3
 from mezzotint.tensor import PLAIN, QuantTensor
 
 MULTIPLE = 16
@@ -26,6 +27,9 @@ class ScaledMM:
             return Cannot(f"needs a CUDA GPU, this is {target}")
         if target.capability < (8, 9):
             return Cannot(f"needs FP8 tensor cores (sm_89 or newer), this is {target}")
+        extra = set(weight.parts) - {"codes", "weight_scale", "input_scale"}
+        if extra:
+            return Cannot(f"has no way to apply {', '.join(sorted(extra))}")
         if not weight.quantizes_input(activations):
             return Cannot("multiplies FP8 by FP8, and the inputs of this layer are not quantized")
         if any(side % MULTIPLE for side in weight.shape):

@@ -1,0 +1,42 @@
+"""FP8 (e4m3) weights and inputs, with one scale for the matrix or one for each output row."""
+
+import torch
+from torch import Tensor
+
+from mezzotint.schemes.rounding import round_e4m3
+from mezzotint.schemes.scheme import COMMON, F32, INPUT_SCALE, Part, Parts, Scheme, scalar_or_rows
+
+
+def decode_fp8(parts: Parts) -> Tensor:
+    """Real weights of an FP8 matrix: codes * weight_scale, in float32.
+
+    codes          float8_e4m3fn [out, in]
+    weight_scale   float32 [], [1], or [out] (one per row)
+    Returns        float32 [out, in]
+    """
+    scale = parts["weight_scale"].float()
+    return parts["codes"].float() * (scale[:, None] if scale.numel() > 1 else scale.reshape(()))
+
+
+def quantize_input_fp8(x: Tensor, parts: Parts) -> Tensor:
+    """x rounded to e4m3 in units of the static input_scale, in float32.
+
+    Source   ModelOpt FP8: input_scale = amax / 448
+    """
+    scale = parts["input_scale"].float().reshape(())
+    return round_e4m3(x.float() / scale).float() * scale
+
+
+FP8 = Scheme(
+    name="fp8",
+    title="FP8 (e4m3)",
+    bits=8,
+    parts={
+        "codes": Part((torch.float8_e4m3fn,), lambda out, in_: ((out, in_),), "e4m3 weights", rows=True),
+        "weight_scale": Part(F32, scalar_or_rows, "scale of the weights", scale=True, rows=True),
+    },
+    optional={"input_scale": INPUT_SCALE} | COMMON,
+    decode=decode_fp8,
+    quantize_input=quantize_input_fp8,
+    static_input="input_scale",
+)

@@ -1,0 +1,65 @@
+"""NVFP4: E2M1 codes, one e4m3 scale for each 16 input columns, one float32 scale for the matrix."""
+
+import torch
+from torch import Tensor
+
+from mezzotint.schemes.rounding import E2M1_MAX, expand_e2m1, round_e2m1, round_e4m3
+from mezzotint.schemes.scheme import COMMON, F32, INPUT_SCALE, Part, Parts, Scheme, scalar
+
+NVFP4_GROUP = 16
+
+
+def decode_nvfp4(parts: Parts) -> Tensor:
+    """Real weights of an NVFP4 matrix: E2M1[code] * block_scale * global_scale, in float32.
+
+    codes          uint8 [out, in/2], low nibble is the even column
+    block_scale    float8_e4m3fn [out, in/16], row-major
+    global_scale   float32 [], multiplies
+    Returns        float32 [out, in]
+    Source         OCP MX v1.0 for E2M1; ModelOpt: global_scale = amax / (6 * 448)
+    """
+    values = expand_e2m1(parts["codes"])
+    scale = parts["block_scale"].float() * parts["global_scale"].float().reshape(())
+    return (_blocks(values) * scale.unsqueeze(-1)).flatten(-2)
+
+
+def quantize_input_nvfp4(x: Tensor, parts: Parts) -> Tensor:
+    """x rounded to NVFP4 with one e4m3 scale per 16 columns, in units of the static input_scale; float32.
+
+    block scale = e4m3(amax(block) / 6 / input_scale); code = E2M1(x / (block scale * input_scale)). A block whose
+    scale rounds to zero becomes zero, as the hardware's quantizers have it.
+    Source   ModelOpt NVFP4: input_scale = amax / (6 * 448); comfy-kitchen's quantize_nvfp4 gives the same numbers
+    """
+    unit = parts["input_scale"].float().reshape(())
+    blocks = _blocks(x.float())
+    block_scale = round_e4m3(blocks.abs().amax(-1, keepdim=True) / E2M1_MAX / unit).float() * unit
+    safe = torch.where(block_scale > 0, block_scale, torch.ones_like(block_scale))
+    return (round_e2m1(blocks / safe) * block_scale).flatten(-2)
+
+
+def _blocks(x: Tensor) -> Tensor:
+    """[..., n] to [..., n / 16, 16]"""
+    return x.reshape(*x.shape[:-1], -1, NVFP4_GROUP)
+
+
+NVFP4 = Scheme(
+    name="nvfp4",
+    title="NVFP4",
+    bits=4.5,
+    group=NVFP4_GROUP,
+    parts={
+        "codes": Part((torch.uint8,), lambda out, in_: ((out, in_ // 2),), "two E2M1 codes a byte", rows=True),
+        "block_scale": Part(
+            (torch.float8_e4m3fn,),
+            lambda out, in_: ((out, in_ // NVFP4_GROUP),),
+            "one e4m3 scale per 16 columns",
+            scale=True,
+            rows=True,
+        ),
+        "global_scale": Part(F32, scalar, "scale of the whole matrix", scale=True),
+    },
+    optional={"input_scale": INPUT_SCALE} | COMMON,
+    decode=decode_nvfp4,
+    quantize_input=quantize_input_nvfp4,
+    static_input="input_scale",
+)

@@ -1,0 +1,32 @@
+"""The small float formats, and how real numbers are rounded to them."""
+
+import torch
+from torch import Tensor
+
+E4M3_MAX = 448.0
+E2M1_MAX = 6.0
+E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+"""Value of each 4-bit code: sign in bit 3, two exponent bits, one mantissa bit. Source: OCP MX v1.0, table 4."""
+
+
+def expand_e2m1(codes: Tensor) -> Tensor:
+    """Values of packed 4-bit floats: uint8 [..., n/2], low nibble first, to float32 [..., n]."""
+    table = torch.tensor(E2M1_VALUES, dtype=torch.float32, device=codes.device)
+    nibbles = torch.stack((codes & 0xF, codes >> 4), dim=-1).flatten(-2)
+    return table[nibbles.int()]
+
+
+def round_e2m1(x: Tensor) -> Tensor:
+    """Nearest E2M1 value, ties to the even mantissa, magnitudes above 6 saturate; float32 in and out.
+
+    The grid is 0.5 apart up to 2, then 1, then 2; `torch.round` is ties-to-even on each of the three, and the even
+    multiple of a step is the value whose mantissa bit is 0.
+    """
+    magnitude = x.abs().clamp(max=E2M1_MAX)
+    step = torch.where(magnitude < 2, 0.5, torch.where(magnitude < 4, 1.0, 2.0))
+    return torch.copysign(torch.round(magnitude / step) * step, x)
+
+
+def round_e4m3(x: Tensor) -> Tensor:
+    """Nearest float8_e4m3fn, saturating at ±448; float32 in, float8_e4m3fn out."""
+    return x.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)

@@ -1,0 +1,187 @@
+"""What a scheme is: the parts it is made of, and the arithmetic that all schemes share.
+
+A scheme knows the parts that it needs, their dtypes and shapes, how to decode them, and how the layer's input is
+quantized before the product. It knows nothing of files, of byte order, or of kernels: parts are always *plain* here
+(row-major, low nibble first).
+
+Names of parts, used everywhere:
+
+codes             the quantized weights
+weight_scale      float32, one for the matrix or one for each output row; multiplies
+block_scale       [out, in/group], one for each group of consecutive input columns; multiplies
+global_scale      float32 [], multiplies all of an NVFP4 matrix (ModelOpt: weight_scale_2)
+input_scale       float32 [], divides the layer's input before rounding, multiplies the product
+pre_quant_scale   [in], multiplies the layer's input (ModelOpt AWQ and SVD)
+smooth            [in], divides the layer's input (Nunchaku: smooth_factor)
+lora_down, _up    [rank, in], [out, rank]: low-rank branch on the *scaled* input (ModelOpt: svdquant_lora_a, _b)
+proj_down, _up    [rank, in], [out, rank]: low-rank branch on the layer's own input (Nunchaku)
+shift             float32 [], added to the layer's own input on its way to the codes (Nunchaku's GELU layers)
+bias              [out], added last
+
+With x the layer's input and R the decoded codes, the layer is
+
+    z = (x + shift) * pre_quant_scale / smooth
+    y = Q(z) R^T + z lora_down^T lora_up^T + x proj_down^T proj_up^T + bias
+
+where Q rounds z as the scheme says, or not at all. The real weights are what multiplies x.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mezzotint.errors import BadScale, ShapeMismatch
+
+Parts = Mapping[str, Tensor]
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one part of a scheme looks like: accepted dtypes, and its accepted shapes for (out, in).
+
+    scale   its values must be finite and positive
+    rows    its first axis is the layer's output features, where it has that many entries
+    """
+
+    dtypes: tuple[torch.dtype, ...]
+    shapes: Callable[[int, int], tuple[Shape, ...]]
+    meaning: str
+    scale: bool = False
+    rows: bool = False
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How a linear layer's weights and inputs are written as numbers.
+
+    parts            what every layer of the scheme has; `optional` is what it may have besides
+    decode           plain parts -> float32 [out, in], the codes' own real values
+    quantize_input   (x, parts) -> float32 of x's shape: x rounded for the product
+    static_input     the part that `quantize_input` needs, where it needs one
+    """
+
+    name: str
+    title: str
+    bits: float
+    parts: Mapping[str, Part]
+    decode: Callable[[Parts], Tensor]
+    optional: Mapping[str, Part] = field(default_factory=dict)
+    quantize_input: Callable[[Tensor, Parts], Tensor] | None = None
+    static_input: str | None = None
+    group: int = 1
+
+    def part(self, name: str) -> Part:
+        return self.parts[name] if name in self.parts else self.optional[name]
+
+    def quantizes_input(self, parts: Collection[str]) -> bool:
+        """Whether a layer with these parts says how its input is to be rounded."""
+        return self.quantize_input is not None and (self.static_input is None or self.static_input in parts)
+
+    def dequantize(self, parts: Parts) -> Tensor:
+        """The real weights that the parts stand for, float32 [out, in]: what multiplies the layer's own input."""
+        weights = self.decode(parts)
+        if "lora_down" in parts:
+            weights = weights + parts["lora_up"].float() @ parts["lora_down"].float()
+        weights = _scale_columns(weights, parts)
+        if "proj_down" in parts:
+            weights = weights + parts["proj_up"].float() @ parts["proj_down"].float()
+        return weights
+
+    def real_bias(self, parts: Parts) -> Tensor | None:
+        """The bias that goes with `dequantize`, float32 [out]: that of a shifted layer takes in what the shift adds."""
+        if "bias" not in parts:
+            return None
+        bias = parts["bias"].float()
+        if "shift" not in parts:
+            return bias
+        return bias + _scale_columns(self.decode(parts), parts).sum(dim=1) * parts["shift"].float()
+
+    def linear(self, x: Tensor, parts: Parts, quantize: bool) -> Tensor:
+        """The layer's product without its bias: x [..., in] to float32 [..., out]; `quantize` rounds the input."""
+        own = x.float()
+        scaled = _scale_columns(own + parts["shift"].float() if "shift" in parts else own, parts)
+        rounded = scaled
+        if quantize and self.quantize_input is not None and self.quantizes_input(parts):
+            rounded = self.quantize_input(scaled, parts)
+        y = F.linear(rounded, self.decode(parts))
+        if "lora_down" in parts:
+            y = y + F.linear(F.linear(scaled, parts["lora_down"].float()), parts["lora_up"].float())
+        if "proj_down" in parts:
+            y = y + F.linear(F.linear(own, parts["proj_down"].float()), parts["proj_up"].float())
+        return y
+
+    def check_part(self, name: str, have: Shape, dtype: torch.dtype, shape: tuple[int, int], where: str) -> None:
+        """Raise ShapeMismatch unless a plain part of this shape and dtype can belong to an (out, in) matrix."""
+        part = self.part(name)
+        out_features, in_features = shape
+        if in_features % self.group:
+            raise ShapeMismatch(f"{where}: {in_features} input features are no multiple of {self.group} ({self.title})")
+        allowed = part.shapes(out_features, in_features)
+        if not any(_fits(have, shape) for shape in allowed):
+            raise ShapeMismatch(
+                f"{where} has shape {list(have)}, expected {' or '.join(str(list(s)) for s in allowed)} "
+                f"({part.meaning}, {self.title} of {out_features} x {in_features})",
+                "run `mezzotint inspect PATH` to see how the file is laid out.",
+            )
+        if dtype not in part.dtypes:
+            raise ShapeMismatch(f"{where} is {dtype}, expected {' or '.join(map(str, part.dtypes))}")
+
+    def check_values(self, name: str, values: Tensor, where: str) -> None:
+        """Raise BadScale unless a scale is finite and not negative, and a single one not zero."""
+        if not self.part(name).scale:
+            return
+        numbers = values.float()
+        if not bool(torch.isfinite(numbers).all()):
+            raise BadScale(f"{where} holds a value that is not finite", "the export is damaged; make it again.")
+        if bool((numbers < 0).any()) or (numbers.numel() == 1 and numbers.item() == 0):
+            raise BadScale(f"{where} holds {numbers.min().item():g}, expected a positive number")
+
+
+def _fits(have: Shape, allowed: Shape) -> bool:
+    return len(have) == len(allowed) and all(a in (h, RANK) for h, a in zip(have, allowed, strict=True))
+
+
+def scalar(_out: int, _in: int) -> tuple[Shape, ...]:
+    """Shapes of a single number."""
+    return ((), (1,))
+
+
+def scalar_or_rows(out: int, _in: int) -> tuple[Shape, ...]:
+    """Shapes of a single number, or of one for each output feature."""
+    return ((), (1,), (out,), (out, 1))
+
+
+def per_column(_out: int, in_: int) -> tuple[Shape, ...]:
+    """Shape of one number for each input feature."""
+    return ((in_,),)
+
+
+def _scale_columns(values: Tensor, parts: Parts) -> Tensor:
+    """values [..., in] times pre_quant_scale and divided by smooth, where the layer has them."""
+    if "pre_quant_scale" in parts:
+        values = values * parts["pre_quant_scale"].float()
+    if "smooth" in parts:
+        values = values / parts["smooth"].float()
+    return values
+
+
+F32 = (torch.float32,)
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+RANK = -1
+"""Stands for any length in a part's shape: the rank of a low-rank branch."""
+INPUT_SCALE = Part(F32, scalar, "static scale of the layer's input", scale=True)
+COMMON = {
+    "bias": Part(FLOATS, lambda out, _in: ((out,),), "bias", rows=True),
+    "pre_quant_scale": Part(FLOATS, per_column, "per-column factor of the layer's input", scale=True),
+    "smooth": Part(FLOATS, per_column, "per-column divisor of the layer's input", scale=True),
+    "shift": Part(F32, scalar, "what is added to the layer's input"),
+    "lora_down": Part(FLOATS, lambda _out, in_: ((RANK, in_),), "low-rank branch, down"),
+    "lora_up": Part(FLOATS, lambda out, _in: ((out, RANK),), "low-rank branch, up", rows=True),
+    "proj_down": Part(FLOATS, lambda _out, in_: ((RANK, in_),), "low-rank branch, down"),
+    "proj_up": Part(FLOATS, lambda out, _in: ((out, RANK),), "low-rank branch, up", rows=True),
+}
+"""What a layer of any scheme may have besides its codes and their scales."""
