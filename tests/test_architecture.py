@@ -7,7 +7,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src/mezzotint"
 ROOMS = (
-    "errors discover _import_hook",
+    "errors discover _import_hook _version",
     "schemes",
     "tensor",
     "layouts",
@@ -17,9 +17,9 @@ ROOMS = (
     "builtin",
     "checkpoint",
     "loading saving",
-    "diffusers_quantizer inspection",
+    "diffusers_quantizer inspection converting",
     "pipelines pictures",
-    "quality",
+    "quality verifying",
     "demo",
     "__init__",
     "cli",

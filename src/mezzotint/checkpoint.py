@@ -14,8 +14,24 @@ from mezzotint.errors import BadRequest
 from mezzotint.families import Family, family_of
 from mezzotint.families.naming import Naming, Piece
 from mezzotint.formats import Contents, Header, Recognised, StoredLinear, read_header, recognise
+from mezzotint.formats.header import TensorInfo
 from mezzotint.schemes import Shape
 from mezzotint.tensor import PLAIN, QuantTensor
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A module's pieces with parts on the meta device: dtypes and shapes without values.
+
+    stored   the parts as the files have them; reading passes some of them on untouched
+    """
+
+    pieces: list[QuantTensor]
+    stored: list[tuple[Tensor, TensorInfo]]
+
+    def origin(self, part: Tensor) -> TensorInfo | None:
+        """Where the very bytes of a part lie in the files, or None if reading changes or cuts them."""
+        return next((info for stored, info in self.stored if stored is part), None)
 
 
 @dataclass(frozen=True)
@@ -49,7 +65,11 @@ class Checkpoint:
     def shapes(self) -> Mapping[str, Shape]:
         """{name as the file spells it: logical shape} of every plain tensor and of every quantized linear's weight."""
         plain = {key: self.header.tensors[key].shape for key in self.contents.plain}
-        return plain | {f"{name}.weight": linear.shape for name, linear in self.contents.linears.items()}
+        shapes = {name: linear.shape for name, linear in self.contents.linears.items()}
+        for module, pieces in self.contents.joined.items():
+            sides = [shapes.pop(piece) for piece in pieces]
+            shapes[module] = (sides[0][0], sum(side[1] for side in sides))
+        return plain | {f"{name}.weight": shape for name, shape in shapes.items()}
 
     @cached_property
     def _naming(self) -> Naming:
@@ -58,9 +78,12 @@ class Checkpoint:
     @cached_property
     def linears(self) -> Mapping[str, Sequence[Piece]]:
         """{diffusers module: its pieces, each of a stored quantized linear}"""
-        quantized = {f"{name}.weight": name for name in self.contents.linears}
+        quantized = {f"{name}.weight": (name,) for name in self.contents.linears}
+        quantized |= {f"{module}.weight": pieces for module, pieces in self.contents.joined.items()}
         return {
-            name.removesuffix(".weight"): [replace(piece, source=quantized[piece.source]) for piece in pieces]
+            name.removesuffix(".weight"): [
+                replace(piece, source=source) for piece in pieces for source in quantized[piece.source]
+            ]
             for name, pieces in self._naming.items()
             if pieces[0].source in quantized
         }
@@ -116,7 +139,17 @@ class Checkpoint:
         """The module's pieces, plain, in the order of its input features."""
         if module not in self.linears:
             raise BadRequest(f"{self.header.path}: holds no quantized layer {module}", "see .modules for those it has.")
-        return [self._read_piece(piece) for piece in self.linears[module]]
+        return [_arranged(self.stored(piece.source).read(self.header), piece) for piece in self.linears[module]]
+
+    def outline(self, module: str) -> "Outline":
+        """What `read` gives, without values; costs no reading."""
+        pieces, stored = [], []
+        for piece in self.linears[module]:
+            linear = self.stored(piece.source)
+            outline = linear.outline(self.header)
+            stored += [(part, self.header.tensors[linear.keys[name]]) for name, part in outline.parts.items()]
+            pieces.append(_arranged(outline, piece))
+        return Outline(pieces, stored)
 
     def weight(self, module: str) -> Tensor:
         """The real weights that the file stands for, float32 [out, in]."""
@@ -135,6 +168,9 @@ class Checkpoint:
             return dict(pieces[0].parts)
         return {f"{i}.{name}": part for i, piece in enumerate(pieces) for name, part in piece.parts.items()}
 
-    def _read_piece(self, piece: Piece) -> QuantTensor:
-        plain = layouts.convert(self.stored(piece.source).read(self.header), PLAIN)
-        return plain if piece.rows is None else plain.rows(piece.rows)
+
+
+def _arranged(stored: QuantTensor, piece: Piece) -> QuantTensor:
+    """A stored linear as the piece of a module that it is: plain, and only the piece's rows."""
+    plain = layouts.convert(stored, PLAIN)
+    return plain if piece.rows is None else plain.rows(piece.rows)

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
+
 from mezzotint.errors import MissingTensor
 from mezzotint.formats.header import Header
 from mezzotint.layouts import plain_shape
@@ -52,6 +54,12 @@ class StoredLinear:
     def nbytes(self, header: Header) -> int:
         return sum(header.tensors[key].nbytes for key in self.keys.values())
 
+    def outline(self, header: Header) -> QuantTensor:
+        """What `read` gives, with parts on the meta device: dtypes and shapes without values."""
+        infos = {part: header.tensors[key] for part, key in self.keys.items()}
+        parts = {part: torch.empty(info.shape, dtype=info.dtype, device="meta") for part, info in infos.items()}
+        return QuantTensor(self.scheme, self.layout, self.shape, parts)
+
     def read(self, header: Header) -> QuantTensor:
         """The weight's values, in the file's own layout; raises BadScale where a scale is not a usable number."""
         parts = {}
@@ -77,11 +85,13 @@ class Contents:
     linears   {module: StoredLinear}
     plain     keys stored as they are
     ignored   {key: reason}
+    joined    {module: the linears that lie side by side along its input features}, where it is not one alone
     """
 
     linears: Mapping[str, StoredLinear]
     plain: tuple[str, ...]
     ignored: Mapping[str, str] = field(default_factory=dict)
+    joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class Format(Protocol):
@@ -95,7 +105,12 @@ class Format(Protocol):
     def contents(self, header: Header) -> Contents: ...
 
 
-def sort_out(header: Header, linears: Mapping[str, StoredLinear], ignored: Mapping[str, str]) -> Contents:
+def sort_out(
+    header: Header,
+    linears: Mapping[str, StoredLinear],
+    ignored: Mapping[str, str],
+    joined: Mapping[str, tuple[str, ...]] | None = None,
+) -> Contents:
     """Contents in which every tensor that is neither part of a linear nor ignored is stored as it is."""
     claimed = {key for linear in linears.values() for key in linear.keys.values()} | ignored.keys()
-    return Contents(linears, tuple(key for key in header.tensors if key not in claimed), ignored)
+    return Contents(linears, tuple(key for key in header.tensors if key not in claimed), ignored, joined or {})
