@@ -78,7 +78,7 @@ class Checkpoint:
     @cached_property
     def linears(self) -> Mapping[str, Sequence[Piece]]:
         """{diffusers module: its pieces, each of a stored quantized linear}"""
-        quantized = {f"{name}.weight": (name,) for name in self.contents.linears}
+        quantized: dict[str, tuple[str, ...]] = {f"{name}.weight": (name,) for name in self.contents.linears}
         quantized |= {f"{module}.weight": pieces for module, pieces in self.contents.joined.items()}
         return {
             name.removesuffix(".weight"): [
@@ -167,7 +167,6 @@ class Checkpoint:
         if len(pieces) == 1:
             return dict(pieces[0].parts)
         return {f"{i}.{name}": part for i, piece in enumerate(pieces) for name, part in piece.parts.items()}
-
 
 
 def _arranged(stored: QuantTensor, piece: Piece) -> QuantTensor:

@@ -133,9 +133,7 @@ def _shards(
     metadata = {"format": "pt", **contents.declaration.metadata}
     if writer.file and config:
         metadata["config"] = json.dumps(config)
-    return into_shards(
-        contents.groups, None if writer.file else limit, destination.folder, destination.stem, metadata
-    )
+    return into_shards(contents.groups, None if writer.file else limit, destination.folder, destination.stem, metadata)
 
 
 def _output(

@@ -40,7 +40,7 @@ def bytes_of(tensor: Tensor) -> Iterator[memoryview]:
     """A tensor's bytes, row-major."""
     if tensor.numel():
         flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-        yield memoryview(flat.numpy())
+        yield memoryview(flat.numpy().data)
 
 
 def decoded(pieces: Sequence[QuantTensor], dtype: torch.dtype) -> Iterator[memoryview]:

@@ -43,7 +43,7 @@ class Destination:
     @classmethod
     def of(cls, path: Path, writer: Writer, component: str | None, merge_into: Path | None) -> "Destination":
         """Raises BadRequest where path, target and pipeline do not fit together."""
-        path = Path(os.path.abspath(path))
+        path = path.absolute()
         if merge_into is None:
             return cls(path.with_name(f"{path.name}{_suffix(path, writer)}"), "", writer.file, None)
         name = component or COMPONENT

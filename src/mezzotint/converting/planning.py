@@ -16,7 +16,6 @@ from mezzotint.errors import BadRequest, CannotWrite, Unsupported
 from mezzotint.formats.header import TensorInfo
 from mezzotint.formats.writing import Declaration, Pieces, Refusal, Writer
 from mezzotint.saving import Entry, Group
-from mezzotint.tensor import QuantTensor
 
 MAX_NAMED = 3
 """How many layers a refusal spells out."""
@@ -58,10 +57,9 @@ def plan_contents(source: Source, writer: Writer, unquantize: Iterable[str], bas
     if isinstance(declaration, Refusal):
         raise _refused(checkpoint, writer, {declaration.reason: ["the layers together"]})
     ordered = sorted([*plain, *quantized], key=lambda placed: placed[0])
-    groups = tuple(group for _, group in ordered)
-    _check_unique(groups)
+    _check_unique([group for _, group in ordered])
     schemes = {module: outline.pieces[0].scheme.name for module, outline in outlines.items()}
-    return Contents(groups, declaration, schemes, dict(transforms))
+    return Contents(tuple(group for _, group in ordered), declaration, schemes, dict(transforms))
 
 
 def matching(modules: Iterable[str], globs: Sequence[str]) -> set[str]:
@@ -204,5 +202,3 @@ def _refused(checkpoint: Checkpoint, writer: Writer, refusals: Mapping[str, Sequ
         f"{checkpoint.header.path}: cannot be written as {writer.title}:{''.join(lines)}",
         "nothing was written. --to mezzotint holds every layer; --keep-bf16 GLOB leaves layers unquantized.",
     )
-
-

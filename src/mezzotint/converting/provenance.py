@@ -16,7 +16,7 @@ SHA256_LENGTH = 64
 
 
 def source_facts(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Which files a conversion has read: their names and sizes, the SHA-256 of their headers, and of all where known."""
+    """Which files a conversion has read: names, sizes, the SHA-256 of their headers, and of the whole where known."""
     return {
         "path": str(checkpoint.header.path),
         "format": checkpoint.recognised.format.name,

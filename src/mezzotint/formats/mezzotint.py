@@ -1,8 +1,9 @@
-"""Mezzotint's own format: diffusers names, row-major, low nibble first, everything stated. See docs/formats/mezzotint.md.
+"""Mezzotint's own format: diffusers names, row-major, low nibble first, everything stated.
 
 config.json holds the model's configuration and, under `quantization_config`, which layers are quantized, by which
 scheme, with which parts. The codes of layer X are X.weight; any other part P is X.P. A layer in several pieces side by
 side is listed under `pieces`, and its pieces are X.0, X.1, ... All parts are plain; plain tensors keep their names.
+docs/formats/mezzotint.md is the whole description.
 """
 
 from collections.abc import Collection, Iterator, Mapping

@@ -1,7 +1,7 @@
 """Writing a ComfyUI single file in ComfyUI's own layout; `comfy.py` describes the tensors.
 
-Layers keep diffusers' names. Each has its note twice, as files of both kinds occur: in `_quantization_metadata` and as a
-marker tensor.
+Layers keep diffusers' names. Each has its note twice, as files of both kinds occur: in `_quantization_metadata` and as
+a marker tensor.
 """
 
 import json

@@ -1,9 +1,9 @@
 """An output that appears whole or not at all, and that a killed run can go on with.
 
-Everything is written into a hidden folder beside the output, `.NAME.partial-PLAN`, where PLAN stands for everything that
-decides the bytes. Each finished shard is synced, then recorded with its SHA-256 in `.NAME.partial-PLAN.journal`. The
-last step gives the folder its name. A later run of the same plan keeps the shards that the journal names and that still
-have their checksum; leftovers of other plans for the same output are removed.
+Everything is written into a hidden folder beside the output, `.NAME.partial-PLAN`, where PLAN stands for everything
+that decides the bytes. Each finished shard is synced, then recorded with its SHA-256 in `.NAME.partial-PLAN.journal`.
+The last step gives the folder its name. A later run of the same plan keeps the shards that the journal names and that
+still have their checksum; leftovers of other plans for the same output are removed.
 """
 
 import ctypes
