@@ -129,7 +129,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--number", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--file", type=Path, default=Path("/dev/shm/mezzotint-fuzz.safetensors"))
+    parser.add_argument("--file", type=Path, default=Path("fuzz.safetensors"))
     arguments = parser.parse_args()
     started = time.monotonic()
     result = fuzz(arguments.file, arguments.number, arguments.seed)

@@ -45,6 +45,8 @@ def plan_contents(source: Source, writer: Writer, unquantize: Iterable[str], bas
     plain = [_plain(checkpoint, name, writer) for name in checkpoint.plain]
     names = list(checkpoint.plain)
     transforms: Counter[str] = Counter()
+    if source.scales:
+        transforms[f"given the input_scale of {source.scales_from}"] = len(source.scales)
     bare = set(unquantize)
     for module in sorted(bare):
         where, groups = _unquantized(source, module, writer, base)

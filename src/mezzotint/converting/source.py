@@ -19,10 +19,12 @@ class Source:
     """A checkpoint's layers, one at a time.
 
     scales   {module: a static input scale for each of its pieces, None for a piece that has one or needs none}
+    scales_from   where those are from
     """
 
     checkpoint: Checkpoint
     scales: Mapping[str, Scales] = field(default_factory=dict)
+    scales_from: str = ""
 
     def outline(self, module: str) -> Outline:
         """The module's pieces without values."""
@@ -43,15 +45,18 @@ def source_of(checkpoint: Checkpoint, other: Checkpoint | None) -> Source:
 
     Raises   MissingTensor, ShapeMismatch where the checkpoint is not complete even so
     """
-    if other is not None:
-        present = _with_present_scales(checkpoint)
-        scales = {module: _scales_for(present, other, module) for module in present.linears}
-        checkpoint = present
-    else:
-        scales = {}
+    if other is None:
+        return Source(_checked(checkpoint))
+    present = _checked(_with_present_scales(checkpoint))
+    scales = {module: _scales_for(present, other, module) for module in present.linears}
+    found = {module: some for module, some in scales.items() if any(some)}
+    return Source(present, found, str(other.header.path))
+
+
+def _checked(checkpoint: Checkpoint) -> Checkpoint:
     for linear in checkpoint.contents.linears.values():
         linear.check(checkpoint.header)
-    return Source(checkpoint, {module: found for module, found in scales.items() if any(found)})
+    return checkpoint
 
 
 def _with_present_scales(checkpoint: Checkpoint) -> Checkpoint:

@@ -69,4 +69,4 @@ def _finite(values: Tensor) -> bool:
 
 
 def _split(flat: Tensor) -> tuple[Tensor, ...]:
-    return torch.split(flat, BLOCK) if flat.numel() else ()  # type: ignore[no-untyped-call]
+    return torch.split(flat, BLOCK) if flat.numel() else ()
