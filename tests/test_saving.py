@@ -17,7 +17,7 @@ import synthetic
 from checkpoints import WEIGHTS
 from mezzotint.errors import BadRequest, CannotWrite
 from mezzotint.saving import Entry, Group, Output, Shard, into_shards, output, write_output
-from mezzotint.saving.shards import write_shard
+from mezzotint.saving.stream import write_shard
 
 TOOLS = Path(kill_convert.__file__).parent
 
@@ -197,7 +197,7 @@ def test_killed_conversions_leave_nothing_half_done(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["points"] == 6
 
 
-@pytest.mark.parametrize("to", ["mezzotint", "comfy", "bf16"])
+@pytest.mark.parametrize("to", ["mezzotint", *(pytest.param(to, marks=pytest.mark.slow) for to in ("comfy", "bf16"))])
 def test_memory_stays_below_twice_the_largest_tensor_and_500_mb(big: Path, tmp_path: Path, to: str) -> None:
     code = (
         "import resource, sys; import mezzotint\n"
