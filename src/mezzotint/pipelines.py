@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,39 +122,55 @@ def paint(
     prompts: Sequence[str],
     seeds: Sequence[int] | None = None,
     sampling: Sampling | None = None,
-    on_step: Callable[[int, Tensor], None] | None = None,
+    on_step: Callable[[int, Tensor], None] = lambda _step, _latents: None,
 ) -> Painting:
     """Paint one picture for each prompt; picture i starts from the noise of seeds[i], drawn on the CPU.
 
     seeds      None for 0, 1, 2, ...
     sampling   None for the model's recommended settings
-    on_step    called after each step with its number and the latents
+    on_step    called after each step with its number, counted over all pictures, and the latents
     Raises     BadRequest if there is not one seed for each prompt
     """
     seeds = range(len(prompts)) if seeds is None else seeds
     if len(seeds) != len(prompts):
         raise BadRequest(f"{len(prompts)} prompts and {len(seeds)} seeds", "give one seed for each prompt.")
     sampling = sampling or sampling_of(pipe.config._name_or_path)
+    images: list[Any] = []
+    latents: list[Tensor] = []
+    for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+        image, last = _paint_one(pipe, prompt, seed, sampling, partial(_count_on, on_step, number * sampling.steps))
+        images.append(image)
+        latents.append(last)
+    return Painting(images, torch.cat(latents))
+
+
+def _count_on(on_step: Callable[[int, Tensor], None], before: int, step: int, latents: Tensor) -> None:
+    on_step(before + step, latents)
+
+
+def _paint_one(
+    pipe: Any, prompt: str, seed: int, sampling: Sampling, on_step: Callable[[int, Tensor], None]
+) -> tuple[Any, Tensor]:
+    """One picture and its last latents. Alone in its batch, so that it does not depend on its neighbours."""
     last: list[Tensor] = []
 
     def keep(_pipe: Any, step: int, _timestep: Any, values: dict[str, Tensor]) -> dict[str, Tensor]:
         last[:] = [values["latents"]]
-        if on_step is not None:
-            on_step(step, values["latents"])
+        on_step(step, values["latents"])
         return {}
 
     extra = {} if sampling.max_sequence_length is None else {"max_sequence_length": sampling.max_sequence_length}
-    images = pipe(
-        prompt=list(prompts),
+    result = pipe(
+        prompt=prompt,
         height=sampling.size,
         width=sampling.size,
         num_inference_steps=sampling.steps,
         guidance_scale=sampling.guidance,
-        generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+        generator=torch.Generator("cpu").manual_seed(seed),
         callback_on_step_end=keep,
         **extra,
-    ).images
-    return Painting(images, last[0])
+    )
+    return result.images[0], last[0]
 
 
 def _pipeline_index(folder: Path) -> dict[str, Any]:

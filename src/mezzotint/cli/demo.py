@@ -41,8 +41,9 @@ def demo(
 
 
 def _print(result: Any) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from mezzotint.cli.output import console
 
     table = Table("precision", box=None)
     for title in ("weights MiB", "latent cosine", "PSNR dB", "SSIM", "s / picture"):
@@ -56,4 +57,4 @@ def _print(result: Any) -> None:
             f"{row.ssim:.4f}",
             f"{row.seconds_per_image:.2f}",
         )
-    Console().print(table)
+    console().print(table)
