@@ -59,7 +59,7 @@ def load(
     checkpoint = Checkpoint.open(transformer if transformer is not None else folder / TRANSFORMER)
     place = torch.device(device) if device is not None else best_device()
     module, report = load_transformer(checkpoint, index, folder, place, dtype, activations, backend)
-    pipe = DiffusionPipeline.from_pretrained(folder, transformer=module, torch_dtype=dtype, local_files_only=True)
+    pipe = DiffusionPipeline.from_pretrained(folder, transformer=module, dtype=dtype, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     pipe.to(place)
     pipe.load_report = report

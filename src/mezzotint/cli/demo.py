@@ -24,6 +24,9 @@ def demo(
       mezzotint demo -o /tmp/demo.png --device cpu --json
     """
     print("loading PyTorch and diffusers ...", file=sys.stderr)
+    from mezzotint.cli.output import quiet_libraries
+
+    quiet_libraries()
     from mezzotint.demo import run
     from mezzotint.pictures import save_png
     from mezzotint.saving import whole_file

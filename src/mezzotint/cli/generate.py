@@ -47,10 +47,11 @@ def generate(
     backend: Annotated[str | None, typer.Option(help="The one kernel backend to use [the best that can].")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON on stdout.")] = False,
 ) -> None:
-    from mezzotint.cli.output import step_progress
+    from mezzotint.cli.output import quiet_libraries, step_progress
 
     with step_progress() as progress:
         bar = progress.add_task("loading", total=None)
+        quiet_libraries()
         from mezzotint.pictures import save_png, sheet
         from mezzotint.pipelines import load, paint, sampling_of
 

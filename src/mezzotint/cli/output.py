@@ -1,5 +1,7 @@
 """How commands print: tables on stdout, progress on stderr, nothing cut off where there is no terminal."""
 
+import os
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -10,6 +12,17 @@ def console() -> Console:
     """Stdout, as wide as the terminal, or wide enough for whole names where there is none."""
     out = Console()
     return out if out.is_terminal else Console(width=PIPED_WIDTH)
+
+
+def quiet_libraries() -> None:
+    """Keep the chatter of diffusers and transformers (bars, advice) out of our messages; errors still come through."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def step_progress() -> Progress:
