@@ -56,7 +56,7 @@ def _print(result: Any) -> None:
             row.name,
             f"{row.weights_mib:.2f}",
             f"{row.latent_cosine:.5f}",
-            f"{row.psnr:.1f}",
+            "equal" if row.psnr is None else f"{row.psnr:.1f}",
             f"{row.ssim:.4f}",
             f"{row.seconds_per_image:.2f}",
         )
