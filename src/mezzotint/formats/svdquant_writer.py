@@ -1,0 +1,87 @@
+"""Plain SVDQuant weights to the tensors of a Nunchaku or row-major file: one stored linear at a time.
+
+Names of stored linears, and which of the model's linears each holds, come from `families.nunchaku_names`.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from mezzotint import layouts
+from mezzotint.errors import Unsupported
+from mezzotint.formats.svdquant import GELU_SHIFT, NUNCHAKU_LAYOUT, SHIFTED, SPLITS, V1, V2, fold_modulation
+from mezzotint.formats.svdquant_order import ROW_LAYOUT, ROWS
+from mezzotint.schemes import AWQ_W4A16, SVDQUANT_INT4
+from mezzotint.tensor import PLAIN, QuantTensor
+
+CONVERSION = {"tool": "mezzotint", "layout": ROWS, "vectors": ROWS}
+"""What a row-major file says of itself in the metadata entry `conversion`, as JSON."""
+
+
+def nunchaku_tensors(module: str, tensor: QuantTensor, v1: bool) -> dict[str, Tensor]:
+    """The stored tensors {name: value} of one linear of a Nunchaku file.
+
+    module   name of the stored linear
+    tensor   plain, rows in the model's order; what Nunchaku fuses is joined already (`join_rows`)
+    v1       FLUX.1's older names; the others are for Qwen-Image and Z-Image
+    Raises   Unsupported where Nunchaku has no place for the weight
+    """
+    if tensor.scheme.name not in NUNCHAKU_LAYOUT:
+        raise Unsupported(f"{module} is {tensor.scheme.title}: Nunchaku holds SVDQuant and AWQ W4A16")
+    if tensor.scheme is AWQ_W4A16:
+        return _named(module, layouts.convert(_modulation(module, tensor), NUNCHAKU_LAYOUT[AWQ_W4A16.name]), V2)
+    _check_branch(module, tensor)
+    shift = SHIFTED.fullmatch(module) is not None and tensor.scheme is SVDQUANT_INT4
+    if _shift_of(tensor) != (GELU_SHIFT if shift else None):
+        raise Unsupported(
+            f"{module} has shift {_shift_of(tensor)}, and Nunchaku computes it with {GELU_SHIFT if shift else None}"
+        )
+    names = V1 if v1 else V2
+    stored = _named(module, layouts.convert(_without_shift(tensor), NUNCHAKU_LAYOUT[tensor.scheme.name]), names)
+    smooth = module + names["smooth"]
+    return stored | {f"{smooth}_orig": stored[smooth]}
+
+
+def row_major_tensors(module: str, tensor: QuantTensor) -> dict[str, Tensor]:
+    """The stored tensors {name: value} of one linear of a row-major file, whose `conversion` must be `CONVERSION`.
+
+    Raises   Unsupported for a scheme or a shifted input, which the format's reader has no way to compute
+    """
+    if tensor.scheme.name not in NUNCHAKU_LAYOUT or tensor.scheme is AWQ_W4A16:
+        raise Unsupported(f"{module} is {tensor.scheme.title}: row-major files hold SVDQuant", "convert it to BF16.")
+    if "shift" in tensor.parts:
+        raise Unsupported(
+            f"{module} follows a GELU and expects its input shifted by {_shift_of(tensor)}; row-major SVDQuant cannot"
+        )
+    _check_branch(module, tensor)
+    return _named(module, layouts.convert(tensor, ROW_LAYOUT["plain"]), V2)
+
+
+def _named(module: str, tensor: QuantTensor, names: Mapping[str, str]) -> dict[str, Tensor]:
+    return {module + names[part]: value for part, value in tensor.parts.items()}
+
+
+def _check_branch(module: str, tensor: QuantTensor) -> None:
+    needed = {"smooth", "proj_down", "proj_up"}
+    if not needed <= tensor.parts.keys():
+        absent = ", ".join(sorted(needed - tensor.parts.keys()))
+        raise Unsupported(f"{module} has no {absent}, which every layer of an SVDQuant file needs")
+    extra = tensor.parts.keys() - V2.keys() - {"shift"}
+    if extra:
+        raise Unsupported(f"{module} has {', '.join(sorted(extra))}, for which SVDQuant files have no tensor")
+
+
+def _modulation(module: str, tensor: QuantTensor) -> QuantTensor:
+    if tensor.shape[0] not in [splits * tensor.shape[1] for splits in SPLITS]:
+        raise Unsupported(f"{module} is AWQ of {tensor.shape[0]} x {tensor.shape[1]}, and no modulation layer")
+    return fold_modulation(tensor)
+
+
+def _without_shift(tensor: QuantTensor) -> QuantTensor:
+    return tensor.with_parts({name: part for name, part in tensor.parts.items() if name != "shift"}, PLAIN)
+
+
+def _shift_of(tensor: QuantTensor) -> float | None:
+    shift = tensor.parts.get("shift")
+    return None if shift is None else float(shift.to(torch.float32))
