@@ -1,9 +1,10 @@
 """Plain SVDQuant weights to the tensors of a Nunchaku or row-major file: one stored linear at a time.
 
-Names of stored linears, and which of the model's linears each holds, come from `families.nunchaku_names`.
+Names of stored linears, and which of the model's linears each holds, come from `families.nunchaku_names`; `fuse` makes
+one weight of those, and one of the two functions gives its tensors.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,18 +13,30 @@ from mezzotint import layouts
 from mezzotint.errors import Unsupported
 from mezzotint.formats.svdquant import GELU_SHIFT, NUNCHAKU_LAYOUT, SHIFTED, SPLITS, V1, V2, fold_modulation
 from mezzotint.formats.svdquant_order import ROW_LAYOUT, ROWS
-from mezzotint.schemes import AWQ_W4A16, SVDQUANT_INT4
-from mezzotint.tensor import PLAIN, QuantTensor
+from mezzotint.layouts.arrangements import grown, pad
+from mezzotint.layouts.nunchaku import WARP
+from mezzotint.schemes import AWQ_W4A16, SVDQUANT_INT4, SVDQUANT_NVFP4
+from mezzotint.tensor import PLAIN, QuantTensor, join_rows
 
 CONVERSION = {"tool": "mezzotint", "layout": ROWS, "vectors": ROWS}
 """What a row-major file says of itself in the metadata entry `conversion`, as JSON."""
+ONES = ("block_scale", "bias", "channel_scale")
+"""Parts whose padding is 1; that of the others is 0."""
+
+
+def fuse(tensors: Sequence[QuantTensor]) -> QuantTensor:
+    """One weight of several that multiply the same input, each padded to whole fragments of rows; plain parts.
+
+    Raises   ShapeMismatch where they differ in what the fused weight has only once (smooth, proj_down)
+    """
+    return tensors[0] if len(tensors) == 1 else join_rows([_padded_rows(tensor) for tensor in tensors])
 
 
 def nunchaku_tensors(module: str, tensor: QuantTensor, v1: bool) -> dict[str, Tensor]:
     """The stored tensors {name: value} of one linear of a Nunchaku file.
 
     module   name of the stored linear
-    tensor   plain, rows in the model's order; what Nunchaku fuses is joined already (`join_rows`)
+    tensor   plain, rows in the model's order; what Nunchaku fuses is fused already
     v1       FLUX.1's older names; the others are for Qwen-Image and Z-Image
     Raises   Unsupported where Nunchaku has no place for the weight
     """
@@ -38,9 +51,9 @@ def nunchaku_tensors(module: str, tensor: QuantTensor, v1: bool) -> dict[str, Te
             f"{module} has shift {_shift_of(tensor)}, and Nunchaku computes it with {GELU_SHIFT if shift else None}"
         )
     names = V1 if v1 else V2
-    stored = _named(module, layouts.convert(_without_shift(tensor), NUNCHAKU_LAYOUT[tensor.scheme.name]), names)
+    stored = _named(module, layouts.convert(_kept(tensor), NUNCHAKU_LAYOUT[tensor.scheme.name]), names)
     smooth = module + names["smooth"]
-    return stored | {f"{smooth}_orig": stored[smooth]}
+    return stored | {f"{smooth}_orig": stored[smooth].clone()}
 
 
 def row_major_tensors(module: str, tensor: QuantTensor) -> dict[str, Tensor]:
@@ -55,7 +68,7 @@ def row_major_tensors(module: str, tensor: QuantTensor) -> dict[str, Tensor]:
             f"{module} follows a GELU and expects its input shifted by {_shift_of(tensor)}; row-major SVDQuant cannot"
         )
     _check_branch(module, tensor)
-    return _named(module, layouts.convert(tensor, ROW_LAYOUT["plain"]), V2)
+    return _named(module, layouts.convert(_with_both_scales(tensor), ROW_LAYOUT["plain"]), V2)
 
 
 def _named(module: str, tensor: QuantTensor, names: Mapping[str, str]) -> dict[str, Tensor]:
@@ -78,8 +91,33 @@ def _modulation(module: str, tensor: QuantTensor) -> QuantTensor:
     return fold_modulation(tensor)
 
 
-def _without_shift(tensor: QuantTensor) -> QuantTensor:
-    return tensor.with_parts({name: part for name, part in tensor.parts.items() if name != "shift"}, PLAIN)
+def _padded_rows(tensor: QuantTensor) -> QuantTensor:
+    (rows,) = grown(tensor.shape[:1], (WARP,))
+    parts = {
+        name: pad(part, (WARP, *(1,) * (part.ndim - 1)), float(name in ONES))
+        if tensor.scheme.part(name).rows and part.shape[:1] == tensor.shape[:1]
+        else part
+        for name, part in tensor.parts.items()
+    }
+    return QuantTensor(tensor.scheme, PLAIN, (rows, tensor.shape[1]), parts)
+
+
+def _kept(tensor: QuantTensor) -> QuantTensor:
+    """Without the shift, which Nunchaku does not write, and without an outer scale of 1 beside another."""
+    kept = {name: part for name, part in tensor.parts.items() if name != "shift"}
+    for name, other in (("channel_scale", "global_scale"), ("global_scale", "channel_scale")):
+        if name in kept and other in kept and bool((kept[name] == 1).all()):
+            del kept[name]
+    return tensor.with_parts(kept, PLAIN)
+
+
+def _with_both_scales(tensor: QuantTensor) -> QuantTensor:
+    """With both outer scales of NVFP4, an absent one being 1: readers of row-major files expect them."""
+    if tensor.scheme is not SVDQUANT_NVFP4:
+        return tensor
+    dtype = tensor.parts["smooth"].dtype
+    ones = {"channel_scale": torch.ones(tensor.shape[0], dtype=dtype), "global_scale": torch.ones(1, dtype=dtype)}
+    return tensor.with_parts({**ones, **tensor.parts}, PLAIN)
 
 
 def _shift_of(tensor: QuantTensor) -> float | None:
