@@ -1,5 +1,6 @@
 """Nunchaku's files: golden weights and biases, golden samples, the same bytes written back, and what is refused."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.errors import MezzotintError, MissingTensor, NotACheckpoint, ShapeMismatch, Unsupported
 from mezzotint.formats import read_header, recognise
-from mezzotint.formats.svdquant_writer import nunchaku_tensors
+from mezzotint.formats.svdquant_writer import nunchaku_metadata, nunchaku_tensors
 from mezzotint.inspection import inspect
 from mezzotint.loading import LoadReport, load, plan
 from mezzotint.nn import SplitLinear, quant_linears
@@ -146,6 +147,17 @@ def test_the_same_bytes_are_written_back(data: Path, case: str) -> None:
     stored, written = load_file(golden(data, case)), as_nunchaku(Checkpoint.open(golden(data, case)))
     assert stored.keys() == written.keys()
     assert all(same_bytes(written[key], value) for key, value in stored.items())
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_the_metadata_says_what_nunchakus_own_says(data: Path, case: str) -> None:
+    checkpoint = Checkpoint.open(golden(data, case))
+    config, modules = checkpoint.header.config, list(checkpoint.contents.linears)
+    scheme = next(own.scheme for own in checkpoint.contents.linears.values() if own.scheme is not AWQ_W4A16)
+    written = nunchaku_metadata(config, scheme, 32, modules)
+    for key, text in written.items():
+        theirs = checkpoint.header.metadata[key]
+        assert text == theirs if key == "model_class" else json.loads(text) == json.loads(theirs), key
 
 
 def round_to_nearest(weight: Tensor, group: int) -> Tensor:
@@ -287,3 +299,10 @@ def test_missing_is_what_a_half_written_layer_is_called(data: Path, tmp_path: Pa
     )
     with pytest.raises(MissingTensor, match="never taken to be"):
         plan(Checkpoint.open(file), meta_model("FluxTransformer2DModel", Checkpoint.open(file).header.config))
+
+
+@pytest.mark.parametrize("case", [FLUX_INT4, FLUX_NVFP4])
+def test_a_linear_in_two_pieces_compiles_without_a_graph_break(data: Path, case: str) -> None:
+    layer = SplitLinear(Checkpoint.open(golden(data, case)).read("single_transformer_blocks.0.proj_out"))
+    x = torch.randn(3, 640, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), layer(x))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.errors import MissingTensor, Unsupported
@@ -99,8 +99,6 @@ def test_bytes_lie_row_by_row(data: Path, tmp_path: Path) -> None:
 def test_codes_that_a_converter_left_in_fragments_are_noticed(data: Path, tmp_path: Path) -> None:
     """Declared row-major, and its INT4 codes are not."""
     metadata = {"conversion": '{"layout": "row_major"}'}
-    from safetensors.torch import save_file
-
     save_file(load_file(golden(data, ZIMAGE)), tmp_path / "a.safetensors", metadata)
     found = recognise(read_header(tmp_path / "a.safetensors"))
     assert found.format.name == "nunchaku"
@@ -150,8 +148,10 @@ def test_a_missing_smooth_is_an_error_and_not_a_guess(data: Path, tmp_path: Path
     file = as_rows(Checkpoint.open(golden(data, ZIMAGE)), tmp_path / "a.safetensors", False, VLLM)
     key = "layers.0.attention.to_out.0.smooth_factor"
     changed(file, tmp_path / "b.safetensors", lambda tensors: tensors.pop(key))
+    checkpoint = Checkpoint.open(tmp_path / "b.safetensors")
+    assert "vectors row-major, inferred" in checkpoint.recognised.evidence
     with pytest.raises(MissingTensor, match=r"to_out\.0\.smooth_factor is not there"):
-        Checkpoint.open(tmp_path / "b.safetensors")
+        checkpoint.weight("layers.0.attention.to_out.0")
 
 
 def test_shifted_and_awq_layers_are_refused(data: Path) -> None:

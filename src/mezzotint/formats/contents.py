@@ -71,7 +71,11 @@ class StoredLinear:
         return QuantTensor(self.scheme, self.layout, self.shape, parts)
 
     def read_plain(self, header: Header) -> QuantTensor:
-        """The weight's values in the plain layout, with all that the format does to them undone."""
+        """The weight's values in the plain layout, with all that the format does to them undone.
+
+        Raises   what `check` and `read` raise
+        """
+        self.check(header)
         plain = convert(self.read(header), PLAIN)
         return plain if self.finish is None else self.finish(plain)
 

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mezzotint.errors import MissingTensor
+from mezzotint.errors import CheckpointError
+from mezzotint.formats.contents import StoredLinear
 from mezzotint.formats.header import NUNCHAKU_FOLDER, Header
-from mezzotint.formats.svdquant import QWEIGHT, V1, V2, WSCALES, is_v1, quantized_modules, scheme_of
+from mezzotint.formats.svdquant import QWEIGHT, quantized_modules, scheme_of, stored_linear
 from mezzotint.layouts.nunchaku import WARP, from_code_fragments, from_vector_fragments
 from mezzotint.schemes import AWQ_W4A16, SVDQUANT_INT4, Scheme
 from mezzotint.schemes.rounding import expand_nibbles
@@ -25,7 +26,8 @@ from mezzotint.schemes.scheme import in_groups
 from mezzotint.tensor import Layout, QuantTensor
 
 FRAGMENTS, ROWS = "fragments", "row_major"
-SAMPLED_LAYERS, SAMPLED_ROWS = 8, 256
+SAMPLED_COLUMNS, SAMPLED_ROWS = 4096, 256
+TINY = 1e-30
 RUN = 16
 """Fragment order moves a vector's numbers within runs of 16."""
 SURE = 3.0
@@ -72,7 +74,7 @@ def _measured_codes(header: Header, said: str) -> Order:
     if module is None:
         return Order(FRAGMENTS, f"{said}, and only AWQ layers are quantized, which have but one order")
     info, scheme = header.tensors[module + QWEIGHT], scheme_of(header, module)
-    if len(info.shape) != 2 or info.shape[0] % WARP or info.shape[1] * 2 % WARP:
+    if len(info.shape) != 2 or not all(info.shape) or info.shape[0] % WARP or info.shape[1] * 2 % WARP:
         return Order(ROWS, f"{said}, and {list(info.shape)} is no multiple of {WARP} as fragments are")
     stored = info.read()
     fragments = full_groups(from_code_fragments(stored), scheme)
@@ -92,9 +94,7 @@ def vectors_order(header: Header) -> Order:
     """
     if _json(header.metadata.get("conversion")).get("vectors") == ROWS:
         return Order("plain", "vectors row-major, declared by conversion in the header")
-    modules = [m for m in quantized_modules(header) if scheme_of(header, m) is not AWQ_W4A16]
-    modules.sort(key=lambda module: header.tensors[module + QWEIGHT].nbytes)
-    samples = [_smooth_and_columns(header, module) for module in modules[:SAMPLED_LAYERS]]
+    samples = [_smooth_and_columns(header, linear) for linear in _sampled(header)]
     plain = _agreement(samples)
     whole = all(len(smooth) % WARP == 0 for smooth, _ in samples)
     fragments = _agreement([(_unpack(smooth), columns) for smooth, columns in samples]) if whole else 0.0
@@ -127,17 +127,34 @@ def vectors_order_by_base(tensor: QuantTensor, base: Tensor) -> Measured:
     return Measured(min(errors, key=errors.__getitem__), errors)
 
 
-def _smooth_and_columns(header: Header, module: str) -> tuple[Tensor, Tensor]:
+def _sampled(header: Header) -> list[StoredLinear]:
+    """The smallest layers whose tensors are all there, enough of them to measure by."""
+    linears = [stored_linear(header, module, ROW_LAYOUT["plain"]) for module in quantized_modules(header)]
+    sampled: list[StoredLinear] = []
+    for linear in sorted(linears, key=lambda linear: math.prod(linear.shape)):
+        if sum(own.shape[1] for own in sampled) >= SAMPLED_COLUMNS:
+            break
+        if linear.scheme is not AWQ_W4A16 and _is_sound(linear, header):
+            sampled.append(linear)
+    return sampled
+
+
+def _is_sound(linear: StoredLinear, header: Header) -> bool:
+    """Whether a layer can be measured; what is wrong with one that cannot is said when the file is planned."""
+    try:
+        linear.check(header)
+    except CheckpointError:
+        return False
+    return all(linear.shape) and linear.shape[1] % RUN == 0
+
+
+def _smooth_and_columns(header: Header, linear: StoredLinear) -> tuple[Tensor, Tensor]:
     """log smooth as stored [in], and log RMS of the residual's columns within each run of 16 [in]."""
-    scheme, names = scheme_of(header, module), V1 if is_v1(header, module) else V2
-    for suffix in (names["smooth"], WSCALES):
-        if module + suffix not in header.tensors:
-            raise MissingTensor(f"{header.path}: {module}{suffix} is not there; {scheme.title} needs it")
-    codes = header.tensors[module + QWEIGHT].read()[:SAMPLED_ROWS].view(torch.uint8)
-    scales = header.tensors[module + WSCALES].read().t()[:SAMPLED_ROWS]
-    residual = scheme.decode({"codes": codes, "block_scale": scales})
-    columns = residual.square().mean(0).clamp(min=1e-30).sqrt().log()
-    return header.tensors[module + names["smooth"]].read().float().log(), _by_run(columns)
+    parts = {part: header.tensors[linear.keys[part]].read() for part in ("codes", "block_scale", "smooth")}
+    codes = parts["codes"][:SAMPLED_ROWS].view(torch.uint8)
+    residual = linear.scheme.decode({"codes": codes, "block_scale": parts["block_scale"].t()[:SAMPLED_ROWS]})
+    columns = residual.square().mean(0).clamp(min=TINY).sqrt().log()
+    return parts["smooth"].float().clamp(min=TINY).log(), _by_run(columns)
 
 
 def _unpack(vector: Tensor) -> Tensor:

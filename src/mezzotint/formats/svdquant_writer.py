@@ -4,7 +4,9 @@ Names of stored linears, and which of the model's linears each holds, come from 
 one weight of those, and one of the two functions gives its tensors.
 """
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,11 +17,17 @@ from mezzotint.formats.svdquant import GELU_SHIFT, NUNCHAKU_LAYOUT, SHIFTED, SPL
 from mezzotint.formats.svdquant_order import ROW_LAYOUT, ROWS
 from mezzotint.layouts.arrangements import grown, pad
 from mezzotint.layouts.nunchaku import WARP
-from mezzotint.schemes import AWQ_W4A16, SVDQUANT_INT4, SVDQUANT_NVFP4
+from mezzotint.schemes import AWQ_W4A16, SVDQUANT_INT4, SVDQUANT_NVFP4, Scheme
 from mezzotint.tensor import PLAIN, QuantTensor, join_rows
 
 CONVERSION = {"tool": "mezzotint", "layout": ROWS, "vectors": ROWS}
 """What a row-major file says of itself in the metadata entry `conversion`, as JSON."""
+MODEL_CLASS = {
+    "FluxTransformer2DModel": "NunchakuFluxTransformer2dModel",
+    "QwenImageTransformer2DModel": "NunchakuQwenImageTransformer2DModel",
+    "ZImageTransformer2DModel": "NunchakuZImageTransformer2DModel",
+}
+"""{diffusers' class: Nunchaku's, as its files spell it}"""
 ONES = ("block_scale", "bias", "channel_scale")
 """Parts whose padding is 1; that of the others is 0."""
 
@@ -69,6 +77,45 @@ def row_major_tensors(module: str, tensor: QuantTensor) -> dict[str, Tensor]:
         )
     _check_branch(module, tensor)
     return _named(module, layouts.convert(_with_both_scales(tensor), ROW_LAYOUT["plain"]), V2)
+
+
+def nunchaku_metadata(config: Mapping[str, Any], scheme: Scheme, rank: int, modules: Iterable[str]) -> dict[str, str]:
+    """The metadata of a merged Nunchaku file, without the optional comfy_config.
+
+    config    of the diffusers model, with its _class_name
+    scheme    of the file's W4A4 layers; `rank` of their low-rank branches
+    modules   names of the stored linears
+    Raises    Unsupported for a model that Nunchaku does not have
+    """
+    model = str(config.get("_class_name"))
+    if model not in MODEL_CLASS:
+        raise Unsupported(f"Nunchaku has no {model}", f"it has {', '.join(MODEL_CLASS)}.")
+    fp4 = scheme is SVDQUANT_NVFP4
+    side = {"dtype": "fp4_e2m1_all" if fp4 else "int4", "group_size": scheme.group}
+    note = {
+        "method": "svdquant",
+        "weight": side | {"scale_dtype": [None, "fp8_e4m3_nan"] if fp4 else None},
+        "activation": side | {"scale_dtype": "fp8_e4m3_nan" if fp4 else None},
+        "rank": rank,
+    }
+    if model == "ZImageTransformer2DModel":
+        note["skip_refiners"] = not any("_refiner." in module for module in modules)
+    return {
+        "config": json.dumps(config, indent=2),
+        "model_class": MODEL_CLASS[model],
+        "quantization_config": json.dumps(note),
+    }
+
+
+def row_major_config(scheme: Scheme, rank: int) -> dict[str, Any]:
+    """The quantization_config in config.json beside a row-major file."""
+    return {
+        "quant_method": "svdquant",
+        "rank": rank,
+        "precision": "nvfp4" if scheme is SVDQUANT_NVFP4 else "int4",
+        "act_unsigned": False,
+        "modules_to_not_convert": [],
+    }
 
 
 def _named(module: str, tensor: QuantTensor, names: Mapping[str, str]) -> dict[str, Tensor]:
