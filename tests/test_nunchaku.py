@@ -241,7 +241,9 @@ def test_the_tensors_tell_rank_and_precision_whatever_the_metadata_says(data: Pa
 def test_evidence_names_what_was_found(data: Path) -> None:
     found = recognise(read_header(golden(data, FLUX_INT4)))
     assert found.format.name == "nunchaku"
-    assert "3 AWQ W4A16 and 12 SVDQuant INT4 layers under Nunchaku's v1 names" in found.evidence
+    assert (
+        "3 AWQ W4A16 and 12 SVDQuant INT4 layers under Nunchaku's v1 names, rank 32 by their proj_up" in found.evidence
+    )
     assert "declared by quantization_config in the header" in found.evidence
     legacy = recognise(read_header(data / LEGACY))
     assert "implied by the folder" in legacy.evidence

@@ -12,6 +12,7 @@ from mezzotint.formats.svdquant import (
     NUNCHAKU_LAYOUT,
     is_v1,
     quantized_modules,
+    ranks,
     scheme_of,
     stored_linear,
     unused_tensors,
@@ -33,7 +34,9 @@ class Nunchaku:
         counts = Counter(scheme_of(header, module).title for module in modules)
         listed = " and ".join(f"{count} {title}" for title, count in counts.items())
         spelling = "v1" if any(is_v1(header, module) for module in modules) else "v2"
-        return Match(f"{listed} layers under Nunchaku's {spelling} names; codes in fragment order: {order}")
+        return Match(
+            f"{listed} layers under Nunchaku's {spelling} names, {ranks(header)}; codes in fragment order: {order}"
+        )
 
     def contents(self, header: Header) -> Contents:
         linears = {

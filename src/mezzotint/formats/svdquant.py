@@ -37,6 +37,7 @@ V2: Mapping[str, str] = {
 }
 V1: Mapping[str, str] = {**V2, "smooth": ".smooth", "proj_down": ".lora_down", "proj_up": ".lora_up"}
 """{part: suffix of its tensor's name}"""
+UPS = (V1["proj_up"], V2["proj_up"])
 UNUSED = {".smooth_orig", ".smooth_factor_orig"}
 UNUSED_REASON = "smoothing as it was found, before any of it went into another layer; nothing multiplies by it"
 
@@ -95,6 +96,12 @@ def unused_tensors(header: Header) -> dict[str, str]:
     """{key: why it is ignored}"""
     suffixes = tuple(UNUSED)
     return {key: UNUSED_REASON for key in header.tensors if key.endswith(suffixes)}
+
+
+def ranks(header: Header) -> str:
+    """The ranks of the low-rank branches, in words, from the tensors' own shapes."""
+    found = {info.shape[-1] for key, info in header.tensors.items() if info.shape and key.endswith(UPS)}
+    return f"rank {' and '.join(map(str, sorted(found)))} by their proj_up" if found else "no low-rank branch"
 
 
 def is_v1(header: Header, module: str) -> bool:

@@ -7,7 +7,7 @@ numbers are asked.
 
 from mezzotint.formats.contents import Contents, Match, NoMatch, sort_out
 from mezzotint.formats.header import Header
-from mezzotint.formats.svdquant import quantized_modules, stored_linear, unused_tensors
+from mezzotint.formats.svdquant import quantized_modules, ranks, stored_linear, unused_tensors
 from mezzotint.formats.svdquant_order import ROW_LAYOUT, ROWS, codes_order, vectors_order
 
 
@@ -21,7 +21,7 @@ class SVDQuantRows:
         order = codes_order(header)
         if order.order != ROWS:
             return NoMatch(f"its codes are in Nunchaku's fragment order: {order}")
-        return Match(f"codes row-major: {order}; {vectors_order(header)}")
+        return Match(f"{ranks(header)}; codes row-major: {order}; {vectors_order(header)}")
 
     def contents(self, header: Header) -> Contents:
         layout = ROW_LAYOUT[vectors_order(header).order]
