@@ -1,9 +1,9 @@
 """The commands, run as a user runs them."""
 
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,17 +20,24 @@ def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
 
 
+def size_of(picture: Path) -> tuple[int, int]:
+    with Image.open(picture) as opened:
+        return opened.size
+
+
 def test_help_is_quick_and_imports_no_torch() -> None:
+    """0.4 s of processor time, the quickest of five: what else the machine does is no fault of ours."""
     code = "import sys; sys.argv = ['mezzotint', '--help']\nfrom mezzotint.cli import app\ntry: app()\n"
     code += "finally: assert 'torch' not in sys.modules and 'diffusers' not in sys.modules"
-    fastest = float("inf")
-    for _ in range(3):
-        started = time.perf_counter()
+    spent = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        fastest = min(fastest, time.perf_counter() - started)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert done.returncode == 0, done.stderr
     assert all(command in done.stdout for command in ("generate", "inspect", "demo"))
-    assert fastest < 0.4
+    assert min(spent) < 0.4
 
 
 @pytest.mark.parametrize("command", ["generate", "inspect", "demo"])
@@ -46,13 +53,14 @@ def test_generate_is_deterministic_and_writes_its_parameters(tmp_path: Path) -> 
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout == f"{name}\n"
-    first, second = (Image.open(tmp_path / name) for name in names)
-    assert first.tobytes() == second.tobytes()
-    parameters = json.loads(first.info["mezzotint"])
+    with Image.open(tmp_path / names[0]) as first, Image.open(tmp_path / names[1]) as second:
+        assert first.tobytes() == second.tobytes()
+        text = dict(first.info)
+    parameters = json.loads(text["mezzotint"])
     assert parameters["prompt"] == PROMPT
     assert parameters["seed"] == 5
     assert parameters["steps"] == 3
-    assert "Steps: 3" in first.info["parameters"]
+    assert "Steps: 3" in text["parameters"]
 
 
 def test_generate_makes_one_sheet_of_several_prompts(tmp_path: Path) -> None:
@@ -62,7 +70,7 @@ def test_generate_makes_one_sheet_of_several_prompts(tmp_path: Path) -> None:
     report = json.loads(done.stdout)
     assert report["files"] == ["g.png"]
     assert report["seeds"] == [0, 1, 2, 3]
-    width, height = Image.open(tmp_path / "g.png").size
+    width, height = size_of(tmp_path / "g.png")
     assert width > 2 * 64
     assert height > 2 * 64
 
@@ -129,7 +137,7 @@ def test_demo_agrees_with_bf16(tmp_path: Path) -> None:
     assert rows["fp8"]["latent_cosine"] >= 0.999
     assert rows["nvfp4"]["latent_cosine"] >= 0.98
     assert rows["nvfp4"]["weights_mib"] < rows["fp8"]["weights_mib"] < rows["bf16"]["weights_mib"]
-    assert Image.open(tmp_path / "sheet.png").size[0] > 6 * 64
+    assert size_of(tmp_path / "sheet.png")[0] > 6 * 64
 
 
 def test_the_package_data_is_all_there() -> None:

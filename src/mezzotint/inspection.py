@@ -14,6 +14,7 @@ from mezzotint.errors import CheckpointError
 from mezzotint.formats import Contents, Header, StoredLinear
 from mezzotint.kernels import AS_STORED, Can, Target, WeightSpec, backends
 from mezzotint.layouts import plain_shape
+from mezzotint.schemes import Shape
 
 
 @dataclass(frozen=True)
@@ -152,9 +153,9 @@ def _runners(header: Header, contents: Contents, target: Target) -> list[Runner]
 
 
 def _spec(linear: StoredLinear, header: Header) -> WeightSpec:
-    shapes = {
-        part: plain_shape(linear.scheme, linear.layout, part, linear.shape, header.tensors[key].shape)
-        for part, key in linear.keys.items()
-        if key in header.tensors
-    }
+    shapes: dict[str, Shape] = dict.fromkeys(linear.implied, ())
+    for part, key in linear.keys.items():
+        if key in header.tensors:
+            stored = header.tensors[key].shape
+            shapes[part] = plain_shape(linear.scheme, linear.layout, part, linear.shape, stored) or stored
     return WeightSpec(linear.scheme, linear.shape, shapes)

@@ -15,7 +15,7 @@ from torch import nn
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.errors import BadRequest, MissingTensor, ShapeMismatch, UnexpectedTensor
 from mezzotint.kernels import ACTIVATIONS, AS_STORED
-from mezzotint.nn import QuantLinear, quant_linears
+from mezzotint.nn import QuantLinear, SplitLinear, quant_linears
 
 MAX_NAMED = 4
 """How many names an error spells out."""
@@ -98,11 +98,15 @@ def load(
 def insert_linears(
     plan: LoadPlan, model: nn.Module, device: torch.device, dtype: torch.dtype, backend: str | None = None
 ) -> None:
-    """Replace each nn.Linear that the checkpoint holds quantized by a QuantLinear, its weights read."""
+    """Replace each nn.Linear that the checkpoint holds quantized by a QuantLinear or SplitLinear, its weights read."""
     for name in plan.checkpoint.linears:
-        (weight,) = plan.checkpoint.read(name)
+        pieces = [piece.to(device) for piece in plan.checkpoint.read(name)]
         parent, _, leaf = name.rpartition(".")
-        layer = QuantLinear(weight.to(device), dtype, plan.activations, backend)
+        layer: nn.Module
+        if len(pieces) == 1:
+            layer = QuantLinear(pieces[0], dtype, plan.activations, backend)
+        else:
+            layer = SplitLinear(pieces, dtype, plan.activations, backend)
         setattr(model.get_submodule(parent), leaf, layer)
 
 
@@ -177,15 +181,19 @@ def _assign(model: nn.Module, name: str, value: torch.Tensor) -> None:
 
 
 def _backend_uses(model: nn.Module) -> tuple[BackendUse, ...]:
-    """The choices of backend in `model`, equal ones counted together."""
+    """The choices of backend in `model`, equal ones counted together; a layer whose pieces differ counts for each."""
     uses: list[BackendUse] = []
     for layer in quant_linears(model).values():
-        use = BackendUse(layer.scheme.name, layer.selection.backend.name, 1, layer.selection.declined)
-        same = next((i for i, u in enumerate(uses) if replace(u, layers=1) == use), None)
-        if same is None:
-            uses.append(use)
-        else:
-            uses[same] = replace(uses[same], layers=uses[same].layers + 1)
+        own: list[BackendUse] = []
+        for product in layer.products:
+            use = BackendUse(product.scheme.name, product.selection.backend.name, 1, product.selection.declined)
+            own += [use] if use not in own else []
+        for use in own:
+            same = next((i for i, u in enumerate(uses) if replace(u, layers=1) == use), None)
+            if same is None:
+                uses.append(use)
+            else:
+                uses[same] = replace(uses[same], layers=uses[same].layers + 1)
     return tuple(uses)
 
 
@@ -197,7 +205,8 @@ def _events(plan: LoadPlan, backends: tuple[BackendUse, ...]) -> Iterator[str]:
     linears = plan.checkpoint.contents.linears.values()
     if plan.activations != AS_STORED and linears:
         yield "inputs stay unquantized on request; the checkpoint's input scales are not used"
-    without = [linear for linear in linears if not linear.scheme.quantizes_input(linear.keys)]
+    quantizing = [linear for linear in linears if linear.scheme.quantize_input is not None]
+    without = [linear for linear in quantizing if not linear.scheme.quantizes_input(linear.keys)]
     if plan.activations == AS_STORED and without:
         yield f"{len(without)} quantized layers have no input scale in the file; their inputs stay unquantized"
 

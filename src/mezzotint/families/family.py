@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from mezzotint.families.naming import Naming, as_spelled
+from mezzotint.families.naming import Naming
+from mezzotint.families.nunchaku_names import nunchaku_naming
 from mezzotint.schemes import Shape
 
 
@@ -27,7 +28,7 @@ class Family:
     """Models that share a transformer class.
 
     transformer   name of the class in diffusers
-    signature     tensor names that every checkpoint of the family has, and no other family's
+    signature     diffusers' names of tensors that every checkpoint of the family has, and no other family's
     sampling      what the model's makers recommend
     """
 
@@ -39,8 +40,9 @@ class Family:
 
     def owns(self, shapes: Mapping[str, Shape]) -> bool:
         """Whether a checkpoint with these tensors, {name: logical shape}, is one of the family."""
-        return all(name in shapes for name in self.signature)
+        naming = self.naming(shapes)
+        return all(name in naming for name in self.signature)
 
     def naming(self, shapes: Mapping[str, Shape]) -> Naming:
         """Which stored tensors, {name: logical shape}, make up each tensor of the diffusers model."""
-        return as_spelled(shapes)
+        return nunchaku_naming(self.name, shapes)

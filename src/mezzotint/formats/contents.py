@@ -1,14 +1,16 @@
 """What a format finds in a header: the quantized linears, the tensors stored as they are, and what it ignores."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from mezzotint.errors import MissingTensor
+import torch
+
+from mezzotint.errors import MissingTensor, ShapeMismatch
 from mezzotint.formats.header import Header
-from mezzotint.layouts import plain_shape
+from mezzotint.layouts import convert, plain_dtype, plain_shape, stored_shapes
 from mezzotint.schemes import Scheme
-from mezzotint.tensor import Layout, QuantTensor
+from mezzotint.tensor import PLAIN, Layout, QuantTensor
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class StoredLinear:
     module   the layer's name as the file spells it
     shape    logical (out, in)
     keys     {part: tensor name}, for the parts that are there and for those that ought to be
+    implied  {part: value} of single numbers that the format knows and the file does not spell out
+    finish   what is left to undo once the bytes are plain, such as rows that a fused kernel wants interleaved
     """
 
     module: str
@@ -39,6 +43,8 @@ class StoredLinear:
     layout: Layout
     shape: tuple[int, int]
     keys: Mapping[str, str]
+    implied: Mapping[str, float] = field(default_factory=dict)
+    finish: Callable[[QuantTensor], QuantTensor] | None = None
 
     def check(self, header: Header) -> None:
         """Raise MissingTensor or ShapeMismatch, naming the tensor and the file."""
@@ -46,8 +52,11 @@ class StoredLinear:
             if key not in header.tensors:
                 raise _missing(self, part, key, header)
             info = header.tensors[key]
+            where = f"{info.file.name}: {key}"
             shape = plain_shape(self.scheme, self.layout, part, self.shape, info.shape)
-            self.scheme.check_part(part, shape, info.dtype, self.shape, f"{info.file.name}: {key}")
+            if shape is None:
+                raise self._misarranged(part, info.shape, where)
+            self.scheme.check_part(part, shape, plain_dtype(self.layout, part, info.dtype), self.shape, where)
 
     def nbytes(self, header: Header) -> int:
         return sum(header.tensors[key].nbytes for key in self.keys.values())
@@ -58,7 +67,25 @@ class StoredLinear:
         for part, key in self.keys.items():
             parts[part] = header.tensors[key].read()
             self.scheme.check_values(part, parts[part], f"{header.tensors[key].file}: {key}")
+        parts |= {part: torch.tensor(value) for part, value in self.implied.items()}
         return QuantTensor(self.scheme, self.layout, self.shape, parts)
+
+    def read_plain(self, header: Header) -> QuantTensor:
+        """The weight's values in the plain layout, with all that the format does to them undone.
+
+        Raises   what `check` and `read` raise
+        """
+        self.check(header)
+        plain = convert(self.read(header), PLAIN)
+        return plain if self.finish is None else self.finish(plain)
+
+    def _misarranged(self, part: str, have: tuple[int, ...], where: str) -> ShapeMismatch:
+        allowed = stored_shapes(self.scheme, self.layout, part, self.shape, have)
+        return ShapeMismatch(
+            f"{where} has shape {list(have)}, expected {' or '.join(str(list(shape)) for shape in allowed)} "
+            f"({self.scheme.part(part).meaning}, {self.scheme.title} of {self.shape[0]} x {self.shape[1]})",
+            "run `mezzotint inspect PATH` to see how the file is laid out.",
+        )
 
 
 def _missing(linear: StoredLinear, part: str, key: str, header: Header) -> MissingTensor:

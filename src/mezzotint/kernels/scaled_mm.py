@@ -45,15 +45,18 @@ class ScaledMM:
         weight_scale = weight.parts["weight_scale"].reshape(1, -1)
         if weight_scale.shape[1] > 1:
             input_scale = input_scale.expand(rows.shape[0], 1).contiguous()
+        fused = bias is not None and bias.dtype == x.dtype and x.dtype != torch.float32
         product = torch._scaled_mm(
             round_e4m3(rows.float() / weight.parts["input_scale"].reshape(())),
             weight.parts["codes"].t(),
             scale_a=input_scale,
             scale_b=weight_scale,
-            bias=bias,
+            bias=bias if fused else None,
             out_dtype=x.dtype,
             use_fast_accum=True,
         )
+        if bias is not None and not fused:  # cuBLASLt adds no bias to a float32 product
+            product = product + bias
         return product.reshape(*x.shape[:-1], out_features)
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.schemes.rounding import E2M1_MAX, expand_e2m1, round_e2m1, round_e4m3
-from mezzotint.schemes.scheme import COMMON, F32, INPUT_SCALE, Part, Parts, Scheme, scalar
+from mezzotint.schemes.scheme import COMMON, F32, INPUT_SCALE, Part, Parts, Scheme, in_groups, scalar
 
 NVFP4_GROUP = 16
 
@@ -20,7 +20,7 @@ def decode_nvfp4(parts: Parts) -> Tensor:
     """
     values = expand_e2m1(parts["codes"])
     scale = parts["block_scale"].float() * parts["global_scale"].float().reshape(())
-    return (_blocks(values) * scale.unsqueeze(-1)).flatten(-2)
+    return (in_groups(values, NVFP4_GROUP) * scale.unsqueeze(-1)).flatten(-2)
 
 
 def quantize_input_nvfp4(x: Tensor, parts: Parts) -> Tensor:
@@ -31,15 +31,10 @@ def quantize_input_nvfp4(x: Tensor, parts: Parts) -> Tensor:
     Source   ModelOpt NVFP4: input_scale = amax / (6 * 448); comfy-kitchen's quantize_nvfp4 gives the same numbers
     """
     unit = parts["input_scale"].float().reshape(())
-    blocks = _blocks(x.float())
+    blocks = in_groups(x.float(), NVFP4_GROUP)
     block_scale = round_e4m3(blocks.abs().amax(-1, keepdim=True) / E2M1_MAX / unit).float() * unit
     safe = torch.where(block_scale > 0, block_scale, torch.ones_like(block_scale))
     return (round_e2m1(blocks / safe) * block_scale).flatten(-2)
-
-
-def _blocks(x: Tensor) -> Tensor:
-    """[..., n] to [..., n / 16, 16]"""
-    return x.reshape(*x.shape[:-1], -1, NVFP4_GROUP)
 
 
 NVFP4 = Scheme(
@@ -48,13 +43,16 @@ NVFP4 = Scheme(
     bits=4.5,
     group=NVFP4_GROUP,
     parts={
-        "codes": Part((torch.uint8,), lambda out, in_: ((out, in_ // 2),), "two E2M1 codes a byte", rows=True),
+        "codes": Part(
+            (torch.uint8,), lambda out, in_: ((out, in_ // 2),), "two E2M1 codes a byte", rows=True, columns=True
+        ),
         "block_scale": Part(
             (torch.float8_e4m3fn,),
             lambda out, in_: ((out, in_ // NVFP4_GROUP),),
             "one e4m3 scale per 16 columns",
             scale=True,
             rows=True,
+            columns=True,
         ),
         "global_scale": Part(F32, scalar, "scale of the whole matrix", scale=True),
     },
