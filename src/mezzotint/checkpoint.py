@@ -88,7 +88,7 @@ class Checkpoint:
             keys = {part: key for part, key in linear.keys.items() if part != linear.scheme.static_input}
             dropped = linear.keys.items() - keys.items()
             ignored |= {key: "inputs stay unquantized on request" for _, key in dropped if key in self.header.tensors}
-            linears[name] = replace(linear, keys=keys)
+            linears[name] = replace(linear, keys=keys, dynamic_input=False)
         return replace(self, contents=replace(self.contents, linears=linears, ignored=ignored))
 
     def shape(self, name: str) -> tuple[int, ...]:

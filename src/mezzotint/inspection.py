@@ -14,6 +14,7 @@ from mezzotint.errors import CheckpointError
 from mezzotint.formats import Contents, Header, StoredLinear
 from mezzotint.kernels import AS_STORED, Can, Target, WeightSpec, backends
 from mezzotint.layouts import plain_shape
+from mezzotint.schemes import BF16
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,11 @@ def inspect(path: str | Path, device: str | torch.device = "cpu") -> Report:
 
 
 def _coverage(header: Header, contents: Contents) -> float:
-    quantized = sum(math.prod(linear.shape) for linear in contents.linears.values())
+    linears = contents.linears.values()
+    quantized = sum(math.prod(linear.shape) for linear in linears if linear.scheme is not BF16)
     plain = sum(math.prod(header.tensors[key].shape) for key in contents.plain)
-    return quantized / max(quantized + plain, 1)
+    transformed = sum(math.prod(linear.shape) for linear in linears if linear.scheme is BF16)
+    return quantized / max(quantized + plain + transformed, 1)
 
 
 def _layer(linear: StoredLinear, header: Header) -> Layer:
@@ -133,7 +136,7 @@ def _resident_bytes(header: Header, contents: Contents) -> int:
 def _runners(header: Header, contents: Contents, target: Target) -> list[Runner]:
     """Each backend's answer for each scheme; a reason that only some of its layers meet is given as theirs."""
     runners = []
-    for scheme in sorted({linear.scheme.name for linear in contents.linears.values()}):
+    for scheme in sorted({linear.scheme.name for linear in contents.linears.values() if linear.scheme is not BF16}):
         linears = [linear for linear in contents.linears.values() if linear.scheme.name == scheme]
         for backend in backends().values():
             answers = [backend.can(_spec(linear, header), target, AS_STORED) for linear in linears]
@@ -157,4 +160,4 @@ def _spec(linear: StoredLinear, header: Header) -> WeightSpec:
         for part, key in linear.keys.items()
         if key in header.tensors
     }
-    return WeightSpec(linear.scheme, linear.shape, shapes)
+    return WeightSpec(linear.scheme, linear.shape, shapes, linear.dynamic_input)

@@ -16,6 +16,8 @@ from mezzotint.checkpoint import Checkpoint
 from mezzotint.errors import BadRequest, MissingTensor, ShapeMismatch, UnexpectedTensor
 from mezzotint.kernels import ACTIVATIONS, AS_STORED
 from mezzotint.nn import QuantLinear, quant_linears
+from mezzotint.schemes import BF16
+from mezzotint.tensor import QuantTensor
 
 MAX_NAMED = 4
 """How many names an error spells out."""
@@ -101,9 +103,21 @@ def insert_linears(
     """Replace each nn.Linear that the checkpoint holds quantized by a QuantLinear, its weights read."""
     for name in plan.checkpoint.linears:
         (weight,) = plan.checkpoint.read(name)
+        if weight.scheme is BF16:
+            _restore(model, name, weight, device, dtype)
+            continue
         parent, _, leaf = name.rpartition(".")
         layer = QuantLinear(weight.to(device), dtype, plan.activations, backend)
         setattr(model.get_submodule(parent), leaf, layer)
+
+
+def _restore(model: nn.Module, name: str, weight: QuantTensor, device: torch.device, dtype: torch.dtype) -> None:
+    """Fill an ordinary nn.Linear with the weights that transformed ones stand for."""
+    values = {"weight": weight.scheme.dequantize(weight.parts), "bias": weight.scheme.real_bias(weight.parts)}
+    for leaf, value in values.items():
+        if value is not None:
+            place = f"{name}.{leaf}"
+            _assign(model, place, value.to(device, _dtype_of(model, place, dtype)))
 
 
 def report(plan: LoadPlan, model: nn.Module) -> LoadReport:
@@ -197,9 +211,15 @@ def _events(plan: LoadPlan, backends: tuple[BackendUse, ...]) -> Iterator[str]:
     linears = plan.checkpoint.contents.linears.values()
     if plan.activations != AS_STORED and linears:
         yield "inputs stay unquantized on request; the checkpoint's input scales are not used"
-    without = [linear for linear in linears if not linear.scheme.quantizes_input(linear.keys)]
+    quantized = [linear for linear in linears if linear.scheme is not BF16]
+    without = [linear for linear in quantized if not linear.quantizes_input]
     if plan.activations == AS_STORED and without:
         yield f"{len(without)} quantized layers have no input scale in the file; their inputs stay unquantized"
+    dynamic = [linear for linear in quantized if linear.dynamic_input and linear.scheme.static_input not in linear.keys]
+    if dynamic:
+        yield f"{len(dynamic)} quantized layers have no input scale in the file; theirs is computed at each call"
+    if len(quantized) < len(linears):
+        yield f"{len(linears) - len(quantized)} BF16 layers are stored transformed; their effective weights are loaded"
 
 
 def _report_lines(report: LoadReport) -> Iterator[str]:

@@ -38,6 +38,7 @@ class QuantLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.scheme = weight.scheme
+        self.dynamic_input = weight.dynamic_input
         self.activations = activations
         self.only = only
         parts = dict(weight.parts)
@@ -52,7 +53,8 @@ class QuantLinear(nn.Module):
     def weight_tensor(self) -> QuantTensor:
         """The weight as a value, without its bias; its parts are this layer's buffers."""
         parts = {name: part for name, part in self._buffers.items() if part is not None}
-        return QuantTensor(self.scheme, self.layout, (self.out_features, self.in_features), parts)
+        shape = (self.out_features, self.in_features)
+        return QuantTensor(self.scheme, self.layout, shape, parts, self.dynamic_input)
 
     def dequantize(self) -> Tensor:
         """The real weights that the checkpoint stands for, float32 [out, in]."""

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
+from torch import Tensor
+
 from mezzotint.errors import MissingTensor
 from mezzotint.formats.header import Header
 from mezzotint.layouts import plain_shape
@@ -29,9 +32,10 @@ class NoMatch:
 class StoredLinear:
     """A quantized linear as a file holds it.
 
-    module   the layer's name as the file spells it
-    shape    logical (out, in)
-    keys     {part: tensor name}, for the parts that are there and for those that ought to be
+    module          the layer's name as the file spells it
+    shape           logical (out, in)
+    keys            {part: tensor name}, for the parts that are there and for those that ought to be
+    dynamic_input   the layer's input is rounded with a scale computed at each call, where the file has no static one
     """
 
     module: str
@@ -39,6 +43,12 @@ class StoredLinear:
     layout: Layout
     shape: tuple[int, int]
     keys: Mapping[str, str]
+    dynamic_input: bool = False
+
+    @property
+    def quantizes_input(self) -> bool:
+        """Whether the layer's input is rounded for the product, by a static scale or a dynamic one."""
+        return self.scheme.quantizes_input(self.keys, self.dynamic_input)
 
     def check(self, header: Header) -> None:
         """Raise MissingTensor or ShapeMismatch, naming the tensor and the file."""
@@ -56,9 +66,14 @@ class StoredLinear:
         """The weight's values, in the file's own layout; raises BadScale where a scale is not a usable number."""
         parts = {}
         for part, key in self.keys.items():
-            parts[part] = header.tensors[key].read()
+            parts[part] = _typed(header.tensors[key].read(), self.scheme.part(part).dtypes[0])
             self.scheme.check_values(part, parts[part], f"{header.tensors[key].file}: {key}")
-        return QuantTensor(self.scheme, self.layout, self.shape, parts)
+        return QuantTensor(self.scheme, self.layout, self.shape, parts, self.dynamic_input)
+
+
+def _typed(stored: Tensor, dtype: torch.dtype) -> Tensor:
+    """A part that is stored as raw bytes, in the one-byte dtype that its scheme names."""
+    return stored.view(dtype) if stored.dtype is torch.uint8 and dtype.itemsize == 1 else stored
 
 
 def _missing(linear: StoredLinear, part: str, key: str, header: Header) -> MissingTensor:

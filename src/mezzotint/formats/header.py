@@ -68,11 +68,12 @@ class TensorInfo:
 class Header:
     """One component's files, read as far as their headers.
 
-    path      what the caller named
-    tensors   {key: TensorInfo} over all files
-    metadata  the safetensors `__metadata__` of all files, merged
-    config    config.json beside the files, or {}
-    notes     oddities that do not stop a load, for the report
+    path              what the caller named
+    tensors           {key: TensorInfo} over all files
+    metadata          the safetensors `__metadata__` of all files, merged
+    config            config.json beside the files, or {}
+    notes             oddities that do not stop a load, for the report
+    hf_quant_config   hf_quant_config.json beside the files, or {}
     """
 
     path: Path
@@ -81,6 +82,7 @@ class Header:
     metadata: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    hf_quant_config: Mapping[str, Any] = field(default_factory=dict)
 
     def nbytes(self) -> int:
         return sum(info.nbytes for info in self.tensors.values())
@@ -115,7 +117,9 @@ def header_of_files(path: Path, files: Iterable[Path], config_folder: Path, note
                 )
             tensors[name] = info
         metadata |= meta
-    return Header(path, files, tensors, metadata, _read_config(config_folder), tuple(notes))
+    config = _read_config(config_folder / "config.json")
+    quant_config = _read_config(config_folder / "hf_quant_config.json")
+    return Header(path, files, tensors, metadata, config, tuple(notes), quant_config)
 
 
 def _weight_files(folder: Path) -> tuple[list[Path], list[str]]:
@@ -171,9 +175,8 @@ def _index_shards(index: Path) -> list[str]:
     return shards
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    config = folder / "config.json"
-    return _read_json(config) if config.is_file() else {}
+def _read_config(file: Path) -> dict[str, Any]:
+    return _read_json(file) if file.is_file() else {}
 
 
 def _read_json(file: Path) -> dict[str, Any]:

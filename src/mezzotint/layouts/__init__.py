@@ -24,18 +24,33 @@ def convert(tensor: QuantTensor, to: Layout) -> QuantTensor:
 
 
 def plain_shape(scheme: Scheme, layout: Layout, part: str, shape: tuple[int, int], stored: Shape) -> Shape:
-    """The shape that a stored part has once it is plain; a stored shape that the layout forbids comes back as it is."""
-    if part == "block_scale" and layout.scales == "tiles_128x4":
-        rows, columns = shape[0], shape[1] // scheme.group
-        return (rows, columns) if stored == padded_shape(rows, columns) else stored
-    return stored
+    """The shape that a stored part has once it is plain; a stored shape that the layout forbids comes back as it is.
+
+    Files with scales in tiles are made for one kind of kernel, and pad the codes too: rows and columns to multiples
+    of 16 or 32, of which comfy-kitchen and ModelOpt take one or the other.
+    """
+    if layout.scales != "tiles_128x4" or part not in ("codes", "block_scale"):
+        return stored
+    (plain,) = scheme.part(part).shapes(*shape)
+    rows, columns = plain
+    if part == "codes":
+        allowed = {(padded_rows, padded) for padded_rows in _paddings(rows) for padded in _paddings(columns)}
+    else:
+        allowed = {padded_shape(rows, padded) for padded in (columns, *_paddings(columns))}
+    return plain if stored in allowed else stored
+
+
+def _paddings(length: int) -> tuple[int, ...]:
+    return (length, *(-(-length // multiple) * multiple for multiple in (8, 16, 32)))
 
 
 def _to_plain(tensor: QuantTensor) -> QuantTensor:
     parts = dict(tensor.parts)
-    rows, columns = tensor.shape
     if tensor.layout.codes == "high_first":
         parts["codes"] = swap_nibbles(parts["codes"])
     if tensor.layout.scales == "tiles_128x4":
-        parts["block_scale"] = from_tiles(parts["block_scale"], rows, columns // tensor.scheme.group)
+        for name in ("codes", "block_scale"):
+            ((rows, columns),) = tensor.scheme.part(name).shapes(*tensor.shape)
+            tiled = name == "block_scale"
+            parts[name] = from_tiles(parts[name], rows, columns) if tiled else parts[name][:rows, :columns].contiguous()
     return tensor.with_parts(parts, PLAIN)
