@@ -14,6 +14,7 @@ from mezzotint.errors import BadRequest
 from mezzotint.families import Family, family_of
 from mezzotint.families.naming import Naming, Piece
 from mezzotint.formats import Contents, Header, Recognised, StoredLinear, read_header, recognise
+from mezzotint.formats.supplement import with_scales_from
 from mezzotint.schemes import Shape
 from mezzotint.tensor import PLAIN, QuantTensor
 
@@ -32,14 +33,22 @@ class Checkpoint:
     contents: Contents
 
     @classmethod
-    def open(cls, path: str | Path) -> "Checkpoint":
-        """Read the headers at `path` and recognise them; raises CheckpointError."""
-        return cls.of(read_header(resolve(path)))
+    def open(cls, path: str | Path, *, scales_from: str | Path | None = None) -> "Checkpoint":
+        """Read the headers at `path` and recognise them; raises CheckpointError.
+
+        scales_from   another file of the same weights, whose static input scales stand in for those that `path` lacks
+        """
+        header = read_header(resolve(path))
+        if scales_from is not None:
+            header = with_scales_from(header, read_header(resolve(scales_from)))
+        return cls.of(header)
 
     @classmethod
     def of(cls, header: Header) -> "Checkpoint":
         recognised = recognise(header)
-        return cls(header, recognised, recognised.format.contents(header))
+        contents = recognised.format.contents(header)
+        evidence = "; ".join((recognised.evidence, *contents.evidence))
+        return cls(header, replace(recognised, evidence=evidence), contents)
 
     @cached_property
     def family(self) -> Family:
@@ -90,6 +99,16 @@ class Checkpoint:
             ignored |= {key: "inputs stay unquantized on request" for _, key in dropped if key in self.header.tensors}
             linears[name] = replace(linear, keys=keys, dynamic_input=False)
         return replace(self, contents=replace(self.contents, linears=linears, ignored=ignored))
+
+    def fitted(self, places: Mapping[str, Shape]) -> "Checkpoint":
+        """The same checkpoint with the padding of its linears recognised as such, {tensor of the model: shape}."""
+        linears = dict(self.contents.linears)
+        for module, pieces in self.linears.items():
+            place = places.get(f"{module}.weight", ())
+            linear = self.stored(pieces[0].source)
+            if len(pieces) == 1 and pieces[0].rows is None and linear.may_be_padded_from(place):
+                linears[linear.module] = replace(linear, shape=(place[0], place[1]))
+        return replace(self, contents=replace(self.contents, linears=linears))
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a plain tensor, by its diffusers name."""

@@ -155,9 +155,9 @@ def _runners(header: Header, contents: Contents, target: Target) -> list[Runner]
 
 
 def _spec(linear: StoredLinear, header: Header) -> WeightSpec:
-    shapes = {
-        part: plain_shape(linear.scheme, linear.layout, part, linear.shape, header.tensors[key].shape)
-        for part, key in linear.keys.items()
-        if key in header.tensors
-    }
+    shapes = {}
+    for part, key in linear.keys.items():
+        if key in header.tensors:
+            stored = header.tensors[key].shape
+            shapes[part] = plain_shape(linear.scheme, linear.layout, part, linear.shape, stored) or stored
     return WeightSpec(linear.scheme, linear.shape, shapes, linear.dynamic_input)

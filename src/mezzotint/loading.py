@@ -16,7 +16,7 @@ from mezzotint.checkpoint import Checkpoint
 from mezzotint.errors import BadRequest, MissingTensor, ShapeMismatch, UnexpectedTensor
 from mezzotint.kernels import ACTIVATIONS, AS_STORED
 from mezzotint.nn import QuantLinear, quant_linears
-from mezzotint.schemes import BF16
+from mezzotint.schemes import BF16, Shape
 from mezzotint.tensor import QuantTensor
 
 MAX_NAMED = 4
@@ -78,9 +78,11 @@ def plan(checkpoint: Checkpoint, model: nn.Module, activations: str = AS_STORED)
         raise BadRequest(f"activations is {activations!r}", f"there are: {', '.join(ACTIVATIONS)}.")
     if activations != AS_STORED:
         checkpoint = checkpoint.without_input_scales()
+    places = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    checkpoint = checkpoint.fitted(places)
     for linear in checkpoint.contents.linears.values():
         linear.check(checkpoint.header)
-    _account(checkpoint, model)
+    _account(checkpoint, places)
     return LoadPlan(checkpoint, activations)
 
 
@@ -140,9 +142,8 @@ def report(plan: LoadPlan, model: nn.Module) -> LoadReport:
     )
 
 
-def _account(checkpoint: Checkpoint, model: nn.Module) -> None:
+def _account(checkpoint: Checkpoint, places: Mapping[str, Shape]) -> None:
     """Every place in the model has one source of its shape, and every source a place."""
-    places = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     sources = {name: checkpoint.shape(name) for name in checkpoint.plain}
     for module in checkpoint.linears:
         sources |= {f"{module}.{name}": shape for name, shape in checkpoint.linear_shapes(module).items()}

@@ -7,11 +7,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mezzotint.errors import MissingTensor
-from mezzotint.formats.header import Header
+from mezzotint.errors import MissingTensor, ShapeMismatch
+from mezzotint.formats.header import Header, TensorInfo
 from mezzotint.layouts import plain_shape
-from mezzotint.schemes import Scheme
+from mezzotint.schemes import Scheme, Shape
 from mezzotint.tensor import Layout, QuantTensor
+
+MAX_PADDING = 32
+"""Rows and columns of codes are padded to multiples of 16 or 32."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,12 @@ class StoredLinear:
         """Whether the layer's input is rounded for the product, by a static scale or a dynamic one."""
         return self.scheme.quantizes_input(self.keys, self.dynamic_input)
 
+    def may_be_padded_from(self, shape: Shape) -> bool:
+        """Whether `shape` is smaller by what files made for one kind of kernel add to it; `check` tells for certain."""
+        padding = [own - wanted for own, wanted in zip(self.shape, shape, strict=False)]
+        tiled = self.layout.scales == "tiles_128x4" and len(shape) == len(self.shape)
+        return tiled and any(padding) and all(0 <= more < MAX_PADDING for more in padding)
+
     def check(self, header: Header) -> None:
         """Raise MissingTensor or ShapeMismatch, naming the tensor and the file."""
         for part, key in self.keys.items():
@@ -57,6 +66,8 @@ class StoredLinear:
                 raise _missing(self, part, key, header)
             info = header.tensors[key]
             shape = plain_shape(self.scheme, self.layout, part, self.shape, info.shape)
+            if shape is None:
+                raise _not_so_stored(self, part, info)
             self.scheme.check_part(part, shape, info.dtype, self.shape, f"{info.file.name}: {key}")
 
     def nbytes(self, header: Header) -> int:
@@ -76,6 +87,15 @@ def _typed(stored: Tensor, dtype: torch.dtype) -> Tensor:
     return stored.view(dtype) if stored.dtype is torch.uint8 and dtype.itemsize == 1 else stored
 
 
+def _not_so_stored(linear: StoredLinear, part: str, info: TensorInfo) -> ShapeMismatch:
+    rows, columns = linear.shape
+    return ShapeMismatch(
+        f"{info.file.name}: {info.name} has shape {list(info.shape)}, which {linear.layout} does not give to the "
+        f"{part} of {linear.scheme.title} of {rows} x {columns}",
+        "run `mezzotint inspect PATH` to see how the file is laid out.",
+    )
+
+
 def _missing(linear: StoredLinear, part: str, key: str, header: Header) -> MissingTensor:
     present = next(header.tensors[k] for k in linear.keys.values() if k in header.tensors)
     message = f"{present.file}: {key} is not there; {linear.scheme.title} needs it ({linear.scheme.part(part).meaning})"
@@ -89,14 +109,16 @@ def _missing(linear: StoredLinear, part: str, key: str, header: Header) -> Missi
 class Contents:
     """Every tensor of a header, each in exactly one of the three maps.
 
-    linears   {module: StoredLinear}
-    plain     keys stored as they are
-    ignored   {key: reason}
+    linears    {module: StoredLinear}
+    plain      keys stored as they are
+    ignored    {key: reason}
+    evidence   one sentence for each thing that the format concluded about the layout, and how
     """
 
     linears: Mapping[str, StoredLinear]
     plain: tuple[str, ...]
     ignored: Mapping[str, str] = field(default_factory=dict)
+    evidence: tuple[str, ...] = ()
 
 
 class Format(Protocol):

@@ -70,20 +70,24 @@ class ModelOpt:
         return Match(f"{config['file']}: quant_method modelopt, quant_algo {algo}, by {made_by}; layout as ModelOpt's")
 
     def contents(self, header: Header) -> Contents:
-        config = quantization(header)
         _check_configurations_agree(header)
-        expected = _declared_parts(config)
-        linears = {
-            info.name.removesuffix(".weight"): _linear(header, info, expected)
-            for info in header.tensors.values()
-            if info.name.endswith(".weight") and (info.dtype in SCHEME_OF_DTYPE or _is_transformed(header, info))
-        }
-        _check_declared(header, config, linears)
-        ignored = {key: "state of a calibration quantizer" for key in header.tensors if LEFTOVER in key}
-        return sort_out(header, linears, ignored)
+        return read(header, quantization(header))
 
 
 FORMAT = ModelOpt()
+
+
+def read(header: Header, config: Mapping[str, Any]) -> Contents:
+    """What the tensors are, held against a flat configuration; every layer in ModelOpt's own layout."""
+    declared = _declared_parts(config)
+    linears = {
+        info.name.removesuffix(".weight"): _linear(header, info, declared)
+        for info in header.tensors.values()
+        if info.name.endswith(".weight") and (info.dtype in SCHEME_OF_DTYPE or _is_transformed(header, info))
+    }
+    _check_declared(header, config, linears)
+    ignored = {key: "state of a calibration quantizer" for key in header.tensors if LEFTOVER in key}
+    return sort_out(header, linears, ignored)
 
 
 def quantization(header: Header) -> Mapping[str, Any]:

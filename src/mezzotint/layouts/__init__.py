@@ -23,8 +23,8 @@ def convert(tensor: QuantTensor, to: Layout) -> QuantTensor:
     return tensor.with_parts(parts, to)
 
 
-def plain_shape(scheme: Scheme, layout: Layout, part: str, shape: tuple[int, int], stored: Shape) -> Shape:
-    """The shape that a stored part has once it is plain; a stored shape that the layout forbids comes back as it is.
+def plain_shape(scheme: Scheme, layout: Layout, part: str, shape: tuple[int, int], stored: Shape) -> Shape | None:
+    """The shape that a stored part has once it is plain; None where the layout does not store it in this shape.
 
     Files with scales in tiles are made for one kind of kernel, and pad the codes too: rows and columns to multiples
     of 16 or 32, of which comfy-kitchen and ModelOpt take one or the other.
@@ -37,7 +37,7 @@ def plain_shape(scheme: Scheme, layout: Layout, part: str, shape: tuple[int, int
         allowed = {(padded_rows, padded) for padded_rows in _paddings(rows) for padded in _paddings(columns)}
     else:
         allowed = {padded_shape(rows, padded) for padded in (columns, *_paddings(columns))}
-    return plain if stored in allowed else stored
+    return plain if stored in allowed else None
 
 
 def _paddings(length: int) -> tuple[int, ...]:
