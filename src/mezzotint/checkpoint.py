@@ -13,8 +13,8 @@ from mezzotint.builtin import resolve
 from mezzotint.errors import BadRequest
 from mezzotint.families import Family, family_of
 from mezzotint.families.naming import Naming, Piece
-from mezzotint.formats import Contents, Header, Recognised, StoredLinear, read_header, recognise
-from mezzotint.formats.supplement import with_scales_from
+from mezzotint.formats import Contents, Header, Recognised, StoredLinear, recognise
+from mezzotint.formats.supplement import open_header
 from mezzotint.schemes import Shape
 from mezzotint.tensor import PLAIN, QuantTensor
 
@@ -36,12 +36,10 @@ class Checkpoint:
     def open(cls, path: str | Path, *, scales_from: str | Path | None = None) -> "Checkpoint":
         """Read the headers at `path` and recognise them; raises CheckpointError.
 
-        scales_from   another file of the same weights, whose static input scales stand in for those that `path` lacks
+        path          a file, a component's folder, or the folder of hf and ckpt that ModelOpt's quantize.py writes
+        scales_from   a file of the same weights with the input scales that `path` lacks, or ModelOpt's backbone.pt
         """
-        header = read_header(resolve(path))
-        if scales_from is not None:
-            header = with_scales_from(header, read_header(resolve(scales_from)))
-        return cls.of(header)
+        return cls.of(open_header(resolve(path), None if scales_from is None else resolve(scales_from)))
 
     @classmethod
     def of(cls, header: Header) -> "Checkpoint":

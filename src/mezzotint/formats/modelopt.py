@@ -62,6 +62,8 @@ class ModelOpt:
             return NoMatch("neither config.json nor hf_quant_config.json declares a quantization by modelopt")
         if COMFY_NOTE in header.metadata:
             return NoMatch(f"{COMFY_NOTE} in the header: ModelOpt has post-processed it for ComfyUI")
+        if not any(_is_quantized(info) or _is_transformed(header, info) for info in header.tensors.values()):
+            return NoMatch(f"{config['file']} declares {config.get('quant_algo')}, and no weight is quantized")
         if "modelopt_state" in config or "quant_type" in config:
             return NoMatch("its quantization_config is that of diffusers' own ModelOpt checkpoints")
         producer = config.get("producer", {})
@@ -83,7 +85,7 @@ def read(header: Header, config: Mapping[str, Any]) -> Contents:
     linears = {
         info.name.removesuffix(".weight"): _linear(header, info, declared)
         for info in header.tensors.values()
-        if info.name.endswith(".weight") and (info.dtype in SCHEME_OF_DTYPE or _is_transformed(header, info))
+        if _is_quantized(info) or _is_transformed(header, info)
     }
     _check_declared(header, config, linears)
     ignored = {key: "state of a calibration quantizer" for key in header.tensors if LEFTOVER in key}
@@ -133,9 +135,13 @@ def _declared_parts(config: Mapping[str, Any]) -> set[str]:
     return static | (set(TRANSFORMS) if algo in WITH_LOW_RANK else set())
 
 
-def _is_transformed(header: Header, weight: TensorInfo) -> bool:
-    module = weight.name.removesuffix(".weight")
-    return any(module + suffix in header.tensors for suffix in TRANSFORMS.values())
+def _is_quantized(info: TensorInfo) -> bool:
+    return info.name.endswith(".weight") and info.dtype in SCHEME_OF_DTYPE
+
+
+def _is_transformed(header: Header, info: TensorInfo) -> bool:
+    module = info.name.removesuffix(".weight")
+    return info.name.endswith(".weight") and any(module + suffix in header.tensors for suffix in TRANSFORMS.values())
 
 
 def _linear(header: Header, weight: TensorInfo, declared: set[str]) -> StoredLinear:
