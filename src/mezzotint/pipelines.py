@@ -60,8 +60,6 @@ def load(
     >>> pipe = load("demo", transformer="demo-fp8")
     >>> print(pipe.load_report)
     """
-    from diffusers import DiffusionPipeline
-
     folder = resolve(model)
     index = _pipeline_index(folder)
     place = torch.device(device) if device is not None else best_device()
@@ -74,7 +72,7 @@ def load(
         component: load_model(ready, module, place, dtype, backend) for component, (ready, module) in planned.items()
     }
     modules = {component: module.eval() for component, (_, module) in planned.items()}
-    pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True, **modules)
+    pipe = _pipeline_class(index, folder).from_pretrained(folder, dtype=dtype, local_files_only=True, **modules)
     pipe.set_progress_bar_config(disable=True)
     pipe.to(place)
     pipe.load_report, pipe.load_report_2 = reports[TRANSFORMER], reports.get(SECOND)
@@ -176,6 +174,17 @@ def _pipeline_index(folder: Path) -> dict[str, Any]:
         )
     entries: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
     return entries
+
+
+def _pipeline_class(index: dict[str, Any], folder: Path) -> Any:
+    """The pipeline's own class. The general one does not see which components are optional in it, and would read
+    Wan's transformers from the folder over those it is given (diffusers 0.42)."""
+    import diffusers
+
+    name = str(index.get("_class_name"))
+    if not hasattr(diffusers, name):
+        raise UnknownFormat(f"{folder}: its pipeline class {name} is not one of diffusers {diffusers.__version__}")
+    return getattr(diffusers, name)
 
 
 def _class_of(index: dict[str, Any], component: str) -> str | None:
