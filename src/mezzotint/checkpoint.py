@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mezzotint import layouts
 from mezzotint.builtin import resolve
-from mezzotint.errors import BadRequest
+from mezzotint.errors import BadRequest, MezzotintError
 from mezzotint.families import Family, family_of
 from mezzotint.families.naming import Naming, Piece
 from mezzotint.formats import Contents, Header, Recognised, StoredLinear, recognise
@@ -60,7 +60,25 @@ class Checkpoint:
 
     @cached_property
     def _naming(self) -> Naming:
-        return self.family.naming(self.shapes)
+        try:
+            return self.family.naming(self.shapes)
+        except MezzotintError as error:
+            raise error.at(str(self.header.path)) from error
+
+    @cached_property
+    def ignored(self) -> Mapping[str, str]:
+        """{stored tensor: reason} of all that is left aside, by the format or by the family."""
+        ignored = dict(self.contents.ignored)
+        for name, reason in self.family.dropped(self.shapes).items():
+            linear = self.contents.linears.get(name.removesuffix(".weight"))
+            ignored |= dict.fromkeys([name] if linear is None else linear.keys.values(), reason)
+        return ignored
+
+    @property
+    def unplaced(self) -> list[str]:
+        """Stored tensors that are neither ignored nor part of any tensor of the diffusers model."""
+        used = {piece.source for pieces in self._naming.values() for piece in pieces}
+        return [name for name in self.shapes if name not in used and name not in self.ignored]
 
     @cached_property
     def linears(self) -> Mapping[str, Sequence[Piece]]:

@@ -109,7 +109,7 @@ def insert_linears(
             _restore(model, name, weight, device, dtype)
             continue
         parent, _, leaf = name.rpartition(".")
-        layer = QuantLinear(weight.to(device), dtype, plan.activations, backend)
+        layer = QuantLinear(weight.to(device), _dtype_of(model, name, dtype), plan.activations, backend)
         setattr(model.get_submodule(parent), leaf, layer)
 
 
@@ -134,8 +134,8 @@ def report(plan: LoadPlan, model: nn.Module) -> LoadReport:
         format=recognised.format.title,
         evidence=recognised.evidence,
         declined=recognised.declined,
-        tensors_used=len(header.tensors) - len(plan.checkpoint.contents.ignored),
-        ignored=plan.checkpoint.contents.ignored,
+        tensors_used=len(header.tensors) - len(plan.checkpoint.ignored),
+        ignored=plan.checkpoint.ignored,
         resident_bytes=dict(sorted(resident.items())),
         backends=backends,
         events=(*header.notes, *_events(plan, backends)),
@@ -154,7 +154,7 @@ def _account(checkpoint: Checkpoint, places: Mapping[str, Shape]) -> None:
             f"{path}: {_some(missing)} not there, and the model needs {_them(missing)}",
             "is this a checkpoint of the same model, and complete?",
         )
-    extra = [name for name in sources if name not in places]
+    extra = [name for name in sources if name not in places] + checkpoint.unplaced
     if extra:
         raise UnexpectedTensor(
             f"{path}: {_some(extra)} left over; the model has no place for {_them(extra)}",

@@ -21,7 +21,7 @@ class QuantLinear(nn.Module):
     device chooses again; casting it leaves the parts as they are, because a float32 scale must stay float32.
 
     weight        what the layer multiplies by; its bias, if any, becomes an ordinary parameter
-    dtype         of the bias
+    dtype         of the bias, and of the inputs that the layer's owner is to expect (`compute_dtype`)
     activations   "as_stored" or "bf16"
     only          name of the one backend to use, or None for the best
     """
@@ -39,6 +39,7 @@ class QuantLinear(nn.Module):
         self.out_features, self.in_features = weight.shape
         self.scheme = weight.scheme
         self.dynamic_input = weight.dynamic_input
+        self.compute_dtype = dtype
         self.activations = activations
         self.only = only
         parts = dict(weight.parts)
@@ -48,6 +49,11 @@ class QuantLinear(nn.Module):
             self.register_buffer(name, part)
         self.layout = weight.layout
         self._select()
+
+    @property
+    def weight(self) -> Tensor:
+        """Shape and dtype for model code that looks at a linear's weight; it has no values to multiply by."""
+        return torch.empty(self.out_features, self.in_features, dtype=self.compute_dtype, device="meta")
 
     @property
     def weight_tensor(self) -> QuantTensor:
@@ -89,7 +95,8 @@ class QuantLinear(nn.Module):
         before, parts = self._device(), dict(self._buffers)
         self._buffers.clear()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        after = fn(torch.empty(0, device=before)).device
+        sample = fn(torch.empty(0, device=before, dtype=self.compute_dtype))
+        self.compute_dtype, after = sample.dtype, sample.device
         self._buffers.update({name: None if part is None else part.to(after) for name, part in parts.items()})
         if after.type != before.type:
             self._select()
