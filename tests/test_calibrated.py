@@ -102,7 +102,7 @@ def test_ranges_may_come_from_a_file_that_is_named(data: Path, calibrated: Path)
     found = Checkpoint.open(calibrated)
     assert named.contents.linears == found.contents.linears
     assert named.recognised.format.name == "calibrated"
-    assert "13 layers are quantized as they are read, 7 with ranges stay as they are" in named.recognised.evidence
+    assert "13 layers are quantized as they are read, 7 with ranges stay as they are" in named.evidence
 
 
 def test_the_model_runs(calibrated: Path) -> None:

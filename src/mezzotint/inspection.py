@@ -75,20 +75,23 @@ class Report:
         return dict(Counter(layer.scheme for layer in self.layers))
 
 
-def inspect(path: str | Path, device: str | torch.device = "cpu") -> Report:
-    """Report on a checkpoint file or component folder; reads headers and marker tensors, no weights.
+def inspect(path: str | Path, device: str | torch.device = "cpu", base: str | Path | None = None) -> Report:
+    """Report on a checkpoint file or component folder, from headers and marker tensors.
 
+    Weights are read only where nothing in the headers proves how they are arranged: a few rows of a few layers.
+
+    base     the BF16 model to hold those against
     device   whose abilities the report speaks of
     Raises   CheckpointError where a file cannot be read, or is nothing that Mezzotint knows
     """
-    checkpoint = Checkpoint.open(path)
+    checkpoint = Checkpoint.open(path, base=base)
     header, recognised, contents = checkpoint.header, checkpoint.recognised, checkpoint.contents
     target = Target.of(torch.device(device))
     return Report(
         path=header.path,
         files=tuple(file.name for file in header.files),
         format=recognised.format.title,
-        evidence=recognised.evidence,
+        evidence=checkpoint.evidence,
         declined=recognised.declined,
         family=checkpoint.family.title,
         coverage=_coverage(header, contents),

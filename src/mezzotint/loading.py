@@ -132,7 +132,7 @@ def report(plan: LoadPlan, model: nn.Module) -> LoadReport:
     return LoadReport(
         path=header.path,
         format=recognised.format.title,
-        evidence=recognised.evidence,
+        evidence=plan.checkpoint.evidence,
         declined=recognised.declined,
         tensors_used=len(header.tensors) - len(plan.checkpoint.ignored),
         ignored=plan.checkpoint.ignored,

@@ -54,9 +54,11 @@ class BFL:
         }
         _check_notes(header, linears)
         settled = settle_scales(header, linears)
-        fp4 = any(linear.scheme is NVFP4 for linear in linears.values())
-        codes = ((NOTED if COMFY_NOTE in header.metadata else BY_NAME),) if fp4 else ()
-        return replace(sort_out(header, settled.linears, _orphans(header)), evidence=(*codes, *settled.evidence))
+        found = sort_out(header, settled.linears, _orphans(header))
+        if all(linear.scheme is not NVFP4 for linear in linears.values()):
+            return found
+        codes = NOTED if COMFY_NOTE in header.metadata else BY_NAME
+        return replace(found, evidence=(codes, *settled.evidence), assumed=settled.assumed | {"codes"})
 
 
 FORMAT = BFL()

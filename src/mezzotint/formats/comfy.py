@@ -21,7 +21,7 @@ import torch
 from mezzotint.formats import modelopt
 from mezzotint.formats.contents import Contents, Match, NoMatch, StoredLinear, sort_out
 from mezzotint.formats.header import Header
-from mezzotint.formats.layout_evidence import TILES, settle_scales, with_scales
+from mezzotint.formats.layout_evidence import TILES, settle_scales, with_order
 from mezzotint.formats.notes import (
     MARKER,
     PREFIXES,
@@ -66,13 +66,17 @@ class Comfy:
         declaration = modelopt_declaration(header)
         if declaration:
             found = modelopt.read(header, declaration)
-            tiled = with_scales(found.linears, TILES)
+            tiled = with_order(found.linears, scales=TILES)
             settled = settle_scales(header, {module: unpadded(header, linear) for module, linear in tiled.items()})
-            return replace(found, linears=settled.linears, evidence=(LOW_FIRST, *settled.evidence))
+            return replace(
+                found, linears=settled.linears, evidence=(LOW_FIRST, *settled.evidence), assumed=settled.assumed
+            )
         linears = {module: noted_linear(header, module, note) for module, note in notes(header).items()}
         settled = settle_scales(header, linears)
-        codes = (HIGH_FIRST,) if any(linear.scheme is NVFP4 for linear in linears.values()) else ()
-        return replace(sort_out(header, settled.linears, markers(header)), evidence=(*codes, *settled.evidence))
+        found = sort_out(header, settled.linears, markers(header))
+        if all(linear.scheme is not NVFP4 for linear in linears.values()):
+            return replace(found, evidence=settled.evidence, assumed=settled.assumed)
+        return replace(found, evidence=(HIGH_FIRST, *settled.evidence), assumed=settled.assumed | {"codes"})
 
 
 FORMAT = Comfy()

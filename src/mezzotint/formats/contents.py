@@ -1,7 +1,7 @@
 """What a format finds in a header: the quantized linears, the tensors stored as they are, and what it ignores."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -9,9 +9,10 @@ from torch import Tensor
 
 from mezzotint.errors import MissingTensor, ShapeMismatch
 from mezzotint.formats.header import Header, TensorInfo
-from mezzotint.layouts import plain_shape
+from mezzotint.layouts import convert, plain_shape
+from mezzotint.layouts.tiles import TILE_ROWS
 from mezzotint.schemes import Scheme, Shape
-from mezzotint.tensor import Layout, QuantTensor
+from mezzotint.tensor import PLAIN, Layout, QuantTensor
 
 MAX_PADDING = 32
 """Rows and columns of codes are padded to multiples of 16 or 32."""
@@ -81,6 +82,18 @@ class StoredLinear:
             self.scheme.check_values(part, parts[part], f"{header.tensors[key].file}: {key}")
         return QuantTensor(self.scheme, self.layout, self.shape, parts, self.dynamic_input)
 
+    def read_rows(self, header: Header, first: int, last: int) -> QuantTensor:
+        """The weight of output features [first, last), plain; nothing is read beyond the scale tiles they are in."""
+        start, stop = first // TILE_ROWS * TILE_ROWS, -(-last // TILE_ROWS) * TILE_ROWS
+        infos = dict(header.tensors)
+        for part, key in self.keys.items():
+            info = header.tensors[key]
+            if self.scheme.part(part).rows and info.shape and info.shape[0] >= self.shape[0]:
+                infos[key] = info.rows(start, min(stop, info.shape[0]))
+        shape = (min(stop, self.shape[0]) - start, self.shape[1])
+        read = replace(self, shape=shape).read(replace(header, tensors=infos))
+        return convert(read, PLAIN).rows(torch.arange(first - start, last - start))
+
 
 def _typed(stored: Tensor, dtype: torch.dtype) -> Tensor:
     """A part that is stored as raw bytes, in the one-byte dtype that its scheme names."""
@@ -113,12 +126,14 @@ class Contents:
     plain      keys stored as they are
     ignored    {key: reason}
     evidence   one sentence for each thing that the format concluded about the layout, and how
+    assumed    fields of Layout that nothing in the header proves
     """
 
     linears: Mapping[str, StoredLinear]
     plain: tuple[str, ...]
     ignored: Mapping[str, str] = field(default_factory=dict)
     evidence: tuple[str, ...] = ()
+    assumed: frozenset[str] = frozenset()
 
 
 class Format(Protocol):

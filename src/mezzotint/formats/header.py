@@ -7,7 +7,7 @@ that later code may trust a `Header`.
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -62,6 +62,12 @@ class TensorInfo:
         if not buffer:
             return torch.empty(self.shape, dtype=self.dtype)
         return torch.frombuffer(buffer, dtype=torch.uint8).view(self.dtype).reshape(self.shape)
+
+    def rows(self, first: int, last: int) -> "TensorInfo":
+        """Where rows [first, last) of the first axis lie."""
+        size = self.nbytes // max(self.shape[0], 1)
+        start, end = self.start + first * size, self.start + last * size
+        return replace(self, shape=(last - first, *self.shape[1:]), start=start, end=end)
 
 
 @dataclass(frozen=True)
