@@ -16,6 +16,8 @@ from mezzotint.checkpoint import Checkpoint
 from mezzotint.errors import BadRequest, MissingTensor, ShapeMismatch, UnexpectedTensor
 from mezzotint.kernels import ACTIVATIONS, AS_STORED
 from mezzotint.nn import QuantLinear, SplitLinear, quant_linears
+from mezzotint.schemes import BF16, Shape
+from mezzotint.tensor import QuantTensor
 
 MAX_NAMED = 4
 """How many names an error spells out."""
@@ -76,9 +78,11 @@ def plan(checkpoint: Checkpoint, model: nn.Module, activations: str = AS_STORED)
         raise BadRequest(f"activations is {activations!r}", f"there are: {', '.join(ACTIVATIONS)}.")
     if activations != AS_STORED:
         checkpoint = checkpoint.without_input_scales()
+    places = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    checkpoint = checkpoint.fitted(places)
     for linear in checkpoint.contents.linears.values():
         linear.check(checkpoint.header)
-    _account(checkpoint, model)
+    _account(checkpoint, places)
     return LoadPlan(checkpoint, activations)
 
 
@@ -100,14 +104,28 @@ def insert_linears(
 ) -> None:
     """Replace each nn.Linear that the checkpoint holds quantized by a QuantLinear or SplitLinear, its weights read."""
     for name in plan.checkpoint.linears:
-        pieces = [piece.to(device) for piece in plan.checkpoint.read(name)]
-        parent, _, leaf = name.rpartition(".")
+        pieces = plan.checkpoint.read(name)
+        if pieces[0].scheme is BF16:
+            _restore(model, name, pieces[0], device, dtype)
+            continue
+        pieces = [piece.to(device) for piece in pieces]
+        own_dtype = _dtype_of(model, name, dtype)
         layer: nn.Module
         if len(pieces) == 1:
-            layer = QuantLinear(pieces[0], dtype, plan.activations, backend)
+            layer = QuantLinear(pieces[0], own_dtype, plan.activations, backend)
         else:
-            layer = SplitLinear(pieces, dtype, plan.activations, backend)
+            layer = SplitLinear(pieces, own_dtype, plan.activations, backend)
+        parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, layer)
+
+
+def _restore(model: nn.Module, name: str, weight: QuantTensor, device: torch.device, dtype: torch.dtype) -> None:
+    """Fill an ordinary nn.Linear with the weights that transformed ones stand for."""
+    values = {"weight": weight.scheme.dequantize(weight.parts), "bias": weight.scheme.real_bias(weight.parts)}
+    for leaf, value in values.items():
+        if value is not None:
+            place = f"{name}.{leaf}"
+            _assign(model, place, value.to(device, _dtype_of(model, place, dtype)))
 
 
 def report(plan: LoadPlan, model: nn.Module) -> LoadReport:
@@ -120,19 +138,18 @@ def report(plan: LoadPlan, model: nn.Module) -> LoadReport:
     return LoadReport(
         path=header.path,
         format=recognised.format.title,
-        evidence=recognised.evidence,
+        evidence=plan.checkpoint.evidence,
         declined=recognised.declined,
-        tensors_used=len(header.tensors) - len(plan.checkpoint.contents.ignored),
-        ignored=plan.checkpoint.contents.ignored,
+        tensors_used=len(header.tensors) - len(plan.checkpoint.ignored),
+        ignored=plan.checkpoint.ignored,
         resident_bytes=dict(sorted(resident.items())),
         backends=backends,
         events=(*header.notes, *_events(plan, backends)),
     )
 
 
-def _account(checkpoint: Checkpoint, model: nn.Module) -> None:
+def _account(checkpoint: Checkpoint, places: Mapping[str, Shape]) -> None:
     """Every place in the model has one source of its shape, and every source a place."""
-    places = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     sources = {name: checkpoint.shape(name) for name in checkpoint.plain}
     for module in checkpoint.linears:
         sources |= {f"{module}.{name}": shape for name, shape in checkpoint.linear_shapes(module).items()}
@@ -143,7 +160,7 @@ def _account(checkpoint: Checkpoint, model: nn.Module) -> None:
             f"{path}: {_some(missing)} not there, and the model needs {_them(missing)}",
             "is this a checkpoint of the same model, and complete?",
         )
-    extra = [name for name in sources if name not in places]
+    extra = [name for name in sources if name not in places] + checkpoint.unplaced
     if extra:
         raise UnexpectedTensor(
             f"{path}: {_some(extra)} left over; the model has no place for {_them(extra)}",
@@ -205,10 +222,15 @@ def _events(plan: LoadPlan, backends: tuple[BackendUse, ...]) -> Iterator[str]:
     linears = plan.checkpoint.contents.linears.values()
     if plan.activations != AS_STORED and linears:
         yield "inputs stay unquantized on request; the checkpoint's input scales are not used"
-    quantizing = [linear for linear in linears if linear.scheme.quantize_input is not None]
-    without = [linear for linear in quantizing if not linear.scheme.quantizes_input(linear.keys)]
+    quantized = [linear for linear in linears if linear.scheme is not BF16]
+    without = [linear for linear in quantized if linear.scheme.quantize_input and not linear.quantizes_input]
     if plan.activations == AS_STORED and without:
         yield f"{len(without)} quantized layers have no input scale in the file; their inputs stay unquantized"
+    dynamic = [linear for linear in quantized if linear.dynamic_input and linear.scheme.static_input not in linear.keys]
+    if dynamic:
+        yield f"{len(dynamic)} quantized layers have no input scale in the file; theirs is computed at each call"
+    if len(quantized) < len(linears):
+        yield f"{len(linears) - len(quantized)} BF16 layers are stored transformed; their effective weights are loaded"
 
 
 def _report_lines(report: LoadReport) -> Iterator[str]:

@@ -21,7 +21,7 @@ class QuantLinear(nn.Module):
     device chooses again; casting it leaves the parts as they are, because a float32 scale must stay float32.
 
     weight        what the layer multiplies by; its bias, if any, becomes an ordinary parameter
-    dtype         of the bias
+    dtype         of the bias, and of the inputs that the layer's owner is to expect (`compute_dtype`)
     activations   "as_stored" or "bf16"
     only          name of the one backend to use, or None for the best
     """
@@ -38,6 +38,8 @@ class QuantLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.scheme = weight.scheme
+        self.dynamic_input = weight.dynamic_input
+        self.compute_dtype = dtype
         self.activations = activations
         self.only = only
         parts = dict(weight.parts)
@@ -54,10 +56,16 @@ class QuantLinear(nn.Module):
         return (self,)
 
     @property
+    def weight(self) -> Tensor:
+        """Shape and dtype for model code that looks at a linear's weight; it has no values to multiply by."""
+        return torch.empty(self.out_features, self.in_features, dtype=self.compute_dtype, device="meta")
+
+    @property
     def weight_tensor(self) -> QuantTensor:
         """The weight as a value, without its bias; its parts are this layer's buffers."""
         parts = {name: part for name, part in self._buffers.items() if part is not None}
-        return QuantTensor(self.scheme, self.layout, (self.out_features, self.in_features), parts)
+        shape = (self.out_features, self.in_features)
+        return QuantTensor(self.scheme, self.layout, shape, parts, self.dynamic_input)
 
     def dequantize(self) -> Tensor:
         """The real weights that the checkpoint stands for, float32 [out, in]."""
@@ -92,7 +100,8 @@ class QuantLinear(nn.Module):
         before, parts = self._device(), dict(self._buffers)
         self._buffers.clear()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        after = fn(torch.empty(0, device=before)).device
+        sample = fn(torch.empty(0, device=before, dtype=self.compute_dtype))
+        self.compute_dtype, after = sample.dtype, sample.device
         self._buffers.update({name: None if part is None else part.to(after) for name, part in parts.items()})
         if after.type != before.type:
             self._select()

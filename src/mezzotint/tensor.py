@@ -40,12 +40,21 @@ PLAIN = Layout()
 
 @dataclass(frozen=True)
 class QuantTensor:
-    """A linear layer's weight: `parts` under `scheme`, arranged as `layout`, standing for float32 `shape` (out, in)."""
+    """A linear layer's weight: `parts` under `scheme`, arranged as `layout`, standing for float32 `shape` (out, in).
+
+    dynamic_input   the layer's input is rounded with a scale computed at each call, where `parts` has no static one
+    """
 
     scheme: Scheme
     layout: Layout
     shape: tuple[int, int]
     parts: Mapping[str, Tensor]
+    dynamic_input: bool = False
+
+    @property
+    def quantizes_input(self) -> bool:
+        """Whether the layer's input is rounded for the product, by a static scale or a dynamic one."""
+        return self.scheme.quantizes_input(self.parts, self.dynamic_input)
 
     def with_parts(self, parts: Mapping[str, Tensor], layout: Layout) -> "QuantTensor":
         return replace(self, parts=dict(parts), layout=layout)

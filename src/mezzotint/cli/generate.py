@@ -55,8 +55,8 @@ def generate(
         from mezzotint.pictures import save_png, sheet
         from mezzotint.pipelines import load, paint, sampling_of
 
-        settings = sampling_of(model).but(steps, size, guidance)
-        pipe = load(model, transformer, device, activations=activations, backend=backend)
+        settings = sampling_of(model).but(steps=steps, size=size, guidance=guidance)
+        pipe = load(model, transformer, device=device, activations=activations, backend=backend)
         repeated = [prompt for prompt in prompts for _ in range(count)]
         seeds = [seed + i for i in range(len(repeated))]
         progress.update(bar, description="painting", total=settings.steps * len(repeated), completed=0)

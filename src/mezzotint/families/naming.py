@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from mezzotint.schemes import Shape
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -17,6 +19,11 @@ class Piece:
     source: str
     rows: Tensor | None = None
     columns: int | None = None
+
+
+def as_spelled(shapes: Mapping[str, Shape]) -> "Naming":
+    """The naming of a file that already uses diffusers' names."""
+    return {name: (Piece(name),) for name in shapes}
 
 
 Naming = Mapping[str, Sequence[Piece]]

@@ -7,7 +7,7 @@ that later code may trust a `Header`.
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -65,16 +65,23 @@ class TensorInfo:
             return torch.empty(self.shape, dtype=self.dtype)
         return torch.frombuffer(buffer, dtype=torch.uint8).view(self.dtype).reshape(self.shape)
 
+    def rows(self, first: int, last: int) -> "TensorInfo":
+        """Where rows [first, last) of the first axis lie."""
+        size = self.nbytes // max(self.shape[0], 1)
+        start, end = self.start + first * size, self.start + last * size
+        return replace(self, shape=(last - first, *self.shape[1:]), start=start, end=end)
+
 
 @dataclass(frozen=True)
 class Header:
     """One component's files, read as far as their headers.
 
-    path      what the caller named
-    tensors   {key: TensorInfo} over all files
-    metadata  the safetensors `__metadata__` of all files, merged
-    config    the diffusers configuration in the metadata, else config.json beside the files, else {}
-    notes     oddities that do not stop a load, for the report
+    path             what the caller named
+    tensors          {key: TensorInfo} over all files
+    metadata         the safetensors `__metadata__` of all files, merged
+    config           the diffusers configuration in the metadata, else config.json beside the files, else {}
+    notes            oddities that do not stop a load, for the report
+    hf_quant_config  hf_quant_config.json beside the files, or {}
     """
 
     path: Path
@@ -83,6 +90,7 @@ class Header:
     metadata: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    hf_quant_config: Mapping[str, Any] = field(default_factory=dict)
 
     def nbytes(self) -> int:
         return sum(info.nbytes for info in self.tensors.values())
@@ -117,8 +125,9 @@ def header_of_files(path: Path, files: Iterable[Path], config_folder: Path, note
                 )
             tensors[name] = info
         metadata |= meta
-    config = _config_in(metadata) or _read_config(config_folder)
-    return Header(path, files, tensors, metadata, config, tuple(notes))
+    config = _config_in(metadata) or _read_config(config_folder / "config.json")
+    quant_config = _read_config(config_folder / "hf_quant_config.json")
+    return Header(path, files, tensors, metadata, config, tuple(notes), quant_config)
 
 
 def _weight_files(folder: Path) -> tuple[list[Path], list[str]]:
@@ -185,9 +194,8 @@ def _config_in(metadata: Mapping[str, str]) -> dict[str, Any]:
     return value if isinstance(value, dict) and "_class_name" in value else {}
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    config = folder / "config.json"
-    return _read_json(config) if config.is_file() else {}
+def _read_config(file: Path) -> dict[str, Any]:
+    return _read_json(file) if file.is_file() else {}
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from mezzotint.formats.header import NUNCHAKU_FOLDER, Header
 from mezzotint.formats.svdquant import QWEIGHT, quantized_modules, scheme_of, stored_linear
 from mezzotint.layouts.nunchaku import WARP, from_code_fragments, from_vector_fragments
 from mezzotint.schemes import AWQ_W4A16, SVDQUANT_INT4, Scheme
+from mezzotint.schemes.groups import grouped
 from mezzotint.schemes.rounding import expand_nibbles
-from mezzotint.schemes.scheme import in_groups
 from mezzotint.tensor import Layout, QuantTensor
 
 FRAGMENTS, ROWS = "fragments", "row_major"
@@ -66,7 +66,7 @@ def full_groups(codes: Tensor, scheme: Scheme) -> float:
     """Share of the groups that reach the largest code: plain codes uint8 [out, in/2]."""
     largest = (7, 8, 9) if scheme is SVDQUANT_INT4 else (7, 15)  # 7, -8, -7 in two's complement; 6.0 and -6.0
     full = torch.isin(expand_nibbles(codes), torch.tensor(largest, dtype=torch.uint8))
-    return float(in_groups(full, scheme.group).any(-1).float().mean())
+    return float(grouped(full, scheme.group).any(-1).float().mean())
 
 
 def _measured_codes(header: Header, said: str) -> Order:
@@ -163,7 +163,7 @@ def _unpack(vector: Tensor) -> Tensor:
 
 def _by_run(values: Tensor) -> Tensor:
     """values [in] less the mean of their run of 16, inside which the two orders differ."""
-    runs = in_groups(values, RUN)
+    runs = grouped(values, RUN)
     return (runs - runs.mean(1, keepdim=True)).flatten()
 
 

@@ -52,6 +52,21 @@ def _turned(shape: Shape) -> tuple[Shape, ...]:
     return (shape[::-1],)
 
 
+def _paddings(length: int) -> tuple[int, ...]:
+    return (length, *(-(-length // multiple) * multiple for multiple in (8, 16, 32)))
+
+
+def _padded(shape: Shape) -> tuple[Shape, ...]:
+    """Files with scales in tiles are made for one kind of kernel, and pad the codes too: rows and columns to multiples
+    of 16 or 32, of which comfy-kitchen and ModelOpt take one or the other.
+    """
+    return tuple((rows, columns) for rows in _paddings(shape[0]) for columns in _paddings(shape[1]))
+
+
+def _identity(values: Tensor) -> Tensor:
+    return values
+
+
 def _transpose(values: Tensor) -> Tensor:
     return values.t().contiguous()
 
@@ -75,7 +90,9 @@ def _fragments(
 
 WARP, RANKS = nunchaku.WARP, nunchaku.RANKS
 TILES = Arrangement(
-    to_tiles, lambda tiles: from_tiles(tiles, *tiles.shape), lambda shape: (padded_shape(shape[0], shape[1]),)
+    to_tiles,
+    lambda tiles: from_tiles(tiles, *tiles.shape),
+    lambda shape: tuple(padded_shape(shape[0], columns) for columns in _paddings(shape[1])),
 )
 BY_GROUP = Arrangement(_transpose, _transpose, _turned)
 AWQ_GROUPS = Arrangement(
@@ -95,6 +112,10 @@ CODES: Mapping[str, Arrangement] = {
         lambda shape: ((shape[0] // nunchaku.AWQ_ROWS, shape[1]),),
         torch.int32,
     ),
+}
+TILED_CODES: Mapping[str, Arrangement] = {
+    "high_first": Arrangement(swap_nibbles, swap_nibbles, _padded),
+    "low_first": Arrangement(_identity, _identity, _padded),
 }
 SCALES: Mapping[str, Arrangement] = {
     "tiles_128x4": TILES,
@@ -132,7 +153,7 @@ def arrangement(layout: Layout, part: str) -> Arrangement | None:
 
 
 _FINDERS: Mapping[str, Callable[[Layout], Arrangement | None]] = {
-    "codes": lambda layout: CODES.get(layout.codes),
+    "codes": lambda layout: (TILED_CODES if layout.scales == "tiles_128x4" else CODES).get(layout.codes),
     "proj_down": lambda layout: DOWN.get(layout.low_rank),
     "proj_up": lambda layout: UP.get(layout.low_rank),
     **dict.fromkeys(("block_scale", "block_zero"), lambda layout: SCALES.get(layout.scales)),

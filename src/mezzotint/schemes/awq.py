@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from mezzotint.schemes.groups import grouped
 from mezzotint.schemes.rounding import expand_nibbles
-from mezzotint.schemes.scheme import COMMON, HALVES, Part, Parts, Scheme, groups_of, in_groups
+from mezzotint.schemes.scheme import COMMON, HALVES, Part, Parts, Scheme, groups_of
 
 AWQ_GROUP = 64
 
@@ -17,7 +18,7 @@ def decode_awq(parts: Parts) -> Tensor:
     block_zero    bf16 [out, in/64], added; -zero * scale, rounded to bf16
     Returns       float32 [out, in]
     """
-    groups = in_groups(expand_nibbles(parts["codes"]).float(), AWQ_GROUP)
+    groups = grouped(expand_nibbles(parts["codes"]).float(), AWQ_GROUP)
     scaled = groups * parts["block_scale"].float().unsqueeze(-1)
     return (scaled + parts["block_zero"].float().unsqueeze(-1)).flatten(-2)
 

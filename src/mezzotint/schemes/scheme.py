@@ -65,7 +65,8 @@ class Scheme:
     parts            what every layer of the scheme has; `optional` is what it may have besides
     decode           plain parts -> float32 [out, in], the codes' own real values
     quantize_input   (x, parts) -> float32 of x's shape: x rounded for the product
-    static_input     the part that `quantize_input` needs, where it needs one
+    static_input     the part that gives `quantize_input` its scale; without it the scale is computed from x, and
+                     None where it always is
     """
 
     name: str
@@ -81,9 +82,9 @@ class Scheme:
     def part(self, name: str) -> Part:
         return self.parts[name] if name in self.parts else self.optional[name]
 
-    def quantizes_input(self, parts: Collection[str]) -> bool:
-        """Whether a layer with these parts says how its input is to be rounded."""
-        return self.quantize_input is not None and (self.static_input is None or self.static_input in parts)
+    def quantizes_input(self, parts: Collection[str], dynamic: bool) -> bool:
+        """Whether a layer's input is rounded: by a static scale among its parts, or by one computed at each call."""
+        return self.quantize_input is not None and (dynamic or self.static_input is None or self.static_input in parts)
 
     def dequantize(self, parts: Parts) -> Tensor:
         """The real weights that the parts stand for, float32 [out, in]: what multiplies the layer's own input."""
@@ -108,9 +109,7 @@ class Scheme:
         """The layer's product without its bias: x [..., in] to float32 [..., out]; `quantize` rounds the input."""
         own = x.float()
         scaled = _scale_columns(own + parts["shift"].float() if "shift" in parts else own, parts)
-        rounded = scaled
-        if quantize and self.quantize_input is not None and self.quantizes_input(parts):
-            rounded = self.quantize_input(scaled, parts)
+        rounded = self.quantize_input(scaled, parts) if quantize and self.quantize_input is not None else scaled
         y = F.linear(rounded, self.decode(parts))
         if "lora_down" in parts:
             y = y + F.linear(F.linear(scaled, parts["lora_down"].float()), parts["lora_up"].float())
@@ -122,8 +121,8 @@ class Scheme:
         """Raise ShapeMismatch unless a plain part of this shape and dtype can belong to an (out, in) matrix."""
         part = self.part(name)
         out_features, in_features = shape
-        if in_features % self.group:
-            raise ShapeMismatch(f"{where}: {in_features} input features are no multiple of {self.group} ({self.title})")
+        if self.group > 1 and in_features % 2:
+            raise ShapeMismatch(f"{where}: {in_features} input features are an odd number ({self.title})")
         allowed = part.shapes(out_features, in_features)
         if not any(_fits(have, shape) for shape in allowed):
             raise ShapeMismatch(
@@ -176,11 +175,6 @@ def _scale_columns(values: Tensor, parts: Parts) -> Tensor:
 def groups_of(group: int) -> Callable[[int, int], tuple[Shape, ...]]:
     """Shape of one number for each output feature and each `group` input features."""
     return lambda out, in_: ((out, in_ // group),)
-
-
-def in_groups(values: Tensor, group: int) -> Tensor:
-    """[..., n] to [..., n / group, group]"""
-    return values.reshape(*values.shape[:-1], -1, group)
 
 
 F32 = (torch.float32,)

@@ -6,8 +6,9 @@ smooth, proj_down, proj_up, shift and bias are those of every scheme; see `mezzo
 import torch
 from torch import Tensor
 
+from mezzotint.schemes.groups import grouped
 from mezzotint.schemes.rounding import expand_nibbles
-from mezzotint.schemes.scheme import COMMON, HALVES, Part, Parts, Scheme, groups_of, in_groups
+from mezzotint.schemes.scheme import COMMON, HALVES, Part, Parts, Scheme, groups_of
 
 INT4_GROUP = 64
 SIGNED_MAX, UNSIGNED_MAX = 7, 15
@@ -22,7 +23,7 @@ def decode_svdquant_int4(parts: Parts) -> Tensor:
     """
     nibbles = expand_nibbles(parts["codes"]).to(torch.int8)
     signed = torch.where(nibbles > SIGNED_MAX, nibbles - 16, nibbles).float()
-    return (in_groups(signed, INT4_GROUP) * parts["block_scale"].float().unsqueeze(-1)).flatten(-2)
+    return (grouped(signed, INT4_GROUP) * parts["block_scale"].float().unsqueeze(-1)).flatten(-2)
 
 
 def quantize_input_int4(x: Tensor, parts: Parts) -> Tensor:
@@ -33,7 +34,7 @@ def quantize_input_int4(x: Tensor, parts: Parts) -> Tensor:
     Source   Nunchaku's quantize_w4a4_act
     """
     low, high = (0, UNSIGNED_MAX) if "shift" in parts else (-SIGNED_MAX - 1, SIGNED_MAX)
-    groups = in_groups(x.float(), INT4_GROUP)
+    groups = grouped(x.float(), INT4_GROUP)
     scale = groups.abs().amax(-1, keepdim=True) / high
     safe = torch.where(scale > 0, scale, torch.ones_like(scale))
     codes = torch.round(groups / safe).clamp(low, high)

@@ -7,8 +7,9 @@ of their own were fused), or absent. smooth, proj_down, proj_up and bias are tho
 import torch
 from torch import Tensor
 
+from mezzotint.schemes.groups import grouped
 from mezzotint.schemes.rounding import E2M1_MAX, expand_e2m1, round_e2m1, round_e4m3
-from mezzotint.schemes.scheme import COMMON, FLOATS, Part, Parts, Scheme, groups_of, in_groups, scalar
+from mezzotint.schemes.scheme import COMMON, FLOATS, Part, Parts, Scheme, groups_of, scalar
 
 FP4_GROUP = 16
 
@@ -27,7 +28,7 @@ def decode_svdquant_nvfp4(parts: Parts) -> Tensor:
         scale = scale * parts["global_scale"].float().reshape(())
     if "channel_scale" in parts:
         scale = scale * parts["channel_scale"].float().unsqueeze(-1)
-    return (in_groups(expand_e2m1(parts["codes"]), FP4_GROUP) * scale.unsqueeze(-1)).flatten(-2)
+    return (grouped(expand_e2m1(parts["codes"]), FP4_GROUP) * scale.unsqueeze(-1)).flatten(-2)
 
 
 def quantize_input_svdquant_nvfp4(x: Tensor, _parts: Parts) -> Tensor:
@@ -36,7 +37,7 @@ def quantize_input_svdquant_nvfp4(x: Tensor, _parts: Parts) -> Tensor:
     There is no scale above the blocks' own, and codes are computed with the scale before it is rounded to e4m3.
     Source   Nunchaku's quantize_w4a4_fp4
     """
-    groups = in_groups(x.float(), FP4_GROUP)
+    groups = grouped(x.float(), FP4_GROUP)
     scale = groups.abs().amax(-1, keepdim=True) / E2M1_MAX
     safe = torch.where(scale > 0, scale, torch.ones_like(scale))
     return (round_e2m1(groups / safe) * round_e4m3(scale).float()).flatten(-2)
