@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,15 +116,16 @@ def best_device() -> torch.device:
 
 
 def sampling_of(model: str | Path) -> Sampling:
-    """Recommended settings: the pipeline folder's own sampling.json, or else those of its family."""
+    """Recommended settings: those of its family's variant, and over them the pipeline folder's own sampling.json."""
     folder = resolve(model)
-    own = folder / SAMPLING_FILE
-    if own.is_file():
-        known = {entry.name for entry in fields(Sampling)}
-        return Sampling(**{key: value for key, value in json.loads(own.read_text()).items() if key in known})
     index = _pipeline_index(folder)
     family = family_with(str(_class_of(index, TRANSFORMER)), str(folder))
-    return family.sampling(index, _component_config(folder, TRANSFORMER))
+    recommended = family.sampling(index, _component_config(folder, TRANSFORMER))
+    own = folder / SAMPLING_FILE
+    if not own.is_file():
+        return recommended
+    known = {entry.name for entry in fields(Sampling)}
+    return replace(recommended, **{key: value for key, value in json.loads(own.read_text()).items() if key in known})
 
 
 def paint(
@@ -160,9 +161,9 @@ def paint(
         callback_on_step_end=keep,
         **family.arguments(sampling, len(prompts)),
     )
-    if sampling.num_frames is None:
-        return Painting(output.images, last[0])
-    return Painting([], last[0], output.frames, sampling.fps)
+    if hasattr(output, "frames"):
+        return Painting([], last[0], output.frames, sampling.fps)
+    return Painting(output.images, last[0])
 
 
 def _pipeline_index(folder: Path) -> dict[str, Any]:
