@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from mezzotint.errors import BadRequest, MezzotintError
 from mezzotint.families import Family, family_of
 from mezzotint.families.naming import Naming, Piece
 from mezzotint.formats import Contents, Header, Recognised, StoredLinear, read_header, recognise
+from mezzotint.hub import AnyPath
 from mezzotint.schemes import Shape
 from mezzotint.tensor import PLAIN, QuantTensor
 
@@ -32,8 +32,8 @@ class Checkpoint:
     contents: Contents
 
     @classmethod
-    def open(cls, path: str | Path) -> "Checkpoint":
-        """Read the headers at `path` and recognise them; raises CheckpointError."""
+    def open(cls, path: str | AnyPath) -> "Checkpoint":
+        """Read the headers at `path`, which may be a Hub id, and recognise them; raises CheckpointError."""
         return cls.of(read_header(resolve(path)))
 
     @classmethod

@@ -14,12 +14,16 @@ from mezzotint.builtin import resolve
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.errors import BadRequest, NotACheckpoint, UnknownFormat
 from mezzotint.families import Sampling, family_with
+from mezzotint.hub import AnyPath, HubPath
 from mezzotint.kernels import AS_STORED
 from mezzotint.loading import LoadPlan, plan
 from mezzotint.loading import load as load_model
 
 TRANSFORMER, SECOND = "transformer", "transformer_2"
 SAMPLING_FILE = "sampling.json"
+NEEDED = (".json", ".safetensors", ".txt", ".model", ".jinja")
+VARIANTS = (".fp16.", ".bf16.", ".non_ema.")
+"""Which files of a text encoder or VAE on the Hub a pipeline is read from, and which of those are second copies."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,9 @@ class Painting:
 
 
 def load(
-    model: str | Path = "demo",
-    transformer: str | Path | None = None,
-    transformer_2: str | Path | None = None,
+    model: str | AnyPath = "demo",
+    transformer: str | AnyPath | None = None,
+    transformer_2: str | AnyPath | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.bfloat16,
     activations: str = AS_STORED,
@@ -47,8 +51,8 @@ def load(
 ) -> Any:
     """A ready diffusers pipeline whose transformer was read from `transformer`, quantized or not.
 
-    model         folder of a diffusers pipeline, or "demo"
-    transformer   file or folder of a transformer in any format that `inspect` knows; None for the pipeline's own
+    model         folder or Hub id of a diffusers pipeline, or "demo"
+    transformer   file, folder or Hub id of a transformer in any format that `inspect` knows; None for the model's own
     transformer_2 the same for the second expert of a model that has two, such as Wan 2.2 A14B
     device        None for the GPU if there is one
     dtype         of everything that is not quantized; scales keep their own
@@ -72,7 +76,8 @@ def load(
         component: load_model(ready, module, place, dtype, backend) for component, (ready, module) in planned.items()
     }
     modules = {component: module.eval() for component, (_, module) in planned.items()}
-    pipe = _pipeline_class(index, folder).from_pretrained(folder, dtype=dtype, local_files_only=True, **modules)
+    here = _fetch_rest(index, folder) if isinstance(folder, HubPath) else folder
+    pipe = _pipeline_class(index, folder).from_pretrained(here, dtype=dtype, local_files_only=True, **modules)
     pipe.set_progress_bar_config(disable=True)
     pipe.to(place)
     pipe.load_report, pipe.load_report_2 = reports[TRANSFORMER], reports.get(SECOND)
@@ -80,7 +85,7 @@ def load(
 
 
 def plan_transformer(
-    component: str, source: str | Path | None, index: dict[str, Any], folder: Path, activations: str
+    component: str, source: str | AnyPath | None, index: dict[str, Any], folder: AnyPath, activations: str
 ) -> tuple[LoadPlan, nn.Module]:
     """The plan for one transformer and its model, with the configuration that lies beside it or else the pipeline's."""
     model_class = _class_of(index, component)
@@ -115,7 +120,7 @@ def best_device() -> torch.device:
     return accelerator if accelerator is not None else torch.device("cpu")
 
 
-def sampling_of(model: str | Path) -> Sampling:
+def sampling_of(model: str | AnyPath) -> Sampling:
     """Recommended settings: those of its family's variant, and over them the pipeline folder's own sampling.json."""
     folder = resolve(model)
     index = _pipeline_index(folder)
@@ -166,7 +171,7 @@ def paint(
     return Painting(output.images, last[0])
 
 
-def _pipeline_index(folder: Path) -> dict[str, Any]:
+def _pipeline_index(folder: AnyPath) -> dict[str, Any]:
     index = folder / "model_index.json"
     if not index.is_file():
         raise NotACheckpoint(
@@ -177,7 +182,19 @@ def _pipeline_index(folder: Path) -> dict[str, Any]:
     return entries
 
 
-def _pipeline_class(index: dict[str, Any], folder: Path) -> Any:
+def _fetch_rest(index: dict[str, Any], folder: HubPath) -> Path:
+    """Download what a pipeline has besides its transformers' weights; returns its folder in the cache."""
+    for name in (SAMPLING_FILE, f"{TRANSFORMER}/config.json", f"{SECOND}/config.json"):
+        if (folder / name).is_file():
+            (folder / name).fetch()
+    for component in index.keys() - {TRANSFORMER, SECOND}:
+        for file in (folder / component).glob("*"):
+            if file.name.endswith(NEEDED) and not any(mark in file.name for mark in VARIANTS):
+                file.fetch()
+    return (folder / "model_index.json").fetch().parent
+
+
+def _pipeline_class(index: dict[str, Any], folder: AnyPath) -> Any:
     """The pipeline's own class. The general one does not see which components are optional in it, and would read
     Wan's transformers from the folder over those it is given (diffusers 0.42)."""
     import diffusers
@@ -194,6 +211,6 @@ def _class_of(index: dict[str, Any], component: str) -> str | None:
     return None if entry[1] is None else str(entry[1])
 
 
-def _component_config(folder: Path, component: str) -> dict[str, Any]:
+def _component_config(folder: AnyPath, component: str) -> dict[str, Any]:
     config: dict[str, Any] = json.loads((folder / component / "config.json").read_text(encoding="utf-8"))
     return config
