@@ -8,6 +8,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src/mezzotint"
 ROOMS = (
     "errors discover _import_hook",
+    "hub",
     "schemes",
     "tensor",
     "layouts",
@@ -17,8 +18,8 @@ ROOMS = (
     "builtin",
     "checkpoint",
     "loading saving",
-    "diffusers_quantizer inspection",
-    "pipelines pictures",
+    "diffusers_quantizer inspection pictures",
+    "pipelines videos",
     "quality",
     "demo",
     "__init__",

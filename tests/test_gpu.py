@@ -32,7 +32,10 @@ def test_scaled_mm_agrees_with_reference_on_flux_sizes(shape: tuple[int, int], c
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_fp8_demo_agrees_with_reference(compiled: bool) -> None:
-    pipe = load("demo", transformer="demo-fp8", device="cuda")
+    """In float32, where nothing but the product differs. (In BF16 a flipped last bit of an input becomes a flipped FP8
+    code, and `reference` compiled differs from itself eager by 6e-2 after 8 steps: docs/numerics.md.)
+    """
+    pipe = load("demo", transformer="demo-fp8", device="cuda", dtype=torch.float32)
     assert {layer.selection.backend.name for layer in quant_linears(pipe.transformer).values()} == {"scaled_mm"}
     with use_backend("reference"):
         expected = paint(pipe, PROMPTS).latents
@@ -45,9 +48,9 @@ def test_fp8_demo_agrees_with_reference(compiled: bool) -> None:
 
 @pytest.mark.parametrize("name", ["demo-fp8", "demo-nvfp4"])
 def test_reference_compiles_whole_blocks(name: str) -> None:
-    pipe = load("demo", transformer=name, device="cuda", backend="reference")
+    pipe = load("demo", transformer=name, device="cuda", dtype=torch.float32, backend="reference")
     expected = paint(pipe, PROMPTS[:1]).latents
     pipe.transformer.compile_repeated_blocks(fullgraph=True)
     error = relative_error(paint(pipe, PROMPTS[:1]).latents, expected)
     print(f"{name} on reference, compiled: relative error of the last latents {error:.2e}")
-    assert error <= 5e-2
+    assert error <= 1e-2

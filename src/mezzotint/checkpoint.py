@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from mezzotint.formats.layout_evidence import sample_of
 from mezzotint.formats.layout_inferred import Link, infer_codes, infer_scales
 from mezzotint.formats.layout_measured import Sample, measure
 from mezzotint.formats.supplement import open_header
+from mezzotint.hub import AnyPath
 from mezzotint.schemes import NVFP4, Shape
 from mezzotint.tensor import QuantTensor
 
@@ -53,11 +53,16 @@ class Checkpoint:
 
     @classmethod
     def open(
-        cls, path: str | Path, *, base: str | Path | None = None, scales_from: str | Path | None = None
+        cls,
+        path: str | AnyPath,
+        *,
+        base: str | AnyPath | None = None,
+        scales_from: str | AnyPath | None = None,
     ) -> "Checkpoint":
         """Read the headers at `path` and recognise them; raises CheckpointError.
 
-        path          a file, a component's folder, or the folder of hf and ckpt that ModelOpt's quantize.py writes
+        path          a file, a component's folder, a Hub id, or the folder of hf and ckpt that ModelOpt's quantize.py
+                      writes
         base          the BF16 model: where nothing proves how bytes are arranged, a few layers are held against it;
                       without it, statistics of a few layers may tell
         scales_from   a file of the same weights with the input scales that `path` lacks, or ModelOpt's backbone.pt
