@@ -7,7 +7,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src/mezzotint"
 ROOMS = (
-    "errors discover _import_hook",
+    "errors discover _import_hook _version",
     "hub",
     "schemes",
     "tensor",
@@ -18,9 +18,9 @@ ROOMS = (
     "builtin",
     "checkpoint",
     "loading saving",
-    "diffusers_quantizer inspection pictures",
+    "diffusers_quantizer inspection pictures converting",
     "pipelines videos",
-    "quality",
+    "quality verifying",
     "demo",
     "__init__",
     "cli",

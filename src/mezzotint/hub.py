@@ -103,6 +103,18 @@ class HubPath:
         return local
 
 
+def local_copy(path: Path | HubPath) -> Path:
+    """The path itself, or the copy of a Hub file, or of a Hub folder's own files, in huggingface_hub's cache."""
+    if isinstance(path, Path):
+        return path
+    if path.is_file():
+        return path.fetch()
+    copies = [file.fetch() for file in path.glob("*")]
+    if not copies:
+        raise NotACheckpoint(f"{path}: no such file or folder")
+    return copies[0].parent
+
+
 class Ranges(io.RawIOBase):
     """A file of the Hub as a stream: every read is one range request."""
 

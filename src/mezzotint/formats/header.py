@@ -19,6 +19,8 @@ from mezzotint.hub import AnyPath, HubPath
 
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_TENSORS = 200_000
+MAX_ITEMS = 5 * MAX_TENSORS
+"""Commas in a header; a tensor of two dimensions has five. Bounds the memory that parsing takes to 300 MB."""
 INDEX_SUFFIX = ".safetensors.index.json"
 NUNCHAKU_FOLDER = ("transformer_blocks.safetensors", "unquantized_layers.safetensors")
 """The two files that make up one component in Nunchaku's older folders, which have no index."""
@@ -54,6 +56,10 @@ class TensorInfo:
     @property
     def nbytes(self) -> int:
         return self.end - self.start
+
+    def outline(self) -> Tensor:
+        """The tensor on the meta device: its dtype and shape without its values."""
+        return torch.empty(self.shape, dtype=self.dtype, device="meta")
 
     def read(self) -> Tensor:
         """The tensor's values, on the CPU, in memory of their own."""
@@ -242,15 +248,31 @@ def _read_file(file: AnyPath) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     return infos, metadata
 
 
-def _parse_header(file: AnyPath, text: bytes) -> dict[str, Any]:
+def _strict_json(text: bytes) -> Any:
+    """What safetensors calls JSON: UTF-8 from the first brace on, no key twice, no NaN, no half of a character."""
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         entries = dict(pairs)
         if len(entries) < len(pairs):
             raise ValueError("a key stands in it twice")
         return entries
 
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON number")
+
+    if text[:1] != b"{":
+        raise ValueError("it is no JSON object: it does not begin with a brace")
+    entries = json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+    if b"\\u" in text:
+        json.dumps(entries, ensure_ascii=False).encode("utf-8")  # a lone surrogate cannot be encoded
+    return entries
+
+
+def _parse_header(file: AnyPath, text: bytes) -> dict[str, Any]:
+    if text.count(b",") > MAX_ITEMS or text.count(b"{") > MAX_TENSORS + 2:
+        raise BrokenFile(f"{file}: header lists more than {MAX_ITEMS:,} items or {MAX_TENSORS:,} tensors")
     try:
-        entries = json.loads(text, object_pairs_hook=unique)
+        entries = _strict_json(text)
     except (ValueError, RecursionError) as error:
         raise BrokenFile(f"{file}: its header is not valid JSON ({error})", "is it a safetensors file?") from error
     if not isinstance(entries, dict):
