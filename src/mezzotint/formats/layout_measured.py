@@ -1,5 +1,6 @@
 """The layout under which a file's numbers agree with the BF16 weights that they were made from."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -53,7 +54,7 @@ def measure(header: Header, contents: Contents, samples: Sequence[Sample], base:
 
 
 def _error(cosine: float) -> float:
-    return max(1 - cosine**2, 1e-12) ** 0.5
+    return math.sqrt(max(1 - cosine**2, 1e-12))
 
 
 def _by(ranked: tuple[float, Layout]) -> float:
