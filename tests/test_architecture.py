@@ -23,6 +23,7 @@ ROOMS = (
     "demo",
     "__init__",
     "cli",
+    "__main__",
 )
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms.split()}
 MODULES = sorted(SOURCE.rglob("*.py"))

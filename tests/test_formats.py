@@ -13,7 +13,7 @@ from mezzotint.tensor import PLAIN, Layout
 
 
 def test_formats_are_discovered() -> None:
-    assert list(formats()) == ["bfl", "calibrated", "comfy", "modelopt", "plain"]
+    assert list(formats()) == ["bfl", "calibrated", "comfy", "modelopt", "nunchaku", "plain", "svdquant_rows"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mezzotint import layouts
 from mezzotint.builtin import resolve
 from mezzotint.errors import BadRequest, MezzotintError
 from mezzotint.families import Family, family_of
@@ -21,7 +20,7 @@ from mezzotint.formats.layout_inferred import Link, infer_codes, infer_scales
 from mezzotint.formats.layout_measured import Sample, measure
 from mezzotint.formats.supplement import open_header
 from mezzotint.schemes import NVFP4, Shape
-from mezzotint.tensor import PLAIN, QuantTensor
+from mezzotint.tensor import QuantTensor
 
 SAMPLE_ROWS = 256
 SAMPLE_COLUMNS = 2048
@@ -231,10 +230,12 @@ class Checkpoint:
     def linear_shapes(self, module: str) -> dict[str, tuple[int, ...]]:
         """The shapes of a quantized linear's weight and, if it has one, bias."""
         pieces = self.linears[module]
-        rows = [len(p.rows) if p.rows is not None else self.stored(p.source).shape[0] for p in pieces]
-        shapes: dict[str, tuple[int, ...]] = {"weight": (rows[0], sum(self.stored(p.source).shape[1] for p in pieces))}
-        if any("bias" in self.stored(p.source).keys for p in pieces):
-            shapes["bias"] = (rows[0],)
+        stored = [self.stored(piece.source) for piece in pieces]
+        rows = len(pieces[0].rows) if pieces[0].rows is not None else stored[0].shape[0]
+        columns = [p.columns if p.columns is not None else own.shape[1] for p, own in zip(pieces, stored, strict=True)]
+        shapes: dict[str, tuple[int, ...]] = {"weight": (rows, sum(columns))}
+        if any("bias" in linear.keys for linear in stored):
+            shapes["bias"] = (rows,)
         return shapes
 
     def read(self, module: str) -> list[QuantTensor]:
@@ -261,5 +262,6 @@ class Checkpoint:
         return {f"{i}.{name}": part for i, piece in enumerate(pieces) for name, part in piece.parts.items()}
 
     def _read_piece(self, piece: Piece) -> QuantTensor:
-        plain = layouts.convert(self.stored(piece.source).read(self.header), PLAIN)
-        return plain if piece.rows is None else plain.rows(piece.rows)
+        plain = self.stored(piece.source).read_plain(self.header)
+        plain = plain if piece.rows is None else plain.rows(piece.rows)
+        return plain if piece.columns is None else plain.columns(piece.columns)

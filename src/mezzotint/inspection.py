@@ -14,7 +14,7 @@ from mezzotint.errors import CheckpointError
 from mezzotint.formats import Contents, Header, StoredLinear
 from mezzotint.kernels import AS_STORED, Can, Target, WeightSpec, backends
 from mezzotint.layouts import plain_shape
-from mezzotint.schemes import BF16
+from mezzotint.schemes import BF16, Shape
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _runners(header: Header, contents: Contents, target: Target) -> list[Runner]
 
 
 def _spec(linear: StoredLinear, header: Header) -> WeightSpec:
-    shapes = {}
+    shapes: dict[str, Shape] = dict.fromkeys(linear.implied, ())
     for part, key in linear.keys.items():
         if key in header.tensors:
             stored = header.tensors[key].shape

@@ -15,7 +15,7 @@ from torch import nn
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.errors import BadRequest, MissingTensor, ShapeMismatch, UnexpectedTensor
 from mezzotint.kernels import ACTIVATIONS, AS_STORED
-from mezzotint.nn import QuantLinear, quant_linears
+from mezzotint.nn import QuantLinear, SplitLinear, quant_linears
 from mezzotint.schemes import BF16, Shape
 from mezzotint.tensor import QuantTensor
 
@@ -102,14 +102,20 @@ def load(
 def insert_linears(
     plan: LoadPlan, model: nn.Module, device: torch.device, dtype: torch.dtype, backend: str | None = None
 ) -> None:
-    """Replace each nn.Linear that the checkpoint holds quantized by a QuantLinear, its weights read."""
+    """Replace each nn.Linear that the checkpoint holds quantized by a QuantLinear or SplitLinear, its weights read."""
     for name in plan.checkpoint.linears:
-        (weight,) = plan.checkpoint.read(name)
-        if weight.scheme is BF16:
-            _restore(model, name, weight, device, dtype)
+        pieces = plan.checkpoint.read(name)
+        if pieces[0].scheme is BF16:
+            _restore(model, name, pieces[0], device, dtype)
             continue
+        pieces = [piece.to(device) for piece in pieces]
+        own_dtype = _dtype_of(model, name, dtype)
+        layer: nn.Module
+        if len(pieces) == 1:
+            layer = QuantLinear(pieces[0], own_dtype, plan.activations, backend)
+        else:
+            layer = SplitLinear(pieces, own_dtype, plan.activations, backend)
         parent, _, leaf = name.rpartition(".")
-        layer = QuantLinear(weight.to(device), _dtype_of(model, name, dtype), plan.activations, backend)
         setattr(model.get_submodule(parent), leaf, layer)
 
 
@@ -192,15 +198,19 @@ def _assign(model: nn.Module, name: str, value: torch.Tensor) -> None:
 
 
 def _backend_uses(model: nn.Module) -> tuple[BackendUse, ...]:
-    """The choices of backend in `model`, equal ones counted together."""
+    """The choices of backend in `model`, equal ones counted together; a layer whose pieces differ counts for each."""
     uses: list[BackendUse] = []
     for layer in quant_linears(model).values():
-        use = BackendUse(layer.scheme.name, layer.selection.backend.name, 1, layer.selection.declined)
-        same = next((i for i, u in enumerate(uses) if replace(u, layers=1) == use), None)
-        if same is None:
-            uses.append(use)
-        else:
-            uses[same] = replace(uses[same], layers=uses[same].layers + 1)
+        own: list[BackendUse] = []
+        for product in layer.products:
+            use = BackendUse(product.scheme.name, product.selection.backend.name, 1, product.selection.declined)
+            own += [use] if use not in own else []
+        for use in own:
+            same = next((i for i, u in enumerate(uses) if replace(u, layers=1) == use), None)
+            if same is None:
+                uses.append(use)
+            else:
+                uses[same] = replace(uses[same], layers=uses[same].layers + 1)
     return tuple(uses)
 
 
@@ -213,7 +223,7 @@ def _events(plan: LoadPlan, backends: tuple[BackendUse, ...]) -> Iterator[str]:
     if plan.activations != AS_STORED and linears:
         yield "inputs stay unquantized on request; the checkpoint's input scales are not used"
     quantized = [linear for linear in linears if linear.scheme is not BF16]
-    without = [linear for linear in quantized if not linear.quantizes_input]
+    without = [linear for linear in quantized if linear.scheme.quantize_input and not linear.quantizes_input]
     if plan.activations == AS_STORED and without:
         yield f"{len(without)} quantized layers have no input scale in the file; their inputs stay unquantized"
     dynamic = [linear for linear in quantized if linear.dynamic_input and linear.scheme.static_input not in linear.keys]

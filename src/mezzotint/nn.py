@@ -1,6 +1,6 @@
-"""The module that the loader puts in place of a quantized nn.Linear."""
+"""The modules that the loader puts in place of a quantized nn.Linear."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -49,6 +49,11 @@ class QuantLinear(nn.Module):
             self.register_buffer(name, part)
         self.layout = weight.layout
         self._select()
+
+    @property
+    def products(self) -> "tuple[QuantLinear, ...]":
+        """The products that make up the layer: itself."""
+        return (self,)
 
     @property
     def weight(self) -> Tensor:
@@ -103,9 +108,48 @@ class QuantLinear(nn.Module):
         return self
 
 
-def quant_linears(model: nn.Module) -> dict[str, QuantLinear]:
-    """{module name: layer} of every quantized linear in `model`."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, QuantLinear)}
+class SplitLinear(nn.ModuleList):
+    """A linear layer stored in several pieces, each with a scale of its own for its part of the input features.
+
+    pieces   weights of equal out_features, side by side along the input; a bias of any of them is added
+    """
+
+    def __init__(
+        self,
+        pieces: Sequence[QuantTensor],
+        dtype: torch.dtype = torch.bfloat16,
+        activations: str = AS_STORED,
+        only: str | None = None,
+    ) -> None:
+        super().__init__([QuantLinear(piece, dtype, activations, only) for piece in pieces])
+        self.out_features = pieces[0].shape[0]
+        self.in_features = sum(piece.shape[1] for piece in pieces)
+
+    @property
+    def products(self) -> tuple[QuantLinear, ...]:
+        """The products that make up the layer, in the order of its input features."""
+        return tuple(layer for layer in self if isinstance(layer, QuantLinear))
+
+    def dequantize(self) -> Tensor:
+        """The real weights that the checkpoint stands for, float32 [out, in]."""
+        return torch.cat([product.dequantize() for product in self.products], dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        products = self.products
+        columns = torch.split(x, [product.in_features for product in products], dim=-1)
+        total: Tensor = products[0](columns[0])
+        for product, own in zip(products[1:], columns[1:], strict=True):
+            total = total + product(own)
+        return total
+
+
+def quant_linears(model: nn.Module) -> dict[str, QuantLinear | SplitLinear]:
+    """{module name: layer} of every quantized linear in `model`, one that is stored in pieces counted once."""
+    found: dict[str, QuantLinear | SplitLinear] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, QuantLinear | SplitLinear) and name.rpartition(".")[0] not in found:
+            found[name] = module
+    return found
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,37 +133,53 @@ def paint(
     prompts: Sequence[str],
     seeds: Sequence[int] | None = None,
     sampling: Sampling | None = None,
-    on_step: Callable[[int, Tensor], None] | None = None,
+    on_step: Callable[[int, Tensor], None] = lambda _step, _latents: None,
 ) -> Painting:
     """Paint one picture or video for each prompt; number i starts from the noise of seeds[i], drawn on the CPU.
 
     seeds      None for 0, 1, 2, ...
     sampling   None for the model's recommended settings
-    on_step    called after each step with its number and the latents
+    on_step    called after each step with its number, counted over all pictures, and the latents
     Raises     BadRequest if there is not one seed for each prompt
     """
     seeds = range(len(prompts)) if seeds is None else seeds
     if len(seeds) != len(prompts):
         raise BadRequest(f"{len(prompts)} prompts and {len(seeds)} seeds", "give one seed for each prompt.")
     sampling = sampling or sampling_of(pipe.config._name_or_path)
+    painted: list[Any] = []
+    latents: list[Tensor] = []
+    for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+        one, last = _paint_one(pipe, prompt, seed, sampling, partial(_count_on, on_step, number * sampling.steps))
+        painted.append(one)
+        latents.append(last)
+    if sampling.num_frames is None:
+        return Painting(painted, torch.cat(latents))
+    return Painting([], torch.cat(latents), painted, sampling.fps)
+
+
+def _count_on(on_step: Callable[[int, Tensor], None], before: int, step: int, latents: Tensor) -> None:
+    on_step(before + step, latents)
+
+
+def _paint_one(
+    pipe: Any, prompt: str, seed: int, sampling: Sampling, on_step: Callable[[int, Tensor], None]
+) -> tuple[Any, Tensor]:
+    """One picture or video and its last latents. Alone in its batch, so that it does not depend on its neighbours."""
     last: list[Tensor] = []
 
     def keep(_pipe: Any, step: int, _timestep: Any, values: dict[str, Tensor]) -> dict[str, Tensor]:
         last[:] = [values["latents"]]
-        if on_step is not None:
-            on_step(step, values["latents"])
+        on_step(step, values["latents"])
         return {}
 
     family = family_with(type(pipe.transformer).__name__, str(pipe.config._name_or_path))
     output = pipe(
-        prompt=list(prompts),
-        generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+        prompt=[prompt],
+        generator=[torch.Generator("cpu").manual_seed(seed)],
         callback_on_step_end=keep,
-        **family.arguments(sampling, len(prompts)),
+        **family.arguments(sampling, 1),
     )
-    if sampling.num_frames is None:
-        return Painting(output.images, last[0])
-    return Painting([], last[0], output.frames, sampling.fps)
+    return (output.images if sampling.num_frames is None else output.frames)[0], last[0]
 
 
 def _pipeline_index(folder: Path) -> dict[str, Any]:

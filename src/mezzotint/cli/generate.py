@@ -47,8 +47,11 @@ def generate(
     backend: Annotated[str | None, typer.Option(help="The one kernel backend to use [the best that can].")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON on stdout.")] = False,
 ) -> None:
-    with _progress() as progress:
+    from mezzotint.cli.output import quiet_libraries, step_progress
+
+    with step_progress() as progress:
         bar = progress.add_task("loading", total=None)
+        quiet_libraries()
         from mezzotint.pictures import save_png, sheet
         from mezzotint.pipelines import load, paint, sampling_of
 
@@ -56,7 +59,7 @@ def generate(
         pipe = load(model, transformer, device=device, activations=activations, backend=backend)
         repeated = [prompt for prompt in prompts for _ in range(count)]
         seeds = [seed + i for i in range(len(repeated))]
-        progress.update(bar, description="painting", total=settings.steps, completed=0)
+        progress.update(bar, description="painting", total=settings.steps * len(repeated), completed=0)
         painting = paint(pipe, repeated, seeds, settings, lambda step, _: progress.update(bar, completed=step + 1))
 
     common = {"model": model, "transformer": transformer, "format": pipe.load_report.format} | vars(settings)
@@ -89,27 +92,3 @@ generate.__doc__ = EXAMPLES
 def _save(picture: Any, path: Path, parameters: dict[str, Any], written: list[Path], save_png: Any) -> None:
     save_png(picture, path, parameters)
     written.append(path)
-
-
-def _progress() -> Any:
-    """A progress bar on stderr; silent where stderr is no terminal."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )

@@ -7,8 +7,13 @@ from mezzotint.errors import Unsupported
 from mezzotint.families.family import Family, Sampling
 from mezzotint.families.naming import Naming
 from mezzotint.families.provenance import trace
-from mezzotint.families.spelling import Shapes, Spelling, holds
+from mezzotint.families.spelling import Shapes, Spelling, holds, nunchaku
 
+OWN_NAMES = (
+    "context_embedder.weight",
+    "time_text_embed.text_embedder.linear_1.weight",
+    "single_transformer_blocks.0.proj_mlp.weight",
+)
 CONVERTERS_WIDTH = 3072
 """Diffusers' converter splits `linear1` as if every model had this width."""
 
@@ -42,13 +47,8 @@ FAMILY = Family(
     title="FLUX.1",
     transformer="FluxTransformer2DModel",
     spellings=(
-        Spelling(
-            holds(
-                "context_embedder.weight",
-                "time_text_embed.text_embedder.linear_1.weight",
-                "single_transformer_blocks.0.proj_mlp.weight",
-            )
-        ),
+        nunchaku("flux1", *OWN_NAMES),
+        Spelling(holds(*OWN_NAMES)),
         Spelling(
             holds("img_in.weight", "txt_in.weight", "vector_in.in_layer.weight", "double_blocks.0.img_mod.lin.weight"),
             from_original,

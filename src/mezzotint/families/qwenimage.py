@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from mezzotint.families.family import Family, Sampling, picture_arguments
-from mezzotint.families.spelling import Spelling, holds
+from mezzotint.families.spelling import Spelling, holds, nunchaku
+
+OWN_NAMES = ("txt_norm.weight", "img_in.weight", "transformer_blocks.0.img_mod.1.weight")
 
 
 def sampling(_index: Mapping[str, Any], _config: Mapping[str, Any]) -> Sampling:
@@ -22,7 +24,7 @@ FAMILY = Family(
     name="qwenimage",
     title="Qwen-Image",
     transformer="QwenImageTransformer2DModel",
-    spellings=(Spelling(holds("txt_norm.weight", "img_in.weight", "transformer_blocks.0.img_mod.1.weight")),),
+    spellings=(nunchaku("qwenimage", *OWN_NAMES), Spelling(holds(*OWN_NAMES))),
     sampling=sampling,
     arguments=arguments,
 )

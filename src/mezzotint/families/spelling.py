@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from mezzotint.families.naming import Naming, as_spelled
+from mezzotint.families.nunchaku_names import nunchaku_naming
 from mezzotint.schemes import Shape
 
 Shapes = Mapping[str, Shape]
@@ -32,6 +34,16 @@ class Spelling:
 def holds(*names: str) -> Callable[[Shapes], bool]:
     """Whether all of these tensors are there."""
     return lambda shapes: all(name in shapes for name in names)
+
+
+def nunchaku(family: str, *names: str) -> Spelling:
+    """Nunchaku's own spelling of a family, and row-major SVDQuant's: fused layers that hold all of these tensors."""
+
+    def owns(shapes: Shapes) -> bool:
+        naming = nunchaku_naming(family, shapes)
+        return all(name in naming for name in names) and any(name not in naming for name in shapes)
+
+    return Spelling(owns, partial(nunchaku_naming, family))
 
 
 def without_prefix(shapes: Shapes) -> dict[str, str]:

@@ -6,7 +6,9 @@ from typing import Any
 from mezzotint.families.family import Family, Sampling
 from mezzotint.families.naming import Naming
 from mezzotint.families.provenance import trace
-from mezzotint.families.spelling import Shapes, Spelling, holds
+from mezzotint.families.spelling import Shapes, Spelling, holds, nunchaku
+
+OWN_NAMES = ("cap_embedder.1.weight", "cap_pad_token", "layers.0.attention.to_q.weight")
 
 
 def sampling(_index: Mapping[str, Any], _config: Mapping[str, Any]) -> Sampling:
@@ -26,7 +28,8 @@ FAMILY = Family(
     title="Z-Image",
     transformer="ZImageTransformer2DModel",
     spellings=(
-        Spelling(holds("cap_embedder.1.weight", "cap_pad_token", "layers.0.attention.to_q.weight")),
+        nunchaku("zimage", *OWN_NAMES),
+        Spelling(holds(*OWN_NAMES)),
         Spelling(
             holds("cap_embedder.1.weight", "cap_pad_token", "layers.0.attention.qkv.weight"),
             from_comfy,

@@ -1,6 +1,6 @@
 """What a format finds in a header: the quantized linears, the tensors stored as they are, and what it ignores."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mezzotint.errors import MissingTensor, ShapeMismatch
-from mezzotint.formats.header import Header, TensorInfo
-from mezzotint.layouts import convert, plain_shape
+from mezzotint.formats.header import Header
+from mezzotint.layouts import convert, plain_dtype, plain_shape, stored_shapes
 from mezzotint.layouts.tiles import TILE_ROWS
 from mezzotint.schemes import Scheme, Shape
 from mezzotint.tensor import PLAIN, Layout, QuantTensor
@@ -39,6 +39,8 @@ class StoredLinear:
     module          the layer's name as the file spells it
     shape           logical (out, in)
     keys            {part: tensor name}, for the parts that are there and for those that ought to be
+    implied         {part: value} of single numbers that the format knows and the file does not spell out
+    finish          what is left to undo once the bytes are plain, such as rows that a fused kernel wants interleaved
     dynamic_input   the layer's input is rounded with a scale computed at each call, where the file has no static one
     """
 
@@ -47,6 +49,8 @@ class StoredLinear:
     layout: Layout
     shape: tuple[int, int]
     keys: Mapping[str, str]
+    implied: Mapping[str, float] = field(default_factory=dict)
+    finish: Callable[[QuantTensor], QuantTensor] | None = None
     dynamic_input: bool = False
 
     @property
@@ -66,10 +70,11 @@ class StoredLinear:
             if key not in header.tensors:
                 raise _missing(self, part, key, header)
             info = header.tensors[key]
+            where = f"{info.file.name}: {key}"
             shape = plain_shape(self.scheme, self.layout, part, self.shape, info.shape)
             if shape is None:
-                raise _not_so_stored(self, part, info)
-            self.scheme.check_part(part, shape, info.dtype, self.shape, f"{info.file.name}: {key}")
+                raise self._misarranged(part, info.shape, where)
+            self.scheme.check_part(part, shape, plain_dtype(self.layout, part, info.dtype), self.shape, where)
 
     def nbytes(self, header: Header) -> int:
         return sum(header.tensors[key].nbytes for key in self.keys.values())
@@ -80,6 +85,7 @@ class StoredLinear:
         for part, key in self.keys.items():
             parts[part] = _typed(header.tensors[key].read(), self.scheme.part(part).dtypes[0])
             self.scheme.check_values(part, parts[part], f"{header.tensors[key].file}: {key}")
+        parts |= {part: torch.tensor(value) for part, value in self.implied.items()}
         return QuantTensor(self.scheme, self.layout, self.shape, parts, self.dynamic_input)
 
     def read_rows(self, header: Header, first: int, last: int) -> QuantTensor:
@@ -94,19 +100,27 @@ class StoredLinear:
         read = replace(self, shape=shape).read(replace(header, tensors=infos))
         return convert(read, PLAIN).rows(torch.arange(first - start, last - start))
 
+    def read_plain(self, header: Header) -> QuantTensor:
+        """The weight's values in the plain layout, with all that the format does to them undone.
+
+        Raises   what `check` and `read` raise
+        """
+        self.check(header)
+        plain = convert(self.read(header), PLAIN)
+        return plain if self.finish is None else self.finish(plain)
+
+    def _misarranged(self, part: str, have: tuple[int, ...], where: str) -> ShapeMismatch:
+        allowed = stored_shapes(self.scheme, self.layout, part, self.shape, have)
+        return ShapeMismatch(
+            f"{where} has shape {list(have)}, expected {' or '.join(str(list(shape)) for shape in allowed)} "
+            f"({self.scheme.part(part).meaning}, {self.scheme.title} of {self.shape[0]} x {self.shape[1]})",
+            "run `mezzotint inspect PATH` to see how the file is laid out.",
+        )
+
 
 def _typed(stored: Tensor, dtype: torch.dtype) -> Tensor:
     """A part that is stored as raw bytes, in the one-byte dtype that its scheme names."""
     return stored.view(dtype) if stored.dtype is torch.uint8 and dtype.itemsize == 1 else stored
-
-
-def _not_so_stored(linear: StoredLinear, part: str, info: TensorInfo) -> ShapeMismatch:
-    rows, columns = linear.shape
-    return ShapeMismatch(
-        f"{info.file.name}: {info.name} has shape {list(info.shape)}, which {linear.layout} does not give to the "
-        f"{part} of {linear.scheme.title} of {rows} x {columns}",
-        "run `mezzotint inspect PATH` to see how the file is laid out.",
-    )
 
 
 def _missing(linear: StoredLinear, part: str, key: str, header: Header) -> MissingTensor:

@@ -19,6 +19,8 @@ from mezzotint.errors import BrokenFile, NotACheckpoint, UnexpectedTensor
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_TENSORS = 200_000
 INDEX_SUFFIX = ".safetensors.index.json"
+NUNCHAKU_FOLDER = ("transformer_blocks.safetensors", "unquantized_layers.safetensors")
+"""The two files that make up one component in Nunchaku's older folders, which have no index."""
 
 DTYPES = {
     "BOOL": torch.bool,
@@ -74,12 +76,12 @@ class TensorInfo:
 class Header:
     """One component's files, read as far as their headers.
 
-    path              what the caller named
-    tensors           {key: TensorInfo} over all files
-    metadata          the safetensors `__metadata__` of all files, merged
-    config            config.json beside the files, or {}
-    notes             oddities that do not stop a load, for the report
-    hf_quant_config   hf_quant_config.json beside the files, or {}
+    path             what the caller named
+    tensors          {key: TensorInfo} over all files
+    metadata         the safetensors `__metadata__` of all files, merged
+    config           the diffusers configuration in the metadata, else config.json beside the files, else {}
+    notes            oddities that do not stop a load, for the report
+    hf_quant_config  hf_quant_config.json beside the files, or {}
     """
 
     path: Path
@@ -123,7 +125,7 @@ def header_of_files(path: Path, files: Iterable[Path], config_folder: Path, note
                 )
             tensors[name] = info
         metadata |= meta
-    config = _read_config(config_folder / "config.json")
+    config = _config_in(metadata) or _read_config(config_folder / "config.json")
     quant_config = _read_config(config_folder / "hf_quant_config.json")
     return Header(path, files, tensors, metadata, config, tuple(notes), quant_config)
 
@@ -133,6 +135,8 @@ def _weight_files(folder: Path) -> tuple[list[Path], list[str]]:
     present = sorted(folder.glob("*.safetensors"))
     indices = sorted(folder.glob("*" + INDEX_SUFFIX))
     if not indices:
+        if [file.name for file in present] == list(NUNCHAKU_FOLDER):
+            return present, []
         if len(present) > 1:
             names = ", ".join(file.name for file in present[:4])
             raise NotACheckpoint(
@@ -179,6 +183,15 @@ def _index_shards(index: Path) -> list[str]:
     if any(Path(shard).name != shard for shard in shards):
         raise BrokenFile(f"{index}: names a shard outside its folder")
     return shards
+
+
+def _config_in(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The diffusers configuration that a single file carries in its metadata; other tools' `config` is left alone."""
+    try:
+        value = json.loads(metadata.get("config", "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) and "_class_name" in value else {}
 
 
 def _read_config(file: Path) -> dict[str, Any]:

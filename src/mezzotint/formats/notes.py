@@ -78,7 +78,7 @@ def kitchen_linear(header: Header, module: str, scheme: Scheme, dynamic: bool = 
     rows, columns = (*header.tensors[f"{module}.weight"].shape, 0, 0)[:2]
     layout = COMFY_LAYOUT if scheme is NVFP4 else Layout(scales="tiles_128x4") if scheme is MXFP8 else PLAIN
     shape = (rows, columns * 2 if scheme is NVFP4 else columns)
-    return unpadded(header, StoredLinear(module, scheme, layout, shape, keys, dynamic))
+    return unpadded(header, StoredLinear(module, scheme, layout, shape, keys, dynamic_input=dynamic))
 
 
 def unpadded(header: Header, linear: StoredLinear) -> StoredLinear:

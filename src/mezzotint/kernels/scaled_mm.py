@@ -50,15 +50,18 @@ class ScaledMM:
             # cuBLASLt scales either both sides by row, or neither
             input_scale = input_scale.expand(rows.shape[0], 1).contiguous()
             weight_scale = weight_scale.expand(1, out_features).contiguous()
+        fused = bias is not None and bias.dtype == x.dtype and x.dtype != torch.float32
         product = torch._scaled_mm(
             codes,
             weight.parts["codes"].t(),
             scale_a=input_scale,
             scale_b=weight_scale,
-            bias=bias,
+            bias=bias if fused else None,
             out_dtype=x.dtype,
             use_fast_accum=True,
         )
+        if bias is not None and not fused:  # cuBLASLt adds no bias to a float32 product
+            product = product + bias
         return product.reshape(*x.shape[:-1], out_features)
 
 

@@ -48,13 +48,16 @@ NVFP4 = Scheme(
     bits=4.5,
     group=NVFP4_GROUP,
     parts={
-        "codes": Part((torch.uint8,), lambda out, in_: ((out, in_ // 2),), "two E2M1 codes a byte", rows=True),
+        "codes": Part(
+            (torch.uint8,), lambda out, in_: ((out, in_ // 2),), "two E2M1 codes a byte", rows=True, columns=True
+        ),
         "block_scale": Part(
             (torch.float8_e4m3fn,),
             lambda out, in_: ((out, group_count(in_, NVFP4_GROUP)),),
             "one e4m3 scale per 16 columns",
             scale=True,
             rows=True,
+            columns=True,
         ),
         "global_scale": Part(F32, scalar, "scale of the whole matrix", scale=True),
     },

@@ -9,6 +9,8 @@ Names of parts, used everywhere:
 codes             the quantized weights
 weight_scale      float32, one for the matrix or one for each output row; multiplies
 block_scale       [out, in/group], one for each group of consecutive input columns; multiplies
+block_zero        [out, in/group], added after the block scale (AWQ)
+channel_scale     [out], multiplies the rows of an SVDQuant NVFP4 matrix (Nunchaku: wcscales)
 global_scale      float32 [], multiplies all of an NVFP4 matrix (ModelOpt: weight_scale_2)
 input_scale       float32 [], divides the layer's input before rounding, multiplies the product
 pre_quant_scale   [in], multiplies the layer's input (ModelOpt AWQ and SVD)
@@ -43,8 +45,9 @@ Shape = tuple[int, ...]
 class Part:
     """What one part of a scheme looks like: accepted dtypes, and its accepted shapes for (out, in).
 
-    scale   its values must be finite and positive
-    rows    its first axis is the layer's output features, where it has that many entries
+    scale     its values must be finite and positive
+    rows      its first axis is the layer's output features, where it has that many entries
+    columns   its last axis runs along the layer's input features
     """
 
     dtypes: tuple[torch.dtype, ...]
@@ -52,6 +55,7 @@ class Part:
     meaning: str
     scale: bool = False
     rows: bool = False
+    columns: bool = False
 
 
 @dataclass(frozen=True)
@@ -168,19 +172,25 @@ def _scale_columns(values: Tensor, parts: Parts) -> Tensor:
     return values
 
 
+def groups_of(group: int) -> Callable[[int, int], tuple[Shape, ...]]:
+    """Shape of one number for each output feature and each `group` input features."""
+    return lambda out, in_: ((out, in_ // group),)
+
+
 F32 = (torch.float32,)
+HALVES = (torch.bfloat16, torch.float16)
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 RANK = -1
 """Stands for any length in a part's shape: the rank of a low-rank branch."""
 INPUT_SCALE = Part(F32, scalar, "static scale of the layer's input", scale=True)
 COMMON = {
     "bias": Part(FLOATS, lambda out, _in: ((out,),), "bias", rows=True),
-    "pre_quant_scale": Part(FLOATS, per_column, "per-column factor of the layer's input", scale=True),
-    "smooth": Part(FLOATS, per_column, "per-column divisor of the layer's input", scale=True),
+    "pre_quant_scale": Part(FLOATS, per_column, "per-column factor of the layer's input", scale=True, columns=True),
+    "smooth": Part(FLOATS, per_column, "per-column divisor of the layer's input", scale=True, columns=True),
     "shift": Part(F32, scalar, "what is added to the layer's input"),
-    "lora_down": Part(FLOATS, lambda _out, in_: ((RANK, in_),), "low-rank branch, down"),
+    "lora_down": Part(FLOATS, lambda _out, in_: ((RANK, in_),), "low-rank branch, down", columns=True),
     "lora_up": Part(FLOATS, lambda out, _in: ((out, RANK),), "low-rank branch, up", rows=True),
-    "proj_down": Part(FLOATS, lambda _out, in_: ((RANK, in_),), "low-rank branch, down"),
+    "proj_down": Part(FLOATS, lambda _out, in_: ((RANK, in_),), "low-rank branch, down", columns=True),
     "proj_up": Part(FLOATS, lambda out, _in: ((out, RANK),), "low-rank branch, up", rows=True),
 }
 """What a layer of any scheme may have besides its codes and their scales."""

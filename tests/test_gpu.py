@@ -1,0 +1,53 @@
+"""What needs a CUDA device: `pytest -m gpu tests/test_gpu.py`."""
+
+import pytest
+import torch
+
+from mezzotint.nn import QuantLinear, quant_linears, use_backend
+from mezzotint.pipelines import load, paint
+from test_kernels import fp8_tensor, with_bias
+
+pytestmark = pytest.mark.gpu
+PROMPTS = ("a large red circle on a blue background", "a small green triangle on a yellow background")
+
+
+def relative_error(candidate: torch.Tensor, reference: torch.Tensor) -> float:
+    return float(torch.linalg.norm((candidate - reference).float()) / torch.linalg.norm(reference.float()))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("shape", [(3072, 3072), (12288, 3072), (3072, 12288), (3072, 15360)])
+def test_scaled_mm_agrees_with_reference_on_flux_sizes(shape: tuple[int, int], compiled: bool) -> None:
+    """5e-3: the output is rounded to BF16 (1.7e-3), and the tensor cores accumulate with fewer bits than float32."""
+    layer = QuantLinear(with_bias(fp8_tensor(*shape), torch.randn(shape[0]))).to("cuda")
+    assert layer.selection.backend.name == "scaled_mm"
+    x = torch.randn(4608, shape[1], device="cuda").bfloat16()
+    y = (torch.compile(layer, fullgraph=True) if compiled else layer)(x)
+    with use_backend("reference"):
+        expected = layer(x)
+    error = relative_error(y, expected)
+    print(f"scaled_mm {shape} compiled={compiled}: relative error {error:.2e}")
+    assert error <= 5e-3
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_fp8_demo_agrees_with_reference(compiled: bool) -> None:
+    pipe = load("demo", transformer="demo-fp8", device="cuda")
+    assert {layer.selection.backend.name for layer in quant_linears(pipe.transformer).values()} == {"scaled_mm"}
+    with use_backend("reference"):
+        expected = paint(pipe, PROMPTS).latents
+    if compiled:
+        pipe.transformer.compile_repeated_blocks(fullgraph=True)
+    error = relative_error(paint(pipe, PROMPTS).latents, expected)
+    print(f"demo-fp8 on scaled_mm, compiled={compiled}: relative error of the last latents {error:.2e}")
+    assert error <= 1e-2
+
+
+@pytest.mark.parametrize("name", ["demo-fp8", "demo-nvfp4"])
+def test_reference_compiles_whole_blocks(name: str) -> None:
+    pipe = load("demo", transformer=name, device="cuda", backend="reference")
+    expected = paint(pipe, PROMPTS[:1]).latents
+    pipe.transformer.compile_repeated_blocks(fullgraph=True)
+    error = relative_error(paint(pipe, PROMPTS[:1]).latents, expected)
+    print(f"{name} on reference, compiled: relative error of the last latents {error:.2e}")
+    assert error <= 5e-2
