@@ -25,6 +25,18 @@ def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> N
     save_file(tensors, file, metadata)
 
 
+def edited(
+    source: Path, target: Path, change: Callable[[dict[str, torch.Tensor]], Any], metadata: dict[str, str] | None = None
+) -> Path:
+    """A copy of a file with its tensors edited; its metadata stays unless another is given."""
+    with safe_open(source, framework="pt") as file:
+        kept = file.metadata() if metadata is None else metadata
+    tensors = load_file(source)
+    change(tensors)
+    save_file(tensors, target, kept)
+    return target
+
+
 def load_flux(folder: Path, dtype: torch.dtype = torch.bfloat16, activations: str = "as_stored") -> torch.nn.Module:
     """The transformer in `folder`, read by Mezzotint on the CPU."""
     checkpoint = Checkpoint.open(folder)

@@ -8,6 +8,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src/mezzotint"
 ROOMS = (
     "errors discover _import_hook _version",
+    "hub",
     "schemes",
     "tensor",
     "layouts",
@@ -17,12 +18,13 @@ ROOMS = (
     "builtin",
     "checkpoint",
     "loading saving",
-    "diffusers_quantizer inspection converting",
-    "pipelines pictures",
+    "diffusers_quantizer inspection pictures converting",
+    "pipelines videos",
     "quality verifying",
     "demo",
     "__init__",
     "cli",
+    "__main__",
 )
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms.split()}
 MODULES = sorted(SOURCE.rglob("*.py"))

@@ -1,22 +1,42 @@
 """A checkpoint opened but not loaded: its headers, its format, its family, and its layers under diffusers' names."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from mezzotint import layouts
 from mezzotint.builtin import resolve
-from mezzotint.errors import BadRequest
+from mezzotint.errors import BadRequest, MezzotintError
 from mezzotint.families import Family, family_of
+from mezzotint.families.links import writers_of
 from mezzotint.families.naming import Naming, Piece
-from mezzotint.formats import Contents, Header, Recognised, StoredLinear, read_header, recognise
+from mezzotint.formats import Contents, Header, Recognised, StoredLinear, recognise
 from mezzotint.formats.header import TensorInfo
-from mezzotint.schemes import Shape
-from mezzotint.tensor import PLAIN, QuantTensor
+from mezzotint.formats.layout_evidence import sample_of
+from mezzotint.formats.layout_inferred import Link, infer_codes, infer_scales
+from mezzotint.formats.layout_measured import Sample, measure
+from mezzotint.formats.supplement import open_header
+from mezzotint.hub import AnyPath
+from mezzotint.schemes import NVFP4, Shape
+from mezzotint.tensor import QuantTensor
+
+SAMPLE_ROWS = 256
+SAMPLE_COLUMNS = 2048
+LINKS = 6
+
+
+def _span(pieces: Sequence[Piece], linear: StoredLinear) -> range | None:
+    """The rows of `linear` that a module is made of, where it is one piece and they follow one another."""
+    if len(pieces) != 1:
+        return None
+    rows = pieces[0].rows
+    if rows is None:
+        return range(linear.shape[0])
+    first, last = int(rows[0]), int(rows[0]) + len(rows)
+    return range(first, last) if torch.equal(rows, torch.arange(first, last)) else None
 
 
 @dataclass(frozen=True)
@@ -48,14 +68,95 @@ class Checkpoint:
     contents: Contents
 
     @classmethod
-    def open(cls, path: str | Path) -> "Checkpoint":
-        """Read the headers at `path` and recognise them; raises CheckpointError."""
-        return cls.of(read_header(resolve(path)))
+    def open(
+        cls,
+        path: str | AnyPath,
+        *,
+        base: str | AnyPath | None = None,
+        scales_from: str | AnyPath | None = None,
+    ) -> "Checkpoint":
+        """Read the headers at `path` and recognise them; raises CheckpointError.
+
+        path          a file, a component's folder, a Hub id, or the folder of hf and ckpt that ModelOpt's quantize.py
+                      writes
+        base          the BF16 model: where nothing proves how bytes are arranged, a few layers are held against it;
+                      without it, statistics of a few layers may tell
+        scales_from   a file of the same weights with the input scales that `path` lacks, or ModelOpt's backbone.pt
+        """
+        checkpoint = cls.of(open_header(resolve(path), None if scales_from is None else resolve(scales_from)))
+        return checkpoint.inferred() if base is None else checkpoint.measured(cls.open(base))
 
     @classmethod
     def of(cls, header: Header) -> "Checkpoint":
         recognised = recognise(header)
         return cls(header, recognised, recognised.format.contents(header))
+
+    @property
+    def evidence(self) -> str:
+        """Why the format was recognised, and what is known of the layout and how."""
+        return "; ".join((self.recognised.evidence, *self.contents.evidence))
+
+    def measured(self, base: "Checkpoint") -> "Checkpoint":
+        """The same checkpoint with the layout under which its numbers agree with the base's; reads a few layers.
+
+        Raises  UnknownFormat if no layout agrees
+        """
+        samples = [
+            sample for linear in sample_of(self.header, self.contents.linears) for sample in self._samples(linear, base)
+        ]
+        if not samples:
+            return self
+        return replace(self, contents=measure(self.header, self.contents, samples, str(base.header.path)))
+
+    def inferred(self) -> "Checkpoint":
+        """The same checkpoint with what was only assumed of its layout settled by statistics, where they can tell."""
+        checkpoint, header = self, self.header
+        if "scales" in checkpoint.contents.assumed:
+            checkpoint = replace(checkpoint, contents=infer_scales(header, checkpoint.contents))
+        if "codes" in checkpoint.contents.assumed:
+            checkpoint = replace(checkpoint, contents=infer_codes(header, checkpoint.contents, checkpoint._links()))
+        return checkpoint
+
+    def _samples(self, linear: StoredLinear, base: "Checkpoint") -> Iterator[Sample]:
+        """Some output features of a stored linear that the base holds unquantized."""
+        for module, pieces in self.linears.items():
+            rows = _span(pieces, linear)
+            if rows is not None and pieces[0].source == linear.module and f"{module}.weight" in base.plain:
+                count = min(len(rows), SAMPLE_ROWS)
+                yield Sample(linear, rows[0], rows[0] + count, base.tensor(f"{module}.weight")[:count])
+                return
+
+    def _links(self) -> list[Link]:
+        """Pairs of layers of which the second, in 4 bits, reads what the first writes; the cheapest to read."""
+        try:
+            modules = self.linears
+        except MezzotintError:
+            return []
+        pairs = [(writer, reader) for reader in modules for writer in writers_of(reader) if self._has(writer)]
+        pairs = [pair for pair in pairs if self.stored(modules[pair[1]][0].source).scheme is NVFP4]
+        pairs.sort(key=lambda pair: math.prod(self.stored(modules[pair[1]][0].source).shape))
+        return [self._link(*pair) for pair in pairs[:LINKS]]
+
+    def _has(self, module: str) -> bool:
+        return module in self.linears or f"{module}.weight" in self.plain
+
+    def _link(self, writer: str, reader: str) -> Link:
+        (piece, *_) = self.linears[reader]
+        linear = self.stored(piece.source)
+        return Link(linear, self._row_sizes(writer, min(linear.shape[1], SAMPLE_COLUMNS)))
+
+    def _row_sizes(self, module: str, count: int) -> Tensor:
+        """Logarithms of the sizes of the first rows of a layer's weight, quantized or not; an even number of them."""
+        if module in self.linears:
+            (piece, *_) = self.linears[module]
+            linear = self.stored(piece.source)
+            rows = _span([piece], linear) or range(0)
+            first, last = (rows.start, rows.start + min(len(rows), count))
+            read = linear.read_rows(self.header, first, last)
+            weight = read.scheme.dequantize(read.parts)
+        else:
+            weight = self.tensor(f"{module}.weight")[:count].float()
+        return weight[: len(weight) // 2 * 2].square().sum(1).clamp(min=1e-12).log()
 
     @cached_property
     def family(self) -> Family:
@@ -73,7 +174,25 @@ class Checkpoint:
 
     @cached_property
     def _naming(self) -> Naming:
-        return self.family.naming(self.shapes)
+        try:
+            return self.family.naming(self.shapes)
+        except MezzotintError as error:
+            raise error.at(str(self.header.path)) from error
+
+    @cached_property
+    def ignored(self) -> Mapping[str, str]:
+        """{stored tensor: reason} of all that is left aside, by the format or by the family."""
+        ignored = dict(self.contents.ignored)
+        for name, reason in self.family.dropped(self.shapes).items():
+            linear = self.contents.linears.get(name.removesuffix(".weight"))
+            ignored |= dict.fromkeys([name] if linear is None else linear.keys.values(), reason)
+        return ignored
+
+    @property
+    def unplaced(self) -> list[str]:
+        """Stored tensors that are neither ignored nor part of any tensor of the diffusers model."""
+        used = {piece.source for pieces in self._naming.values() for piece in pieces}
+        return [name for name in self.shapes if name not in used and name not in self.ignored]
 
     @cached_property
     def linears(self) -> Mapping[str, Sequence[Piece]]:
@@ -111,8 +230,18 @@ class Checkpoint:
             keys = {part: key for part, key in linear.keys.items() if part != linear.scheme.static_input}
             dropped = linear.keys.items() - keys.items()
             ignored |= {key: "inputs stay unquantized on request" for _, key in dropped if key in self.header.tensors}
-            linears[name] = replace(linear, keys=keys)
+            linears[name] = replace(linear, keys=keys, dynamic_input=False)
         return replace(self, contents=replace(self.contents, linears=linears, ignored=ignored))
+
+    def fitted(self, places: Mapping[str, Shape]) -> "Checkpoint":
+        """The same checkpoint with the padding of its linears recognised as such, {tensor of the model: shape}."""
+        linears = dict(self.contents.linears)
+        for module, pieces in self.linears.items():
+            place = places.get(f"{module}.weight", ())
+            linear = self.stored(pieces[0].source)
+            if len(pieces) == 1 and pieces[0].rows is None and linear.may_be_padded_from(place):
+                linears[linear.module] = replace(linear, shape=(place[0], place[1]))
+        return replace(self, contents=replace(self.contents, linears=linears))
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a plain tensor, by its diffusers name."""
@@ -129,17 +258,23 @@ class Checkpoint:
     def linear_shapes(self, module: str) -> dict[str, tuple[int, ...]]:
         """The shapes of a quantized linear's weight and, if it has one, bias."""
         pieces = self.linears[module]
-        rows = [len(p.rows) if p.rows is not None else self.stored(p.source).shape[0] for p in pieces]
-        shapes: dict[str, tuple[int, ...]] = {"weight": (rows[0], sum(self.stored(p.source).shape[1] for p in pieces))}
-        if any("bias" in self.stored(p.source).keys for p in pieces):
-            shapes["bias"] = (rows[0],)
+        stored = [self.stored(piece.source) for piece in pieces]
+        rows = len(pieces[0].rows) if pieces[0].rows is not None else stored[0].shape[0]
+        columns = [p.columns if p.columns is not None else own.shape[1] for p, own in zip(pieces, stored, strict=True)]
+        shapes: dict[str, tuple[int, ...]] = {"weight": (rows, sum(columns))}
+        if any("bias" in linear.keys for linear in stored):
+            shapes["bias"] = (rows,)
         return shapes
 
     def read(self, module: str) -> list[QuantTensor]:
         """The module's pieces, plain, in the order of its input features."""
         if module not in self.linears:
             raise BadRequest(f"{self.header.path}: holds no quantized layer {module}", "see .modules for those it has.")
-        return [_arranged(self.stored(piece.source).read(self.header), piece) for piece in self.linears[module]]
+        return [self._read_piece(self.stored(piece.source), piece) for piece in self.linears[module]]
+
+    def _read_piece(self, linear: StoredLinear, piece: Piece) -> QuantTensor:
+        linear.check(self.header)
+        return _arranged(linear, linear.read(self.header), piece)
 
     def outline(self, module: str) -> "Outline":
         """What `read` gives, without values; costs no reading."""
@@ -147,8 +282,8 @@ class Checkpoint:
         for piece in self.linears[module]:
             linear = self.stored(piece.source)
             outline = linear.outline(self.header)
-            stored += [(part, self.header.tensors[linear.keys[name]]) for name, part in outline.parts.items()]
-            pieces.append(_arranged(outline, piece))
+            stored += [(outline.parts[name], self.header.tensors[key]) for name, key in linear.keys.items()]
+            pieces.append(_arranged(linear, outline, piece))
         return Outline(pieces, stored)
 
     def weight(self, module: str) -> Tensor:
@@ -169,7 +304,8 @@ class Checkpoint:
         return {f"{i}.{name}": part for i, piece in enumerate(pieces) for name, part in piece.parts.items()}
 
 
-def _arranged(stored: QuantTensor, piece: Piece) -> QuantTensor:
-    """A stored linear as the piece of a module that it is: plain, and only the piece's rows."""
-    plain = layouts.convert(stored, PLAIN)
-    return plain if piece.rows is None else plain.rows(piece.rows)
+def _arranged(linear: StoredLinear, stored: QuantTensor, piece: Piece) -> QuantTensor:
+    """A stored linear as the piece of a module that it is: plain, and only the piece's rows and columns."""
+    plain = linear.plain(stored)
+    plain = plain if piece.rows is None else plain.rows(piece.rows)
+    return plain if piece.columns is None else plain.columns(piece.columns)

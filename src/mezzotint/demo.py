@@ -1,5 +1,6 @@
 """The main job on the built-in model: the same pictures in BF16, FP8 and NVFP4, and how far they agree."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -27,12 +28,15 @@ ROWS = {"bf16": None, "fp8": "demo-fp8", "nvfp4": "demo-nvfp4"}
 
 @dataclass(frozen=True)
 class Row:
-    """One precision: resident weights of the transformer, agreement with BF16, and the time of one picture."""
+    """One precision: resident weights of the transformer, agreement with BF16, and the time of one picture.
+
+    psnr   in dB; None where the pictures are equal
+    """
 
     name: str
     weights_mib: float
     latent_cosine: float
-    psnr: float
+    psnr: float | None
     ssim: float
     seconds_per_image: float
 
@@ -65,11 +69,12 @@ def run(device: str | torch.device | None = None, on_row: Callable[[str], None] 
 
 
 def _row(name: str, weights_mib: float, seconds: float, reference: Painting, candidate: Painting) -> Row:
+    psnr = picture_psnr(reference.images, candidate.images)
     return Row(
         name=name,
         weights_mib=weights_mib,
         latent_cosine=latent_cosine(reference.latents, candidate.latents),
-        psnr=picture_psnr(reference.images, candidate.images),
+        psnr=psnr if math.isfinite(psnr) else None,
         ssim=picture_ssim(reference.images, candidate.images),
         seconds_per_image=seconds,
     )

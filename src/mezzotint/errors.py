@@ -26,6 +26,10 @@ class MezzotintError(Exception):
         self.message = message
         self.hint = hint
 
+    def at(self, where: str) -> "MezzotintError":
+        """The same error, its message beginning with where it happened."""
+        return type(self)(f"{where}: {self.message}", self.hint)
+
     def __str__(self) -> str:
         return f"{self.message}\n  hint: {self.hint}" if self.hint else self.message
 

@@ -4,7 +4,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +11,10 @@ import torch
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.errors import CheckpointError
 from mezzotint.formats import Contents, Header, StoredLinear
+from mezzotint.hub import AnyPath
 from mezzotint.kernels import AS_STORED, Can, Target, WeightSpec, backends
 from mezzotint.layouts import plain_shape
+from mezzotint.schemes import BF16, Shape
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Report:
     resident_bytes  predicted for the loaded weights: quantized parts as stored, the rest in BF16
     """
 
-    path: Path
+    path: AnyPath
     files: tuple[str, ...]
     format: str
     evidence: str
@@ -74,26 +75,29 @@ class Report:
         return dict(Counter(layer.scheme for layer in self.layers))
 
 
-def inspect(path: str | Path, device: str | torch.device = "cpu") -> Report:
-    """Report on a checkpoint file or component folder; reads headers and marker tensors, no weights.
+def inspect(path: str | AnyPath, device: str | torch.device = "cpu", base: str | AnyPath | None = None) -> Report:
+    """Report on a checkpoint file or component folder, from headers and marker tensors.
 
+    Weights are read only where nothing in the headers proves how they are arranged: a few rows of a few layers.
+
+    base     the BF16 model to hold those against
     device   whose abilities the report speaks of
     Raises   CheckpointError where a file cannot be read, or is nothing that Mezzotint knows
     """
-    checkpoint = Checkpoint.open(path)
+    checkpoint = Checkpoint.open(path, base=base)
     header, recognised, contents = checkpoint.header, checkpoint.recognised, checkpoint.contents
     target = Target.of(torch.device(device))
     return Report(
         path=header.path,
         files=tuple(file.name for file in header.files),
         format=recognised.format.title,
-        evidence=recognised.evidence,
+        evidence=checkpoint.evidence,
         declined=recognised.declined,
         family=checkpoint.family.title,
         coverage=_coverage(header, contents),
         layers=tuple(_layer(linear, header) for linear in contents.linears.values()),
         other_tensors=len(contents.plain),
-        ignored=contents.ignored,
+        ignored=checkpoint.ignored,
         missing=tuple(_missing(header, contents)),
         notes=header.notes,
         stored_bytes=header.nbytes(),
@@ -103,9 +107,11 @@ def inspect(path: str | Path, device: str | torch.device = "cpu") -> Report:
 
 
 def _coverage(header: Header, contents: Contents) -> float:
-    quantized = sum(math.prod(linear.shape) for linear in contents.linears.values())
+    linears = contents.linears.values()
+    quantized = sum(math.prod(linear.shape) for linear in linears if linear.scheme is not BF16)
     plain = sum(math.prod(header.tensors[key].shape) for key in contents.plain)
-    return quantized / max(quantized + plain, 1)
+    transformed = sum(math.prod(linear.shape) for linear in linears if linear.scheme is BF16)
+    return quantized / max(quantized + plain + transformed, 1)
 
 
 def _layer(linear: StoredLinear, header: Header) -> Layer:
@@ -133,7 +139,7 @@ def _resident_bytes(header: Header, contents: Contents) -> int:
 def _runners(header: Header, contents: Contents, target: Target) -> list[Runner]:
     """Each backend's answer for each scheme; a reason that only some of its layers meet is given as theirs."""
     runners = []
-    for scheme in sorted({linear.scheme.name for linear in contents.linears.values()}):
+    for scheme in sorted({linear.scheme.name for linear in contents.linears.values() if linear.scheme is not BF16}):
         linears = [linear for linear in contents.linears.values() if linear.scheme.name == scheme]
         for backend in backends().values():
             answers = [backend.can(_spec(linear, header), target, AS_STORED) for linear in linears]
@@ -152,9 +158,9 @@ def _runners(header: Header, contents: Contents, target: Target) -> list[Runner]
 
 
 def _spec(linear: StoredLinear, header: Header) -> WeightSpec:
-    shapes = {
-        part: plain_shape(linear.scheme, linear.layout, part, linear.shape, header.tensors[key].shape)
-        for part, key in linear.keys.items()
-        if key in header.tensors
-    }
-    return WeightSpec(linear.scheme, linear.shape, shapes)
+    shapes: dict[str, Shape] = dict.fromkeys(linear.implied, ())
+    for part, key in linear.keys.items():
+        if key in header.tensors:
+            stored = header.tensors[key].shape
+            shapes[part] = plain_shape(linear.scheme, linear.layout, part, linear.shape, stored) or stored
+    return WeightSpec(linear.scheme, linear.shape, shapes, linear.dynamic_input)

@@ -6,7 +6,6 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +13,11 @@ from torch import nn
 
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.errors import BadRequest, MissingTensor, ShapeMismatch, UnexpectedTensor
+from mezzotint.hub import AnyPath
 from mezzotint.kernels import ACTIVATIONS, AS_STORED
-from mezzotint.nn import QuantLinear, quant_linears
+from mezzotint.nn import QuantLinear, SplitLinear, quant_linears
+from mezzotint.schemes import BF16, Shape
+from mezzotint.tensor import QuantTensor
 
 MAX_NAMED = 4
 """How many names an error spells out."""
@@ -50,7 +52,7 @@ class LoadReport:
     events            everything that changes speed or numbers
     """
 
-    path: Path
+    path: AnyPath
     format: str
     evidence: str
     declined: Mapping[str, str]
@@ -76,9 +78,11 @@ def plan(checkpoint: Checkpoint, model: nn.Module, activations: str = AS_STORED)
         raise BadRequest(f"activations is {activations!r}", f"there are: {', '.join(ACTIVATIONS)}.")
     if activations != AS_STORED:
         checkpoint = checkpoint.without_input_scales()
+    places = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    checkpoint = checkpoint.fitted(places)
     for linear in checkpoint.contents.linears.values():
         linear.check(checkpoint.header)
-    _account(checkpoint, model)
+    _account(checkpoint, places)
     return LoadPlan(checkpoint, activations)
 
 
@@ -89,6 +93,7 @@ def load(
 
     Modules that the model's class keeps in float32 stay so. Scales keep the dtype that the file gives them.
     """
+    plan.checkpoint.header.fetch()
     insert_linears(plan, model, device, dtype, backend)
     for name in plan.checkpoint.plain:
         _assign(model, name, plan.checkpoint.tensor(name).to(device, _dtype_of(model, name, dtype)))
@@ -98,12 +103,30 @@ def load(
 def insert_linears(
     plan: LoadPlan, model: nn.Module, device: torch.device, dtype: torch.dtype, backend: str | None = None
 ) -> None:
-    """Replace each nn.Linear that the checkpoint holds quantized by a QuantLinear, its weights read."""
+    """Replace each nn.Linear that the checkpoint holds quantized by a QuantLinear or SplitLinear, its weights read."""
     for name in plan.checkpoint.linears:
-        (weight,) = plan.checkpoint.read(name)
+        pieces = plan.checkpoint.read(name)
+        if pieces[0].scheme is BF16:
+            _restore(model, name, pieces[0], device, dtype)
+            continue
+        pieces = [piece.to(device) for piece in pieces]
+        own_dtype = _dtype_of(model, name, dtype)
+        layer: nn.Module
+        if len(pieces) == 1:
+            layer = QuantLinear(pieces[0], own_dtype, plan.activations, backend)
+        else:
+            layer = SplitLinear(pieces, own_dtype, plan.activations, backend)
         parent, _, leaf = name.rpartition(".")
-        layer = QuantLinear(weight.to(device), dtype, plan.activations, backend)
         setattr(model.get_submodule(parent), leaf, layer)
+
+
+def _restore(model: nn.Module, name: str, weight: QuantTensor, device: torch.device, dtype: torch.dtype) -> None:
+    """Fill an ordinary nn.Linear with the weights that transformed ones stand for."""
+    values = {"weight": weight.scheme.dequantize(weight.parts), "bias": weight.scheme.real_bias(weight.parts)}
+    for leaf, value in values.items():
+        if value is not None:
+            place = f"{name}.{leaf}"
+            _assign(model, place, value.to(device, _dtype_of(model, place, dtype)))
 
 
 def report(plan: LoadPlan, model: nn.Module) -> LoadReport:
@@ -116,19 +139,18 @@ def report(plan: LoadPlan, model: nn.Module) -> LoadReport:
     return LoadReport(
         path=header.path,
         format=recognised.format.title,
-        evidence=recognised.evidence,
+        evidence=plan.checkpoint.evidence,
         declined=recognised.declined,
-        tensors_used=len(header.tensors) - len(plan.checkpoint.contents.ignored),
-        ignored=plan.checkpoint.contents.ignored,
+        tensors_used=len(header.tensors) - len(plan.checkpoint.ignored),
+        ignored=plan.checkpoint.ignored,
         resident_bytes=dict(sorted(resident.items())),
         backends=backends,
         events=(*header.notes, *_events(plan, backends)),
     )
 
 
-def _account(checkpoint: Checkpoint, model: nn.Module) -> None:
+def _account(checkpoint: Checkpoint, places: Mapping[str, Shape]) -> None:
     """Every place in the model has one source of its shape, and every source a place."""
-    places = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     sources = {name: checkpoint.shape(name) for name in checkpoint.plain}
     for module in checkpoint.linears:
         sources |= {f"{module}.{name}": shape for name, shape in checkpoint.linear_shapes(module).items()}
@@ -139,7 +161,7 @@ def _account(checkpoint: Checkpoint, model: nn.Module) -> None:
             f"{path}: {_some(missing)} not there, and the model needs {_them(missing)}",
             "is this a checkpoint of the same model, and complete?",
         )
-    extra = [name for name in sources if name not in places]
+    extra = [name for name in sources if name not in places] + checkpoint.unplaced
     if extra:
         raise UnexpectedTensor(
             f"{path}: {_some(extra)} left over; the model has no place for {_them(extra)}",
@@ -177,15 +199,19 @@ def _assign(model: nn.Module, name: str, value: torch.Tensor) -> None:
 
 
 def _backend_uses(model: nn.Module) -> tuple[BackendUse, ...]:
-    """The choices of backend in `model`, equal ones counted together."""
+    """The choices of backend in `model`, equal ones counted together; a layer whose pieces differ counts for each."""
     uses: list[BackendUse] = []
     for layer in quant_linears(model).values():
-        use = BackendUse(layer.scheme.name, layer.selection.backend.name, 1, layer.selection.declined)
-        same = next((i for i, u in enumerate(uses) if replace(u, layers=1) == use), None)
-        if same is None:
-            uses.append(use)
-        else:
-            uses[same] = replace(uses[same], layers=uses[same].layers + 1)
+        own: list[BackendUse] = []
+        for product in layer.products:
+            use = BackendUse(product.scheme.name, product.selection.backend.name, 1, product.selection.declined)
+            own += [use] if use not in own else []
+        for use in own:
+            same = next((i for i, u in enumerate(uses) if replace(u, layers=1) == use), None)
+            if same is None:
+                uses.append(use)
+            else:
+                uses[same] = replace(uses[same], layers=uses[same].layers + 1)
     return tuple(uses)
 
 
@@ -197,9 +223,15 @@ def _events(plan: LoadPlan, backends: tuple[BackendUse, ...]) -> Iterator[str]:
     linears = plan.checkpoint.contents.linears.values()
     if plan.activations != AS_STORED and linears:
         yield "inputs stay unquantized on request; the checkpoint's input scales are not used"
-    without = [linear for linear in linears if not linear.scheme.quantizes_input(linear.keys)]
+    quantized = [linear for linear in linears if linear.scheme is not BF16]
+    without = [linear for linear in quantized if linear.scheme.quantize_input and not linear.quantizes_input]
     if plan.activations == AS_STORED and without:
         yield f"{len(without)} quantized layers have no input scale in the file; their inputs stay unquantized"
+    dynamic = [linear for linear in quantized if linear.dynamic_input and linear.scheme.static_input not in linear.keys]
+    if dynamic:
+        yield f"{len(dynamic)} quantized layers have no input scale in the file; theirs is computed at each call"
+    if len(quantized) < len(linears):
+        yield f"{len(linears) - len(quantized)} BF16 layers are stored transformed; their effective weights are loaded"
 
 
 def _report_lines(report: LoadReport) -> Iterator[str]:

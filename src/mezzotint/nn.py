@@ -1,6 +1,6 @@
-"""The module that the loader puts in place of a quantized nn.Linear."""
+"""The modules that the loader puts in place of a quantized nn.Linear."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -21,7 +21,7 @@ class QuantLinear(nn.Module):
     device chooses again; casting it leaves the parts as they are, because a float32 scale must stay float32.
 
     weight        what the layer multiplies by; its bias, if any, becomes an ordinary parameter
-    dtype         of the bias
+    dtype         of the bias, and of the inputs that the layer's owner is to expect (`compute_dtype`)
     activations   "as_stored" or "bf16"
     only          name of the one backend to use, or None for the best
     """
@@ -38,6 +38,8 @@ class QuantLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.scheme = weight.scheme
+        self.dynamic_input = weight.dynamic_input
+        self.compute_dtype = dtype
         self.activations = activations
         self.only = only
         parts = dict(weight.parts)
@@ -49,10 +51,21 @@ class QuantLinear(nn.Module):
         self._select()
 
     @property
+    def products(self) -> "tuple[QuantLinear, ...]":
+        """The products that make up the layer: itself."""
+        return (self,)
+
+    @property
+    def weight(self) -> Tensor:
+        """Shape and dtype for model code that looks at a linear's weight; it has no values to multiply by."""
+        return torch.empty(self.out_features, self.in_features, dtype=self.compute_dtype, device="meta")
+
+    @property
     def weight_tensor(self) -> QuantTensor:
         """The weight as a value, without its bias; its parts are this layer's buffers."""
         parts = {name: part for name, part in self._buffers.items() if part is not None}
-        return QuantTensor(self.scheme, self.layout, (self.out_features, self.in_features), parts)
+        shape = (self.out_features, self.in_features)
+        return QuantTensor(self.scheme, self.layout, shape, parts, self.dynamic_input)
 
     def dequantize(self) -> Tensor:
         """The real weights that the checkpoint stands for, float32 [out, in]."""
@@ -87,16 +100,56 @@ class QuantLinear(nn.Module):
         before, parts = self._device(), dict(self._buffers)
         self._buffers.clear()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        after = fn(torch.empty(0, device=before)).device
+        sample = fn(torch.empty(0, device=before, dtype=self.compute_dtype))
+        self.compute_dtype, after = sample.dtype, sample.device
         self._buffers.update({name: None if part is None else part.to(after) for name, part in parts.items()})
         if after.type != before.type:
             self._select()
         return self
 
 
-def quant_linears(model: nn.Module) -> dict[str, QuantLinear]:
-    """{module name: layer} of every quantized linear in `model`."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, QuantLinear)}
+class SplitLinear(nn.ModuleList):
+    """A linear layer stored in several pieces, each with a scale of its own for its part of the input features.
+
+    pieces   weights of equal out_features, side by side along the input; a bias of any of them is added
+    """
+
+    def __init__(
+        self,
+        pieces: Sequence[QuantTensor],
+        dtype: torch.dtype = torch.bfloat16,
+        activations: str = AS_STORED,
+        only: str | None = None,
+    ) -> None:
+        super().__init__([QuantLinear(piece, dtype, activations, only) for piece in pieces])
+        self.out_features = pieces[0].shape[0]
+        self.in_features = sum(piece.shape[1] for piece in pieces)
+
+    @property
+    def products(self) -> tuple[QuantLinear, ...]:
+        """The products that make up the layer, in the order of its input features."""
+        return tuple(layer for layer in self if isinstance(layer, QuantLinear))
+
+    def dequantize(self) -> Tensor:
+        """The real weights that the checkpoint stands for, float32 [out, in]."""
+        return torch.cat([product.dequantize() for product in self.products], dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        products = self.products
+        columns = torch.split(x, [product.in_features for product in products], dim=-1)
+        total: Tensor = products[0](columns[0])
+        for product, own in zip(products[1:], columns[1:], strict=True):
+            total = total + product(own)
+        return total
+
+
+def quant_linears(model: nn.Module) -> dict[str, QuantLinear | SplitLinear]:
+    """{module name: layer} of every quantized linear in `model`, one that is stored in pieces counted once."""
+    found: dict[str, QuantLinear | SplitLinear] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, QuantLinear | SplitLinear) and name.rpartition(".")[0] not in found:
+            found[name] = module
+    return found
 
 
 @contextmanager

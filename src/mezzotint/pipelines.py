@@ -2,36 +2,49 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from mezzotint.builtin import resolve
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.errors import BadRequest, NotACheckpoint, UnknownFormat
-from mezzotint.families import Sampling, families
+from mezzotint.families import Sampling, family_with
+from mezzotint.hub import AnyPath, HubPath
 from mezzotint.kernels import AS_STORED
-from mezzotint.loading import LoadReport, plan
+from mezzotint.loading import LoadPlan, plan
 from mezzotint.loading import load as load_model
 
-TRANSFORMER = "transformer"
+TRANSFORMER, SECOND = "transformer", "transformer_2"
 SAMPLING_FILE = "sampling.json"
+NEEDED = (".json", ".safetensors", ".txt", ".model", ".jinja")
+VARIANTS = (".fp16.", ".bf16.", ".non_ema.")
+"""Which files of a text encoder or VAE on the Hub a pipeline is read from, and which of those are second copies."""
 
 
 @dataclass(frozen=True)
 class Painting:
-    """Pictures, one a prompt, and the latents that the last step left: [prompts, ...] in the transformer's dtype."""
+    """What was painted, and the latents that the last step left: [prompts, ...] in the dtype of the pipeline.
 
-    images: list[Any]
+    images   one a prompt, or none if videos were painted
+    videos   one a prompt, each a list of its frames, `fps` a second
+    """
+
+    images: list[Image]
     latents: Tensor
+    videos: list[list[Image]] = field(default_factory=list)
+    fps: int | None = None
 
 
 def load(
-    model: str | Path = "demo",
-    transformer: str | Path | None = None,
+    model: str | AnyPath = "demo",
+    transformer: str | AnyPath | None = None,
+    transformer_2: str | AnyPath | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.bfloat16,
     activations: str = AS_STORED,
@@ -39,53 +52,56 @@ def load(
 ) -> Any:
     """A ready diffusers pipeline whose transformer was read from `transformer`, quantized or not.
 
-    model         folder of a diffusers pipeline, or "demo"
-    transformer   file or folder of a transformer in any format that `inspect` knows; None for the pipeline's own
+    model         folder or Hub id of a diffusers pipeline, or "demo"
+    transformer   file, folder or Hub id of a transformer in any format that `inspect` knows; None for the model's own
+    transformer_2 the same for the second expert of a model that has two, such as Wan 2.2 A14B
     device        None for the GPU if there is one
     dtype         of everything that is not quantized; scales keep their own
     activations   "as_stored" quantizes each layer's input as the checkpoint says, "bf16" leaves it alone
     backend       name of the one backend to use, None for the best that can
-    Returns       a diffusers pipeline; its `load_report` is a LoadReport
+    Returns       a diffusers pipeline; `load_report` is its LoadReport, `load_report_2` the second expert's or None
     Raises        MezzotintError, before any weight is read if the files do not fit together
 
     >>> pipe = load("demo", transformer="demo-fp8")
     >>> print(pipe.load_report)
     """
-    from diffusers import DiffusionPipeline
-
     folder = resolve(model)
     index = _pipeline_index(folder)
-    checkpoint = Checkpoint.open(transformer if transformer is not None else folder / TRANSFORMER)
     place = torch.device(device) if device is not None else best_device()
-    module, report = load_transformer(checkpoint, index, folder, place, dtype, activations, backend)
-    pipe = DiffusionPipeline.from_pretrained(folder, transformer=module, torch_dtype=dtype, local_files_only=True)
+    planned = {
+        component: plan_transformer(component, source, index, folder, activations)
+        for component, source in {TRANSFORMER: transformer, SECOND: transformer_2}.items()
+        if source is not None or _class_of(index, component) is not None
+    }
+    reports = {
+        component: load_model(ready, module, place, dtype, backend) for component, (ready, module) in planned.items()
+    }
+    modules = {component: module.eval() for component, (_, module) in planned.items()}
+    here = _fetch_rest(index, folder) if isinstance(folder, HubPath) else folder
+    pipe = _pipeline_class(index, folder).from_pretrained(here, dtype=dtype, local_files_only=True, **modules)
     pipe.set_progress_bar_config(disable=True)
     pipe.to(place)
-    pipe.load_report = report
+    pipe.load_report, pipe.load_report_2 = reports[TRANSFORMER], reports.get(SECOND)
     return pipe
 
 
-def load_transformer(
-    checkpoint: Checkpoint,
-    index: dict[str, Any],
-    folder: Path,
-    device: torch.device,
-    dtype: torch.dtype,
-    activations: str,
-    backend: str | None,
-) -> tuple[nn.Module, LoadReport]:
-    """The transformer alone, with the configuration that lies beside it or else the pipeline's."""
-    model_class = index.get(TRANSFORMER, [None, None])[1]
+def plan_transformer(
+    component: str, source: str | AnyPath | None, index: dict[str, Any], folder: AnyPath, activations: str
+) -> tuple[LoadPlan, nn.Module]:
+    """The plan for one transformer and its model, with the configuration that lies beside it or else the pipeline's."""
+    model_class = _class_of(index, component)
+    if model_class is None:
+        raise BadRequest(f"{folder}: has no {component}, and {source} was named for it", "name one transformer only.")
+    checkpoint = Checkpoint.open(source if source is not None else folder / component)
     header, family = checkpoint.header, checkpoint.family
     if family.transformer != model_class:
         raise UnknownFormat(
             f"{header.path}: is a {family.title} transformer ({family.transformer}), and {folder} has a {model_class}",
             "name a transformer of the same family as the pipeline.",
         )
-    config = header.config if "_class_name" in header.config else _component_config(folder)
-    module = meta_model(str(model_class), config)
-    report = load_model(plan(checkpoint, module, activations), module, device, dtype, backend)
-    return module.eval(), report
+    config = header.config if "_class_name" in header.config else _component_config(folder, component)
+    module = meta_model(model_class, config)
+    return plan(checkpoint, module, activations), module
 
 
 def meta_model(class_name: str, config: dict[str, Any] | Any) -> nn.Module:
@@ -105,15 +121,17 @@ def best_device() -> torch.device:
     return accelerator if accelerator is not None else torch.device("cpu")
 
 
-def sampling_of(model: str | Path) -> Sampling:
-    """Recommended settings: the pipeline folder's own sampling.json, or else those of its family."""
+def sampling_of(model: str | AnyPath) -> Sampling:
+    """Recommended settings: those of its family's variant, and over them the pipeline folder's own sampling.json."""
     folder = resolve(model)
+    index = _pipeline_index(folder)
+    family = family_with(str(_class_of(index, TRANSFORMER)), str(folder))
+    recommended = family.sampling(index, _component_config(folder, TRANSFORMER))
     own = folder / SAMPLING_FILE
-    if own.is_file():
-        known = {field.name for field in fields(Sampling)}
-        return Sampling(**{key: value for key, value in json.loads(own.read_text()).items() if key in known})
-    class_name = _pipeline_index(folder).get(TRANSFORMER, [None, None])[1]
-    return next(family.sampling for family in families().values() if family.transformer == class_name)
+    if not own.is_file():
+        return recommended
+    known = {entry.name for entry in fields(Sampling)}
+    return replace(recommended, **{key: value for key, value in json.loads(own.read_text()).items() if key in known})
 
 
 def paint(
@@ -121,42 +139,56 @@ def paint(
     prompts: Sequence[str],
     seeds: Sequence[int] | None = None,
     sampling: Sampling | None = None,
-    on_step: Callable[[int, Tensor], None] | None = None,
+    on_step: Callable[[int, Tensor], None] = lambda _step, _latents: None,
 ) -> Painting:
-    """Paint one picture for each prompt; picture i starts from the noise of seeds[i], drawn on the CPU.
+    """Paint one picture or video for each prompt; number i starts from the noise of seeds[i], drawn on the CPU.
 
     seeds      None for 0, 1, 2, ...
     sampling   None for the model's recommended settings
-    on_step    called after each step with its number and the latents
+    on_step    called after each step with its number, counted over all pictures, and the latents
     Raises     BadRequest if there is not one seed for each prompt
     """
     seeds = range(len(prompts)) if seeds is None else seeds
     if len(seeds) != len(prompts):
         raise BadRequest(f"{len(prompts)} prompts and {len(seeds)} seeds", "give one seed for each prompt.")
     sampling = sampling or sampling_of(pipe.config._name_or_path)
+    painted: list[Any] = []
+    latents: list[Tensor] = []
+    for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+        one, last = _paint_one(pipe, prompt, seed, sampling, partial(_count_on, on_step, number * sampling.steps))
+        painted.append(one)
+        latents.append(last)
+    if isinstance(painted[0], list):
+        return Painting([], torch.cat(latents), painted, sampling.fps)
+    return Painting(painted, torch.cat(latents))
+
+
+def _count_on(on_step: Callable[[int, Tensor], None], before: int, step: int, latents: Tensor) -> None:
+    on_step(before + step, latents)
+
+
+def _paint_one(
+    pipe: Any, prompt: str, seed: int, sampling: Sampling, on_step: Callable[[int, Tensor], None]
+) -> tuple[Any, Tensor]:
+    """One picture or video and its last latents. Alone in its batch, so that it does not depend on its neighbours."""
     last: list[Tensor] = []
 
     def keep(_pipe: Any, step: int, _timestep: Any, values: dict[str, Tensor]) -> dict[str, Tensor]:
         last[:] = [values["latents"]]
-        if on_step is not None:
-            on_step(step, values["latents"])
+        on_step(step, values["latents"])
         return {}
 
-    extra = {} if sampling.max_sequence_length is None else {"max_sequence_length": sampling.max_sequence_length}
-    images = pipe(
-        prompt=list(prompts),
-        height=sampling.size,
-        width=sampling.size,
-        num_inference_steps=sampling.steps,
-        guidance_scale=sampling.guidance,
-        generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+    family = family_with(type(pipe.transformer).__name__, str(pipe.config._name_or_path))
+    output = pipe(
+        prompt=[prompt],
+        generator=[torch.Generator("cpu").manual_seed(seed)],
         callback_on_step_end=keep,
-        **extra,
-    ).images
-    return Painting(images, last[0])
+        **family.arguments(sampling, 1),
+    )
+    return (output.frames if hasattr(output, "frames") else output.images)[0], last[0]
 
 
-def _pipeline_index(folder: Path) -> dict[str, Any]:
+def _pipeline_index(folder: AnyPath) -> dict[str, Any]:
     index = folder / "model_index.json"
     if not index.is_file():
         raise NotACheckpoint(
@@ -167,6 +199,35 @@ def _pipeline_index(folder: Path) -> dict[str, Any]:
     return entries
 
 
-def _component_config(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((folder / TRANSFORMER / "config.json").read_text(encoding="utf-8"))
+def _fetch_rest(index: dict[str, Any], folder: HubPath) -> Path:
+    """Download what a pipeline has besides its transformers' weights; returns its folder in the cache."""
+    for name in (SAMPLING_FILE, f"{TRANSFORMER}/config.json", f"{SECOND}/config.json"):
+        if (folder / name).is_file():
+            (folder / name).fetch()
+    for component in index.keys() - {TRANSFORMER, SECOND}:
+        for file in (folder / component).glob("*"):
+            if file.name.endswith(NEEDED) and not any(mark in file.name for mark in VARIANTS):
+                file.fetch()
+    return (folder / "model_index.json").fetch().parent
+
+
+def _pipeline_class(index: dict[str, Any], folder: AnyPath) -> Any:
+    """The pipeline's own class. The general one does not see which components are optional in it, and would read
+    Wan's transformers from the folder over those it is given (diffusers 0.42)."""
+    import diffusers
+
+    name = str(index.get("_class_name"))
+    if not hasattr(diffusers, name):
+        raise UnknownFormat(f"{folder}: its pipeline class {name} is not one of diffusers {diffusers.__version__}")
+    return getattr(diffusers, name)
+
+
+def _class_of(index: dict[str, Any], component: str) -> str | None:
+    """The class that model_index.json gives a component, or None where the pipeline is without it."""
+    entry = index.get(component) or [None, None]
+    return None if entry[1] is None else str(entry[1])
+
+
+def _component_config(folder: AnyPath, component: str) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / component / "config.json").read_text(encoding="utf-8"))
     return config

@@ -1,11 +1,12 @@
 """A quantized weight as a value: its parts, what they mean, and how their bytes are arranged."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from mezzotint.errors import ShapeMismatch
 from mezzotint.schemes import Scheme
 
 
@@ -13,15 +14,25 @@ from mezzotint.schemes import Scheme
 class Layout:
     """How the bytes of a quantized weight are arranged.
 
-    codes    "low_first": low nibble is the even column, or one code a byte; "high_first": the other way round
-    scales   "row_major": [out, in/group]; "tiles_128x4": NVIDIA's blocked order, padded to whole tiles
+    codes      "low_first": low nibble is the even column, or one code a byte; "high_first": the other way round;
+               "low_first_int8": low nibble first in signed bytes; "fragments": Nunchaku's; "awq_words": AWQ's int32
+    scales     "row_major": [out, in/group]; "by_group": [in/group, out]; "tiles_128x4": NVIDIA's blocked order, padded
+               to whole tiles; "fragments", "micro_fragments": Nunchaku's of 16 and of 8 bits; "awq_groups": [in/group,
+               out], padded
+    vectors    "plain", or "fragments": bias, smooth and channel_scale in Nunchaku's order
+    low_rank   "plain": proj_down [rank, in]; "down_by_column": proj_down [in, rank]; "fragments": Nunchaku's
     """
 
     codes: str = "low_first"
     scales: str = "row_major"
+    vectors: str = "plain"
+    low_rank: str = "plain"
 
     def __str__(self) -> str:
-        return f"codes {self.codes.replace('_', ' ')}, scales {self.scales.replace('_', ' ')}"
+        said = [f"codes {self.codes}", f"scales {self.scales}"]
+        said += [f"vectors {self.vectors}"] if self.vectors != "plain" else []
+        said += [f"low rank {self.low_rank}"] if self.low_rank != "plain" else []
+        return ", ".join(said).replace("_", " ")
 
 
 PLAIN = Layout()
@@ -29,12 +40,21 @@ PLAIN = Layout()
 
 @dataclass(frozen=True)
 class QuantTensor:
-    """A linear layer's weight: `parts` under `scheme`, arranged as `layout`, standing for float32 `shape` (out, in)."""
+    """A linear layer's weight: `parts` under `scheme`, arranged as `layout`, standing for float32 `shape` (out, in).
+
+    dynamic_input   the layer's input is rounded with a scale computed at each call, where `parts` has no static one
+    """
 
     scheme: Scheme
     layout: Layout
     shape: tuple[int, int]
     parts: Mapping[str, Tensor]
+    dynamic_input: bool = False
+
+    @property
+    def quantizes_input(self) -> bool:
+        """Whether the layer's input is rounded for the product, by a static scale or a dynamic one."""
+        return self.scheme.quantizes_input(self.parts, self.dynamic_input)
 
     def with_parts(self, parts: Mapping[str, Tensor], layout: Layout) -> "QuantTensor":
         return replace(self, parts=dict(parts), layout=layout)
@@ -47,8 +67,45 @@ class QuantTensor:
         }
         return replace(self, parts=picked, shape=(len(index), self.shape[1]))
 
+    def columns(self, count: int) -> "QuantTensor":
+        """The weight of the first `count` input features; plain parts only.
+
+        Raises   ShapeMismatch if the cut goes through a group that shares a scale
+        """
+        own = self.shape[1]
+        if count % self.scheme.group:
+            raise ShapeMismatch(
+                f"{self.scheme.title} weight of {own} input features cannot be cut to {count}: "
+                f"that is no multiple of {self.scheme.group}"
+            )
+        cut = {
+            name: part[..., : part.shape[-1] * count // own].contiguous() if self.scheme.part(name).columns else part
+            for name, part in self.parts.items()
+        }
+        return replace(self, parts=cut, shape=(self.shape[0], count))
+
     def to(self, device: torch.device) -> "QuantTensor":
         return replace(self, parts={name: part.to(device) for name, part in self.parts.items()})
 
     def nbytes(self) -> int:
         return sum(part.nbytes for part in self.parts.values())
+
+
+def join_rows(tensors: Sequence[QuantTensor]) -> QuantTensor:
+    """One weight of several that multiply the same input, their output features one after another; plain parts only.
+
+    Raises   ShapeMismatch where they differ in what a joined weight has only once (smooth, proj_down, global_scale)
+    """
+    first = tensors[0]
+    parts = {}
+    for name, part in first.parts.items():
+        same = [tensor.parts.get(name) for tensor in tensors]
+        if first.scheme.part(name).rows and part.shape[:1] == first.shape[:1]:
+            parts[name] = torch.cat([own for own in same if own is not None])
+        elif all(own is not None and torch.equal(own, part) for own in same):
+            parts[name] = part
+        else:
+            raise ShapeMismatch(f"weights cannot be joined by rows: each has a {name} of its own")
+    if any(tensor.parts.keys() != first.parts.keys() or tensor.scheme is not first.scheme for tensor in tensors):
+        raise ShapeMismatch("weights cannot be joined by rows: they do not have the same parts")
+    return replace(first, parts=parts, shape=(sum(tensor.shape[0] for tensor in tensors), first.shape[1]))

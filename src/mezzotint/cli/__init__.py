@@ -25,9 +25,12 @@ app.command("demo")(demo.demo)
 
 
 def main() -> None:
-    """Entry point: run the command line; a deliberate error becomes one message and exit code 2."""
+    """Entry point: run the command line; an error of ours or of the file system is one message and exit code 2."""
     try:
         app()
     except MezzotintError as error:
         print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

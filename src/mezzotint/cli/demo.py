@@ -24,6 +24,9 @@ def demo(
       mezzotint demo -o /tmp/demo.png --device cpu --json
     """
     print("loading PyTorch and diffusers ...", file=sys.stderr)
+    from mezzotint.cli.output import quiet_libraries
+
+    quiet_libraries()
     from mezzotint.demo import run
     from mezzotint.pictures import save_png
     from mezzotint.saving import whole_file
@@ -41,8 +44,9 @@ def demo(
 
 
 def _print(result: Any) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from mezzotint.cli.output import console
 
     table = Table("precision", box=None)
     for title in ("weights MiB", "latent cosine", "PSNR dB", "SSIM", "s / picture"):
@@ -52,8 +56,8 @@ def _print(result: Any) -> None:
             row.name,
             f"{row.weights_mib:.2f}",
             f"{row.latent_cosine:.5f}",
-            f"{row.psnr:.1f}",
+            "equal" if row.psnr is None else f"{row.psnr:.1f}",
             f"{row.ssim:.4f}",
             f"{row.seconds_per_image:.2f}",
         )
-    Console().print(table)
+    console().print(table)

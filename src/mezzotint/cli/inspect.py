@@ -35,10 +35,11 @@ def inspect(
 
 
 def _print(report: Any, layers: bool) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    from mezzotint.cli.output import console
+
+    out = console()
     facts = Table.grid(padding=(0, 2))
     facts.add_row("path", f"{report.path} ({len(report.files)} file{'s' if len(report.files) > 1 else ''})")
     facts.add_row("format", f"{report.format}")
@@ -56,9 +57,9 @@ def _print(report: Any, layers: bool) -> None:
         facts.add_row("note", note)
     for problem in report.missing:
         facts.add_row("[red]broken[/red]", problem)
-    console.print(facts)
+    out.print(facts)
     if layers:
-        console.print(_layer_table(report))
+        out.print(_layer_table(report))
 
 
 def _answer(runner: Any) -> str:

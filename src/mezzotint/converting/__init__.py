@@ -18,6 +18,7 @@ from mezzotint.converting.source import Source, source_of
 from mezzotint.errors import BadRequest
 from mezzotint.formats import writers
 from mezzotint.formats.writing import Writer
+from mezzotint.hub import local_copy
 from mezzotint.saving import Output, Shard, into_shards, write_output
 
 __all__ = ["ConvertReport", "convert"]
@@ -83,7 +84,7 @@ def convert(
     """
     started = time.monotonic()
     writer = _writer(to)
-    merged = None if merge_into is None else resolve(merge_into)
+    merged = None if merge_into is None else Path(merge_into)
     destination = Destination.of(Path(output), writer, component, merged)
     checkpoint = _open(source, component)
     base_checkpoint = None if base is None else _open(base, component)
@@ -94,7 +95,7 @@ def convert(
     planned = _output(destination, shards, contents, config, to, [checkpoint, base_checkpoint, other])
     resumed = write_output(planned, overwrite, _counter(planned.nbytes, on_progress))
     return ConvertReport(
-        source=checkpoint.header.path,
+        source=Path(str(checkpoint.header.path)),
         source_format=checkpoint.recognised.format.name,
         output=destination.path,
         target=to,
@@ -117,7 +118,7 @@ def _writer(to: str) -> Writer:
 
 
 def _open(path: str | Path, component: str | None) -> Checkpoint:
-    return Checkpoint.open(component_folder(resolve(path), component))
+    return Checkpoint.open(local_copy(component_folder(resolve(path), component)))
 
 
 def _contents(source: Source, writer: Writer, keep_bf16: Sequence[str], base: Checkpoint | None) -> Contents:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.formats.header import TensorInfo
+from mezzotint.hub import local_copy
 from mezzotint.saving import FileRange
 from mezzotint.schemes import Scheme
 from mezzotint.tensor import QuantTensor
@@ -18,8 +19,9 @@ DECODED_NUMBERS = 2**22
 
 def copied(info: TensorInfo) -> Iterator[FileRange]:
     """A stored tensor's bytes as they are, without passing through memory here."""
+    file = local_copy(info.file)
     for start in range(info.start, info.end, BLOCK_BYTES):
-        yield FileRange(info.file, start, min(BLOCK_BYTES, info.end - start))
+        yield FileRange(file, start, min(BLOCK_BYTES, info.end - start))
 
 
 def copied_scale(info: TensorInfo, scheme: Scheme, part: str) -> Iterator[memoryview]:

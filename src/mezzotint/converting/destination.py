@@ -10,6 +10,7 @@ from typing import Any
 from mezzotint.converting.provenance import write_small_files
 from mezzotint.errors import BadRequest, NotACheckpoint
 from mezzotint.formats.writing import Writer
+from mezzotint.hub import AnyPath
 from mezzotint.saving import Shard, ShardRecord
 
 COMPONENT = "transformer"
@@ -17,7 +18,7 @@ PIPELINE_INDEX = "model_index.json"
 STEM = "diffusion_pytorch_model"
 
 
-def component_folder(path: Path, component: str | None) -> Path:
+def component_folder(path: AnyPath, component: str | None) -> AnyPath:
     """The component that is meant: `path` itself, or the named folder (or "transformer") inside a pipeline."""
     inner = path / (component or COMPONENT)
     if component is not None and not inner.is_dir():

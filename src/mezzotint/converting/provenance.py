@@ -9,6 +9,7 @@ from typing import Any
 
 from mezzotint._version import VERSION
 from mezzotint.checkpoint import Checkpoint
+from mezzotint.hub import local_copy
 from mezzotint.saving import Shard, ShardRecord, weight_index
 
 SIDECAR = "mezzotint.json"
@@ -20,7 +21,7 @@ def source_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "path": str(checkpoint.header.path),
         "format": checkpoint.recognised.format.name,
-        "files": [_file_facts(file) for file in checkpoint.header.files],
+        "files": [_file_facts(local_copy(file)) for file in checkpoint.header.files],
     }
 
 
@@ -36,7 +37,8 @@ def _file_facts(file: Path) -> dict[str, Any]:
 
 def stamps(checkpoints: Iterable[Checkpoint | None]) -> list[tuple[str, int, int]]:
     """Path, size and time of change of every file that is read: a change of any of them is another conversion."""
-    files = [file.resolve() for checkpoint in checkpoints if checkpoint is not None for file in checkpoint.header.files]
+    given = [checkpoint for checkpoint in checkpoints if checkpoint is not None]
+    files = [local_copy(file).resolve() for checkpoint in given for file in checkpoint.header.files]
     return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 

@@ -7,9 +7,9 @@ from functools import cache
 from mezzotint.discover import collect
 from mezzotint.errors import UnknownFormat
 from mezzotint.families.family import Family, Sampling
-from mezzotint.schemes import Shape
+from mezzotint.families.spelling import Shapes, Spelling
 
-__all__ = ["Family", "Sampling", "families", "family_of"]
+__all__ = ["Family", "Sampling", "Spelling", "families", "family_of", "family_with"]
 
 
 @cache
@@ -18,7 +18,7 @@ def families() -> Mapping[str, Family]:
     return collect(sys.modules[__name__], "FAMILY")
 
 
-def family_of(shapes: Mapping[str, Shape], where: str) -> Family:
+def family_of(shapes: Shapes, where: str) -> Family:
     """The family whose tensors these are, {name: logical shape}; UnknownFormat if it is none, or more than one."""
     found = [family for family in families().values() if family.owns(shapes)]
     if len(found) == 1:
@@ -27,3 +27,12 @@ def family_of(shapes: Mapping[str, Shape], where: str) -> Family:
         f"{where}: its tensors are those of no model family known here ({', '.join(families())})",
         f"its first tensors are {', '.join(list(shapes)[:3])}.",
     )
+
+
+def family_with(transformer: str, where: str) -> Family:
+    """The family whose transformer is this diffusers class; UnknownFormat if there is none."""
+    found = next((family for family in families().values() if family.transformer == transformer), None)
+    if found is None:
+        known = ", ".join(family.transformer for family in families().values())
+        raise UnknownFormat(f"{where}: has a transformer of class {transformer}", f"known here are {known}.")
+    return found

@@ -1,25 +1,47 @@
 """What a model family is."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
-from mezzotint.families.naming import Naming, as_spelled
-from mezzotint.schemes import Shape
+from mezzotint.errors import UnknownFormat
+from mezzotint.families.naming import Naming
+from mezzotint.families.spelling import Shapes, Spelling, of_other_components, without_prefix
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings of a generation; `max_sequence_length` is in text tokens, None for the pipeline's own default."""
+    """Settings of a generation.
+
+    size                  height in pixels, and the width too unless `width` is given
+    max_sequence_length   in text tokens, None for the pipeline's own default
+    num_frames, fps       of a video; a picture has none
+    """
 
     size: int
     steps: int
     guidance: float
     max_sequence_length: int | None = None
+    width: int | None = None
+    num_frames: int | None = None
+    fps: int | None = None
 
-    def but(self, steps: int | None = None, size: int | None = None, guidance: float | None = None) -> "Sampling":
-        """The same settings with those that are given and not None."""
-        given = {"steps": steps, "size": size, "guidance": guidance}
+    def but(self, **given: int | float | None) -> "Sampling":
+        """The same settings with those that are given and not None; a size given alone is a square's."""
+        if given.get("size") is not None:
+            given.setdefault("width", given["size"])
         return replace(self, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+
+
+def picture_arguments(sampling: Sampling, _prompts: int) -> dict[str, Any]:
+    """The settings as a diffusers pipeline for pictures takes them, whatever the number of prompts."""
+    length = sampling.max_sequence_length
+    return {
+        "height": sampling.size,
+        "width": sampling.width or sampling.size,
+        "num_inference_steps": sampling.steps,
+        "guidance_scale": sampling.guidance,
+    } | ({} if length is None else {"max_sequence_length": length})
 
 
 @dataclass(frozen=True)
@@ -27,20 +49,42 @@ class Family:
     """Models that share a transformer class.
 
     transformer   name of the class in diffusers
-    signature     tensor names that every checkpoint of the family has, and no other family's
-    sampling      what the model's makers recommend
+    spellings     the ways of writing its tensors' names, most particular first
+    sampling      (model_index.json, the transformer's config.json) -> what the model's makers recommend
+    arguments     (settings, number of prompts) -> the settings as the family's pipelines take them
     """
 
     name: str
     title: str
     transformer: str
-    signature: frozenset[str]
-    sampling: Sampling
+    spellings: tuple[Spelling, ...]
+    sampling: Callable[[Mapping[str, Any], Mapping[str, Any]], Sampling]
+    arguments: Callable[[Sampling, int], dict[str, Any]] = picture_arguments
 
-    def owns(self, shapes: Mapping[str, Shape]) -> bool:
+    def owns(self, shapes: Shapes) -> bool:
         """Whether a checkpoint with these tensors, {name: logical shape}, is one of the family."""
-        return all(name in shapes for name in self.signature)
+        bare = {short: shapes[name] for short, name in without_prefix(shapes).items()}
+        return any(spelling.owns(bare) for spelling in self.spellings)
 
-    def naming(self, shapes: Mapping[str, Shape]) -> Naming:
-        """Which stored tensors, {name: logical shape}, make up each tensor of the diffusers model."""
-        return as_spelled(shapes)
+    def naming(self, shapes: Shapes) -> Naming:
+        """Which stored tensors, {name: logical shape}, make up each tensor of the diffusers model.
+
+        Raises  MissingTensor, ShapeMismatch, UnknownFormat
+        """
+        stored = without_prefix(shapes)
+        bare = {short: shapes[name] for short, name in stored.items()}
+        naming = self._spelling(bare).naming(bare)
+        return {name: [replace(piece, source=stored[piece.source]) for piece in naming[name]] for name in naming}
+
+    def dropped(self, shapes: Shapes) -> dict[str, str]:
+        """{stored tensor: reason} of those that the diffusers model has no place for."""
+        stored = without_prefix(shapes)
+        drops = self._spelling({short: shapes[name] for short, name in stored.items()}).drops
+        unused = {stored[short]: reason for short in stored for end, reason in drops.items() if short.endswith(end)}
+        return unused | of_other_components(shapes)
+
+    def _spelling(self, bare: Shapes) -> Spelling:
+        found = next((spelling for spelling in self.spellings if spelling.owns(bare)), None)
+        if found is None:
+            raise UnknownFormat(f"its tensors are not those of {self.title}")
+        return found

@@ -1,17 +1,58 @@
 """FLUX.1 (dev, schnell, Kontext) and every model of its architecture, the built-in one included."""
 
+from collections.abc import Mapping
+from typing import Any
+
+from mezzotint.errors import Unsupported
 from mezzotint.families.family import Family, Sampling
+from mezzotint.families.naming import Naming
+from mezzotint.families.provenance import trace
+from mezzotint.families.spelling import Shapes, Spelling, holds, nunchaku
+
+OWN_NAMES = (
+    "context_embedder.weight",
+    "time_text_embed.text_embedder.linear_1.weight",
+    "single_transformer_blocks.0.proj_mlp.weight",
+)
+CONVERTERS_WIDTH = 3072
+"""Diffusers' converter splits `linear1` as if every model had this width."""
+
+
+def sampling(_index: Mapping[str, Any], config: Mapping[str, Any]) -> Sampling:
+    """Of dev; schnell is the one without a guidance embedder."""
+    if config.get("guidance_embeds", True):
+        return Sampling(size=1024, steps=28, guidance=3.5)
+    return Sampling(size=1024, steps=4, guidance=0.0, max_sequence_length=256)
+
+
+def from_original(shapes: Shapes) -> Naming:
+    """The naming of Black Forest Labs' files. Every linear of the model has a bias, quantized ones too."""
+    from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
+
+    width = next(iter(shapes["img_in.weight"]), 0)
+    if width == 0 or CONVERTERS_WIDTH % width:
+        raise Unsupported(
+            f"the model is {width} wide, and diffusers' converter for FLUX.1 can only be used where the width "
+            f"divides {CONVERTERS_WIDTH}",
+            "save the model with diffusers' names.",
+        )
+    weights = [name for name in shapes if name.endswith(".weight")]
+    biases: Shapes = {f"{name.removesuffix('.weight')}.bias": shapes[name][:1] for name in weights}
+    naming = trace(convert_flux_transformer_checkpoint_to_diffusers, {**biases, **shapes}, CONVERTERS_WIDTH // width)
+    return {name: pieces for name, pieces in naming.items() if pieces[0].source in shapes}
+
 
 FAMILY = Family(
     name="flux1",
     title="FLUX.1",
     transformer="FluxTransformer2DModel",
-    signature=frozenset(
-        {
-            "context_embedder.weight",
-            "time_text_embed.text_embedder.linear_1.weight",
-            "single_transformer_blocks.0.proj_mlp.weight",
-        }
+    spellings=(
+        nunchaku("flux1", *OWN_NAMES),
+        Spelling(holds(*OWN_NAMES)),
+        Spelling(
+            holds("img_in.weight", "txt_in.weight", "vector_in.in_layer.weight", "double_blocks.0.img_mod.lin.weight"),
+            from_original,
+        ),
     ),
-    sampling=Sampling(size=1024, steps=28, guidance=3.5),
+    sampling=sampling,
 )

@@ -10,16 +10,21 @@ from mezzotint.schemes import Shape
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows of one stored tensor or layer: `rows` is an index [n] into its output features, None for all of them."""
+    """A piece of one stored tensor or layer.
+
+    rows      index [n] into its output features, None for all of them
+    columns   how many of its input features there are, None for all of them; what follows is padding
+    """
 
     source: str
     rows: Tensor | None = None
+    columns: int | None = None
+
+
+def as_spelled(shapes: Mapping[str, Shape]) -> "Naming":
+    """The naming of a file that already uses diffusers' names."""
+    return {name: (Piece(name),) for name in shapes}
 
 
 Naming = Mapping[str, Sequence[Piece]]
 """{name in the model: its pieces}; several pieces lie side by side along the input features."""
-
-
-def as_spelled(shapes: Mapping[str, Shape]) -> Naming:
-    """The naming of a file that already uses diffusers' names."""
-    return {name: (Piece(name),) for name in shapes}

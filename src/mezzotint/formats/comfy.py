@@ -1,31 +1,46 @@
-"""ComfyUI single files: one JSON note per quantized layer says what the layer is.
+"""ComfyUI single files: a note for each quantized layer, and their forerunner, `scaled_fp8`.
 
-The notes stand in the header (`_quantization_metadata`: {"layers": {"X": {"format": "nvfp4"}}}) or in a marker tensor
-X.comfy_quant (uint8, the JSON text). Both occur.
-
-nvfp4           X.weight u8 [out, in/2] high nibble first,  X.weight_scale e4m3 in 128x4 tiles,  X.weight_scale_2 f32 []
-float8_e4m3fn   X.weight e4m3 [out, in],  X.weight_scale f32 []
-both            X.input_scale f32 [], where the inputs are quantized
+nvfp4             X.weight u8 [out, in/2] high nibble first,  X.weight_scale e4m3 in 128x4 tiles,  X.weight_scale_2 f32
+float8_e4m3fn     X.weight e4m3 [out, in],  X.weight_scale f32
+mxfp8             X.weight e4m3 [out, in],  X.weight_scale e8m0 in 128x4 tiles
+int8_tensorwise   X.weight i8 [out, in],  X.weight_scale f32, for the matrix or one for each row
+all               X.input_scale f32, where the inputs are rounded with a static scale; else the scale is dynamic
+scaled_fp8        X.weight e4m3,  X.scale_weight f32,  X.scale_input f32; a tensor `scaled_fp8` of two elements says
+                  that products are in full precision, and a scale_input of 1.0 that there is none
 
 ModelOpt's "ComfyUI" post-processing writes the same notes over low-nibble-first codes. It leaves its own
 `quantization_config` in the header, which is how its files are told apart.
 """
 
-import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from mezzotint.errors import BrokenFile, MissingTensor, UnknownFormat
+import torch
+
+from mezzotint.formats import modelopt
 from mezzotint.formats.contents import Contents, Match, NoMatch, StoredLinear, sort_out
 from mezzotint.formats.header import Header
-from mezzotint.formats.modelopt import COMFY_NOTE, OPTIONAL_SUFFIXES, SUFFIXES
+from mezzotint.formats.layout_evidence import TILES, settle_scales, with_order
+from mezzotint.formats.notes import (
+    MARKER,
+    PREFIXES,
+    kitchen_linear,
+    markers,
+    noted_linear,
+    notes,
+    parse_object,
+    unpadded,
+)
 from mezzotint.schemes import FP8, NVFP4
-from mezzotint.tensor import PLAIN, Layout
 
-MARKER = ".comfy_quant"
-COMFY_LAYOUT = Layout(codes="high_first", scales="tiles_128x4")
-MODELOPT_LAYOUT = Layout(codes="low_first", scales="tiles_128x4")
-SCHEME_OF_FORMAT = {"nvfp4": NVFP4, "float8_e4m3fn": FP8, "fp8": FP8}
+LEGACY = "scaled_fp8"
+OLD_SCALES = {"weight_scale": ".scale_weight", "input_scale": ".scale_input"}
+HIGH_FIRST = (
+    "codes high first: as comfy-kitchen writes nvfp4, not verified (other tools have put low first codes under the "
+    "same notes: a BF16 base would tell)"
+)
+LOW_FIRST = "codes low first: ModelOpt's own quantization_config is in the header, and so it packs them"
 
 
 class Comfy:
@@ -33,61 +48,96 @@ class Comfy:
     title = "ComfyUI single file"
 
     def detect(self, header: Header) -> Match | NoMatch:
-        markers = sum(key.endswith(MARKER) for key in header.tensors)
-        if COMFY_NOTE not in header.metadata and not markers:
-            return NoMatch(f"no {COMFY_NOTE} in the header and no {MARKER} tensor")
-        where = f"{COMFY_NOTE} in the header" if COMFY_NOTE in header.metadata else f"{markers} {MARKER} tensors"
-        if _by_modelopt(header):
-            return Match(f"{where}; written by ModelOpt (its quantization_config is in the header): low nibble first")
-        return Match(f"{where}; ComfyUI's own layout: high nibble first, scales in 128x4 tiles")
+        if bears_comfy_marks(header):
+            return Match(_marks(header))
+        if modelopt.COMFY_NOTE not in header.metadata:
+            return NoMatch(f"no {modelopt.COMFY_NOTE} in the header, no {MARKER} and no {LEGACY} tensor")
+        if modelopt_declaration(header):
+            return Match(
+                f"{modelopt.COMFY_NOTE} in the header, beside ModelOpt's quantization_config: written by ModelOpt"
+            )
+        if has_bfl_names(header):
+            return NoMatch("its names are Black Forest Labs', and nothing else says ComfyUI")
+        return Match(f"{modelopt.COMFY_NOTE} in the header")
 
     def contents(self, header: Header) -> Contents:
-        layout = MODELOPT_LAYOUT if _by_modelopt(header) else COMFY_LAYOUT
-        linears = {module: _linear(header, module, note, layout) for module, note in _notes(header).items()}
-        markers = {key: "marker of the layer's format" for key in header.tensors if key.endswith(MARKER)}
-        return sort_out(header, linears, markers)
+        if legacy_marker(header) is not None:
+            return _legacy_contents(header)
+        declaration = modelopt_declaration(header)
+        if declaration:
+            found = modelopt.read(header, declaration)
+            tiled = with_order(found.linears, scales=TILES)
+            settled = settle_scales(header, {module: unpadded(header, linear) for module, linear in tiled.items()})
+            return replace(
+                found, linears=settled.linears, evidence=(LOW_FIRST, *settled.evidence), assumed=settled.assumed
+            )
+        linears = {module: noted_linear(header, module, note) for module, note in notes(header).items()}
+        settled = settle_scales(header, linears)
+        found = sort_out(header, settled.linears, markers(header))
+        if all(linear.scheme is not NVFP4 for linear in linears.values()):
+            return replace(found, evidence=settled.evidence, assumed=settled.assumed)
+        return replace(found, evidence=(HIGH_FIRST, *settled.evidence), assumed=settled.assumed | {"codes"})
 
 
 FORMAT = Comfy()
 
 
-def _by_modelopt(header: Header) -> bool:
-    return '"modelopt"' in header.metadata.get("quantization_config", "")
+def has_bfl_names(header: Header) -> bool:
+    """Whether blocks are called as in Black Forest Labs' own code."""
+    return any(key.startswith(("double_blocks.", "single_blocks.")) for key in header.tensors)
 
 
-def _notes(header: Header) -> dict[str, Mapping[str, Any]]:
-    """{module: its note}, from the header's note and from the markers."""
-    notes: dict[str, Mapping[str, Any]] = {}
-    if COMFY_NOTE in header.metadata:
-        notes |= _parse(header.metadata[COMFY_NOTE], f"{header.path}: {COMFY_NOTE}").get("layers", {})
-    for key, info in header.tensors.items():
-        if key.endswith(MARKER):
-            notes[key.removesuffix(MARKER)] = _parse(bytes(info.read().tolist()), f"{info.file}: {key}")
-    return notes
+def bears_comfy_marks(header: Header) -> bool:
+    """Whether the file has something that only ComfyUI's files have."""
+    prefixed = any(key.startswith(PREFIXES[1:]) for key in header.tensors)
+    noted = modelopt.COMFY_NOTE in header.metadata
+    return bool(markers(header)) or legacy_marker(header) is not None or (prefixed and noted)
 
 
-def _parse(text: str | bytes, where: str) -> Mapping[str, Any]:
-    try:
-        note = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BrokenFile(f"{where} is not valid JSON ({error})") from error
-    if not isinstance(note, dict):
-        raise BrokenFile(f"{where} holds {type(note).__name__}, expected an object")
-    return note
+def legacy_marker(header: Header) -> str | None:
+    """Name of the `scaled_fp8` tensor, if there is one."""
+    return next((prefix + LEGACY for prefix in PREFIXES if prefix + LEGACY in header.tensors), None)
 
 
-def _linear(header: Header, module: str, note: Mapping[str, Any], layout: Layout) -> StoredLinear:
-    scheme = SCHEME_OF_FORMAT.get(str(note.get("format")))
-    if scheme is None:
-        raise UnknownFormat(
-            f"{header.path}: layer {module} has format {note.get('format')!r}, expected {' or '.join(SCHEME_OF_FORMAT)}"
-        )
-    weight = header.tensors.get(f"{module}.weight")
-    if weight is None:
-        raise MissingTensor(f"{header.path}: the notes name layer {module}, and {module}.weight is not there")
-    keys = {part: module + suffix for part, suffix in SUFFIXES[scheme.name].items()}
-    keys |= {part: module + suffix for part, suffix in OPTIONAL_SUFFIXES.items() if module + suffix in header.tensors}
-    rows, columns = (*weight.shape, 0, 0)[:2]
-    if scheme is FP8:
-        return StoredLinear(module, scheme, PLAIN, (rows, columns), keys)
-    return StoredLinear(module, scheme, layout, (rows, columns * 2), keys)
+def modelopt_declaration(header: Header) -> Mapping[str, Any]:
+    """What ModelOpt's post-processing left in the header, flat, or {}."""
+    text = header.metadata.get("quantization_config", "")
+    if '"modelopt"' not in text:
+        return {}
+    return {"file": "the header", **parse_object(text, f"{header.path}: quantization_config")}
+
+
+def _marks(header: Header) -> str:
+    if legacy_marker(header) is not None:
+        return f"a tensor {legacy_marker(header)}"
+    if markers(header):
+        return f"{len(markers(header))} {MARKER} tensors"
+    return f"{modelopt.COMFY_NOTE} in the header, and names that begin with {PREFIXES[1]}"
+
+
+def _legacy_contents(header: Header) -> Contents:
+    marker = str(legacy_marker(header))
+    full_precision = header.tensors[marker].shape == (2,)
+    linears, ignored = {}, {marker: "marker of the file's format"}
+    for info in header.tensors.values():
+        if info.name.endswith(".weight") and info.dtype is torch.float8_e4m3fn:
+            linear, dropped = _legacy_linear(header, info.name.removesuffix(".weight"), not full_precision)
+            linears[linear.module] = linear
+            ignored |= dropped
+    return sort_out(header, linears, ignored)
+
+
+def _legacy_linear(header: Header, module: str, quantize: bool) -> tuple[StoredLinear, dict[str, str]]:
+    """The layer, and its input scale where that is left aside: {key: reason}."""
+    linear = kitchen_linear(header, module, FP8, quantize)
+    scale, input_scale = (module + suffix for suffix in OLD_SCALES.values())
+    keys = {**linear.keys, "weight_scale": scale}
+    dropped = {}
+    if input_scale in header.tensors:
+        if not quantize:
+            dropped[input_scale] = "the file asks for products in full precision"
+        elif header.tensors[input_scale].read().flatten().tolist() == [1.0]:
+            dropped[input_scale] = "an input scale of 1.0 stands for none"
+        else:
+            keys["input_scale"] = input_scale
+    return replace(linear, keys=keys), dropped

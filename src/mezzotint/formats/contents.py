@@ -1,16 +1,21 @@
 """What a format finds in a header: the quantized linears, the tensors stored as they are, and what it ignores."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
-from mezzotint.errors import MissingTensor
+from mezzotint.errors import MissingTensor, ShapeMismatch
 from mezzotint.formats.header import Header
-from mezzotint.layouts import plain_shape
-from mezzotint.schemes import Scheme
-from mezzotint.tensor import Layout, QuantTensor
+from mezzotint.layouts import convert, plain_dtype, plain_shape, stored_shapes
+from mezzotint.layouts.tiles import TILE_ROWS
+from mezzotint.schemes import Scheme, Shape
+from mezzotint.tensor import PLAIN, Layout, QuantTensor
+
+MAX_PADDING = 32
+"""Rows and columns of codes are padded to multiples of 16 or 32."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +36,12 @@ class NoMatch:
 class StoredLinear:
     """A quantized linear as a file holds it.
 
-    module   the layer's name as the file spells it
-    shape    logical (out, in)
-    keys     {part: tensor name}, for the parts that are there and for those that ought to be
+    module          the layer's name as the file spells it
+    shape           logical (out, in)
+    keys            {part: tensor name}, for the parts that are there and for those that ought to be
+    implied         {part: value} of single numbers that the format knows and the file does not spell out
+    finish          what is left to undo once the bytes are plain, such as rows that a fused kernel wants interleaved
+    dynamic_input   the layer's input is rounded with a scale computed at each call, where the file has no static one
     """
 
     module: str
@@ -41,6 +49,20 @@ class StoredLinear:
     layout: Layout
     shape: tuple[int, int]
     keys: Mapping[str, str]
+    implied: Mapping[str, float] = field(default_factory=dict)
+    finish: Callable[[QuantTensor], QuantTensor] | None = None
+    dynamic_input: bool = False
+
+    @property
+    def quantizes_input(self) -> bool:
+        """Whether the layer's input is rounded for the product, by a static scale or a dynamic one."""
+        return self.scheme.quantizes_input(self.keys, self.dynamic_input)
+
+    def may_be_padded_from(self, shape: Shape) -> bool:
+        """Whether `shape` is smaller by what files made for one kind of kernel add to it; `check` tells for certain."""
+        padding = [own - wanted for own, wanted in zip(self.shape, shape, strict=False)]
+        tiled = self.layout.scales == "tiles_128x4" and len(shape) == len(self.shape)
+        return tiled and any(padding) and all(0 <= more < MAX_PADDING for more in padding)
 
     def check(self, header: Header) -> None:
         """Raise MissingTensor or ShapeMismatch, naming the tensor and the file."""
@@ -48,25 +70,62 @@ class StoredLinear:
             if key not in header.tensors:
                 raise _missing(self, part, key, header)
             info = header.tensors[key]
+            where = f"{info.file.name}: {key}"
             shape = plain_shape(self.scheme, self.layout, part, self.shape, info.shape)
-            self.scheme.check_part(part, shape, info.dtype, self.shape, f"{info.file.name}: {key}")
+            if shape is None:
+                raise self._misarranged(part, info.shape, where)
+            self.scheme.check_part(part, shape, plain_dtype(self.layout, part, info.dtype), self.shape, where)
 
     def nbytes(self, header: Header) -> int:
         return sum(header.tensors[key].nbytes for key in self.keys.values())
 
     def outline(self, header: Header) -> QuantTensor:
         """What `read` gives, with parts on the meta device: dtypes and shapes without values."""
-        infos = {part: header.tensors[key] for part, key in self.keys.items()}
-        parts = {part: torch.empty(info.shape, dtype=info.dtype, device="meta") for part, info in infos.items()}
-        return QuantTensor(self.scheme, self.layout, self.shape, parts)
+        parts = {part: _typed(header.tensors[key].outline(), self._dtype(part)) for part, key in self.keys.items()}
+        parts |= {part: torch.empty((), device="meta") for part in self.implied}
+        return QuantTensor(self.scheme, self.layout, self.shape, parts, self.dynamic_input)
 
     def read(self, header: Header) -> QuantTensor:
         """The weight's values, in the file's own layout; raises BadScale where a scale is not a usable number."""
         parts = {}
         for part, key in self.keys.items():
-            parts[part] = header.tensors[key].read()
+            parts[part] = _typed(header.tensors[key].read(), self._dtype(part))
             self.scheme.check_values(part, parts[part], f"{header.tensors[key].file}: {key}")
-        return QuantTensor(self.scheme, self.layout, self.shape, parts)
+        parts |= {part: torch.tensor(value) for part, value in self.implied.items()}
+        return QuantTensor(self.scheme, self.layout, self.shape, parts, self.dynamic_input)
+
+    def read_rows(self, header: Header, first: int, last: int) -> QuantTensor:
+        """The weight of output features [first, last), plain; nothing is read beyond the scale tiles they are in."""
+        start, stop = first // TILE_ROWS * TILE_ROWS, -(-last // TILE_ROWS) * TILE_ROWS
+        infos = dict(header.tensors)
+        for part, key in self.keys.items():
+            info = header.tensors[key]
+            if self.scheme.part(part).rows and info.shape and info.shape[0] >= self.shape[0]:
+                infos[key] = info.rows(start, min(stop, info.shape[0]))
+        shape = (min(stop, self.shape[0]) - start, self.shape[1])
+        read = replace(self, shape=shape).read(replace(header, tensors=infos))
+        return convert(read, PLAIN).rows(torch.arange(first - start, last - start))
+
+    def plain(self, stored: QuantTensor) -> QuantTensor:
+        """What `read` or `outline` gave, in the plain layout, with all that the format does to it undone."""
+        plain = convert(stored, PLAIN)
+        return plain if self.finish is None else self.finish(plain)
+
+    def _dtype(self, part: str) -> torch.dtype:
+        return self.scheme.part(part).dtypes[0]
+
+    def _misarranged(self, part: str, have: tuple[int, ...], where: str) -> ShapeMismatch:
+        allowed = stored_shapes(self.scheme, self.layout, part, self.shape, have)
+        return ShapeMismatch(
+            f"{where} has shape {list(have)}, expected {' or '.join(str(list(shape)) for shape in allowed)} "
+            f"({self.scheme.part(part).meaning}, {self.scheme.title} of {self.shape[0]} x {self.shape[1]})",
+            "run `mezzotint inspect PATH` to see how the file is laid out.",
+        )
+
+
+def _typed(stored: Tensor, dtype: torch.dtype) -> Tensor:
+    """A part that is stored as raw bytes, in the one-byte dtype that its scheme names."""
+    return stored.view(dtype) if stored.dtype is torch.uint8 and dtype.itemsize == 1 else stored
 
 
 def _missing(linear: StoredLinear, part: str, key: str, header: Header) -> MissingTensor:
@@ -82,15 +141,19 @@ def _missing(linear: StoredLinear, part: str, key: str, header: Header) -> Missi
 class Contents:
     """Every tensor of a header, each in exactly one of the three maps.
 
-    linears   {module: StoredLinear}
-    plain     keys stored as they are
-    ignored   {key: reason}
-    joined    {module: the linears that lie side by side along its input features}, where it is not one alone
+    linears    {module: StoredLinear}
+    plain      keys stored as they are
+    ignored    {key: reason}
+    evidence   one sentence for each thing that the format concluded about the layout, and how
+    assumed    fields of Layout that nothing in the header proves
+    joined     {module: the linears that lie side by side along its input features}, where it is not one alone
     """
 
     linears: Mapping[str, StoredLinear]
     plain: tuple[str, ...]
     ignored: Mapping[str, str] = field(default_factory=dict)
+    evidence: tuple[str, ...] = ()
+    assumed: frozenset[str] = frozenset()
     joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -113,4 +176,4 @@ def sort_out(
 ) -> Contents:
     """Contents in which every tensor that is neither part of a linear nor ignored is stored as it is."""
     claimed = {key for linear in linears.values() for key in linear.keys.values()} | ignored.keys()
-    return Contents(linears, tuple(key for key in header.tensors if key not in claimed), ignored, joined or {})
+    return Contents(linears, tuple(key for key in header.tensors if key not in claimed), ignored, joined=joined or {})

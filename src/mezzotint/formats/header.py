@@ -7,7 +7,7 @@ that later code may trust a `Header`.
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -15,12 +15,15 @@ import torch
 from torch import Tensor
 
 from mezzotint.errors import BrokenFile, NotACheckpoint, UnexpectedTensor
+from mezzotint.hub import AnyPath, HubPath
 
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_TENSORS = 200_000
 MAX_ITEMS = 5 * MAX_TENSORS
 """Commas in a header; a tensor of two dimensions has five. Bounds the memory that parsing takes to 300 MB."""
 INDEX_SUFFIX = ".safetensors.index.json"
+NUNCHAKU_FOLDER = ("transformer_blocks.safetensors", "unquantized_layers.safetensors")
+"""The two files that make up one component in Nunchaku's older folders, which have no index."""
 
 DTYPES = {
     "BOOL": torch.bool,
@@ -46,13 +49,17 @@ class TensorInfo:
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
-    file: Path
+    file: AnyPath
     start: int
     end: int
 
     @property
     def nbytes(self) -> int:
         return self.end - self.start
+
+    def outline(self) -> Tensor:
+        """The tensor on the meta device: its dtype and shape without its values."""
+        return torch.empty(self.shape, dtype=self.dtype, device="meta")
 
     def read(self) -> Tensor:
         """The tensor's values, on the CPU, in memory of their own."""
@@ -65,35 +72,49 @@ class TensorInfo:
             return torch.empty(self.shape, dtype=self.dtype)
         return torch.frombuffer(buffer, dtype=torch.uint8).view(self.dtype).reshape(self.shape)
 
+    def rows(self, first: int, last: int) -> "TensorInfo":
+        """Where rows [first, last) of the first axis lie."""
+        size = self.nbytes // max(self.shape[0], 1)
+        start, end = self.start + first * size, self.start + last * size
+        return replace(self, shape=(last - first, *self.shape[1:]), start=start, end=end)
+
 
 @dataclass(frozen=True)
 class Header:
     """One component's files, read as far as their headers.
 
-    path      what the caller named
-    tensors   {key: TensorInfo} over all files
-    metadata  the safetensors `__metadata__` of all files, merged
-    config    config.json beside the files, or {}
-    notes     oddities that do not stop a load, for the report
+    path             what the caller named
+    tensors          {key: TensorInfo} over all files
+    metadata         the safetensors `__metadata__` of all files, merged
+    config           the diffusers configuration in the metadata, else config.json beside the files, else {}
+    notes            oddities that do not stop a load, for the report
+    hf_quant_config  hf_quant_config.json beside the files, or {}
     """
 
-    path: Path
-    files: tuple[Path, ...]
+    path: AnyPath
+    files: tuple[AnyPath, ...]
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    hf_quant_config: Mapping[str, Any] = field(default_factory=dict)
 
     def nbytes(self) -> int:
         return sum(info.nbytes for info in self.tensors.values())
 
+    def fetch(self) -> None:
+        """Bring files that are on the Hub here, before many of their tensors are read one by one."""
+        for file in self.files:
+            if isinstance(file, HubPath):
+                file.fetch()
 
-def read_header(path: str | Path) -> Header:
+
+def read_header(path: str | AnyPath) -> Header:
     """Header of a safetensors file, or of a folder that holds one component's file or shards.
 
     Raises  NotACheckpoint, BrokenFile, UnexpectedTensor
     """
-    path = Path(path)
+    path = Path(path) if isinstance(path, str) else path
     if path.is_file():
         return header_of_files(path, [path], path.parent)
     if not path.is_dir():
@@ -102,7 +123,9 @@ def read_header(path: str | Path) -> Header:
     return header_of_files(path, files, path, notes)
 
 
-def header_of_files(path: Path, files: Iterable[Path], config_folder: Path, notes: Iterable[str] = ()) -> Header:
+def header_of_files(
+    path: AnyPath, files: Iterable[AnyPath], config_folder: AnyPath, notes: Iterable[str] = ()
+) -> Header:
     """Header over exactly these files; a tensor that two of them hold is an error."""
     files = tuple(files)
     tensors: dict[str, TensorInfo] = {}
@@ -117,14 +140,18 @@ def header_of_files(path: Path, files: Iterable[Path], config_folder: Path, note
                 )
             tensors[name] = info
         metadata |= meta
-    return Header(path, files, tensors, metadata, _read_config(config_folder), tuple(notes))
+    config = _config_in(metadata) or _read_config(config_folder / "config.json")
+    quant_config = _read_config(config_folder / "hf_quant_config.json")
+    return Header(path, files, tensors, metadata, config, tuple(notes), quant_config)
 
 
-def _weight_files(folder: Path) -> tuple[list[Path], list[str]]:
+def _weight_files(folder: AnyPath) -> tuple[list[AnyPath], list[str]]:
     """The component's weight files in `folder`, and what is odd about them."""
-    present = sorted(folder.glob("*.safetensors"))
-    indices = sorted(folder.glob("*" + INDEX_SUFFIX))
+    present: list[AnyPath] = sorted(folder.glob("*.safetensors"))
+    indices: list[AnyPath] = sorted(folder.glob("*" + INDEX_SUFFIX))
     if not indices:
+        if [file.name for file in present] == list(NUNCHAKU_FOLDER):
+            return present, []
         if len(present) > 1:
             names = ", ".join(file.name for file in present[:4])
             raise NotACheckpoint(
@@ -135,9 +162,9 @@ def _weight_files(folder: Path) -> tuple[list[Path], list[str]]:
             raise _no_weights(folder)
         return present, []
     index = indices[0]
-    wanted = [folder / name for name in _index_shards(index)]
+    wanted: list[AnyPath] = [folder / name for name in _index_shards(index)]
     missing = [file.name for file in wanted if not file.is_file()]
-    single = folder / index.name.replace(INDEX_SUFFIX, ".safetensors")
+    single: AnyPath = folder / index.name.replace(INDEX_SUFFIX, ".safetensors")
     if missing and single in present:
         note = f"ignored {index.name}: it names {missing[0]}, which is not there, beside a complete {single.name}"
         return [single], [note]
@@ -151,7 +178,7 @@ def _weight_files(folder: Path) -> tuple[list[Path], list[str]]:
     return wanted, notes
 
 
-def _no_weights(folder: Path) -> NotACheckpoint:
+def _no_weights(folder: AnyPath) -> NotACheckpoint:
     if (folder / "model_index.json").is_file():
         return NotACheckpoint(
             f"{folder}: is a whole pipeline, not one component",
@@ -163,7 +190,7 @@ def _no_weights(folder: Path) -> NotACheckpoint:
     )
 
 
-def _index_shards(index: Path) -> list[str]:
+def _index_shards(index: AnyPath) -> list[str]:
     weight_map = _read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BrokenFile(f"{index}: has no weight_map")
@@ -173,12 +200,20 @@ def _index_shards(index: Path) -> list[str]:
     return shards
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    config = folder / "config.json"
-    return _read_json(config) if config.is_file() else {}
+def _config_in(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The diffusers configuration that a single file carries in its metadata; other tools' `config` is left alone."""
+    try:
+        value = json.loads(metadata.get("config", "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) and "_class_name" in value else {}
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def _read_config(file: AnyPath) -> dict[str, Any]:
+    return _read_json(file) if file.is_file() else {}
+
+
+def _read_json(file: AnyPath) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -188,7 +223,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     return value
 
 
-def _read_file(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+def _read_file(file: AnyPath) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     """Tensors and metadata of one safetensors file, every claim checked against the file's size."""
     size = file.stat().st_size
     if size == 0:
@@ -233,7 +268,7 @@ def _strict_json(text: bytes) -> Any:
     return entries
 
 
-def _parse_header(file: Path, text: bytes) -> dict[str, Any]:
+def _parse_header(file: AnyPath, text: bytes) -> dict[str, Any]:
     if text.count(b",") > MAX_ITEMS or text.count(b"{") > MAX_TENSORS + 2:
         raise BrokenFile(f"{file}: header lists more than {MAX_ITEMS:,} items or {MAX_TENSORS:,} tensors")
     try:
@@ -247,7 +282,7 @@ def _parse_header(file: Path, text: bytes) -> dict[str, Any]:
     return entries
 
 
-def _tensor_info(file: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
+def _tensor_info(file: AnyPath, name: str, entry: Any, data_start: int) -> TensorInfo:
     if not isinstance(entry, dict):
         raise BrokenFile(f"{file}: header entry of {name} is no JSON object")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
@@ -266,7 +301,7 @@ def _is_counts(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
 
 
-def _check_coverage(file: Path, infos: Mapping[str, TensorInfo], data_start: int, size: int) -> None:
+def _check_coverage(file: AnyPath, infos: Mapping[str, TensorInfo], data_start: int, size: int) -> None:
     """The tensors fill the file from the header to its last byte, without gap or overlap."""
     position = data_start
     for info in sorted(infos.values(), key=lambda info: (info.start, info.end)):

@@ -2,12 +2,17 @@
 
 FP8     X.weight e4m3 [out, in],  X.weight_scale f32 [],              X.input_scale f32 []
 NVFP4   X.weight u8 [out, in/2],  X.weight_scale e4m3 [out, in/16],   X.weight_scale_2 f32 [],  X.input_scale f32 []
+INT8    X.weight i8 [out, in],    X.weight_scale f32 [out],           X.input_scale f32 []
+AWQ, SmoothQuant, SVD   besides: X.pre_quant_scale [in]
+SVD                     besides: X.svdquant_lora_a [rank, in],  X.svdquant_lora_b [out, rank]
+W4A16                   without X.input_scale
 
-A layer is quantized if its tensors are; `ignore` in config.json is not consulted. The configuration is held against the
-tensors: a file that says FP8 and holds NVFP4 is refused.
+A layer is quantized if its tensors are; `ignore` in the configuration is not consulted. A layer that was left in BF16
+and has a pre_quant_scale or a low-rank part is stored transformed, and is read as such. The configuration is held
+against the tensors: a file that says FP8 and holds NVFP4 is refused.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,17 +20,35 @@ import torch
 from mezzotint.errors import UnknownFormat
 from mezzotint.formats.contents import Contents, Match, NoMatch, StoredLinear, sort_out
 from mezzotint.formats.header import Header, TensorInfo
-from mezzotint.schemes import FP8, NVFP4, Scheme
+from mezzotint.schemes import BF16, FP8, INT8, NVFP4, Scheme
 from mezzotint.tensor import PLAIN
 
-SCHEME_OF_DTYPE = {torch.float8_e4m3fn: FP8, torch.uint8: NVFP4}
+SCHEME_OF_DTYPE = {torch.float8_e4m3fn: FP8, torch.uint8: NVFP4, torch.int8: INT8}
 SUFFIXES: dict[str, dict[str, str]] = {
     "fp8": {"codes": ".weight", "weight_scale": ".weight_scale"},
     "nvfp4": {"codes": ".weight", "block_scale": ".weight_scale", "global_scale": ".weight_scale_2"},
+    "int8": {"codes": ".weight", "weight_scale": ".weight_scale"},
+    "mxfp8": {"codes": ".weight", "block_scale": ".weight_scale"},
+    "bf16": {"codes": ".weight"},
 }
-OPTIONAL_SUFFIXES = {"input_scale": ".input_scale", "bias": ".bias"}
+TRANSFORMS = {
+    "pre_quant_scale": ".pre_quant_scale",
+    "lora_down": ".svdquant_lora_a",
+    "lora_up": ".svdquant_lora_b",
+}
+LOW_RANK = {"lora_down", "lora_up"}
+OPTIONAL_SUFFIXES = {"input_scale": ".input_scale", "bias": ".bias"} | TRANSFORMS
 COMFY_NOTE = "_quantization_metadata"
-SCHEME_OF_ALGO = {"FP8": FP8, "NVFP4": NVFP4}
+SCHEME_OF_ALGO = {
+    "FP8": FP8,
+    "NVFP4": NVFP4,
+    "NVFP4_AWQ": NVFP4,
+    "NVFP4_SVD": NVFP4,
+    "W4A16_NVFP4": NVFP4,
+    "W8A8_SQ_PER_CHANNEL": INT8,
+}
+WEIGHT_ONLY = {"W4A16_NVFP4"}
+WITH_LOW_RANK = {"NVFP4_SVD"}
 LEFTOVER = "_quantizer."
 
 
@@ -34,65 +57,116 @@ class ModelOpt:
     title = "NVIDIA ModelOpt HF export"
 
     def detect(self, header: Header) -> Match | NoMatch:
-        config = _quantization(header)
+        config = quantization(header)
         if config.get("quant_method") != "modelopt":
-            return NoMatch("config.json has no quantization_config with quant_method modelopt")
+            return NoMatch("neither config.json nor hf_quant_config.json declares a quantization by modelopt")
         if COMFY_NOTE in header.metadata:
             return NoMatch(f"{COMFY_NOTE} in the header: ModelOpt has post-processed it for ComfyUI")
+        if not any(_is_quantized(info) or _is_transformed(header, info) for info in header.tensors.values()):
+            return NoMatch(f"{config['file']} declares {config.get('quant_algo')}, and no weight is quantized")
         if "modelopt_state" in config or "quant_type" in config:
             return NoMatch("its quantization_config is that of diffusers' own ModelOpt checkpoints")
         producer = config.get("producer", {})
         made_by = f"{producer.get('name', 'modelopt')} {producer.get('version', 'of unknown version')}"
-        return Match(f"config.json: quant_method modelopt, quant_algo {config.get('quant_algo')}, by {made_by}")
+        algo = config.get("quant_algo")
+        return Match(f"{config['file']}: quant_method modelopt, quant_algo {algo}, by {made_by}; layout as ModelOpt's")
 
     def contents(self, header: Header) -> Contents:
-        static = _declares_static_inputs(_quantization(header))
-        linears = {
-            info.name.removesuffix(".weight"): _linear(header, info, static)
-            for info in header.tensors.values()
-            if info.name.endswith(".weight") and info.dtype in SCHEME_OF_DTYPE
-        }
-        _check_declared(header, linears)
-        ignored = {key: "state of a calibration quantizer" for key in header.tensors if LEFTOVER in key}
-        return sort_out(header, linears, ignored)
+        _check_configurations_agree(header)
+        return read(header, quantization(header))
 
 
 FORMAT = ModelOpt()
 
 
-def _quantization(header: Header) -> Mapping[str, Any]:
-    config = header.config.get("quantization_config")
-    return config if isinstance(config, dict) else {}
+def read(header: Header, config: Mapping[str, Any]) -> Contents:
+    """What the tensors are, held against a flat configuration; every layer in ModelOpt's own layout."""
+    declared = _declared_parts(config)
+    linears = {
+        info.name.removesuffix(".weight"): _linear(header, info, declared)
+        for info in header.tensors.values()
+        if _is_quantized(info) or _is_transformed(header, info)
+    }
+    _check_declared(header, config, linears)
+    ignored = {key: "state of a calibration quantizer" for key in header.tensors if LEFTOVER in key}
+    return sort_out(header, linears, ignored)
 
 
-def _declares_static_inputs(config: Mapping[str, Any]) -> bool:
+def quantization(header: Header) -> Mapping[str, Any]:
+    """The quantization that a configuration file declares, flat, with `file` saying which; {} if none does."""
+    return next(_declarations(header), {})
+
+
+def _declarations(header: Header) -> Iterator[Mapping[str, Any]]:
+    files = {
+        "config.json": header.config.get("quantization_config"),
+        "hf_quant_config.json": header.hf_quant_config,
+    }
+    for file, declared in files.items():
+        if isinstance(declared, dict) and declared:
+            yield {"file": file, **_flat(declared)}
+
+
+def _check_configurations_agree(header: Header) -> None:
+    algos = {config.get("quant_algo"): config["file"] for config in _declarations(header)}
+    if len(algos) > 1:
+        said = " and ".join(f"{file} declares {algo}" for algo, file in algos.items())
+        raise UnknownFormat(
+            f"{header.path}: {said}",
+            "one of the two is from another export; restore the files that came with these weights.",
+        )
+
+
+def _flat(declared: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The nested form, {"producer": ..., "quantization": {...}}, as the flat one."""
+    nested = declared.get("quantization")
+    if not isinstance(nested, dict):
+        return declared
+    producer = declared.get("producer", {})
+    return {"quant_method": producer.get("name"), "producer": producer, **nested}
+
+
+def _declared_parts(config: Mapping[str, Any]) -> set[str]:
+    """The optional parts that every quantized layer has, by the declared algorithm."""
+    algo = config.get("quant_algo")
     groups = config.get("config_groups", {}).values()
-    return any(group.get("input_activations", {}).get("dynamic") is False for group in groups)
+    dynamic = any(group.get("input_activations", {}).get("dynamic") for group in groups)
+    static = set() if algo in WEIGHT_ONLY or dynamic else {"input_scale"}
+    return static | (set(TRANSFORMS) if algo in WITH_LOW_RANK else set())
 
 
-def _linear(header: Header, weight: TensorInfo, static: bool) -> StoredLinear:
-    scheme = SCHEME_OF_DTYPE[weight.dtype]
+def _is_quantized(info: TensorInfo) -> bool:
+    return info.name.endswith(".weight") and info.dtype in SCHEME_OF_DTYPE
+
+
+def _is_transformed(header: Header, info: TensorInfo) -> bool:
+    module = info.name.removesuffix(".weight")
+    return info.name.endswith(".weight") and any(module + suffix in header.tensors for suffix in TRANSFORMS.values())
+
+
+def _linear(header: Header, weight: TensorInfo, declared: set[str]) -> StoredLinear:
+    scheme = SCHEME_OF_DTYPE.get(weight.dtype, BF16)
     module = weight.name.removesuffix(".weight")
     keys = {part: module + suffix for part, suffix in SUFFIXES[scheme.name].items()}
-    for part, suffix in OPTIONAL_SUFFIXES.items():
-        if module + suffix in header.tensors or (static and part == scheme.static_input):
-            keys[part] = module + suffix
+    present = {part for part, suffix in OPTIONAL_SUFFIXES.items() if module + suffix in header.tensors}
+    expected = (set() if scheme is BF16 else declared) | (LOW_RANK if present & LOW_RANK else set())
+    keys |= {part: module + suffix for part, suffix in OPTIONAL_SUFFIXES.items() if part in present | expected}
     rows, columns = (*weight.shape, 0, 0)[:2]
     return StoredLinear(module, scheme, PLAIN, (rows, columns * 2 if scheme is NVFP4 else columns), keys)
 
 
-def _check_declared(header: Header, linears: Mapping[str, StoredLinear]) -> None:
-    """The algorithm that config.json declares is the one that the tensors show."""
-    algo = _quantization(header).get("quant_algo")
+def _check_declared(header: Header, config: Mapping[str, Any], linears: Mapping[str, StoredLinear]) -> None:
+    """The algorithm that the configuration declares is the one that the tensors show."""
+    algo = config.get("quant_algo")
     declared: Scheme | None = SCHEME_OF_ALGO.get(str(algo))
     if declared is None:
         raise UnknownFormat(
             f"{header.path}: quant_algo {algo!r} of ModelOpt is not one of {', '.join(SCHEME_OF_ALGO)}",
-            "this version of Mezzotint reads ModelOpt's FP8 and NVFP4.",
+            "this version of Mezzotint reads no other.",
         )
-    found = sorted({linear.scheme.title for linear in linears.values() if linear.scheme is not declared})
+    found = sorted({linear.scheme.title for linear in linears.values() if linear.scheme not in (declared, BF16)})
     if found:
         raise UnknownFormat(
-            f"{header.path}: config.json declares {algo}, and the tensors are {' and '.join(found)}",
+            f"{header.path}: {config['file']} declares {algo}, and the tensors are {' and '.join(found)}",
             "the configuration is from another export; restore the one that came with these weights.",
         )

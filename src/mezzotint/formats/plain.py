@@ -2,6 +2,7 @@
 
 import torch
 
+from mezzotint.formats.calibrated import calibrated_layers
 from mezzotint.formats.contents import Contents, Match, NoMatch, sort_out
 from mezzotint.formats.header import Header
 
@@ -16,6 +17,8 @@ class Plain:
         other = next((info for info in header.tensors.values() if info.dtype not in FLOATS), None)
         if other is not None:
             return NoMatch(f"{other.name} is {other.dtype}")
+        if calibrated_layers(header):
+            return NoMatch("ranges of a calibration stand beside the weights")
         kinds = sorted({FLOATS[info.dtype] for info in header.tensors.values()})
         return Match(f"all {len(header.tensors)} tensors are {' or '.join(kinds)}")
 

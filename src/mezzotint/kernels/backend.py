@@ -52,13 +52,15 @@ class WeightSpec:
     scheme: Scheme
     shape: tuple[int, int]
     parts: Mapping[str, Shape]
+    dynamic_input: bool = False
 
     @classmethod
     def of(cls, tensor: QuantTensor) -> "WeightSpec":
-        return cls(tensor.scheme, tensor.shape, {name: tuple(part.shape) for name, part in tensor.parts.items()})
+        shapes = {name: tuple(part.shape) for name, part in tensor.parts.items()}
+        return cls(tensor.scheme, tensor.shape, shapes, tensor.dynamic_input)
 
     def quantizes_input(self, activations: str) -> bool:
-        return activations == AS_STORED and self.scheme.quantizes_input(self.parts)
+        return activations == AS_STORED and self.scheme.quantizes_input(self.parts, self.dynamic_input)
 
 
 class Backend(Protocol):

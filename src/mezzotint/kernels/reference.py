@@ -19,7 +19,7 @@ class Reference:
         return Can()
 
     def linear(self, x: Tensor, weight: QuantTensor, bias: Tensor | None, activations: str) -> Tensor:
-        product = weight.scheme.linear(x, weight.parts, quantize=activations == AS_STORED)
+        product = weight.scheme.linear(x, weight.parts, quantize=activations == AS_STORED and weight.quantizes_input)
         return (product if bias is None else product + bias.float()).to(x.dtype)
 
 

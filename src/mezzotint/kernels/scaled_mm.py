@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mezzotint.kernels.backend import Can, Cannot, Target, WeightSpec
 from mezzotint.schemes import FP8
+from mezzotint.schemes.fp8 import input_scale_by_row
 from mezzotint.schemes.rounding import round_e4m3
 from mezzotint.tensor import PLAIN, QuantTensor
 
@@ -41,19 +42,26 @@ class ScaledMM:
     def linear(self, x: Tensor, weight: QuantTensor, bias: Tensor | None, activations: str) -> Tensor:
         out_features, in_features = weight.shape
         rows = x.reshape(-1, in_features)
-        input_scale = weight.parts["input_scale"].reshape(1, 1)
+        static = weight.parts.get("input_scale")
+        input_scale = input_scale_by_row(rows) if static is None else static.reshape(1, 1)
         weight_scale = weight.parts["weight_scale"].reshape(1, -1)
-        if weight_scale.shape[1] > 1:
+        codes = round_e4m3(rows.float() / input_scale)
+        if static is None or weight_scale.shape[1] > 1:
+            # cuBLASLt scales either both sides by row, or neither
             input_scale = input_scale.expand(rows.shape[0], 1).contiguous()
+            weight_scale = weight_scale.expand(1, out_features).contiguous()
+        fused = bias is not None and bias.dtype == x.dtype and x.dtype != torch.float32
         product = torch._scaled_mm(
-            round_e4m3(rows.float() / weight.parts["input_scale"].reshape(())),
+            codes,
             weight.parts["codes"].t(),
             scale_a=input_scale,
             scale_b=weight_scale,
-            bias=bias,
+            bias=bias if fused else None,
             out_dtype=x.dtype,
             use_fast_accum=True,
         )
+        if bias is not None and not fused:  # cuBLASLt adds no bias to a float32 product
+            product = product + bias
         return product.reshape(*x.shape[:-1], out_features)
 
 

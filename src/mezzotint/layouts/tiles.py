@@ -25,7 +25,10 @@ def to_tiles(scales: Tensor) -> Tensor:
 
 
 def from_tiles(tiles: Tensor, rows: int, columns: int) -> Tensor:
-    """Tiles back to row-major [rows, columns], padding dropped; inverse of `to_tiles`."""
-    height, width = padded_shape(rows, columns)
+    """Tiles back to row-major [rows, columns], padding dropped; inverse of `to_tiles`.
+
+    tiles   2-D, of `padded_shape` or larger: what else it holds is padding too
+    """
+    height, width = tiles.shape
     blocks = tiles.view(height // TILE_ROWS, width // TILE_COLUMNS, 32, 4, TILE_COLUMNS)
     return blocks.permute(0, 3, 2, 1, 4).reshape(height, width)[:rows, :columns].contiguous()

@@ -28,5 +28,5 @@ def picture_ssim(reference: Sequence[Image], candidate: Sequence[Image]) -> floa
 
 def _stack(pictures: Sequence[Image]) -> Tensor:
     """[n, 3, height, width] in 0..1."""
-    arrays = [np.array(picture.convert("RGB"), dtype=np.float32) / 255 for picture in pictures]
+    arrays = [np.array(picture.convert("RGB"), dtype=np.float64) / 255 for picture in pictures]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from mezzotint.schemes.rounding import round_e4m3
+from mezzotint.schemes.groups import one_where_zero
+from mezzotint.schemes.rounding import E4M3_MAX, round_e4m3
 from mezzotint.schemes.scheme import COMMON, F32, INPUT_SCALE, Part, Parts, Scheme, scalar_or_rows
 
 
@@ -19,12 +20,18 @@ def decode_fp8(parts: Parts) -> Tensor:
 
 
 def quantize_input_fp8(x: Tensor, parts: Parts) -> Tensor:
-    """x rounded to e4m3 in units of the static input_scale, in float32.
+    """x rounded to e4m3 in units of the static input_scale, or else of amax / 448 of each row of x; in float32.
 
     Source   ModelOpt FP8: input_scale = amax / 448
     """
-    scale = parts["input_scale"].float().reshape(())
-    return round_e4m3(x.float() / scale).float() * scale
+    x = x.float()
+    scale = parts["input_scale"].float().reshape(()) if "input_scale" in parts else input_scale_by_row(x)
+    return round_e4m3(x / scale).float() * scale
+
+
+def input_scale_by_row(x: Tensor) -> Tensor:
+    """The dynamic scale of each row of an input [..., in]: amax / 448, one for a row of zeros; float32 [..., 1]."""
+    return one_where_zero(x.float().abs().amax(-1, keepdim=True) / E4M3_MAX)
 
 
 FP8 = Scheme(
@@ -32,7 +39,7 @@ FP8 = Scheme(
     title="FP8 (e4m3)",
     bits=8,
     parts={
-        "codes": Part((torch.float8_e4m3fn,), lambda out, in_: ((out, in_),), "e4m3 weights", rows=True),
+        "codes": Part((torch.float8_e4m3fn,), lambda out, in_: ((out, in_),), "e4m3 weights", rows=True, columns=True),
         "weight_scale": Part(F32, scalar_or_rows, "scale of the weights", scale=True, rows=True),
     },
     optional={"input_scale": INPUT_SCALE} | COMMON,

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from mezzotint.schemes.rounding import E2M1_MAX, expand_e2m1, round_e2m1, round_e4m3
+from mezzotint.schemes.groups import group_count, grouped, one_where_zero, scale_groups, ungrouped
+from mezzotint.schemes.rounding import E2M1_MAX, E4M3_MAX, expand_e2m1, round_e2m1, round_e4m3
 from mezzotint.schemes.scheme import COMMON, F32, INPUT_SCALE, Part, Parts, Scheme, scalar
 
 NVFP4_GROUP = 16
@@ -18,28 +19,27 @@ def decode_nvfp4(parts: Parts) -> Tensor:
     Returns        float32 [out, in]
     Source         OCP MX v1.0 for E2M1; ModelOpt: global_scale = amax / (6 * 448)
     """
-    values = expand_e2m1(parts["codes"])
     scale = parts["block_scale"].float() * parts["global_scale"].float().reshape(())
-    return (_blocks(values) * scale.unsqueeze(-1)).flatten(-2)
+    return scale_groups(expand_e2m1(parts["codes"]), scale, NVFP4_GROUP)
 
 
 def quantize_input_nvfp4(x: Tensor, parts: Parts) -> Tensor:
-    """x rounded to NVFP4 with one e4m3 scale per 16 columns, in units of the static input_scale; float32.
+    """x rounded to NVFP4 with one e4m3 scale per 16 columns, in units of the input's scale; float32.
 
-    block scale = e4m3(amax(block) / 6 / input_scale); code = E2M1(x / (block scale * input_scale)). A block whose
-    scale rounds to zero becomes zero, as the hardware's quantizers have it.
+    The unit is the static input_scale, or else amax(x) / (6 * 448).
+    block scale = e4m3(amax(block) / 6 / unit); code = E2M1(x / (block scale * unit)). A block whose scale rounds to
+    zero becomes zero, as the hardware's quantizers have it.
     Source   ModelOpt NVFP4: input_scale = amax / (6 * 448); comfy-kitchen's quantize_nvfp4 gives the same numbers
     """
-    unit = parts["input_scale"].float().reshape(())
-    blocks = _blocks(x.float())
+    x = x.float()
+    unit = parts["input_scale"].float().reshape(()) if "input_scale" in parts else _unit_of(x)
+    blocks = grouped(x, NVFP4_GROUP)
     block_scale = round_e4m3(blocks.abs().amax(-1, keepdim=True) / E2M1_MAX / unit).float() * unit
-    safe = torch.where(block_scale > 0, block_scale, torch.ones_like(block_scale))
-    return (round_e2m1(blocks / safe) * block_scale).flatten(-2)
+    return ungrouped(round_e2m1(blocks / one_where_zero(block_scale)) * block_scale, x.shape[-1])
 
 
-def _blocks(x: Tensor) -> Tensor:
-    """[..., n] to [..., n / 16, 16]"""
-    return x.reshape(*x.shape[:-1], -1, NVFP4_GROUP)
+def _unit_of(x: Tensor) -> Tensor:
+    return one_where_zero(x.abs().amax() / (E2M1_MAX * E4M3_MAX))
 
 
 NVFP4 = Scheme(
@@ -48,13 +48,16 @@ NVFP4 = Scheme(
     bits=4.5,
     group=NVFP4_GROUP,
     parts={
-        "codes": Part((torch.uint8,), lambda out, in_: ((out, in_ // 2),), "two E2M1 codes a byte", rows=True),
+        "codes": Part(
+            (torch.uint8,), lambda out, in_: ((out, in_ // 2),), "two E2M1 codes a byte", rows=True, columns=True
+        ),
         "block_scale": Part(
             (torch.float8_e4m3fn,),
-            lambda out, in_: ((out, in_ // NVFP4_GROUP),),
+            lambda out, in_: ((out, group_count(in_, NVFP4_GROUP)),),
             "one e4m3 scale per 16 columns",
             scale=True,
             rows=True,
+            columns=True,
         ),
         "global_scale": Part(F32, scalar, "scale of the whole matrix", scale=True),
     },

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 E4M3_MAX = 448.0
 E2M1_MAX = 6.0
@@ -9,11 +10,16 @@ E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -
 """Value of each 4-bit code: sign in bit 3, two exponent bits, one mantissa bit. Source: OCP MX v1.0, table 4."""
 
 
+def expand_nibbles(codes: Tensor) -> Tensor:
+    """The two 4-bit codes of each byte: uint8 [..., n/2], low nibble first, to uint8 [..., n] of 0..15."""
+    return torch.stack((codes & 0xF, codes >> 4), dim=-1).flatten(-2)
+
+
 def expand_e2m1(codes: Tensor) -> Tensor:
     """Values of packed 4-bit floats: uint8 [..., n/2], low nibble first, to float32 [..., n]."""
-    table = torch.tensor(E2M1_VALUES, dtype=torch.float32, device=codes.device)
-    nibbles = torch.stack((codes & 0xF, codes >> 4), dim=-1).flatten(-2)
-    return table[nibbles.int()]
+    values = torch.tensor(E2M1_VALUES, dtype=torch.float32, device=codes.device)
+    pairs = torch.stack((values.repeat(16), values.repeat_interleave(16)), dim=-1)
+    return F.embedding(codes.int(), pairs).flatten(-2)
 
 
 def round_e2m1(x: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ Names of parts, used everywhere:
 codes             the quantized weights
 weight_scale      float32, one for the matrix or one for each output row; multiplies
 block_scale       [out, in/group], one for each group of consecutive input columns; multiplies
+block_zero        [out, in/group], added after the block scale (AWQ)
+channel_scale     [out], multiplies the rows of an SVDQuant NVFP4 matrix (Nunchaku: wcscales)
 global_scale      float32 [], multiplies all of an NVFP4 matrix (ModelOpt: weight_scale_2)
 input_scale       float32 [], divides the layer's input before rounding, multiplies the product
 pre_quant_scale   [in], multiplies the layer's input (ModelOpt AWQ and SVD)
@@ -43,8 +45,9 @@ Shape = tuple[int, ...]
 class Part:
     """What one part of a scheme looks like: accepted dtypes, and its accepted shapes for (out, in).
 
-    scale   its values must be finite and positive
-    rows    its first axis is the layer's output features, where it has that many entries
+    scale     its values must be finite and positive
+    rows      its first axis is the layer's output features, where it has that many entries
+    columns   its last axis runs along the layer's input features
     """
 
     dtypes: tuple[torch.dtype, ...]
@@ -52,6 +55,7 @@ class Part:
     meaning: str
     scale: bool = False
     rows: bool = False
+    columns: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,8 @@ class Scheme:
     parts            what every layer of the scheme has; `optional` is what it may have besides
     decode           plain parts -> float32 [out, in], the codes' own real values
     quantize_input   (x, parts) -> float32 of x's shape: x rounded for the product
-    static_input     the part that `quantize_input` needs, where it needs one
+    static_input     the part that gives `quantize_input` its scale; without it the scale is computed from x, and
+                     None where it always is
     """
 
     name: str
@@ -77,9 +82,9 @@ class Scheme:
     def part(self, name: str) -> Part:
         return self.parts[name] if name in self.parts else self.optional[name]
 
-    def quantizes_input(self, parts: Collection[str]) -> bool:
-        """Whether a layer with these parts says how its input is to be rounded."""
-        return self.quantize_input is not None and (self.static_input is None or self.static_input in parts)
+    def quantizes_input(self, parts: Collection[str], dynamic: bool) -> bool:
+        """Whether a layer's input is rounded: by a static scale among its parts, or by one computed at each call."""
+        return self.quantize_input is not None and (dynamic or self.static_input is None or self.static_input in parts)
 
     def dequantize(self, parts: Parts) -> Tensor:
         """The real weights that the parts stand for, float32 [out, in]: what multiplies the layer's own input."""
@@ -104,9 +109,7 @@ class Scheme:
         """The layer's product without its bias: x [..., in] to float32 [..., out]; `quantize` rounds the input."""
         own = x.float()
         scaled = _scale_columns(own + parts["shift"].float() if "shift" in parts else own, parts)
-        rounded = scaled
-        if quantize and self.quantize_input is not None and self.quantizes_input(parts):
-            rounded = self.quantize_input(scaled, parts)
+        rounded = self.quantize_input(scaled, parts) if quantize and self.quantize_input is not None else scaled
         y = F.linear(rounded, self.decode(parts))
         if "lora_down" in parts:
             y = y + F.linear(F.linear(scaled, parts["lora_down"].float()), parts["lora_up"].float())
@@ -118,8 +121,8 @@ class Scheme:
         """Raise ShapeMismatch unless a plain part of this shape and dtype can belong to an (out, in) matrix."""
         part = self.part(name)
         out_features, in_features = shape
-        if in_features % self.group:
-            raise ShapeMismatch(f"{where}: {in_features} input features are no multiple of {self.group} ({self.title})")
+        if self.group > 1 and in_features % 2:
+            raise ShapeMismatch(f"{where}: {in_features} input features are an odd number ({self.title})")
         allowed = part.shapes(out_features, in_features)
         if not any(_fits(have, shape) for shape in allowed):
             raise ShapeMismatch(
@@ -176,19 +179,25 @@ def _scale_columns(values: Tensor, parts: Parts) -> Tensor:
     return values
 
 
+def groups_of(group: int) -> Callable[[int, int], tuple[Shape, ...]]:
+    """Shape of one number for each output feature and each `group` input features."""
+    return lambda out, in_: ((out, in_ // group),)
+
+
 F32 = (torch.float32,)
+HALVES = (torch.bfloat16, torch.float16)
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 RANK = -1
 """Stands for any length in a part's shape: the rank of a low-rank branch."""
 INPUT_SCALE = Part(F32, scalar, "static scale of the layer's input", scale=True)
 COMMON = {
     "bias": Part(FLOATS, lambda out, _in: ((out,),), "bias", rows=True),
-    "pre_quant_scale": Part(FLOATS, per_column, "per-column factor of the layer's input", scale=True),
-    "smooth": Part(FLOATS, per_column, "per-column divisor of the layer's input", scale=True),
+    "pre_quant_scale": Part(FLOATS, per_column, "per-column factor of the layer's input", scale=True, columns=True),
+    "smooth": Part(FLOATS, per_column, "per-column divisor of the layer's input", scale=True, columns=True),
     "shift": Part(F32, scalar, "what is added to the layer's input"),
-    "lora_down": Part(FLOATS, lambda _out, in_: ((RANK, in_),), "low-rank branch, down"),
+    "lora_down": Part(FLOATS, lambda _out, in_: ((RANK, in_),), "low-rank branch, down", columns=True),
     "lora_up": Part(FLOATS, lambda out, _in: ((out, RANK),), "low-rank branch, up", rows=True),
-    "proj_down": Part(FLOATS, lambda _out, in_: ((RANK, in_),), "low-rank branch, down"),
+    "proj_down": Part(FLOATS, lambda _out, in_: ((RANK, in_),), "low-rank branch, down", columns=True),
     "proj_up": Part(FLOATS, lambda out, _in: ((out, RANK),), "low-rank branch, up", rows=True),
 }
 """What a layer of any scheme may have besides its codes and their scales."""

@@ -9,6 +9,7 @@ from mezzotint.builtin import resolve
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.errors import CheckpointError
 from mezzotint.formats import read_header
+from mezzotint.hub import local_copy
 from mezzotint.loading import plan
 from mezzotint.pipelines import meta_model
 from mezzotint.verifying import against_base
@@ -66,7 +67,7 @@ def verify(
     repair   download broken and missing files again from the Hub first, where they came from there
     Raises   CheckpointError only for a base that cannot be read
     """
-    place = resolve(path)
+    place = local_copy(resolve(path))
     repairs: tuple[Repair, ...] = ()
     files = look_at_files(place)
     if repair:

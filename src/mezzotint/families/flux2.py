@@ -1,0 +1,35 @@
+"""FLUX.2: dev, and klein 4B and 9B."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mezzotint.families.family import Family, Sampling
+from mezzotint.families.naming import Naming
+from mezzotint.families.provenance import trace
+from mezzotint.families.spelling import Shapes, Spelling, holds
+
+
+def sampling(index: Mapping[str, Any], _config: Mapping[str, Any]) -> Sampling:
+    """Of dev and of the base models; the distilled klein takes four steps and no guidance."""
+    if index.get("is_distilled"):
+        return Sampling(size=1024, steps=4, guidance=1.0)
+    return Sampling(size=1024, steps=50, guidance=4.0)
+
+
+def from_original(shapes: Shapes) -> Naming:
+    """The naming of Black Forest Labs' files."""
+    from diffusers.loaders.single_file_utils import convert_flux2_transformer_checkpoint_to_diffusers
+
+    return trace(convert_flux2_transformer_checkpoint_to_diffusers, shapes)
+
+
+FAMILY = Family(
+    name="flux2",
+    title="FLUX.2",
+    transformer="Flux2Transformer2DModel",
+    spellings=(
+        Spelling(holds("context_embedder.weight", "double_stream_modulation_img.linear.weight")),
+        Spelling(holds("img_in.weight", "txt_in.weight", "double_stream_modulation_img.lin.weight"), from_original),
+    ),
+    sampling=sampling,
+)

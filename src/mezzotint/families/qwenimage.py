@@ -1,0 +1,30 @@
+"""Qwen-Image, whose makers, diffusers and ComfyUI all use the same names."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mezzotint.families.family import Family, Sampling, picture_arguments
+from mezzotint.families.spelling import Spelling, holds, nunchaku
+
+OWN_NAMES = ("txt_norm.weight", "img_in.weight", "transformer_blocks.0.img_mod.1.weight")
+
+
+def sampling(_index: Mapping[str, Any], _config: Mapping[str, Any]) -> Sampling:
+    return Sampling(size=1328, steps=50, guidance=4.0)
+
+
+def arguments(sampling: Sampling, prompts: int) -> dict[str, Any]:
+    """Guidance is against the picture of an empty prompt; the model itself has no embedder for it."""
+    given = picture_arguments(sampling, prompts)
+    guidance = given.pop("guidance_scale")
+    return given | {"true_cfg_scale": guidance, "negative_prompt": [" "] * prompts}
+
+
+FAMILY = Family(
+    name="qwenimage",
+    title="Qwen-Image",
+    transformer="QwenImageTransformer2DModel",
+    spellings=(nunchaku("qwenimage", *OWN_NAMES), Spelling(holds(*OWN_NAMES))),
+    sampling=sampling,
+    arguments=arguments,
+)

@@ -1,0 +1,40 @@
+"""Z-Image and Z-Image-Turbo."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mezzotint.families.family import Family, Sampling
+from mezzotint.families.naming import Naming
+from mezzotint.families.provenance import trace
+from mezzotint.families.spelling import Shapes, Spelling, holds, nunchaku
+
+OWN_NAMES = ("cap_embedder.1.weight", "cap_pad_token", "layers.0.attention.to_q.weight")
+
+
+def sampling(_index: Mapping[str, Any], _config: Mapping[str, Any]) -> Sampling:
+    """Of Turbo, which takes no guidance."""
+    return Sampling(size=1024, steps=9, guidance=0.0)
+
+
+def from_comfy(shapes: Shapes) -> Naming:
+    """The naming of ComfyUI's single files, where the attention is fused."""
+    from diffusers.loaders.single_file_utils import convert_z_image_transformer_checkpoint_to_diffusers
+
+    return trace(convert_z_image_transformer_checkpoint_to_diffusers, shapes)
+
+
+FAMILY = Family(
+    name="zimage",
+    title="Z-Image",
+    transformer="ZImageTransformer2DModel",
+    spellings=(
+        nunchaku("zimage", *OWN_NAMES),
+        Spelling(holds(*OWN_NAMES)),
+        Spelling(
+            holds("cap_embedder.1.weight", "cap_pad_token", "layers.0.attention.qkv.weight"),
+            from_comfy,
+            {"norm_final.weight": "the model never uses it"},
+        ),
+    ),
+    sampling=sampling,
+)

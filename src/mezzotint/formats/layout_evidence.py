@@ -1,0 +1,91 @@
+"""How the bytes of a file's 4-bit weights and block scales are arranged, as far as shapes tell.
+
+Evidence comes in four strengths. *Implied*: a shape that only one arrangement allows. *Measured*: numbers agree with
+known BF16 weights under one arrangement alone. *Inferred*: numbers are more orderly under one arrangement than under
+the others, as trained weights are. *Assumed*: nothing but the habit of the format's writers.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from mezzotint.errors import CheckpointError
+from mezzotint.formats.contents import StoredLinear
+from mezzotint.formats.header import Header
+from mezzotint.layouts import plain_shape
+from mezzotint.schemes import MXFP8, NVFP4
+
+TILES, ROWS = "tiles_128x4", "row_major"
+CODE_ORDERS = ("low_first", "high_first")
+AMBIGUOUS = (NVFP4, MXFP8)
+"""Schemes that are written in several arrangements."""
+SAMPLES = 4
+"""How many layers are read where numbers have to decide."""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Linears whose layout has been looked at, the sentences that say how, and what is still only assumed."""
+
+    linears: Mapping[str, StoredLinear]
+    evidence: tuple[str, ...]
+    assumed: frozenset[str] = frozenset()
+
+
+def settle_scales(header: Header, linears: Mapping[str, StoredLinear]) -> Settled:
+    """Decide from shapes whether block scales lie in tiles; where every shape allows both, `linears` keep theirs."""
+    blocked = [linear for linear in linears.values() if linear.scheme in AMBIGUOUS]
+    if not blocked:
+        return Settled(linears, ())
+    for order, other in ((TILES, ROWS), (ROWS, TILES)):
+        only = [linear for linear in blocked if fits(linear, header, order) and not fits(linear, header, other)]
+        if only:
+            key = only[0].keys["block_scale"]
+            shape = list(header.tensors[key].shape)
+            said = f"scales {said_order(order)}: implied, {len(only)} have a shape that allows nothing else"
+            return Settled(with_order(linears, scales=order), (f"{said} ({key} is {shape})",))
+    order = blocked[0].layout.scales
+    said = f"scales {said_order(order)}: assumed as the format has them, their shapes would allow both orders"
+    return Settled(linears, (said,), frozenset({"scales"}))
+
+
+def with_order(
+    linears: Mapping[str, StoredLinear], codes: str | None = None, scales: str | None = None
+) -> dict[str, StoredLinear]:
+    """The same linears with their 4-bit codes and their block scales in these orders, where one is given."""
+    return {name: ordered(linear, codes, scales) for name, linear in linears.items()}
+
+
+def ordered(linear: StoredLinear, codes: str | None, scales: str | None) -> StoredLinear:
+    layout = linear.layout
+    if codes is not None and linear.scheme is NVFP4:
+        layout = replace(layout, codes=codes)
+    if scales is not None and linear.scheme in AMBIGUOUS:
+        layout = replace(layout, scales=scales)
+    return replace(linear, layout=layout)
+
+
+def fits(linear: StoredLinear, header: Header, order: str) -> bool:
+    info = header.tensors.get(linear.keys["block_scale"])
+    if info is None:
+        return False
+    layout = replace(linear.layout, scales=order)
+    shape = plain_shape(linear.scheme, layout, "block_scale", linear.shape, info.shape)
+    return shape is not None and shape in linear.scheme.part("block_scale").shapes(*linear.shape)
+
+
+def sample_of(header: Header, linears: Mapping[str, StoredLinear]) -> list[StoredLinear]:
+    """The few sound linears of an ambiguous scheme that are cheapest to read."""
+    sound = [linear for linear in linears.values() if linear.scheme in AMBIGUOUS and _is_sound(header, linear)]
+    return sorted(sound, key=lambda linear: linear.shape[0] * linear.shape[1])[:SAMPLES]
+
+
+def said_order(order: str) -> str:
+    return order.replace("_", " ")
+
+
+def _is_sound(header: Header, linear: StoredLinear) -> bool:
+    try:
+        linear.check(header)
+    except CheckpointError:
+        return False
+    return True

@@ -1,0 +1,111 @@
+"""The layout under which a file's numbers are most orderly, where nothing else tells and no base is at hand.
+
+Two statistics of trained weights; weights without structure, such as random ones, give neither, and that is said.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mezzotint.formats.contents import Contents, StoredLinear
+from mezzotint.formats.header import Header
+from mezzotint.formats.layout_evidence import (
+    CODE_ORDERS,
+    ROWS,
+    TILES,
+    ordered,
+    said_order,
+    sample_of,
+    with_order,
+)
+
+CERTAIN = 6.0
+"""Standard errors from chance at which a statistic decides."""
+LARGER = 1.15
+"""How much more of the scales' spread rows and columns must explain in one order than in the other."""
+
+
+def infer_scales(header: Header, contents: Contents) -> Contents:
+    """Contents with the block scales in the order in which they are more orderly, or with a sentence that says why not.
+
+    Trained weights have rows and columns of their own size. In the right order the two explain a good part of the
+    spread of log(scale); in the wrong order, where each row is made of pieces of four others, less.
+    """
+    linears = sample_of(header, contents.linears)
+    if not linears:
+        return contents
+    spread = {order: _explained(header, linears, order) for order in (TILES, ROWS)}
+    said = ", ".join(f"{share:.2f} in {said_order(order)}" for order, (share, _) in spread.items())
+    best, other = sorted(spread, key=lambda order: -spread[order][0])
+    decided = spread[best][1] > CERTAIN and spread[best][0] > LARGER * spread[other][0]
+    reason = f"rows and columns explain {said} of the spread of log(scale)"
+    return _decided(contents, "scales", best if decided else None, reason)
+
+
+def _explained(header: Header, linears: Sequence[StoredLinear], order: str) -> tuple[float, float]:
+    """Mean share of the variance of log(scale) that rows and columns explain, and its distance from chance."""
+    shares, surplus, variance = [], 0.0, 0.0
+    for linear in linears:
+        weight = ordered(linear, None, order).read_rows(header, 0, min(linear.shape[0], 1024))
+        logs = weight.parts["block_scale"].float().clamp(min=2**-9).log()
+        share, expected, error = _share(logs)
+        shares.append(share)
+        surplus, variance = surplus + share - expected, variance + error**2
+    return sum(shares) / len(shares), surplus / max(variance, 1e-12) ** 0.5
+
+
+def _share(values: Tensor) -> tuple[float, float, float]:
+    """Of a matrix: the share of its variance that row and column means explain, its mean and deviation by chance."""
+    rows, columns = values.shape
+    centered = values - values.mean()
+    means = columns * centered.mean(1).square().sum() + rows * centered.mean(0).square().sum()
+    freedom, total = rows + columns - 2, rows * columns - 1
+    chance = freedom / total
+    return float(means / centered.square().sum().clamp(min=1e-12)), chance, (2 * freedom * (1 - chance)) ** 0.5 / total
+
+
+@dataclass(frozen=True)
+class Link:
+    """Two layers of which the second reads what the first writes: `outputs` log sizes [n] of the first one's rows."""
+
+    reader: StoredLinear
+    outputs: Tensor
+
+
+def infer_codes(header: Header, contents: Contents, links: Sequence[Link]) -> Contents:
+    """Contents with the nibbles in the order in which layers fit those that feed them, or with a sentence why not.
+
+    Where one layer reads what another writes without much in between (values and the attention's output, both ends of
+    a feed-forward), training leaves the columns of the one about as large as the rows of the other. Swapped nibbles
+    exchange neighbouring columns, and turn the sign of the correlation between neighbours.
+    """
+    products = torch.cat([_neighbours(header, link) for link in links]) if links else torch.zeros(0)
+    z = float(products.sum() / products.square().sum().sqrt().clamp(min=1e-12))
+    said = f"{len(products)} neighbouring columns follow the layers that feed them with z = {z:.1f}"
+    if abs(z) < CERTAIN:
+        return _decided(contents, "codes", None, said)
+    own = links[0].reader.layout.codes
+    order = own if z > 0 else next(order for order in CODE_ORDERS if order != own)
+    return _decided(contents, "codes", order, said)
+
+
+def _neighbours(header: Header, link: Link) -> Tensor:
+    """Products of the differences between columns 2i and 2i+1, in what is written and in what is read."""
+    weight = link.reader.read_rows(header, 0, min(link.reader.shape[0], 512))
+    columns = weight.scheme.dequantize(weight.parts).square().sum(0).clamp(min=1e-12).log()[: len(link.outputs)]
+    return (columns[0::2] - columns[1::2]) * (link.outputs[0::2] - link.outputs[1::2])
+
+
+def _decided(contents: Contents, what: str, order: str | None, reason: str) -> Contents:
+    """Contents with this order in place of the assumed one, and the sentence that says so."""
+    if order is None:
+        sentence = f"{what}: numbers alone cannot tell ({reason}); name the BF16 model as a base to be certain"
+        return replace(contents, evidence=(*contents.evidence, sentence))
+    linears = with_order(contents.linears, **{what: order})
+    kept = tuple(said for said in contents.evidence if not said.startswith(what))
+    sentence = f"{what} {said_order(order)}: inferred, {reason}"
+    if any(linear.layout != contents.linears[name].layout for name, linear in linears.items()):
+        sentence += ", against what its format would have"
+    return replace(contents, linears=linears, evidence=(*kept, sentence), assumed=contents.assumed - {what})

@@ -1,0 +1,120 @@
+"""ComfyUI's notes: one JSON object for each quantized layer says how the layer is written.
+
+They stand in the header (`_quantization_metadata`: {"layers": {"X": {"format": "nvfp4"}}}) or in a marker tensor
+X.comfy_quant (uint8, the JSON text). Both occur, and so does a header that leaves out the prefix of the names.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from mezzotint.errors import BrokenFile, MissingTensor, UnknownFormat, Unsupported
+from mezzotint.formats.contents import MAX_PADDING, StoredLinear
+from mezzotint.formats.header import Header
+from mezzotint.formats.modelopt import COMFY_NOTE, OPTIONAL_SUFFIXES, SUFFIXES
+from mezzotint.schemes import FP8, INT8, MXFP8, NVFP4, Scheme
+from mezzotint.tensor import PLAIN, Layout
+
+MARKER = ".comfy_quant"
+PREFIXES = ("", "model.diffusion_model.", "diffusion_model.")
+SCHEME_OF_FORMAT = {"nvfp4": NVFP4, "float8_e4m3fn": FP8, "mxfp8": MXFP8, "int8_tensorwise": INT8}
+REFUSED = {
+    "float8_e5m2": "its numbers have two bits of mantissa, and no scheme here has",
+    "convrot_w4a4": "its weights are rotated by Hadamard matrices",
+    "asym_w4a8_int8": "its 4-bit weights have zero points",
+    "awq_w4a16": "its packing of 4-bit weights is ComfyUI's own",
+}
+COMFY_LAYOUT = Layout(codes="high_first", scales="tiles_128x4")
+"""How comfy-kitchen writes 4-bit codes and block scales."""
+
+
+def markers(header: Header) -> dict[str, str]:
+    """{marker tensor: why it is not part of the model}"""
+    return {key: "marker of the layer's format" for key in header.tensors if key.endswith(MARKER)}
+
+
+def notes(header: Header) -> dict[str, Mapping[str, Any]]:
+    """{module as the file spells it: its note}, from the header and from the marker tensors."""
+    found: dict[str, Mapping[str, Any]] = {}
+    if COMFY_NOTE in header.metadata:
+        where = f"{header.path}: {COMFY_NOTE}"
+        layers = parse_object(header.metadata[COMFY_NOTE], where).get("layers", {})
+        if not isinstance(layers, dict) or not all(isinstance(note, dict) for note in layers.values()):
+            raise BrokenFile(f"{where} has layers that are no objects")
+        found |= {_spelled(header, module): note for module, note in layers.items()}
+    for key in markers(header):
+        info = header.tensors[key]
+        found[key.removesuffix(MARKER)] = parse_object(bytes(info.read().flatten().tolist()), f"{info.file}: {key}")
+    return found
+
+
+def parse_object(text: str | bytes, where: str) -> Mapping[str, Any]:
+    """The JSON object in `text`; BrokenFile if it is none."""
+    try:
+        note = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BrokenFile(f"{where} is not valid JSON ({error})") from error
+    if not isinstance(note, dict):
+        raise BrokenFile(f"{where} holds {type(note).__name__}, expected an object")
+    return note
+
+
+def noted_linear(header: Header, module: str, note: Mapping[str, Any]) -> StoredLinear:
+    """The layer that a note describes, in comfy-kitchen's layout."""
+    scheme = _scheme(header, module, note)
+    if f"{module}.weight" not in header.tensors:
+        raise MissingTensor(f"{header.path}: the notes name layer {module}, and {module}.weight is not there")
+    full_precision = bool(note.get("full_precision_matrix_mult"))
+    return kitchen_linear(header, module, scheme, dynamic=not full_precision)
+
+
+def kitchen_linear(header: Header, module: str, scheme: Scheme, dynamic: bool = True) -> StoredLinear:
+    """A layer as comfy-kitchen writes it; unless its product is in full precision, a missing input scale is dynamic."""
+    keys = {part: module + suffix for part, suffix in SUFFIXES[scheme.name].items()}
+    keys |= {part: module + suffix for part, suffix in OPTIONAL_SUFFIXES.items() if module + suffix in header.tensors}
+    if not dynamic:
+        keys.pop("input_scale", None)
+    rows, columns = (*header.tensors[f"{module}.weight"].shape, 0, 0)[:2]
+    layout = COMFY_LAYOUT if scheme is NVFP4 else Layout(scales="tiles_128x4") if scheme is MXFP8 else PLAIN
+    shape = (rows, columns * 2 if scheme is NVFP4 else columns)
+    return unpadded(header, StoredLinear(module, scheme, layout, shape, keys, dynamic_input=dynamic))
+
+
+def unpadded(header: Header, linear: StoredLinear) -> StoredLinear:
+    """The linear with its true shape, as far as parts that are never padded give it away.
+
+    comfy-kitchen and ModelOpt pad both sides of codes to multiples of 16 or 32. The bias has the layer's true number of
+    output features, pre_quant_scale that of input features; what no part tells, the model will.
+    """
+    if linear.scheme.group == 1:
+        return linear
+    lengths = [_length(header, linear.keys.get(part)) for part in ("bias", "pre_quant_scale")]
+    rows, columns = (
+        true if true is not None and 0 < stored - true < MAX_PADDING else stored
+        for true, stored in zip(lengths, linear.shape, strict=True)
+    )
+    return replace(linear, shape=(rows, columns))
+
+
+def _length(header: Header, key: str | None) -> int | None:
+    info = header.tensors.get(key or "")
+    return info.shape[0] if info is not None and len(info.shape) == 1 else None
+
+
+def _spelled(header: Header, module: str) -> str:
+    names = (prefix + module for prefix in PREFIXES)
+    return next((name for name in names if f"{name}.weight" in header.tensors), module)
+
+
+def _scheme(header: Header, module: str, note: Mapping[str, Any]) -> Scheme:
+    written = str(note.get("format"))
+    if written in REFUSED:
+        raise Unsupported(f"{header.path}: layer {module} has format {written}: {REFUSED[written]}")
+    if note.get("convrot"):
+        raise Unsupported(f"{header.path}: layer {module} has format {written} with convrot: its weights are rotated")
+    if written not in SCHEME_OF_FORMAT:
+        raise UnknownFormat(
+            f"{header.path}: layer {module} has format {written!r}, expected {' or '.join(SCHEME_OF_FORMAT)}"
+        )
+    return SCHEME_OF_FORMAT[written]

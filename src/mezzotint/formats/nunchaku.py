@@ -1,0 +1,49 @@
+"""Nunchaku's SVDQuant checkpoints: INT4 or NVFP4 with a low-rank branch, every byte in the order of its GPU kernels.
+
+One merged file, with the model's configuration in its metadata, or an older folder of two files. Scheme and rank come
+from the tensors: the metadata of published files is wrong about the rank.
+"""
+
+from collections import Counter
+
+from mezzotint.formats.contents import Contents, Match, NoMatch, sort_out
+from mezzotint.formats.header import Header
+from mezzotint.formats.svdquant import (
+    NUNCHAKU_LAYOUT,
+    is_v1,
+    quantized_modules,
+    ranks,
+    scheme_of,
+    stored_linear,
+    unused_tensors,
+)
+from mezzotint.formats.svdquant_order import FRAGMENTS, codes_order
+
+
+class Nunchaku:
+    name = "nunchaku"
+    title = "Nunchaku SVDQuant"
+
+    def detect(self, header: Header) -> Match | NoMatch:
+        modules = quantized_modules(header)
+        if not modules:
+            return NoMatch("no layer has .qweight and .wscales")
+        order = codes_order(header)
+        if order.order != FRAGMENTS:
+            return NoMatch(f"its codes are row-major: {order}")
+        counts = Counter(scheme_of(header, module).title for module in modules)
+        listed = " and ".join(f"{count} {title}" for title, count in counts.items())
+        spelling = "v1" if any(is_v1(header, module) for module in modules) else "v2"
+        return Match(
+            f"{listed} layers under Nunchaku's {spelling} names, {ranks(header)}; codes in fragment order: {order}"
+        )
+
+    def contents(self, header: Header) -> Contents:
+        linears = {
+            module: stored_linear(header, module, NUNCHAKU_LAYOUT[scheme_of(header, module).name])
+            for module in quantized_modules(header)
+        }
+        return sort_out(header, linears, unused_tensors(header))
+
+
+FORMAT = Nunchaku()

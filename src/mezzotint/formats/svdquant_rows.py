@@ -1,0 +1,32 @@
+"""Row-major SVDQuant, as vLLM-Omni stores it: Nunchaku's tensors with their fragments undone.
+
+X.qweight int8 [N, K/2] low nibble first,  X.wscales [K/16, N] e4m3 or [K/64, N] bf16,  X.proj_down [K, R],  X.proj_up
+[N, R].  Some converters left smooth_factor, wcscales and bias in fragment order; the file does not say so, and the
+numbers are asked.
+"""
+
+from mezzotint.formats.contents import Contents, Match, NoMatch, sort_out
+from mezzotint.formats.header import Header
+from mezzotint.formats.svdquant import quantized_modules, ranks, stored_linear, unused_tensors
+from mezzotint.formats.svdquant_order import ROW_LAYOUT, ROWS, codes_order, vectors_order
+
+
+class SVDQuantRows:
+    name = "svdquant_rows"
+    title = "row-major SVDQuant (vLLM-Omni)"
+
+    def detect(self, header: Header) -> Match | NoMatch:
+        if not quantized_modules(header):
+            return NoMatch("no layer has .qweight and .wscales")
+        order = codes_order(header)
+        if order.order != ROWS:
+            return NoMatch(f"its codes are in Nunchaku's fragment order: {order}")
+        return Match(f"{ranks(header)}; codes row-major: {order}; {vectors_order(header)}")
+
+    def contents(self, header: Header) -> Contents:
+        layout = ROW_LAYOUT[vectors_order(header).order]
+        linears = {module: stored_linear(header, module, layout) for module in quantized_modules(header)}
+        return sort_out(header, linears, unused_tensors(header))
+
+
+FORMAT = SVDQuantRows()

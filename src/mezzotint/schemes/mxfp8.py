@@ -1,0 +1,56 @@
+"""MXFP8: e4m3 codes and one power of two for each 32 input columns; inputs are rounded the same way at each call."""
+
+import torch
+from torch import Tensor
+
+from mezzotint.schemes.groups import group_count, grouped, scale_groups, ungrouped
+from mezzotint.schemes.rounding import E4M3_MAX, round_e4m3
+from mezzotint.schemes.scheme import COMMON, Part, Parts, Scheme
+
+MXFP8_GROUP = 32
+SMALLEST = -127
+"""Exponent of the smallest e8m0 scale."""
+
+
+def decode_mxfp8(parts: Parts) -> Tensor:
+    """Real weights of an MXFP8 matrix: codes * block_scale, in float32.
+
+    codes         float8_e4m3fn [out, in]
+    block_scale   float8_e8m0fnu [out, in/32], row-major
+    Returns       float32 [out, in]
+    Source        OCP MX v1.0
+    """
+    return scale_groups(parts["codes"].float(), parts["block_scale"].float(), MXFP8_GROUP)
+
+
+def quantize_input_mxfp8(x: Tensor, parts: Parts) -> Tensor:
+    """x rounded to MXFP8, in float32: scale = the smallest power of two that is not below amax(block) / 448.
+
+    Source   comfy-kitchen's quantize_mxfp8, torchao's ScaleCalculationMode.RCEIL
+    """
+    blocks = grouped(x.float(), MXFP8_GROUP)
+    mantissa, exponent = torch.frexp(blocks.abs().amax(-1, keepdim=True) / E4M3_MAX)
+    exponent = torch.where(mantissa > 0.5, exponent, exponent - 1).clamp(min=SMALLEST)
+    scale = torch.ldexp(torch.ones_like(mantissa), exponent)
+    return ungrouped(round_e4m3(blocks / scale).float() * scale, x.shape[-1])
+
+
+MXFP8 = Scheme(
+    name="mxfp8",
+    title="MXFP8",
+    bits=8.25,
+    group=MXFP8_GROUP,
+    parts={
+        "codes": Part((torch.float8_e4m3fn,), lambda out, in_: ((out, in_),), "e4m3 weights", rows=True),
+        "block_scale": Part(
+            (torch.float8_e8m0fnu, torch.uint8),
+            lambda out, in_: ((out, group_count(in_, MXFP8_GROUP)),),
+            "one power of two per 32 columns",
+            scale=True,
+            rows=True,
+        ),
+    },
+    optional=COMMON,
+    decode=decode_mxfp8,
+    quantize_input=quantize_input_mxfp8,
+)

@@ -1,0 +1,60 @@
+"""SVDQuant INT4: signed 4-bit codes, one scale for each 64 input columns, beside a low-rank branch.
+
+smooth, proj_down, proj_up, shift and bias are those of every scheme; see `mezzotint.schemes.scheme`.
+"""
+
+import torch
+from torch import Tensor
+
+from mezzotint.schemes.groups import grouped
+from mezzotint.schemes.rounding import expand_nibbles
+from mezzotint.schemes.scheme import COMMON, HALVES, Part, Parts, Scheme, groups_of
+
+INT4_GROUP = 64
+SIGNED_MAX, UNSIGNED_MAX = 7, 15
+
+
+def decode_svdquant_int4(parts: Parts) -> Tensor:
+    """Real values of the codes: code * block_scale, in float32.
+
+    codes         uint8 [out, in/2], two's complement -8..7, low nibble is the even column
+    block_scale   bf16 [out, in/64], amax of the group / 7
+    Returns       float32 [out, in]
+    """
+    nibbles = expand_nibbles(parts["codes"]).to(torch.int8)
+    signed = torch.where(nibbles > SIGNED_MAX, nibbles - 16, nibbles).float()
+    return (grouped(signed, INT4_GROUP) * parts["block_scale"].float().unsqueeze(-1)).flatten(-2)
+
+
+def quantize_input_int4(x: Tensor, parts: Parts) -> Tensor:
+    """x rounded to 4 bits with one scale per token and 64 columns, found as it runs; float32.
+
+    A shifted layer's input is not negative and takes 0..15 with amax / 15; any other takes -8..7 with amax / 7. Codes
+    are computed with the scale as it is, and multiplied by the scale rounded to bf16.
+    Source   Nunchaku's quantize_w4a4_act
+    """
+    low, high = (0, UNSIGNED_MAX) if "shift" in parts else (-SIGNED_MAX - 1, SIGNED_MAX)
+    groups = grouped(x.float(), INT4_GROUP)
+    scale = groups.abs().amax(-1, keepdim=True) / high
+    safe = torch.where(scale > 0, scale, torch.ones_like(scale))
+    codes = torch.round(groups / safe).clamp(low, high)
+    return (codes * scale.bfloat16().float()).flatten(-2)
+
+
+SVDQUANT_INT4 = Scheme(
+    name="svdquant_int4",
+    title="SVDQuant INT4",
+    bits=4.25,
+    group=INT4_GROUP,
+    parts={
+        "codes": Part(
+            (torch.uint8,), lambda out, in_: ((out, in_ // 2),), "two signed codes a byte", rows=True, columns=True
+        ),
+        "block_scale": Part(
+            HALVES, groups_of(INT4_GROUP), "one scale per 64 columns", scale=True, rows=True, columns=True
+        ),
+    },
+    optional=COMMON,
+    decode=decode_svdquant_int4,
+    quantize_input=quantize_input_int4,
+)

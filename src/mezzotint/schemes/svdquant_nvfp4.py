@@ -1,0 +1,71 @@
+"""SVDQuant NVFP4: E2M1 codes, one e4m3 scale for each 16 input columns, beside a low-rank branch.
+
+The outer scale is one number (global_scale), or one for each output row (channel_scale, where q, k and v with scales
+of their own were fused), or absent. smooth, proj_down, proj_up and bias are those of every scheme.
+"""
+
+import torch
+from torch import Tensor
+
+from mezzotint.schemes.groups import grouped
+from mezzotint.schemes.rounding import E2M1_MAX, expand_e2m1, round_e2m1, round_e4m3
+from mezzotint.schemes.scheme import COMMON, FLOATS, Part, Parts, Scheme, groups_of, scalar
+
+FP4_GROUP = 16
+
+
+def decode_svdquant_nvfp4(parts: Parts) -> Tensor:
+    """Real values of the codes: E2M1[code] * block_scale * global_scale * channel_scale, in float32.
+
+    codes           uint8 [out, in/2], low nibble is the even column
+    block_scale     float8_e4m3fn [out, in/16]
+    global_scale    [] or [1], absent for 1
+    channel_scale   [out], absent for 1
+    Returns         float32 [out, in]
+    """
+    scale = parts["block_scale"].float()
+    if "global_scale" in parts:
+        scale = scale * parts["global_scale"].float().reshape(())
+    if "channel_scale" in parts:
+        scale = scale * parts["channel_scale"].float().unsqueeze(-1)
+    return (grouped(expand_e2m1(parts["codes"]), FP4_GROUP) * scale.unsqueeze(-1)).flatten(-2)
+
+
+def quantize_input_svdquant_nvfp4(x: Tensor, _parts: Parts) -> Tensor:
+    """x rounded to NVFP4 with one e4m3 scale per token and 16 columns, found as it runs; float32.
+
+    There is no scale above the blocks' own, and codes are computed with the scale before it is rounded to e4m3.
+    Source   Nunchaku's quantize_w4a4_fp4
+    """
+    groups = grouped(x.float(), FP4_GROUP)
+    scale = groups.abs().amax(-1, keepdim=True) / E2M1_MAX
+    safe = torch.where(scale > 0, scale, torch.ones_like(scale))
+    return (round_e2m1(groups / safe) * round_e4m3(scale).float()).flatten(-2)
+
+
+SVDQUANT_NVFP4 = Scheme(
+    name="svdquant_nvfp4",
+    title="SVDQuant NVFP4",
+    bits=4.5,
+    group=FP4_GROUP,
+    parts={
+        "codes": Part(
+            (torch.uint8,), lambda out, in_: ((out, in_ // 2),), "two E2M1 codes a byte", rows=True, columns=True
+        ),
+        "block_scale": Part(
+            (torch.float8_e4m3fn,),
+            groups_of(FP4_GROUP),
+            "one e4m3 scale per 16 columns",
+            scale=True,
+            rows=True,
+            columns=True,
+        ),
+    },
+    optional={
+        "global_scale": Part(FLOATS, scalar, "scale of the whole matrix", scale=True),
+        "channel_scale": Part(FLOATS, lambda out, _in: ((out,),), "one scale per output row", scale=True, rows=True),
+    }
+    | COMMON,
+    decode=decode_svdquant_nvfp4,
+    quantize_input=quantize_input_svdquant_nvfp4,
+)

@@ -1,0 +1,56 @@
+"""Golden files: what a checkpoint stands for, held against expected.safetensors."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mezzotint import layouts
+from mezzotint.formats import Contents, Header, read_header, recognise
+from mezzotint.tensor import PLAIN, QuantTensor
+
+EXACT = 0.0
+FLOAT = 1e-6
+"""Relative error that float32 arithmetic in another order may leave."""
+
+
+def opened(path: Path) -> tuple[Header, Contents]:
+    header = read_header(path)
+    return header, recognise(header).format.contents(header)
+
+
+def plain_parts(path: Path) -> dict[str, QuantTensor]:
+    """{module as the file spells it: its weight, row-major}, every one checked first."""
+    header, contents = opened(path)
+    for linear in contents.linears.values():
+        linear.check(header)
+    return {name: layouts.convert(linear.read(header), PLAIN) for name, linear in contents.linears.items()}
+
+
+def expected_modules(expected: dict[str, Tensor]) -> list[str]:
+    return [key.removesuffix(".dequantized") for key in expected if key.endswith(".dequantized")]
+
+
+def assert_stands_for(weights: dict[str, QuantTensor], case: Path, tolerance: float) -> None:
+    """Each weight's values, bias and sample product are those of the golden case; so is the list of modules."""
+    expected = load_file(case)
+    assert sorted(weights) == sorted(expected_modules(expected))
+    for name, weight in weights.items():
+        values = weight.scheme.dequantize(weight.parts)
+        rows = expected.get(f"{name}.rows")
+        wanted = expected[f"{name}.dequantized"]
+        _assert_close(values if rows is None else values[rows], wanted, tolerance, name)
+        bias = weight.scheme.real_bias(weight.parts)
+        if f"{name}.bias" in expected:
+            assert bias is not None
+            assert torch.equal(bias, expected[f"{name}.bias"]), name
+        y = weight.scheme.linear(expected[f"{name}.x"], weight.parts, quantize=False)
+        _assert_close(y if bias is None else y + bias, expected[f"{name}.y"], 2e-6, name)
+
+
+def _assert_close(values: Tensor, wanted: Tensor, tolerance: float, name: str) -> None:
+    if tolerance == EXACT:
+        assert torch.equal(values, wanted), name
+    else:
+        assert torch.linalg.norm(values - wanted) <= tolerance * torch.linalg.norm(wanted), name

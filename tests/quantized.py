@@ -1,0 +1,82 @@
+"""A small round-to-nearest writer of ModelOpt's HF export, FP8 and NVFP4, for tests that need a quantized copy."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from checkpoints import WEIGHTS
+
+E4M3_MAX, E2M1_MAX, GROUP = 448.0, 6.0, 16
+MIDPOINTS = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0])
+"""Between the neighbouring magnitudes 0, 0.5, 1, 1.5, 2, 3, 4, 6 of E2M1."""
+
+Quantizer = Callable[[Tensor, float], dict[str, Tensor]]
+
+
+def linears(model: nn.Module) -> dict[str, nn.Linear]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+
+
+@contextmanager
+def calibration(model: nn.Module) -> Iterator[dict[str, float]]:
+    """{linear: largest magnitude of its inputs} of all that runs through `model` while the context is open."""
+    largest: dict[str, float] = {}
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def look(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            largest[name] = max(largest.get(name, 0.0), inputs[0].abs().max().item())
+
+        return look
+
+    handles = [module.register_forward_pre_hook(watch(name)) for name, module in linears(model).items()]
+    try:
+        yield largest
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def fp8(weight: Tensor, largest_input: float) -> dict[str, Tensor]:
+    scale = weight.abs().max() / E4M3_MAX
+    return {
+        "weight": (weight / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn),
+        "weight_scale": scale,
+        "input_scale": torch.tensor(largest_input / E4M3_MAX),
+    }
+
+
+def nvfp4(weight: Tensor, largest_input: float) -> dict[str, Tensor]:
+    unit = weight.abs().max() / (E2M1_MAX * E4M3_MAX)
+    groups = weight.unflatten(1, (-1, GROUP))
+    scales = (groups.abs().amax(dim=2) / E2M1_MAX / unit).clamp(max=E4M3_MAX).to(torch.float8_e4m3fn)
+    values = (groups / (scales.float() * unit).unsqueeze(2)).flatten(1)
+    codes = torch.bucketize(values.abs(), MIDPOINTS) + 8 * (values < 0)
+    return {
+        "weight": (codes[:, ::2] + 16 * codes[:, 1::2]).to(torch.uint8),
+        "weight_scale": scales,
+        "weight_scale_2": unit,
+        "input_scale": torch.tensor(largest_input / (E2M1_MAX * E4M3_MAX)),
+    }
+
+
+QUANTIZERS: dict[str, Quantizer] = {"fp8": fp8, "nvfp4": nvfp4}
+
+
+def export(model: nn.Module, largest: dict[str, float], method: str, folder: Path) -> Path:
+    """Write `model` with every linear that has run quantized; `largest` is what `calibration` gave."""
+    tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
+    for name in linears(model).keys() & largest.keys():
+        parts = QUANTIZERS[method](tensors[f"{name}.weight"].float(), largest[name])
+        tensors |= {f"{name}.{part}": value for part, value in parts.items()}
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / WEIGHTS)
+    producer = {"name": "modelopt", "version": "0.47.0"}
+    quantization = {"quant_method": "modelopt", "quant_algo": method.upper(), "producer": producer}
+    config = json.loads(model.to_json_string())  # type: ignore[operator]
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
+    return folder

@@ -1,0 +1,134 @@
+"""Black Forest Labs' files: golden values by rows of fused layers, scalars of either shape, missing input scales."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from checkpoints import edited
+from golden import EXACT, assert_stands_for, opened, plain_parts
+from mezzotint.checkpoint import Checkpoint
+from mezzotint.errors import BadRequest, MissingTensor, NotACheckpoint, UnknownFormat
+from mezzotint.formats import read_header, recognise
+from mezzotint.tensor import Layout, QuantTensor
+
+FULL = "bfl_flux2dev_nvfp4/checkpoint/flux2-dev-nvfp4.safetensors"
+MIXED = "bfl_flux2dev_nvfp4/checkpoint/flux2-dev-nvfp4-mixed.safetensors"
+KLEIN = "bfl_flux2klein_fp8/checkpoint/flux-2-klein-4b-fp8.safetensors"
+CASES = {
+    FULL: "bfl_flux2dev_nvfp4/expected.safetensors",
+    MIXED: "bfl_flux2dev_nvfp4/expected_mixed.safetensors",
+    KLEIN: "bfl_flux2klein_fp8/expected.safetensors",
+}
+FUSED = {"img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v")}
+FUSED["txt_attn.qkv"] = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
+RENAMED = {
+    "img_attn.proj": "attn.to_out.0",
+    "txt_attn.proj": "attn.to_add_out",
+    "img_mlp.0": "ff.linear_in",
+    "img_mlp.2": "ff.linear_out",
+    "txt_mlp.0": "ff_context.linear_in",
+    "txt_mlp.2": "ff_context.linear_out",
+    "linear1": "attn.to_qkv_mlp_proj",
+    "linear2": "attn.to_out",
+}
+
+
+def by_diffusers_name(weights: dict[str, QuantTensor]) -> dict[str, QuantTensor]:
+    """The weights of FLUX.2's blocks under diffusers' names, fused ones split into thirds by rows."""
+    found = {}
+    for name, weight in weights.items():
+        blocks, number, layer = name.split(".", 2)
+        block = f"{'single_' if blocks == 'single_blocks' else ''}transformer_blocks.{number}"
+        names = FUSED.get(layer, ())
+        for i, part in enumerate(names):
+            rows = weight.shape[0] // len(names)
+            found[f"{block}.{part}"] = weight.rows(torch.arange(i * rows, (i + 1) * rows))
+        if not names:
+            found[f"{block}.{RENAMED[layer]}"] = weight
+    return found
+
+
+@pytest.mark.parametrize("file", CASES)
+def test_weights_and_products_equal_the_golden_ones(data: Path, file: str) -> None:
+    assert_stands_for(by_diffusers_name(plain_parts(data / file)), data / CASES[file], EXACT)
+
+
+@pytest.mark.parametrize("file", CASES)
+def test_bfl_files_are_recognised_by_their_names_and_tensors(data: Path, file: str) -> None:
+    found = recognise(read_header(data / file))
+    assert found.format.name == "bfl"
+    assert "Black Forest Labs' names, and" in found.evidence
+
+
+@pytest.mark.parametrize(
+    ("metadata", "evidence"), [(None, "of the header's notes, not verified"), ({}, "assumed from the names alone")]
+)
+def test_the_layout_is_the_same_with_and_without_notes(
+    data: Path, tmp_path: Path, metadata: dict[str, str] | None, evidence: str
+) -> None:
+    file = edited(data / FULL, tmp_path / "a.safetensors", lambda tensors: None, metadata)
+    contents = opened(file)[1]
+    assert {linear.layout for linear in contents.linears.values()} == {Layout("high_first", "tiles_128x4")}
+    assert evidence in contents.evidence[0]
+
+
+def test_quantized_layers_without_an_input_scale_find_one_at_each_call(data: Path) -> None:
+    contents = opened(data / MIXED)[1]
+    missing = sorted(name for name, linear in contents.linears.items() if "input_scale" not in linear.keys)
+    assert missing == ["double_blocks.0.txt_mlp.0", "double_blocks.0.txt_mlp.2"]
+    weights = plain_parts(data / MIXED)
+    assert all(weight.quantizes_input for weight in weights.values())
+    weight = weights[missing[0]]
+    x = torch.randn(8, weight.shape[1], generator=torch.Generator().manual_seed(3))
+    scale = {"input_scale": x.abs().amax() / 2688}
+    dynamic = weight.scheme.linear(x, weight.parts, quantize=True)
+    assert torch.equal(dynamic, weight.scheme.linear(x, {**weight.parts, **scale}, quantize=True))
+
+
+def test_an_input_scale_that_nothing_uses_is_ignored_with_its_reason(data: Path) -> None:
+    ignored = opened(data / MIXED)[1].ignored
+    assert ignored == {"single_blocks.0.linear2.input_scale": "input scale of a layer that is not quantized"}
+
+
+def test_a_weight_scale_that_is_missing_is_never_one(data: Path, tmp_path: Path) -> None:
+    key = "double_blocks.0.img_mlp.0.weight_scale_2"
+    file = edited(data / FULL, tmp_path / "a.safetensors", lambda tensors: tensors.pop(key))
+    with pytest.raises(MissingTensor, match=r"img_mlp\.0\.weight_scale_2 is not there"):
+        plain_parts(file)
+
+
+def test_a_note_that_the_tensors_belie_names_both(data: Path, tmp_path: Path) -> None:
+    name = "double_blocks.0.img_mlp.0"
+    weight = torch.zeros(768, 128, dtype=torch.bfloat16)
+    file = edited(data / FULL, tmp_path / "a.safetensors", lambda tensors: tensors.update({f"{name}.weight": weight}))
+    with pytest.raises(UnknownFormat, match=r"says that double_blocks\.0\.img_mlp\.0 is nvfp4, .* not quantized"):
+        opened(file)
+
+
+def test_a_folder_with_both_files_asks_for_one(data: Path, tmp_path: Path) -> None:
+    shutil.copytree((data / FULL).parent, tmp_path / "both")
+    with pytest.raises(NotACheckpoint, match="2 weight files"):
+        read_header(tmp_path / "both")
+
+
+def test_missing_input_scales_may_come_from_the_full_file(data: Path) -> None:
+    checkpoint = Checkpoint.open(data / MIXED, scales_from=data / FULL)
+    full = plain_parts(data / FULL)
+    for name, linear in checkpoint.contents.linears.items():
+        if "txt_mlp" in name:
+            assert torch.equal(linear.read(checkpoint.header).parts["input_scale"], full[name].parts["input_scale"])
+    assert checkpoint.header.notes == (f"2 input scales are taken from {data / FULL}",)
+
+
+def test_scales_of_other_weights_are_refused(data: Path, tmp_path: Path) -> None:
+    key = "double_blocks.0.txt_mlp.0.weight_scale_2"
+    other = edited(data / FULL, tmp_path / "a.safetensors", lambda tensors: tensors.update({key: torch.tensor(0.5)}))
+    with pytest.raises(BadRequest, match=r"txt_mlp\.0\.weight_scale_2 is .* in "):
+        Checkpoint.open(data / MIXED, scales_from=other)
+
+
+def test_a_file_without_the_missing_scales_is_refused(data: Path) -> None:
+    with pytest.raises(BadRequest, match="has no input scale that"):
+        Checkpoint.open(data / MIXED, scales_from=data / KLEIN)

@@ -1,0 +1,156 @@
+"""The commands, run as a user runs them."""
+
+import io
+import json
+import resource
+import subprocess
+import sys
+from contextlib import ExitStack, chdir, redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from checkpoints import WEIGHTS, rewrite
+from mezzotint.builtin import DATA
+from mezzotint.cli import main
+
+PROMPT = "a small green triangle on a yellow background"
+
+
+def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """The command in this process, which spares each test the seconds that importing PyTorch and diffusers takes."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with ExitStack() as stack:
+        stack.enter_context(pytest.MonkeyPatch.context()).setattr(sys, "argv", ["mezzotint", *arguments])
+        for context in (redirect_stdout(out), redirect_stderr(err), chdir(cwd or Path.cwd())):
+            stack.enter_context(context)
+        try:
+            main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+def size_of(picture: Path) -> tuple[int, int]:
+    with Image.open(picture) as opened:
+        return opened.size
+
+
+def test_help_is_quick_and_imports_no_torch() -> None:
+    """0.4 s of processor time, the quickest of five: what else the machine does is no fault of ours."""
+    code = "import sys; sys.argv = ['mezzotint', '--help']\nfrom mezzotint.cli import app\ntry: app()\n"
+    code += "finally: assert 'torch' not in sys.modules and 'diffusers' not in sys.modules"
+    spent = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        assert done.returncode == 0, done.stderr
+    assert all(command in done.stdout for command in ("generate", "inspect", "demo"))
+    assert min(spent) < 0.4
+
+
+@pytest.mark.parametrize("command", ["generate", "inspect", "demo"])
+def test_every_command_has_examples(command: str) -> None:
+    assert f"mezzotint {command}" in run(command, "--help").stdout
+
+
+def test_generate_is_deterministic_and_writes_its_parameters(tmp_path: Path) -> None:
+    names = ("one.png", "two.png")
+    for name in names:
+        done = run(
+            "generate", PROMPT, "--transformer", "demo-nvfp4", "--steps", "3", "--seed", "5", "-o", name, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == f"{name}\n"
+    with Image.open(tmp_path / names[0]) as first, Image.open(tmp_path / names[1]) as second:
+        assert first.tobytes() == second.tobytes()
+        text = dict(first.info)
+    parameters = json.loads(text["mezzotint"])
+    assert parameters["prompt"] == PROMPT
+    assert parameters["seed"] == 5
+    assert parameters["steps"] == 3
+    assert "Steps: 3" in text["parameters"]
+
+
+def test_generate_makes_one_sheet_of_several_prompts(tmp_path: Path) -> None:
+    prompts = (PROMPT, "a large red circle on a blue background")
+    done = run("generate", *prompts, "--count", "2", "--grid", "--steps", "1", "-o", "g.png", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["files"] == ["g.png"]
+    assert report["seeds"] == [0, 1, 2, 3]
+    width, height = size_of(tmp_path / "g.png")
+    assert width > 2 * 64
+    assert height > 2 * 64
+
+
+def test_generate_numbers_several_pictures(tmp_path: Path) -> None:
+    assert run("generate", PROMPT, "--count", "2", "--steps", "1", "-o", "p.png", cwd=tmp_path).returncode == 0
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["p-1.png", "p-2.png"]
+
+
+@pytest.mark.parametrize("damage", ["scale", "truncate", "nowhere"])
+def test_a_damaged_checkpoint_ends_with_one_clear_error(nvfp4: Path, tmp_path: Path, damage: str) -> None:
+    named = "single_transformer_blocks.0.proj_mlp.weight_scale"
+    if damage == "scale":
+        rewrite(nvfp4, lambda tensors: tensors.pop(named))
+    elif damage == "truncate":
+        named = WEIGHTS
+        (nvfp4 / WEIGHTS).write_bytes((nvfp4 / WEIGHTS).read_bytes()[:-1000])
+    else:
+        nvfp4 = named = tmp_path / "nowhere"
+    done = run("generate", PROMPT, "--transformer", str(nvfp4), "-o", "out.png", cwd=tmp_path)
+    assert done.returncode == 2
+    assert str(named) in done.stderr
+    assert done.stderr.count("error:") == 1
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_inspect_says_what_a_checkpoint_is(nvfp4: Path) -> None:
+    report = json.loads(run("inspect", str(nvfp4), "--json").stdout)
+    assert report["format"] == "NVIDIA ModelOpt HF export"
+    assert report["family"] == "FLUX.1"
+    assert len(report["layers"]) == 20
+    assert {runner["backend"]: runner["can"] for runner in report["runners"]} == {"reference": True, "scaled_mm": False}
+    text = run("inspect", str(nvfp4), "--layers").stdout
+    assert "codes low first, scales row major" in text
+    assert "transformer_blocks.0.attn.to_q" in text
+
+
+def test_inspect_lists_what_is_missing_and_exits_with_1(nvfp4: Path) -> None:
+    key = "transformer_blocks.0.attn.to_q.weight_scale"
+    rewrite(nvfp4, lambda tensors: tensors.pop(key))
+    done = run("inspect", str(nvfp4), "--json")
+    assert done.returncode == 1
+    assert key in json.loads(done.stdout)["missing"][0]
+
+
+def test_inspect_of_nothing_exits_with_2(tmp_path: Path) -> None:
+    assert run("inspect", str(tmp_path)).returncode == 2
+
+
+@pytest.mark.parametrize("name", ["demo-fp8", "demo-nvfp4", "demo-nvfp4-comfy"])
+def test_inspect_knows_the_built_in_copies(name: str) -> None:
+    report = json.loads(run("inspect", name, "--json").stdout)
+    assert report["missing"] == []
+    assert report["family"] == "FLUX.1"
+
+
+def test_demo_agrees_with_bf16(tmp_path: Path) -> None:
+    done = run("demo", "-o", "sheet.png", "--device", "cpu", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = {row["name"]: row for row in json.loads((tmp_path / "sheet.json").read_text())["rows"]}
+    assert list(rows) == ["bf16", "fp8", "nvfp4"]
+    assert rows["bf16"]["latent_cosine"] == pytest.approx(1)
+    assert rows["fp8"]["latent_cosine"] >= 0.999
+    assert rows["nvfp4"]["latent_cosine"] >= 0.98
+    assert rows["nvfp4"]["weights_mib"] < rows["fp8"]["weights_mib"] < rows["bf16"]["weights_mib"]
+    assert size_of(tmp_path / "sheet.png")[0] > 6 * 64
+
+
+def test_the_package_data_is_all_there() -> None:
+    assert {"demo", "demo-fp8", "demo-nvfp4", "demo-nvfp4-comfy.safetensors"} <= {file.name for file in DATA.iterdir()}

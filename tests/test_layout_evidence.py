@@ -1,0 +1,154 @@
+"""How a layout is settled where the header does not prove it: against a base, by statistics, or not at all."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from comfy_kitchen.tensor import QuantizedTensor
+from safetensors.torch import load_file, save_file
+
+from checkpoints import WEIGHTS, edited
+from golden import EXACT, assert_stands_for, plain_parts
+from mezzotint import layouts
+from mezzotint.checkpoint import Checkpoint
+from mezzotint.errors import UnknownFormat
+from mezzotint.inspection import inspect
+from mezzotint.layouts import swap_nibbles
+from mezzotint.tensor import PLAIN, Layout, QuantTensor
+
+SWAPPED = "broken_nibble_swapped_comfy/checkpoint/qwen-image-mixed.safetensors"
+COMFY = "comfy_qwenimage_mixed_nvfp4_fp8/checkpoint/qwen-image-mixed.safetensors"
+HIGH, LOW = Layout("high_first", "tiles_128x4"), Layout("low_first", "tiles_128x4")
+
+
+def nvfp4_layouts(checkpoint: Checkpoint) -> set[Layout]:
+    return {linear.layout for linear in checkpoint.contents.linears.values() if linear.scheme.name == "nvfp4"}
+
+
+def weights(checkpoint: Checkpoint) -> dict[str, QuantTensor]:
+    linears = checkpoint.contents.linears
+    return {name: layouts.convert(linear.read(checkpoint.header), PLAIN) for name, linear in linears.items()}
+
+
+def test_swapped_nibbles_are_found_with_a_base_and_undone(data: Path) -> None:
+    checkpoint = Checkpoint.open(data / SWAPPED, base=data / "base/qwenimage")
+    assert nvfp4_layouts(checkpoint) == {LOW}
+    assert "against what its format would have (codes high first, scales tiles 128x4)" in checkpoint.evidence
+    expected = data / "comfy_qwenimage_mixed_nvfp4_fp8/expected.safetensors"
+    assert_stands_for(weights(checkpoint), expected, EXACT)
+
+
+def test_inspect_prints_what_was_measured(data: Path) -> None:
+    evidence = inspect(data / SWAPPED, base=data / "base/qwenimage").evidence
+    assert "layout measured on 4 layers against" in evidence
+    right, wrong = (float(number) for number in re.findall(r"cosine (-?[\d.]+)", evidence))
+    assert right > 0.99
+    assert abs(wrong) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("file", "base", "layout"),
+    [
+        (COMFY, "base/qwenimage", HIGH),
+        ("modelopt_flux1_nvfp4/checkpoint", "base/flux1", PLAIN),
+        ("modelopt_flux1_nvfp4svd/checkpoint", "base/flux1", PLAIN),
+        (f"modelopt_flux1_nvfp4_comfyfile/checkpoint/{WEIGHTS}", "base/flux1", LOW),
+    ],
+)
+def test_a_right_layout_is_confirmed(data: Path, file: str, base: str, layout: Layout) -> None:
+    checkpoint = Checkpoint.open(data / file, base=data / base)
+    assert nvfp4_layouts(checkpoint) == {layout}
+    assert "against what its format" not in checkpoint.evidence
+    assert not checkpoint.contents.assumed
+
+
+def test_a_base_of_other_weights_is_refused(data: Path, tmp_path: Path) -> None:
+    tensors = {
+        name: torch.randn(t.shape).to(t.dtype) for name, t in load_file(data / "base/qwenimage" / WEIGHTS).items()
+    }
+    save_file(tensors, tmp_path / WEIGHTS)
+    with pytest.raises(UnknownFormat, match=r"no arrangement of its bytes agrees with .* cosine"):
+        Checkpoint.open(data / COMFY, base=tmp_path)
+
+
+def test_random_weights_tell_nothing_and_that_is_said(data: Path) -> None:
+    checkpoint = Checkpoint.open(data / SWAPPED)
+    assert nvfp4_layouts(checkpoint) == {HIGH}
+    assert checkpoint.contents.assumed == {"codes"}
+    assert "codes: numbers alone cannot tell" in checkpoint.evidence
+    assert "name the BF16 model as a base to be certain" in checkpoint.evidence
+
+
+@pytest.fixture
+def orderly(data: Path, tmp_path: Path) -> Path:
+    """A ComfyUI file of weights as training leaves them: rows and columns have sizes, which linked layers share."""
+    tensors = load_file(data / "base/flux1" / WEIGHTS)
+    random = torch.Generator().manual_seed(5)
+    block = "transformer_blocks.0."
+    names = [("attn.to_v", "attn.to_out.0"), ("attn.add_v_proj", "attn.to_add_out")]
+    names += [("ff.net.0.proj", "ff.net.2"), ("ff_context.net.0.proj", "ff_context.net.2")]
+    for writer, reader in names:
+        size = (torch.randn(tensors[f"{block}{writer}.weight"].shape[0], generator=random) * 0.4).exp()
+        tensors[f"{block}{writer}.weight"] = tensors[f"{block}{writer}.weight"] * size[:, None]
+        tensors[f"{block}{reader}.weight"] = tensors[f"{block}{reader}.weight"] * size[None, :]
+    for name in [block + name for pair in names for name in pair]:
+        matrix = tensors.pop(f"{name}.weight").float()
+        scale = matrix.abs().amax() / 2688
+        tensors |= QuantizedTensor.from_float(matrix, "TensorCoreNVFP4Layout", scale=scale).state_dict(f"{name}.weight")
+        tensors[f"{name}.comfy_quant"] = torch.tensor(list(b'{"format": "nvfp4"}'), dtype=torch.uint8)
+    save_file(tensors, tmp_path / "orderly.safetensors")
+    return tmp_path / "orderly.safetensors"
+
+
+def each(tensors: dict[str, torch.Tensor], change) -> None:
+    for key in [key for key in tensors if tensors[key].dtype == torch.uint8 and key.endswith(".weight")]:
+        change(tensors, key)
+
+
+def test_the_order_of_nibbles_shows_in_trained_weights(orderly: Path) -> None:
+    checkpoint = Checkpoint.open(orderly)
+    assert nvfp4_layouts(checkpoint) == {HIGH}
+    assert "codes high first: inferred" in checkpoint.evidence
+    assert not checkpoint.contents.assumed
+
+
+def test_swapped_nibbles_show_in_trained_weights(orderly: Path, tmp_path: Path) -> None:
+    right = weights(Checkpoint.open(orderly))
+
+    def swap(tensors: dict[str, torch.Tensor], key: str) -> None:
+        tensors[key] = swap_nibbles(tensors[key])
+
+    swapped = edited(orderly, tmp_path / "swapped.safetensors", lambda tensors: each(tensors, swap))
+    checkpoint = Checkpoint.open(swapped)
+    assert nvfp4_layouts(checkpoint) == {LOW}
+    assert "against what its format would have" in checkpoint.evidence
+    for name, weight in weights(checkpoint).items():
+        assert torch.equal(weight.parts["codes"], right[name].parts["codes"])
+
+
+def test_scales_that_lie_in_rows_show_in_trained_weights(orderly: Path, tmp_path: Path) -> None:
+    right = weights(Checkpoint.open(orderly))
+
+    def untile(tensors: dict[str, torch.Tensor], key: str) -> None:
+        scale = key + "_scale"
+        rows, packed = tensors[key].shape
+        tensors[scale] = layouts.from_tiles(tensors[scale], rows, packed // 8)
+
+    in_rows = edited(orderly, tmp_path / "rows.safetensors", lambda tensors: each(tensors, untile))
+    checkpoint = Checkpoint.open(in_rows)
+    assert nvfp4_layouts(checkpoint) == {Layout("high_first", "row_major")}
+    assert "scales row major: inferred" in checkpoint.evidence
+    for name, weight in weights(checkpoint).items():
+        assert torch.equal(weight.parts["block_scale"].float(), right[name].parts["block_scale"].float())
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 128), (5, 9), (100, 300), (383, 384)])
+def test_rows_that_are_read_alone_are_those_of_the_whole(data: Path, first: int, last: int) -> None:
+    file = data / "bfl_flux2dev_nvfp4/checkpoint/flux2-dev-nvfp4.safetensors"
+    checkpoint = Checkpoint.open(file)
+    linear = checkpoint.contents.linears["double_blocks.0.img_attn.qkv"]
+    whole = plain_parts(file)["double_blocks.0.img_attn.qkv"].rows(torch.arange(first, last))
+    alone = linear.read_rows(checkpoint.header, first, last)
+    for part in whole.parts:
+        assert torch.equal(whole.parts[part].float(), alone.parts[part].float()), part

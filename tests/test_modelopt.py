@@ -1,0 +1,168 @@
+"""ModelOpt's exports in every variant: golden values, effective weights, and configurations."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from checkpoints import load_flux, rewrite, run_flux
+from golden import EXACT, FLOAT, assert_stands_for, opened, plain_parts
+from mezzotint.checkpoint import Checkpoint
+from mezzotint.errors import MissingTensor, ShapeMismatch, UnknownFormat
+from mezzotint.loading import plan, report
+from mezzotint.nn import quant_linears
+from mezzotint.pipelines import meta_model
+from mezzotint.schemes import BF16, INT8, NVFP4
+
+SVD = "modelopt_flux1_nvfp4svd"
+
+
+@pytest.mark.parametrize(
+    ("case", "folder", "tolerance"),
+    [
+        ("modelopt_flux1_fp8", "checkpoint/hf", EXACT),
+        ("modelopt_flux1_nvfp4", "checkpoint", EXACT),
+        (SVD, "checkpoint", FLOAT),
+        ("modelopt_wan_fp8", "checkpoint", EXACT),
+        ("modelopt_zimage_nvfp4svd", "checkpoint", FLOAT),
+    ],
+)
+def test_weights_biases_and_products_equal_the_golden_ones(
+    data: Path, case: str, folder: str, tolerance: float
+) -> None:
+    assert_stands_for(plain_parts(data / case / folder), data / case / "expected.safetensors", tolerance)
+
+
+@pytest.mark.parametrize(("case", "transformed"), [(SVD, 10), ("modelopt_zimage_nvfp4svd", 6)])
+def test_low_rank_parts_come_under_their_own_names(data: Path, case: str, transformed: int) -> None:
+    expected = load_file(data / case / "expected.safetensors")
+    weights = plain_parts(data / case / "checkpoint")
+    assert sum(weight.scheme is BF16 for weight in weights.values()) == transformed
+    for name, weight in weights.items():
+        assert torch.equal(weight.parts["lora_down"], expected[f"{name}.proj_down"])
+        assert torch.equal(weight.parts["lora_up"], expected[f"{name}.proj_up"])
+        assert torch.equal(weight.parts["pre_quant_scale"], expected[f"{name}.pre_quant_scale"])
+
+
+def test_layers_left_in_bf16_get_their_effective_weights(data: Path) -> None:
+    model = load_flux(data / SVD / "checkpoint", torch.float32)
+    assert len(quant_linears(model)) == 20
+    expected = load_file(data / SVD / "expected.safetensors")
+    assert type(model.proj_out) is torch.nn.Linear
+    wanted = expected["proj_out.dequantized"]
+    got = model.proj_out.weight[expected["proj_out.rows"]]
+    assert torch.linalg.norm(got - wanted) <= FLOAT * torch.linalg.norm(wanted)
+
+
+def test_the_report_names_the_transformed_layers(data: Path) -> None:
+    checkpoint = Checkpoint.open(data / SVD / "checkpoint")
+    model = meta_model("FluxTransformer2DModel", checkpoint.header.config)
+    events = report(plan(checkpoint, model), model).events
+    assert any(event.startswith("10 BF16 layers are stored transformed") for event in events)
+
+
+def test_float32_forward_equals_the_golden_one(data: Path) -> None:
+    inputs = load_file(data / "base/flux1_inputs.safetensors")
+    expected = load_file(data / SVD / "outputs.safetensors")["dequantized_weights_fp32"]
+    output = run_flux(load_flux(data / SVD / "checkpoint", torch.float32, activations="bf16"), inputs, torch.float32)
+    assert torch.linalg.norm(output - expected) <= 1e-5 * torch.linalg.norm(expected)
+
+
+@pytest.fixture
+def svd(data: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(data / SVD / "checkpoint", tmp_path / "svd"))
+
+
+@pytest.mark.parametrize("layer", ["proj_out", "transformer_blocks.0.attn.to_q"])
+def test_half_of_a_low_rank_pair_is_not_enough(svd: Path, layer: str) -> None:
+    rewrite(svd, lambda tensors: tensors.pop(f"{layer}.svdquant_lora_b"))
+    header, contents = opened(svd)
+    with pytest.raises(MissingTensor, match=rf"{layer}\.svdquant_lora_b is not there"):
+        contents.linears[layer].check(header)
+
+
+@pytest.mark.parametrize("suffix", ["pre_quant_scale", "svdquant_lora_a", "input_scale"])
+def test_what_the_algorithm_calls_for_is_missed(svd: Path, suffix: str) -> None:
+    key = f"transformer_blocks.0.attn.to_q.{suffix}"
+    rewrite(svd, lambda tensors: tensors.pop(key))
+    header, contents = opened(svd)
+    with pytest.raises(MissingTensor, match=f"{suffix} is not there"):
+        contents.linears[key.rpartition(".")[0]].check(header)
+
+
+def test_a_low_rank_part_of_the_wrong_width_is_an_error(svd: Path) -> None:
+    rewrite(svd, lambda tensors: tensors.update({"proj_out.svdquant_lora_a": torch.zeros(16, 64).bfloat16()}))
+    header, contents = opened(svd)
+    with pytest.raises(ShapeMismatch, match=r"proj_out\.svdquant_lora_a"):
+        contents.linears["proj_out"].check(header)
+
+
+def nested(folder: Path, algo: str) -> None:
+    """Move the quantization out of config.json, into ModelOpt's nested file."""
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]
+    (folder / "config.json").write_text(json.dumps(config))
+    declared = {"quant_algo": algo, "exclude_modules": ["proj_out"], "kv_cache_quant_algo": None}
+    note = {"producer": {"name": "modelopt", "version": "0.47.0"}, "quantization": declared}
+    (folder / "hf_quant_config.json").write_text(json.dumps(note))
+
+
+def test_the_nested_file_beside_the_weights_is_read(nvfp4: Path) -> None:
+    flat = opened(nvfp4)[1]
+    nested(nvfp4, "NVFP4")
+    assert opened(nvfp4)[1].linears == flat.linears
+
+
+def test_a_nested_declaration_that_lies_names_the_file(nvfp4: Path) -> None:
+    nested(nvfp4, "FP8")
+    with pytest.raises(UnknownFormat, match=r"hf_quant_config\.json declares FP8, and the tensors are NVFP4"):
+        opened(nvfp4)
+
+
+def test_two_declarations_must_agree(nvfp4: Path) -> None:
+    (nvfp4 / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "FP8"}}))
+    with pytest.raises(UnknownFormat, match=r"config\.json declares NVFP4 and hf_quant_config\.json declares FP8"):
+        opened(nvfp4)
+
+
+def test_an_algorithm_that_is_not_known_is_refused(nvfp4: Path) -> None:
+    nested(nvfp4, "W4A8_AWQ")
+    with pytest.raises(UnknownFormat, match="quant_algo 'W4A8_AWQ' of ModelOpt is not one of FP8, NVFP4"):
+        opened(nvfp4)
+
+
+def test_weight_only_layers_want_no_input_scale(nvfp4: Path) -> None:
+    rewrite(nvfp4, lambda tensors: [tensors.pop(key) for key in list(tensors) if key.endswith("input_scale")])
+    nested(nvfp4, "W4A16_NVFP4")
+    header, contents = opened(nvfp4)
+    for linear in contents.linears.values():
+        linear.check(header)
+        assert linear.scheme is NVFP4
+        assert not linear.quantizes_input
+
+
+ORACLE_LAYER = "transformer_blocks.0.ff.net.0.proj"
+VARIANTS = {"modelopt_int8": (INT8, 0.006), "modelopt_w4a16": (NVFP4, 0.12), "modelopt_awq": (NVFP4, 0.12)}
+"""{export: (its scheme, relative error of rounding to it)}; reading it wrongly costs ten times as much."""
+
+
+@pytest.mark.parametrize("case", VARIANTS)
+def test_every_other_algorithm_stands_for_the_weights_it_was_made_from(data: Path, case: str) -> None:
+    scheme, error = VARIANTS[case]
+    weight = plain_parts(data / "oracles" / case)[ORACLE_LAYER]
+    assert weight.scheme is scheme
+    assert weight.quantizes_input == ("pre_quant_scale" in weight.parts) == (case != "modelopt_w4a16")
+    base = load_file(data / f"oracles/{case}_samples.safetensors")["base"].float()
+    decoded = weight.scheme.dequantize(weight.parts)
+    assert torch.linalg.norm(decoded - base) <= error * torch.linalg.norm(base)
+
+
+def test_int8_products_equal_modelopts_own_simulation(data: Path) -> None:
+    """1e-3: ModelOpt simulates with smoothed weights that it has rounded to BF16."""
+    samples = load_file(data / "oracles/modelopt_int8_samples.safetensors")
+    weight = plain_parts(data / "oracles/modelopt_int8")[ORACLE_LAYER]
+    y = INT8.linear(samples["x"], weight.parts, quantize=True) + weight.parts["bias"].float()
+    assert torch.linalg.norm(y - samples["y"]) <= 1e-3 * torch.linalg.norm(samples["y"])
