@@ -154,7 +154,7 @@ def test_missing_input_scales_come_from_the_full_file(nvfp4: Path, data: Path, t
     with pytest.raises(MissingTensor, match="input_scale"):
         mezzotint.convert(nvfp4, tmp_path / "mz")
     report = mezzotint.convert(nvfp4, tmp_path / "mz", scales_from=full)
-    assert report.transforms == {f"given the input_scale of {full}": 1}
+    assert report.notes == (f"1 input scales are taken from {full}",)
     same_payloads(full, tmp_path / "mz")
 
 
@@ -192,6 +192,46 @@ def test_mixed_schemes_have_no_place_in_modelopt(nvfp4: Path, fp8: Path, tmp_pat
     assert mezzotint.convert(file, tmp_path / "mz").layers == {"nvfp4": 19, "fp8": 1}
     mezzotint.convert(tmp_path / "mz", tmp_path / "again.safetensors", to="comfy")
     same_payloads(file, tmp_path / "again.safetensors")
+
+
+def test_whether_inputs_are_rounded_survives(nvfp4: Path, tmp_path: Path) -> None:
+    """ComfyUI rounds inputs without a static scale; ModelOpt's W4A16 leaves them alone."""
+
+    def drop_scales(tensors: dict[str, torch.Tensor]) -> None:
+        for key in [key for key in tensors if key.endswith(".input_scale")]:
+            del tensors[key]
+
+    rewrite(nvfp4, drop_scales)
+    config = json.loads((nvfp4 / "config.json").read_text())
+    config["quantization_config"]["quant_algo"] = "W4A16_NVFP4"
+    (nvfp4 / "config.json").write_text(json.dumps(config))
+    mezzotint.convert(nvfp4, tmp_path / "comfy", to="comfy")
+    mezzotint.convert(tmp_path / "comfy.safetensors", tmp_path / "mz")
+    assert not any(piece.quantizes_input for piece in Checkpoint.open(tmp_path / "mz").read(LAYER))
+    config = json.loads((tmp_path / "mz/config.json").read_text())
+    config["quantization_config"]["layers"][0]["dynamic_input"] = True
+    (tmp_path / "mz/config.json").write_text(json.dumps(config))
+    mezzotint.convert(tmp_path / "mz", tmp_path / "comfy2", to="comfy")
+    mezzotint.convert(tmp_path / "comfy2.safetensors", tmp_path / "mz2")
+    assert all(piece.quantizes_input for piece in Checkpoint.open(tmp_path / "mz2").read(LAYER))
+    report = mezzotint.convert(tmp_path / "mz2", tmp_path / "mo", to="modelopt")
+    assert report.transforms == {"their inputs, rounded with a scale of each call, are left unquantized": 20}
+
+
+def test_layers_that_are_merely_transformed_are_decoded_where_the_target_has_no_place(
+    data: Path, tmp_path: Path
+) -> None:
+    folder = data / "modelopt_flux1_nvfp4svd/checkpoint"
+    report = mezzotint.convert(folder, tmp_path / "mo", to="modelopt")
+    assert not report.transforms
+    same_payloads(folder, tmp_path / "mo")
+    mezzotint.convert(
+        folder, tmp_path / "mz", keep_bf16=[m for m in Checkpoint.open(folder).modules if m != "proj_out"]
+    )
+    report = mezzotint.convert(tmp_path / "mz", tmp_path / "comfy", to="comfy")
+    assert report.transforms == {"decoded to BF16": 1}
+    written = Checkpoint.open(tmp_path / "comfy.safetensors").tensor("proj_out.weight")
+    assert torch.equal(written, Checkpoint.open(folder).weight("proj_out").bfloat16())
 
 
 @pytest.mark.parametrize("value", [float("nan"), -1.0, 0.0])

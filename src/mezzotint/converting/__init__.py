@@ -14,7 +14,6 @@ from mezzotint.checkpoint import Checkpoint
 from mezzotint.converting.destination import Destination, component_folder
 from mezzotint.converting.planning import Contents, matching, plan_contents
 from mezzotint.converting.provenance import model_config, plan_name, source_facts, stamps
-from mezzotint.converting.source import Source, source_of
 from mezzotint.errors import BadRequest
 from mezzotint.formats import writers
 from mezzotint.formats.writing import Writer
@@ -72,7 +71,8 @@ def convert(
 ) -> ConvertReport:
     """Write the checkpoint at `source` as another format.
 
-    base          BF16 component of the same model: for layers of `keep_bf16`, and for a configuration that is missing
+    base          BF16 component of the same model: for layers of `keep_bf16`, for a configuration that is missing,
+                  and to settle how bytes are arranged where nothing else does
     to            mezzotint, bf16, modelopt, comfy
     scales_from   checkpoint whose static input scales fill in for those that `source` lacks
     keep_bf16     globs on diffusers' module names; these layers are written unquantized
@@ -86,13 +86,12 @@ def convert(
     writer = _writer(to)
     merged = None if merge_into is None else Path(merge_into)
     destination = Destination.of(Path(output), writer, component, merged)
-    checkpoint = _open(source, component)
-    base_checkpoint = None if base is None else _open(base, component)
-    other = None if scales_from is None else _open(scales_from, None)
-    contents = _contents(source_of(checkpoint, other), writer, keep_bf16, base_checkpoint)
+    base_checkpoint = None if base is None else _base(base, component)
+    checkpoint = _open(source, component, base_checkpoint, scales_from)
+    contents = _contents(checkpoint, writer, keep_bf16, base_checkpoint)
     config = model_config(checkpoint, base_checkpoint)
     shards = _shards(contents, writer, destination, config, shard_bytes)
-    planned = _output(destination, shards, contents, config, to, [checkpoint, base_checkpoint, other])
+    planned = _output(destination, shards, contents, config, to, [checkpoint, base_checkpoint])
     resumed = write_output(planned, overwrite, _counter(planned.nbytes, on_progress))
     return ConvertReport(
         source=Path(str(checkpoint.header.path)),
@@ -106,7 +105,7 @@ def convert(
         nbytes=planned.nbytes,
         seconds=time.monotonic() - started,
         transforms=contents.transforms,
-        ignored=checkpoint.contents.ignored,
+        ignored=checkpoint.ignored,
         notes=(*checkpoint.header.notes, *_notes(config)),
     )
 
@@ -117,15 +116,24 @@ def _writer(to: str) -> Writer:
     return writers()[to]
 
 
-def _open(path: str | Path, component: str | None) -> Checkpoint:
-    return Checkpoint.open(local_copy(component_folder(resolve(path), component)))
+def _base(path: str | Path, component: str | None) -> Checkpoint:
+    return Checkpoint.open(component_folder(resolve(path), component))
 
 
-def _contents(source: Source, writer: Writer, keep_bf16: Sequence[str], base: Checkpoint | None) -> Contents:
-    modules = source.checkpoint.linears
+def _open(
+    path: str | Path, component: str | None, base: Checkpoint | None, scales_from: str | Path | None
+) -> Checkpoint:
+    """The source, its files here, its layout settled, and its padding undone as far as the base tells."""
+    place = local_copy(component_folder(resolve(path), component))
+    checkpoint = Checkpoint.open(place, base=None if base is None else base.header.path, scales_from=scales_from)
+    return checkpoint if base is None else checkpoint.fitted({name: base.shape(name) for name in base.plain})
+
+
+def _contents(checkpoint: Checkpoint, writer: Writer, keep_bf16: Sequence[str], base: Checkpoint | None) -> Contents:
+    modules = checkpoint.linears
     if writer.name == "bf16":
-        return plan_contents(source, writer, modules, None)
-    return plan_contents(source, writer, matching(modules, keep_bf16), base)
+        return plan_contents(checkpoint, writer, modules, None)
+    return plan_contents(checkpoint, writer, matching(modules, keep_bf16), base)
 
 
 def _shards(

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from mezzotint.checkpoint import Checkpoint, Outline
 from mezzotint.converting.bytes_of import bytes_of, copied, copied_scale, decoded, decoded_bias
-from mezzotint.converting.source import Source
-from mezzotint.errors import BadRequest, CannotWrite, Unsupported
+from mezzotint.errors import BadRequest, CannotWrite, UnexpectedTensor, Unsupported
 from mezzotint.formats.header import TensorInfo
 from mezzotint.formats.writing import Declaration, Pieces, Refusal, Writer
 from mezzotint.saving import Block, Entry, Group
+from mezzotint.schemes import BF16
 
 MAX_NAMED = 3
 """How many layers a refusal spells out."""
@@ -36,25 +36,29 @@ class Contents:
     transforms: Mapping[str, int]
 
 
-def plan_contents(source: Source, writer: Writer, unquantize: Iterable[str], base: Checkpoint | None) -> Contents:
-    """The tensors that `writer` makes of the source's layers, those in `unquantize` decoded or taken from `base`.
+def plan_contents(
+    checkpoint: Checkpoint, writer: Writer, unquantize: Iterable[str], base: Checkpoint | None
+) -> Contents:
+    """The tensors that `writer` makes of the checkpoint's layers, those in `unquantize` decoded or taken from `base`.
 
-    Raises   Unsupported, with every reason, if the target has no place for some layer
+    Raises   Unsupported, with every reason, if the target has no place for some layer; CheckpointError if the
+             checkpoint is not complete, or holds what is no part of its model
     """
-    checkpoint = source.checkpoint
+    _check(checkpoint)
     plain = [_plain(checkpoint, name, writer) for name in checkpoint.plain]
     names = list(checkpoint.plain)
     transforms: Counter[str] = Counter()
-    if source.scales:
-        transforms[f"given the input_scale of {source.scales_from}"] = len(source.scales)
     bare = set(unquantize)
+    outlines = {module: checkpoint.outline(module) for module in checkpoint.linears if module not in bare}
+    for module in _merely_transformed(writer, outlines):
+        bare.add(module)
+        del outlines[module]
     for module in sorted(bare):
-        where, groups = _unquantized(source, module, writer, base)
+        where, groups = _unquantized(checkpoint, module, writer, base)
         plain += groups
         names += [entry.key for _, group in groups for entry in group.entries]
         transforms[where] += 1
-    outlines = {module: source.outline(module) for module in checkpoint.linears if module not in bare}
-    quantized = _quantized(source, writer, outlines, transforms)
+    quantized = _quantized(checkpoint, writer, outlines, transforms)
     declaration = writer.declare({module: outline.pieces for module, outline in outlines.items()}, names)
     if isinstance(declaration, Refusal):
         raise _refused(checkpoint, writer, {declaration.reason: ["the layers together"]})
@@ -62,6 +66,28 @@ def plan_contents(source: Source, writer: Writer, unquantize: Iterable[str], bas
     _check_unique([group for _, group in ordered])
     schemes = {module: outline.pieces[0].scheme.name for module, outline in outlines.items()}
     return Contents(tuple(group for _, group in ordered), declaration, schemes, dict(transforms))
+
+
+def _check(checkpoint: Checkpoint) -> None:
+    """Every layer has its parts, and every stored tensor a place in the model."""
+    for linear in checkpoint.contents.linears.values():
+        linear.check(checkpoint.header)
+    if checkpoint.unplaced:
+        raise UnexpectedTensor(
+            f"{checkpoint.header.path}: {checkpoint.unplaced[0]} and {len(checkpoint.unplaced) - 1} more tensors "
+            f"have no place in a {checkpoint.family.title} model",
+            "`mezzotint verify PATH` lists what is odd about the file.",
+        )
+
+
+def _merely_transformed(writer: Writer, outlines: Mapping[str, Outline]) -> list[str]:
+    """Layers in BF16 beside a factor or a low-rank part, which the target has no place for."""
+    return [
+        module
+        for module, outline in outlines.items()
+        if all(piece.scheme is BF16 for piece in outline.pieces)
+        and isinstance(writer.layer({module: outline.pieces}), Refusal)
+    ]
 
 
 def matching(modules: Iterable[str], globs: Sequence[str]) -> set[str]:
@@ -93,22 +119,22 @@ def _computed(make: Callable[[], Tensor]) -> Callable[[], Iterator[memoryview]]:
 
 
 def _unquantized(
-    source: Source, module: str, writer: Writer, base: Checkpoint | None
+    checkpoint: Checkpoint, module: str, writer: Writer, base: Checkpoint | None
 ) -> tuple[str, list[tuple[Place, Group]]]:
     """A quantized module in BF16, and where its values are from: the base if it has them, else decoded."""
     if base is not None and f"{module}.weight" in base.plain:
         names = [name for name in (f"{module}.weight", f"{module}.bias") if name in base.plain]
         return f"taken in BF16 from {base.header.path}", [_plain(base, name, writer) for name in names]
-    outline = source.outline(module)
+    outline = checkpoint.outline(module)
     place = _place(outline.stored[0][1])
     out_features, in_features = outline.pieces[0].shape[0], sum(piece.shape[1] for piece in outline.pieces)
     entry = Entry(writer.plain(f"{module}.weight"), torch.bfloat16, (out_features, in_features))
-    groups = [(place, Group((entry,), lambda: decoded(source.read(module), torch.bfloat16)))]
-    bias = _bias(source, outline, module, writer.plain(f"{module}.bias"))
+    groups = [(place, Group((entry,), lambda: decoded(checkpoint.read(module), torch.bfloat16)))]
+    bias = _bias(checkpoint, outline, module, writer.plain(f"{module}.bias"))
     return "decoded to BF16", groups + ([(place, bias)] if bias is not None else [])
 
 
-def _bias(source: Source, outline: Outline, module: str, key: str) -> Group | None:
+def _bias(checkpoint: Checkpoint, outline: Outline, module: str, key: str) -> Group | None:
     """The bias of a decoded module: the stored one as it is, unless decoding changes it."""
     biases = [piece.parts["bias"] for piece in outline.pieces if "bias" in piece.parts]
     if not biases:
@@ -117,11 +143,11 @@ def _bias(source: Source, outline: Outline, module: str, key: str) -> Group | No
     info = outline.origin(biases[0])
     if len(biases) == 1 and info is not None and not any("shift" in piece.parts for piece in outline.pieces):
         return Group((entry,), partial(copied, info))
-    return Group((entry,), lambda: decoded_bias(source.read(module), entry.dtype))
+    return Group((entry,), lambda: decoded_bias(checkpoint.read(module), entry.dtype))
 
 
 def _quantized(
-    source: Source, writer: Writer, outlines: Mapping[str, Outline], transforms: Counter[str]
+    checkpoint: Checkpoint, writer: Writer, outlines: Mapping[str, Outline], transforms: Counter[str]
 ) -> Iterator[tuple[Place, Group]]:
     """The groups of all layers that stay quantized; every refusal is collected before any is raised."""
     refusals: dict[str, list[str]] = {}
@@ -133,14 +159,14 @@ def _quantized(
             refusals.setdefault(written.reason, []).extend(modules)
             continue
         transforms.update(written.transforms)
-        found += _stored(source, writer, {module: outlines[module] for module in modules}, written.tensors)
+        found += _stored(checkpoint, writer, {module: outlines[module] for module in modules}, written.tensors)
     if refusals:
-        raise _refused(source.checkpoint, writer, refusals)
+        raise _refused(checkpoint, writer, refusals)
     return iter(found)
 
 
 def _stored(
-    source: Source, writer: Writer, outlines: Mapping[str, Outline], tensors: Mapping[str, Tensor]
+    checkpoint: Checkpoint, writer: Writer, outlines: Mapping[str, Outline], tensors: Mapping[str, Tensor]
 ) -> list[tuple[Place, Group]]:
     """The tensors of one group: each copied if every one is stored as it is, else all made together."""
     origins = {key: _origin(outlines, tensor) for key, tensor in tensors.items()}
@@ -153,7 +179,7 @@ def _stored(
         ]
     ordered = sorted(entries.values(), key=lambda entry: -entry.dtype.itemsize)
     place = min(_place(info) for outline in outlines.values() for _, info in outline.stored)
-    return [(place, Group(tuple(ordered), partial(_made, source, writer, list(outlines), ordered)))]
+    return [(place, Group(tuple(ordered), partial(_made, checkpoint, writer, list(outlines), ordered)))]
 
 
 def _origin(outlines: Mapping[str, Outline], tensor: Tensor) -> TensorInfo | None:
@@ -167,9 +193,11 @@ def _copy(outlines: Mapping[str, Outline], tensor: Tensor, info: TensorInfo) -> 
     return partial(copied_scale, info, scheme, part) if scheme.part(part).scale else partial(copied, info)
 
 
-def _made(source: Source, writer: Writer, modules: Sequence[str], entries: Sequence[Entry]) -> Iterator[memoryview]:
+def _made(
+    checkpoint: Checkpoint, writer: Writer, modules: Sequence[str], entries: Sequence[Entry]
+) -> Iterator[memoryview]:
     """The bytes of a group that is computed, held against what was planned."""
-    pieces: dict[str, Pieces] = {module: source.read(module) for module in modules}
+    pieces: dict[str, Pieces] = {module: checkpoint.read(module) for module in modules}
     written = writer.layer(pieces)
     del pieces
     if isinstance(written, Refusal):

@@ -21,6 +21,7 @@ def source_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "path": str(checkpoint.header.path),
         "format": checkpoint.recognised.format.name,
+        "notes": list(checkpoint.header.notes),
         "files": [_file_facts(local_copy(file)) for file in checkpoint.header.files],
     }
 
@@ -37,8 +38,10 @@ def _file_facts(file: Path) -> dict[str, Any]:
 
 def stamps(checkpoints: Iterable[Checkpoint | None]) -> list[tuple[str, int, int]]:
     """Path, size and time of change of every file that is read: a change of any of them is another conversion."""
-    given = [checkpoint for checkpoint in checkpoints if checkpoint is not None]
-    files = [local_copy(file).resolve() for checkpoint in given for file in checkpoint.header.files]
+    infos = (
+        info for checkpoint in checkpoints if checkpoint is not None for info in checkpoint.header.tensors.values()
+    )
+    files = sorted({local_copy(info.file).resolve() for info in infos})
     return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
@@ -51,19 +54,10 @@ def plan_name(shards: Sequence[Shard], facts: Mapping[str, Any]) -> str:
 
 
 def model_config(source: Checkpoint, base: Checkpoint | None) -> dict[str, Any]:
-    """The model's configuration without its quantization, from beside the source, from inside it, or from the base."""
-    candidates = [source.header.config, _inner_config(source), base.header.config if base is not None else {}]
+    """The model's configuration without its quantization: the source's, or else the base's."""
+    candidates = [source.header.config, base.header.config if base is not None else {}]
     config = next((entries for entries in candidates if "_class_name" in entries), {})
     return {key: value for key, value in config.items() if key != "quantization_config"}
-
-
-def _inner_config(source: Checkpoint) -> Mapping[str, Any]:
-    """The configuration that single files carry in their metadata."""
-    try:
-        entries = json.loads(source.header.metadata.get("config", "{}"))
-    except (ValueError, RecursionError):
-        return {}
-    return entries if isinstance(entries, dict) else {}
 
 
 def write_small_files(

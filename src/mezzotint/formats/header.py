@@ -20,7 +20,11 @@ from mezzotint.hub import AnyPath, HubPath
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_TENSORS = 200_000
 MAX_ITEMS = 5 * MAX_TENSORS
-"""Commas in a header; a tensor of two dimensions has five. Bounds the memory that parsing takes to 300 MB."""
+"""Commas in a header; a tensor of two dimensions has five. This and the next bound what parsing takes to 300 MB."""
+MAX_FIELDS = 4 * MAX_TENSORS + 10_000
+"""Colons in a header; a tensor has four."""
+MAX_NUMBERS = 2**60
+"""Product of the sides of a shape, zeros left out; safetensors refuses what does not fit 64 bits."""
 INDEX_SUFFIX = ".safetensors.index.json"
 NUNCHAKU_FOLDER = ("transformer_blocks.safetensors", "unquantized_layers.safetensors")
 """The two files that make up one component in Nunchaku's older folders, which have no index."""
@@ -269,7 +273,8 @@ def _strict_json(text: bytes) -> Any:
 
 
 def _parse_header(file: AnyPath, text: bytes) -> dict[str, Any]:
-    if text.count(b",") > MAX_ITEMS or text.count(b"{") > MAX_TENSORS + 2:
+    most = {b",": MAX_ITEMS, b":": MAX_FIELDS, b"{": MAX_TENSORS + 2}
+    if any(text.count(mark) > number for mark, number in most.items()):
         raise BrokenFile(f"{file}: header lists more than {MAX_ITEMS:,} items or {MAX_TENSORS:,} tensors")
     try:
         entries = _strict_json(text)
@@ -294,6 +299,8 @@ def _tensor_info(file: AnyPath, name: str, entry: Any, data_start: int) -> Tenso
     expected = math.prod(shape) * DTYPES[dtype].itemsize
     if end - start != expected:
         raise BrokenFile(f"{file}: {name} is {dtype} {shape}, {expected:,} bytes, and has {end - start:,}")
+    if math.prod(side for side in shape if side) >= MAX_NUMBERS:
+        raise BrokenFile(f"{file}: {name} has shape {shape}: no numbers, and a size that is none")
     return TensorInfo(name, DTYPES[dtype], tuple(shape), file, data_start + start, data_start + end)
 
 

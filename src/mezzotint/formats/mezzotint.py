@@ -1,9 +1,9 @@
 """Mezzotint's own format: diffusers names, row-major, low nibble first, everything stated.
 
 config.json holds the model's configuration and, under `quantization_config`, which layers are quantized, by which
-scheme, with which parts. The codes of layer X are X.weight; any other part P is X.P. A layer in several pieces side by
-side is listed under `pieces`, and its pieces are X.0, X.1, ... All parts are plain; plain tensors keep their names.
-docs/formats/mezzotint.md is the whole description.
+scheme, with which parts, and which inputs are rounded with a scale of each call. The codes of layer X are X.weight; any
+other part P is X.P. A layer in several pieces side by side is listed under `pieces`, and its pieces are X.0, X.1, ...
+All parts are plain; plain tensors keep their names. docs/formats/mezzotint.md is the whole description.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -15,7 +15,7 @@ from torch import Tensor
 from mezzotint.errors import BrokenFile, UnknownFormat
 from mezzotint.formats.contents import Contents, Match, NoMatch, StoredLinear, sort_out
 from mezzotint.formats.header import Header
-from mezzotint.formats.writing import Declaration, DiffusersNames, Pieces, Refusal, Written
+from mezzotint.formats.writing import Declaration, DiffusersNames, Pieces, Refusal, Written, needs_dynamic_input
 from mezzotint.schemes import SCHEMES
 from mezzotint.tensor import PLAIN
 
@@ -28,13 +28,13 @@ class Mezzotint:
     title = "Mezzotint"
 
     def detect(self, header: Header) -> Match | NoMatch:
-        config = _quantization(header)
+        config = quantization_config(header)
         if config.get("quant_method") != METHOD:
             return NoMatch(f"config.json has no quantization_config with quant_method {METHOD}")
         return Match(f"config.json: quant_method {METHOD}, format_version {config.get('format_version')}")
 
     def contents(self, header: Header) -> Contents:
-        config = _quantization(header)
+        config = quantization_config(header)
         if config.get("format_version") != VERSION or config.get("layout") != asdict(PLAIN):
             raise UnknownFormat(
                 f"{header.path}: format_version {config.get('format_version')!r} with layout {config.get('layout')!r}, "
@@ -82,15 +82,20 @@ def _piece_names(module: str, number: int) -> list[str]:
 
 
 def _listed(layers: Mapping[str, Pieces]) -> list[dict[str, Any]]:
-    """Layers with the same scheme and parts, listed together: {"scheme", "parts", "modules": {name: [out, in]}}"""
-    alike: dict[tuple[str, tuple[str, ...]], dict[str, list[int]]] = {}
+    """Layers with the same scheme and parts, listed together with their shapes (out, in)."""
+    alike: dict[tuple[str, tuple[str, ...], bool], dict[str, list[int]]] = {}
     for module, pieces in layers.items():
         for name, piece in zip(_piece_names(module, len(pieces)), pieces, strict=True):
-            alike.setdefault((piece.scheme.name, tuple(sorted(piece.parts))), {})[name] = list(piece.shape)
-    return [{"scheme": scheme, "parts": list(parts), "modules": names} for (scheme, parts), names in alike.items()]
+            kind = (piece.scheme.name, tuple(sorted(piece.parts)), needs_dynamic_input(piece))
+            alike.setdefault(kind, {})[name] = list(piece.shape)
+    return [
+        {"scheme": scheme, "parts": list(parts)} | ({"dynamic_input": True} if dynamic else {}) | {"modules": names}
+        for (scheme, parts, dynamic), names in alike.items()
+    ]
 
 
-def _quantization(header: Header) -> Mapping[str, Any]:
+def quantization_config(header: Header) -> Mapping[str, Any]:
+    """What config.json says of the quantization, {} if it says nothing."""
     config = header.config.get("quantization_config")
     return config if isinstance(config, dict) else {}
 
@@ -110,7 +115,9 @@ def _linears(header: Header, config: Mapping[str, Any]) -> Iterator[StoredLinear
             keys = {part: key_of(module, part) for part in parts}
             if not any(key in header.tensors for key in keys.values()):
                 raise _bad(header, f"layer {module} is listed, and none of its tensors is there")
-            yield StoredLinear(module, scheme, PLAIN, (shape[0], shape[1]), keys)
+            yield StoredLinear(
+                module, scheme, PLAIN, (shape[0], shape[1]), keys, dynamic_input=entry.get("dynamic_input") is True
+            )
 
 
 def _joined(

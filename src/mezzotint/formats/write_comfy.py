@@ -1,4 +1,4 @@
-"""Writing a ComfyUI single file in ComfyUI's own layout; `comfy.py` describes the tensors.
+"""Writing a ComfyUI single file as comfy-kitchen arranges it; `notes.py` describes the tensors.
 
 Layers keep diffusers' names. Each has its note twice, as files of both kinds occur: in `_quantization_metadata` and as
 a marker tensor.
@@ -11,20 +11,28 @@ import torch
 from torch import Tensor
 
 from mezzotint import layouts
-from mezzotint.formats.writing import Declaration, DiffusersNames, Pieces, Refusal, Written, in_pieces, scalar, unplaced
-from mezzotint.tensor import Layout, QuantTensor
+from mezzotint.formats.modelopt import COMFY_NOTE, SUFFIXES
+from mezzotint.formats.notes import COMFY_LAYOUT, MARKER
+from mezzotint.formats.writing import (
+    Declaration,
+    DiffusersNames,
+    Pieces,
+    Refusal,
+    Written,
+    in_pieces,
+    scalar,
+    unplaced,
+)
+from mezzotint.schemes import FP8, MXFP8, NVFP4
+from mezzotint.tensor import PLAIN, Layout, QuantTensor
 
 TITLE = "ComfyUI"
-LAYOUT = Layout(codes="high_first", scales="tiles_128x4")
-MARKER = ".comfy_quant"
-COMMON = {"input_scale": ".input_scale", "bias": ".bias", "pre_quant_scale": ".pre_quant_scale"}
-SUFFIXES = {
-    "fp8": {"codes": ".weight", "weight_scale": ".weight_scale"} | COMMON,
-    "nvfp4": {"codes": ".weight", "block_scale": ".weight_scale", "global_scale": ".weight_scale_2"} | COMMON,
-}
-FORMATS = {"fp8": "float8_e4m3fn", "nvfp4": "nvfp4"}
+OPTIONAL = {"input_scale": ".input_scale", "bias": ".bias", "pre_quant_scale": ".pre_quant_scale"}
+FORMATS = {FP8.name: "float8_e4m3fn", NVFP4.name: "nvfp4", MXFP8.name: "mxfp8"}
+LAYOUTS = {FP8.name: PLAIN, NVFP4.name: COMFY_LAYOUT, MXFP8.name: Layout(scales=COMFY_LAYOUT.scales)}
 SCALARS = {"weight_scale", "global_scale", "input_scale"}
-MULTIPLE = 16
+MULTIPLE = {FP8.name: 1, NVFP4.name: 16, MXFP8.name: 32}
+"""What comfy-kitchen pads both sides to; a file does not say by how much."""
 
 
 class ComfyWriter(DiffusersNames):
@@ -46,20 +54,22 @@ class ComfyWriter(DiffusersNames):
 
     def declare(self, layers: Mapping[str, Pieces], plain: Collection[str]) -> Declaration | Refusal:
         notes = {module: _note(pieces[0]) for module, pieces in layers.items()}
-        metadata = {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": notes})}
+        metadata = {COMFY_NOTE: json.dumps({"format_version": "1.0", "layers": notes})}
         return Declaration(None, metadata if notes else {})
 
 
 WRITER = ComfyWriter()
 
 
-def _note(piece: QuantTensor) -> dict[str, str]:
-    return {"format": FORMATS[piece.scheme.name]}
+def _note(piece: QuantTensor) -> dict[str, str | bool]:
+    """ComfyUI rounds the inputs of every layer that does not ask for a product in full precision."""
+    note: dict[str, str | bool] = {"format": FORMATS[piece.scheme.name]}
+    return note if piece.quantizes_input else note | {"full_precision_matrix_mult": True}
 
 
 def _tensors(module: str, piece: QuantTensor) -> dict[str, Tensor]:
-    suffixes = SUFFIXES[piece.scheme.name]
-    arranged = layouts.convert(piece, LAYOUT) if piece.scheme.name == "nvfp4" else piece
+    suffixes = SUFFIXES[piece.scheme.name] | OPTIONAL
+    arranged = layouts.convert(piece, LAYOUTS[piece.scheme.name])
     tensors = {
         module + suffixes[part]: scalar(value) if part in SCALARS else value for part, value in arranged.parts.items()
     }
@@ -68,10 +78,13 @@ def _tensors(module: str, piece: QuantTensor) -> dict[str, Tensor]:
 
 
 def _refusal(piece: QuantTensor) -> Refusal | None:
-    if piece.scheme.name not in SUFFIXES:
-        return Refusal(f"is {piece.scheme.title}, and {TITLE} holds FP8 and NVFP4")
-    if piece.scheme.name == "fp8" and piece.parts["weight_scale"].numel() != 1:
+    name = piece.scheme.name
+    if name not in FORMATS:
+        return Refusal(f"is {piece.scheme.title}, and {TITLE} holds FP8, NVFP4 and MXFP8")
+    if piece.scheme is FP8 and piece.parts["weight_scale"].numel() != 1:
         return Refusal(f"has one FP8 scale for each row, and {TITLE} has one for the matrix")
-    if any(side % MULTIPLE for side in piece.shape):
-        return Refusal(f"is {piece.shape[0]} x {piece.shape[1]}, and {TITLE} pads sides to multiples of {MULTIPLE}")
-    return unplaced(piece, SUFFIXES[piece.scheme.name], TITLE)
+    if any(side % MULTIPLE[name] for side in piece.shape):
+        return Refusal(
+            f"is {piece.shape[0]} x {piece.shape[1]}, and {TITLE} pads sides to multiples of {MULTIPLE[name]}"
+        )
+    return unplaced(piece, SUFFIXES[name] | OPTIONAL, TITLE)

@@ -1,32 +1,35 @@
 """Writing NVIDIA ModelOpt's Hugging Face export, as ModelOpt 0.47 does; `modelopt.py` describes the tensors."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from mezzotint._version import VERSION
-from mezzotint.formats.writing import Declaration, DiffusersNames, Pieces, Refusal, Written, in_pieces, scalar, unplaced
+from mezzotint.formats.modelopt import OPTIONAL_SUFFIXES, SUFFIXES
+from mezzotint.formats.writing import (
+    Declaration,
+    DiffusersNames,
+    Pieces,
+    Refusal,
+    Written,
+    in_pieces,
+    needs_dynamic_input,
+    scalar,
+    unplaced,
+)
+from mezzotint.schemes import BF16, FP8, INT8, NVFP4
 from mezzotint.tensor import QuantTensor
 
 TITLE = "ModelOpt"
 PRODUCER = {"name": "mezzotint", "version": VERSION}
-COMMON = {
-    "input_scale": ".input_scale",
-    "bias": ".bias",
-    "pre_quant_scale": ".pre_quant_scale",
-    "lora_down": ".svdquant_lora_a",
-    "lora_up": ".svdquant_lora_b",
+SCALARS = {"global_scale", "input_scale"}
+NUMBERS: dict[str, dict[str, Any]] = {
+    FP8.name: {"dynamic": False, "num_bits": 8, "type": "float"},
+    NVFP4.name: {"dynamic": False, "num_bits": 4, "type": "float", "group_size": 16},
 }
-SUFFIXES = {
-    "fp8": {"codes": ".weight", "weight_scale": ".weight_scale"} | COMMON,
-    "nvfp4": {"codes": ".weight", "block_scale": ".weight_scale", "global_scale": ".weight_scale_2"} | COMMON,
-}
-SCALARS = {"weight_scale", "global_scale", "input_scale"}
-WEIGHTS: dict[str, dict[str, Any]] = {
-    "fp8": {"dynamic": False, "num_bits": 8, "type": "float"},
-    "nvfp4": {"dynamic": False, "num_bits": 4, "type": "float", "group_size": 16},
-}
+WEIGHT_ONLY = "W4A16_NVFP4"
+LEFT_ALONE = "their inputs, rounded with a scale of each call, are left unquantized"
 
 
 class ModelOptWriter(DiffusersNames):
@@ -36,6 +39,7 @@ class ModelOptWriter(DiffusersNames):
 
     def layer(self, group: Mapping[str, Pieces]) -> Written | Refusal:
         tensors: dict[str, Tensor] = {}
+        transforms: list[str] = []
         for module, pieces in group.items():
             if len(pieces) > 1:
                 return in_pieces(pieces, TITLE)
@@ -43,59 +47,87 @@ class ModelOptWriter(DiffusersNames):
             refusal = _refusal(piece)
             if refusal is not None:
                 return refusal
-            suffixes = SUFFIXES[piece.scheme.name]
-            tensors |= {
-                module + suffixes[part]: scalar(value) if part in SCALARS else value
-                for part, value in piece.parts.items()
-            }
-        return Written(tensors)
+            tensors |= {module + _suffix(piece, part): _stored(piece, part) for part in piece.parts}
+            transforms += [LEFT_ALONE] if needs_dynamic_input(piece) else []
+        return Written(tensors, tuple(transforms))
 
     def declare(self, layers: Mapping[str, Pieces], plain: Collection[str]) -> Declaration | Refusal:
-        weights = [piece for pieces in layers.values() for piece in pieces]
-        if not weights:
-            return Declaration()
-        algorithm = _algorithm(weights)
+        weights = {module: pieces[0] for module, pieces in layers.items()}
+        quantized = [weight for weight in weights.values() if weight.scheme is not BF16]
+        if not quantized:
+            return Declaration() if not weights else Refusal(f"none is quantized, and {TITLE} declares an algorithm")
+        algorithm = _algorithm(quantized)
         if isinstance(algorithm, Refusal):
             return algorithm
-        numbers = WEIGHTS[weights[0].scheme.name]
-        group: dict[str, Any] = {"weights": numbers, "targets": ["Linear"]}
-        if "input_scale" in weights[0].parts:
-            group = {"input_activations": numbers} | group
-        entries = {"config_groups": {"group_0": group}, "ignore": sorted(_unquantized_linears(plain))} | algorithm
-        return Declaration(entries | {"producer": PRODUCER, "quant_method": "modelopt"})
+        transformed = {module for module, weight in weights.items() if weight.scheme is BF16}
+        unquantized = {name.removesuffix(".weight") for name in plain if name.endswith(".weight")} | transformed
+        entries = {"ignore": sorted(unquantized), **algorithm, "producer": PRODUCER, "quant_method": "modelopt"}
+        return Declaration(_groups(quantized) | entries)
 
 
 WRITER = ModelOptWriter()
 
 
+def _suffix(piece: QuantTensor, part: str) -> str:
+    return (SUFFIXES[piece.scheme.name] | OPTIONAL_SUFFIXES)[part]
+
+
+def _stored(piece: QuantTensor, part: str) -> Tensor:
+    """The part in ModelOpt's shape: single numbers have none, INT8's scales are [out]."""
+    value = piece.parts[part]
+    if part in SCALARS or (part == "weight_scale" and piece.scheme is FP8):
+        return scalar(value)
+    return value if part != "weight_scale" or value.ndim == 1 else value.reshape(-1)
+
+
 def _refusal(piece: QuantTensor) -> Refusal | None:
-    if piece.scheme.name not in SUFFIXES:
-        return Refusal(f"is {piece.scheme.title}, and {TITLE} holds FP8 and NVFP4")
-    if piece.scheme.name == "fp8" and piece.parts["weight_scale"].numel() != 1:
+    scheme = piece.scheme
+    if scheme not in (FP8, NVFP4, INT8, BF16):
+        return Refusal(f"is {scheme.title}, and {TITLE} holds FP8, NVFP4 and INT8")
+    if scheme is FP8 and piece.parts["weight_scale"].numel() != 1:
         return Refusal(f"has one FP8 scale for each row, and {TITLE} has one for the matrix")
-    if piece.scheme.name == "fp8" and "input_scale" not in piece.parts:
-        return Refusal(f"has no input_scale, and {TITLE}'s FP8 needs one; --scales-from FILE may have it")
-    return unplaced(piece, SUFFIXES[piece.scheme.name], TITLE)
+    if scheme is INT8 and piece.parts["weight_scale"].numel() != piece.shape[0]:
+        return Refusal(f"has one INT8 scale for the matrix, and {TITLE} has one for each row")
+    if scheme in (FP8, INT8) and "input_scale" not in piece.parts:
+        return Refusal(f"has no input_scale, and {TITLE}'s {scheme.title} needs one; --scales-from FILE may have it")
+    return unplaced(piece, SUFFIXES[scheme.name] | OPTIONAL_SUFFIXES, TITLE)
 
 
-def _algorithm(weights: list[QuantTensor]) -> dict[str, Any] | Refusal:
+def _algorithm(weights: Sequence[QuantTensor]) -> dict[str, Any] | Refusal:
     """`quant_algo`, and `lora_rank` where there is one."""
     schemes = sorted({weight.scheme.title for weight in weights})
     if len(schemes) > 1:
         return Refusal(f"the layers are {' and '.join(schemes)}, and {TITLE}'s configuration declares one algorithm")
-    static = {"input_scale" in weight.parts for weight in weights}
-    if len(static) > 1:
-        number = sum("input_scale" not in weight.parts for weight in weights)
+    static = sum("input_scale" in weight.parts for weight in weights)
+    if 0 < static < len(weights):
+        number = len(weights) - static
         return Refusal(f"{number} of {len(weights)} layers have no input_scale; --scales-from FILE may have them")
-    if weights[0].scheme.name == "fp8":
-        return {"quant_algo": "FP8"}
+    if weights[0].scheme is not NVFP4:
+        return {"quant_algo": "FP8" if weights[0].scheme is FP8 else "W8A8_SQ_PER_CHANNEL"}
     ranks = {weight.parts["lora_down"].shape[0] for weight in weights if "lora_down" in weight.parts}
+    transformed = any("pre_quant_scale" in weight.parts for weight in weights)
+    if (ranks or transformed) and not static:
+        return Refusal(
+            f"the layers have no input_scale, and {TITLE}'s AWQ and SVD need it; --scales-from FILE may help"
+        )
     if ranks:
-        return {"quant_algo": "NVFP4_SVD", "lora_rank": max(ranks)}
-    if any("pre_quant_scale" in weight.parts for weight in weights):
-        return {"quant_algo": "NVFP4_AWQ"}
-    return {"quant_algo": "NVFP4" if static == {True} else "W4A16_NVFP4"}
+        return _low_rank(weights, max(ranks))
+    return {"quant_algo": "NVFP4_AWQ" if transformed else "NVFP4" if static else WEIGHT_ONLY}
 
 
-def _unquantized_linears(plain: Collection[str]) -> Iterable[str]:
-    return {name.removesuffix(".weight") for name in plain if name.endswith(".weight")}
+def _low_rank(weights: Sequence[QuantTensor], rank: int) -> dict[str, Any] | Refusal:
+    without = sum(not {"lora_down", "pre_quant_scale"} <= set(weight.parts) for weight in weights)
+    if without:
+        return Refusal(
+            f"{without} of {len(weights)} layers have no low-rank part, and {TITLE}'s SVD has one everywhere"
+        )
+    return {"quant_algo": "NVFP4_SVD", "lora_rank": rank}
+
+
+def _groups(weights: Sequence[QuantTensor]) -> dict[str, Any]:
+    """`config_groups`, which ModelOpt writes for floats."""
+    numbers = NUMBERS.get(weights[0].scheme.name)
+    if numbers is None:
+        return {}
+    inputs = {"input_activations": numbers} if "input_scale" in weights[0].parts else {}
+    return {"config_groups": {"group_0": {**inputs, "weights": numbers, "targets": ["Linear"]}}}

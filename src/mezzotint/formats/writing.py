@@ -92,6 +92,13 @@ def unplaced(piece: QuantTensor, places: Mapping[str, str], title: str) -> Refus
     return Refusal(f"has {' and '.join(extra)} ({piece.scheme.title}), and {title} has no place for that")
 
 
+def needs_dynamic_input(piece: QuantTensor) -> bool:
+    """Whether the layer's input is rounded only because a scale is computed at each call."""
+    return (
+        piece.dynamic_input and piece.scheme.static_input is not None and piece.scheme.static_input not in piece.parts
+    )
+
+
 def scalar(part: Tensor) -> Tensor:
     """A single number as a 0-d tensor; the same object if it is one already."""
     return part if part.ndim == 0 else part.reshape(())
