@@ -5,7 +5,7 @@ import torch
 
 from mezzotint.nn import QuantLinear, quant_linears, use_backend
 from mezzotint.pipelines import load, paint
-from test_kernels import fp8_tensor, with_bias
+from test_kernels import dynamic, fp8_tensor, with_bias
 
 pytestmark = pytest.mark.gpu
 PROMPTS = ("a large red circle on a blue background", "a small green triangle on a yellow background")
@@ -28,6 +28,18 @@ def test_scaled_mm_agrees_with_reference_on_flux_sizes(shape: tuple[int, int], c
     error = relative_error(y, expected)
     print(f"scaled_mm {shape} compiled={compiled}: relative error {error:.2e}")
     assert error <= 5e-3
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_scaled_mm_finds_the_scale_of_each_row_of_its_input(compiled: bool) -> None:
+    """5e-3: as above."""
+    layer = QuantLinear(dynamic(with_bias(fp8_tensor(3072, 3072), torch.randn(3072)))).to("cuda")
+    assert layer.selection.backend.name == "scaled_mm"
+    x = (torch.randn(4608, 3072, device="cuda") * torch.logspace(-3, 3, 4608, device="cuda")[:, None]).bfloat16()
+    y = (torch.compile(layer, fullgraph=True) if compiled else layer)(x)
+    with use_backend("reference"):
+        expected = layer(x)
+    assert relative_error(y, expected) <= 5e-3
 
 
 @pytest.mark.parametrize("compiled", [False, True])
