@@ -7,7 +7,7 @@ import torch
 
 from mezzotint.nn import QuantLinear, quant_linears, use_backend
 from mezzotint.pipelines import load, paint
-from test_kernels import fp8_tensor, with_bias
+from test_kernels import dynamic, fp8_tensor, with_bias
 
 pytestmark = pytest.mark.gpu
 PROMPTS = ("a large red circle on a blue background", "a small green triangle on a yellow background")
@@ -50,6 +50,18 @@ def steps_from(pipe: Any, calls: list[dict[str, Any]]) -> list[torch.Tensor]:
         velocities = [pipe.transformer(**call)[0] for call in calls]
     pairs = zip(calls, velocities, lengths, strict=True)
     return [call["hidden_states"] + velocity * length for call, velocity, length in pairs]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_scaled_mm_finds_the_scale_of_each_row_of_its_input(compiled: bool) -> None:
+    """5e-3: as above."""
+    layer = QuantLinear(dynamic(with_bias(fp8_tensor(3072, 3072), torch.randn(3072)))).to("cuda")
+    assert layer.selection.backend.name == "scaled_mm"
+    x = (torch.randn(4608, 3072, device="cuda") * torch.logspace(-3, 3, 4608, device="cuda")[:, None]).bfloat16()
+    y = (torch.compile(layer, fullgraph=True) if compiled else layer)(x)
+    with use_backend("reference"):
+        expected = layer(x)
+    assert relative_error(y, expected) <= 5e-3
 
 
 @pytest.mark.parametrize("compiled", [False, True])
