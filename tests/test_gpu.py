@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from mezzotint.nn import QuantLinear, quant_linears, use_backend
-from mezzotint.pipelines import load, paint
+from mezzotint.pipelines import load, paint, sampling_of
 from test_kernels import dynamic, fp8_tensor, with_bias
 
 pytestmark = pytest.mark.gpu
+STEPS = 20
 PROMPTS = ("a large red circle on a blue background", "a small green triangle on a yellow background")
 
 
@@ -38,7 +39,7 @@ def record_calls(pipe: Any) -> list[dict[str, Any]]:
     handle = pipe.transformer.register_forward_pre_hook(
         lambda _module, _arguments, given: calls.append(dict(given)), with_kwargs=True
     )
-    paint(pipe, PROMPTS[:1])
+    paint(pipe, PROMPTS[:1], sampling=sampling_of("demo").but(steps=STEPS))
     handle.remove()
     return calls
 
