@@ -7,7 +7,8 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src/mezzotint"
 ROOMS = (
-    "errors discover _import_hook",
+    "errors discover _import_hook _version",
+    "hub",
     "schemes",
     "tensor",
     "layouts",
@@ -17,9 +18,9 @@ ROOMS = (
     "builtin",
     "checkpoint",
     "loading saving",
-    "diffusers_quantizer inspection",
-    "pipelines pictures",
-    "quality",
+    "diffusers_quantizer inspection pictures converting",
+    "pipelines videos",
+    "quality verifying",
     "demo",
     "__init__",
     "cli",

@@ -13,7 +13,16 @@ from mezzotint.tensor import PLAIN, Layout
 
 
 def test_formats_are_discovered() -> None:
-    assert list(formats()) == ["bfl", "calibrated", "comfy", "modelopt", "nunchaku", "plain", "svdquant_rows"]
+    assert list(formats()) == [
+        "bfl",
+        "calibrated",
+        "comfy",
+        "mezzotint",
+        "modelopt",
+        "nunchaku",
+        "plain",
+        "svdquant_rows",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -2,81 +2,25 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import diffusers
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import mezzotint
 import tiny
+from cases import PROMPTS, Case
 from make_header_fixtures import TO_ORIGINAL
 from mezzotint.errors import BadRequest, UnknownFormat
-from mezzotint.families import Sampling
 from mezzotint.nn import QuantLinear, quant_linears
 from mezzotint.pipelines import Painting, paint, sampling_of
 from mezzotint.quality import latent_cosine
-from quantized import calibration, export, linears
+from quantized import export, linears
 
-EXPERTS = ("transformer", "transformer_2")
-PROMPTS = ["a red fox", "rain"]
-TOKENS = {"flux1": 48, "flux2": 300, "flux2_klein": 128, "zimage": 64}
 ORIGINAL = {"flux1": "flux1", "flux2": "flux2", "flux2_klein": "flux2", "wan_ti2v": "wan2.2", "zimage": "z"}
 COSINE = {"fp8": 0.995, "nvfp4": 0.98}
 """Least agreement of the latents; measured: 0.998 and 0.991 on the family that agrees least."""
-
-
-@dataclass
-class Case:
-    """A tiny pipeline on disk, diffusers' own reading of it, what that paints, and its largest inputs, by expert."""
-
-    name: str
-    folder: Path
-    sampling: Sampling
-    reference: Any
-    painting: Painting
-    largest: dict[str, dict[str, float]]
-
-    def paint(self, **transformers: Path) -> Painting:
-        return paint(self.load(**transformers), PROMPTS, sampling=self.sampling)
-
-    def load(self, **transformers: Path) -> Any:
-        return mezzotint.load(self.folder, device="cpu", **transformers)
-
-
-def small(name: str, folder: Path) -> Sampling:
-    own = sampling_of(folder)
-    frames = None if own.num_frames is None else 5
-    return own.but(steps=2, size=32, num_frames=frames, max_sequence_length=TOKENS.get(name, 48))
-
-
-def run_and_watch(pipe: Any, sampling: Sampling) -> tuple[Painting, dict[str, dict[str, float]]]:
-    with (
-        calibration(pipe.transformer) as first,
-        calibration(getattr(pipe, "transformer_2", None) or nn.Module()) as second,
-    ):
-        painting = paint(pipe, PROMPTS, sampling=sampling)
-    return painting, {"transformer": first} | ({"transformer_2": second} if second else {})
-
-
-@pytest.fixture(scope="session")
-def cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
-    made: dict[str, Case] = {}
-
-    def case(name: str) -> Case:
-        if name not in made:
-            folder = tiny.save(name, tmp_path_factory.mktemp("tiny") / name)
-            sampling = small(name, folder)
-            pipe = diffusers.DiffusionPipeline.from_pretrained(folder, dtype=torch.bfloat16, local_files_only=True)
-            pipe.set_progress_bar_config(disable=True)
-            made[name] = Case(name, folder, sampling, pipe, *run_and_watch(pipe, sampling))
-        return made[name]
-
-    return case
 
 
 def same(one: Painting, other: Painting) -> bool:

@@ -13,25 +13,44 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from mezzotint._import_hook import when_imported
+from mezzotint._version import VERSION
 
 if TYPE_CHECKING:
+    from mezzotint.converting import ConvertReport, convert
     from mezzotint.errors import MezzotintError
     from mezzotint.inspection import inspect
     from mezzotint.loading import LoadReport
     from mezzotint.nn import QuantLinear, use_backend
     from mezzotint.pipelines import load, paint
+    from mezzotint.verifying import VerifyReport, verify
 
-__version__ = "0.1.0"
-__all__ = ["LoadReport", "MezzotintError", "QuantLinear", "inspect", "load", "paint", "use_backend"]
+__version__ = VERSION
+__all__ = [
+    "ConvertReport",
+    "LoadReport",
+    "MezzotintError",
+    "QuantLinear",
+    "VerifyReport",
+    "convert",
+    "inspect",
+    "load",
+    "paint",
+    "use_backend",
+    "verify",
+]
 
 _HOME = {
+    "ConvertReport": "converting",
     "LoadReport": "loading",
     "MezzotintError": "errors",
     "QuantLinear": "nn",
+    "VerifyReport": "verifying",
+    "convert": "converting",
     "inspect": "inspection",
     "load": "pipelines",
     "paint": "pipelines",
     "use_backend": "nn",
+    "verify": "verifying",
 }
 
 

@@ -1,6 +1,11 @@
-"""The models that come with the package: a small trained FLUX, and quantized copies of its transformer."""
+"""From names to paths: the models that come with the package, what is on disk, and what is on the Hub.
+
+Built in are a small trained FLUX, and quantized copies of its transformer.
+"""
 
 from pathlib import Path
+
+from mezzotint.hub import HubPath, hub_path
 
 DATA = Path(__file__).parent / "data"
 DEMO = "demo"
@@ -12,8 +17,14 @@ QUANTIZED = {
 """Written by NVIDIA ModelOpt (the first two) and by comfy-kitchen; see tools/quantize_demo_with_modelopt.py."""
 
 
-def resolve(name: str | Path) -> Path:
-    """The path of a built-in model, or the path itself."""
-    if str(name) == DEMO:
+def resolve(name: str | Path | HubPath) -> Path | HubPath:
+    """The path of a built-in model, of a file or folder, or of a Hub id `owner/name[/path][@revision]`.
+
+    Raises  NotACheckpoint if nothing here has the name, it can be a Hub id, and the Hub does not give it
+    """
+    if not isinstance(name, str):
+        return name
+    if name == DEMO:
         return DATA / DEMO
-    return QUANTIZED.get(str(name), Path(name))
+    path = QUANTIZED.get(name, Path(name))
+    return path if path.exists() else hub_path(name) or path

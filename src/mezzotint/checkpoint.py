@@ -15,10 +15,12 @@ from mezzotint.families import Family, family_of
 from mezzotint.families.links import writers_of
 from mezzotint.families.naming import Naming, Piece
 from mezzotint.formats import Contents, Header, Recognised, StoredLinear, recognise
+from mezzotint.formats.header import TensorInfo
 from mezzotint.formats.layout_evidence import sample_of
 from mezzotint.formats.layout_inferred import Link, infer_codes, infer_scales
 from mezzotint.formats.layout_measured import Sample, measure
 from mezzotint.formats.supplement import open_header
+from mezzotint.hub import AnyPath
 from mezzotint.schemes import NVFP4, Shape
 from mezzotint.tensor import QuantTensor
 
@@ -39,6 +41,21 @@ def _span(pieces: Sequence[Piece], linear: StoredLinear) -> range | None:
 
 
 @dataclass(frozen=True)
+class Outline:
+    """A module's pieces with parts on the meta device: dtypes and shapes without values.
+
+    stored   the parts as the files have them; reading passes some of them on untouched
+    """
+
+    pieces: list[QuantTensor]
+    stored: list[tuple[Tensor, TensorInfo]]
+
+    def origin(self, part: Tensor) -> TensorInfo | None:
+        """Where the very bytes of a part lie in the files, or None if reading changes or cuts them."""
+        return next((info for stored, info in self.stored if stored is part), None)
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """One component's weights on disk.
 
@@ -53,11 +70,16 @@ class Checkpoint:
 
     @classmethod
     def open(
-        cls, path: str | Path, *, base: str | Path | None = None, scales_from: str | Path | None = None
+        cls,
+        path: str | AnyPath,
+        *,
+        base: str | AnyPath | None = None,
+        scales_from: str | AnyPath | None = None,
     ) -> "Checkpoint":
         """Read the headers at `path` and recognise them; raises CheckpointError.
 
-        path          a file, a component's folder, or the folder of hf and ckpt that ModelOpt's quantize.py writes
+        path          a file, a component's folder, a Hub id, or the folder of hf and ckpt that ModelOpt's quantize.py
+                      writes
         base          the BF16 model: where nothing proves how bytes are arranged, a few layers are held against it;
                       without it, statistics of a few layers may tell
         scales_from   a file of the same weights with the input scales that `path` lacks, or ModelOpt's backbone.pt
@@ -88,8 +110,13 @@ class Checkpoint:
         return replace(self, contents=measure(self.header, self.contents, samples, str(base.header.path)))
 
     def inferred(self) -> "Checkpoint":
-        """The same checkpoint with what was only assumed of its layout settled by statistics, where they can tell."""
+        """The same checkpoint with what was only assumed of its layout settled by statistics, where they can tell.
+
+        Reads a few rows of a few layers; of files on the Hub none, whose weights only loading asks for.
+        """
         checkpoint, header = self, self.header
+        if not all(isinstance(file, Path) for file in header.files):
+            return self
         if "scales" in checkpoint.contents.assumed:
             checkpoint = replace(checkpoint, contents=infer_scales(header, checkpoint.contents))
         if "codes" in checkpoint.contents.assumed:
@@ -145,7 +172,11 @@ class Checkpoint:
     def shapes(self) -> Mapping[str, Shape]:
         """{name as the file spells it: logical shape} of every plain tensor and of every quantized linear's weight."""
         plain = {key: self.header.tensors[key].shape for key in self.contents.plain}
-        return plain | {f"{name}.weight": linear.shape for name, linear in self.contents.linears.items()}
+        shapes = {name: linear.shape for name, linear in self.contents.linears.items()}
+        for module, pieces in self.contents.joined.items():
+            sides = [shapes.pop(piece) for piece in pieces]
+            shapes[module] = (sides[0][0], sum(side[1] for side in sides))
+        return plain | {f"{name}.weight": shape for name, shape in shapes.items()}
 
     @cached_property
     def _naming(self) -> Naming:
@@ -172,9 +203,12 @@ class Checkpoint:
     @cached_property
     def linears(self) -> Mapping[str, Sequence[Piece]]:
         """{diffusers module: its pieces, each of a stored quantized linear}"""
-        quantized = {f"{name}.weight": name for name in self.contents.linears}
+        quantized: dict[str, tuple[str, ...]] = {f"{name}.weight": (name,) for name in self.contents.linears}
+        quantized |= {f"{module}.weight": pieces for module, pieces in self.contents.joined.items()}
         return {
-            name.removesuffix(".weight"): [replace(piece, source=quantized[piece.source]) for piece in pieces]
+            name.removesuffix(".weight"): [
+                replace(piece, source=source) for piece in pieces for source in quantized[piece.source]
+            ]
             for name, pieces in self._naming.items()
             if pieces[0].source in quantized
         }
@@ -242,7 +276,21 @@ class Checkpoint:
         """The module's pieces, plain, in the order of its input features."""
         if module not in self.linears:
             raise BadRequest(f"{self.header.path}: holds no quantized layer {module}", "see .modules for those it has.")
-        return [self._read_piece(piece) for piece in self.linears[module]]
+        return [self._read_piece(self.stored(piece.source), piece) for piece in self.linears[module]]
+
+    def _read_piece(self, linear: StoredLinear, piece: Piece) -> QuantTensor:
+        linear.check(self.header)
+        return _arranged(linear, linear.read(self.header), piece)
+
+    def outline(self, module: str) -> "Outline":
+        """What `read` gives, without values; costs no reading."""
+        pieces, stored = [], []
+        for piece in self.linears[module]:
+            linear = self.stored(piece.source)
+            outline = linear.outline(self.header)
+            stored += [(outline.parts[name], self.header.tensors[key]) for name, key in linear.keys.items()]
+            pieces.append(_arranged(linear, outline, piece))
+        return Outline(pieces, stored)
 
     def weight(self, module: str) -> Tensor:
         """The real weights that the file stands for, float32 [out, in]."""
@@ -261,7 +309,9 @@ class Checkpoint:
             return dict(pieces[0].parts)
         return {f"{i}.{name}": part for i, piece in enumerate(pieces) for name, part in piece.parts.items()}
 
-    def _read_piece(self, piece: Piece) -> QuantTensor:
-        plain = self.stored(piece.source).read_plain(self.header)
-        plain = plain if piece.rows is None else plain.rows(piece.rows)
-        return plain if piece.columns is None else plain.columns(piece.columns)
+
+def _arranged(linear: StoredLinear, stored: QuantTensor, piece: Piece) -> QuantTensor:
+    """A stored linear as the piece of a module that it is: plain, and only the piece's rows and columns."""
+    plain = linear.plain(stored)
+    plain = plain if piece.rows is None else plain.rows(piece.rows)
+    return plain if piece.columns is None else plain.columns(piece.columns)

@@ -10,6 +10,7 @@ MezzotintError
 │   ├── ShapeMismatch        a tensor has a shape that its role forbids
 │   └── BadScale             a scale is not finite, or not positive
 ├── Unsupported              sound, but nothing here can run it or hold it
+├── CannotWrite              the output cannot be written; what was there before is untouched
 └── BadRequest               the caller asked for something that does not exist
 
 Each carries `message` (what, where, expected, found) and `hint` (what to do next). The command line prints
@@ -67,6 +68,10 @@ class BadScale(CheckpointError):
 
 class Unsupported(MezzotintError):
     """The checkpoint is sound, but nothing here can run it or hold it."""
+
+
+class CannotWrite(MezzotintError):
+    """The output cannot be written; what was there before is untouched."""
 
 
 class BadRequest(MezzotintError):

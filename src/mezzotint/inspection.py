@@ -4,7 +4,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ import torch
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.errors import CheckpointError
 from mezzotint.formats import Contents, Header, StoredLinear
+from mezzotint.hub import AnyPath
 from mezzotint.kernels import AS_STORED, Can, Target, WeightSpec, backends
 from mezzotint.layouts import plain_shape
 from mezzotint.schemes import BF16, Shape
@@ -51,7 +51,7 @@ class Report:
     resident_bytes  predicted for the loaded weights: quantized parts as stored, the rest in BF16
     """
 
-    path: Path
+    path: AnyPath
     files: tuple[str, ...]
     format: str
     evidence: str
@@ -75,7 +75,7 @@ class Report:
         return dict(Counter(layer.scheme for layer in self.layers))
 
 
-def inspect(path: str | Path, device: str | torch.device = "cpu", base: str | Path | None = None) -> Report:
+def inspect(path: str | AnyPath, device: str | torch.device = "cpu", base: str | AnyPath | None = None) -> Report:
     """Report on a checkpoint file or component folder, from headers and marker tensors.
 
     Weights are read only where nothing in the headers proves how they are arranged: a few rows of a few layers.

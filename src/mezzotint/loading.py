@@ -6,7 +6,6 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import nn
 
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.errors import BadRequest, MissingTensor, ShapeMismatch, UnexpectedTensor
+from mezzotint.hub import AnyPath
 from mezzotint.kernels import ACTIVATIONS, AS_STORED
 from mezzotint.nn import QuantLinear, SplitLinear, quant_linears
 from mezzotint.schemes import BF16, Shape
@@ -52,7 +52,7 @@ class LoadReport:
     events            everything that changes speed or numbers
     """
 
-    path: Path
+    path: AnyPath
     format: str
     evidence: str
     declined: Mapping[str, str]
@@ -93,6 +93,7 @@ def load(
 
     Modules that the model's class keeps in float32 stay so. Scales keep the dtype that the file gives them.
     """
+    plan.checkpoint.header.fetch()
     insert_linears(plan, model, device, dtype, backend)
     for name in plan.checkpoint.plain:
         _assign(model, name, plan.checkpoint.tensor(name).to(device, _dtype_of(model, name, dtype)))

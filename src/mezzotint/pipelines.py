@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,16 @@ from mezzotint.builtin import resolve
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.errors import BadRequest, NotACheckpoint, UnknownFormat
 from mezzotint.families import Sampling, family_with
+from mezzotint.hub import AnyPath, HubPath
 from mezzotint.kernels import AS_STORED
 from mezzotint.loading import LoadPlan, plan
 from mezzotint.loading import load as load_model
 
 TRANSFORMER, SECOND = "transformer", "transformer_2"
 SAMPLING_FILE = "sampling.json"
+NEEDED = (".json", ".safetensors", ".txt", ".model", ".jinja")
+VARIANTS = (".fp16.", ".bf16.", ".non_ema.")
+"""Which files of a text encoder or VAE on the Hub a pipeline is read from, and which of those are second copies."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,9 @@ class Painting:
 
 
 def load(
-    model: str | Path = "demo",
-    transformer: str | Path | None = None,
-    transformer_2: str | Path | None = None,
+    model: str | AnyPath = "demo",
+    transformer: str | AnyPath | None = None,
+    transformer_2: str | AnyPath | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.bfloat16,
     activations: str = AS_STORED,
@@ -48,8 +52,8 @@ def load(
 ) -> Any:
     """A ready diffusers pipeline whose transformer was read from `transformer`, quantized or not.
 
-    model         folder of a diffusers pipeline, or "demo"
-    transformer   file or folder of a transformer in any format that `inspect` knows; None for the pipeline's own
+    model         folder or Hub id of a diffusers pipeline, or "demo"
+    transformer   file, folder or Hub id of a transformer in any format that `inspect` knows; None for the model's own
     transformer_2 the same for the second expert of a model that has two, such as Wan 2.2 A14B
     device        None for the GPU if there is one
     dtype         of everything that is not quantized; scales keep their own
@@ -73,7 +77,8 @@ def load(
         component: load_model(ready, module, place, dtype, backend) for component, (ready, module) in planned.items()
     }
     modules = {component: module.eval() for component, (_, module) in planned.items()}
-    pipe = _pipeline_class(index, folder).from_pretrained(folder, dtype=dtype, local_files_only=True, **modules)
+    here = _fetch_rest(index, folder) if isinstance(folder, HubPath) else folder
+    pipe = _pipeline_class(index, folder).from_pretrained(here, dtype=dtype, local_files_only=True, **modules)
     pipe.set_progress_bar_config(disable=True)
     pipe.to(place)
     pipe.load_report, pipe.load_report_2 = reports[TRANSFORMER], reports.get(SECOND)
@@ -81,7 +86,7 @@ def load(
 
 
 def plan_transformer(
-    component: str, source: str | Path | None, index: dict[str, Any], folder: Path, activations: str
+    component: str, source: str | AnyPath | None, index: dict[str, Any], folder: AnyPath, activations: str
 ) -> tuple[LoadPlan, nn.Module]:
     """The plan for one transformer and its model, with the configuration that lies beside it or else the pipeline's."""
     model_class = _class_of(index, component)
@@ -116,16 +121,17 @@ def best_device() -> torch.device:
     return accelerator if accelerator is not None else torch.device("cpu")
 
 
-def sampling_of(model: str | Path) -> Sampling:
-    """Recommended settings: the pipeline folder's own sampling.json, or else those of its family."""
+def sampling_of(model: str | AnyPath) -> Sampling:
+    """Recommended settings: those of its family's variant, and over them the pipeline folder's own sampling.json."""
     folder = resolve(model)
-    own = folder / SAMPLING_FILE
-    if own.is_file():
-        known = {entry.name for entry in fields(Sampling)}
-        return Sampling(**{key: value for key, value in json.loads(own.read_text()).items() if key in known})
     index = _pipeline_index(folder)
     family = family_with(str(_class_of(index, TRANSFORMER)), str(folder))
-    return family.sampling(index, _component_config(folder, TRANSFORMER))
+    recommended = family.sampling(index, _component_config(folder, TRANSFORMER))
+    own = folder / SAMPLING_FILE
+    if not own.is_file():
+        return recommended
+    known = {entry.name for entry in fields(Sampling)}
+    return replace(recommended, **{key: value for key, value in json.loads(own.read_text()).items() if key in known})
 
 
 def paint(
@@ -152,9 +158,9 @@ def paint(
         one, last = _paint_one(pipe, prompt, seed, sampling, partial(_count_on, on_step, number * sampling.steps))
         painted.append(one)
         latents.append(last)
-    if sampling.num_frames is None:
-        return Painting(painted, torch.cat(latents))
-    return Painting([], torch.cat(latents), painted, sampling.fps)
+    if isinstance(painted[0], list):
+        return Painting([], torch.cat(latents), painted, sampling.fps)
+    return Painting(painted, torch.cat(latents))
 
 
 def _count_on(on_step: Callable[[int, Tensor], None], before: int, step: int, latents: Tensor) -> None:
@@ -179,10 +185,10 @@ def _paint_one(
         callback_on_step_end=keep,
         **family.arguments(sampling, 1),
     )
-    return (output.images if sampling.num_frames is None else output.frames)[0], last[0]
+    return (output.frames if hasattr(output, "frames") else output.images)[0], last[0]
 
 
-def _pipeline_index(folder: Path) -> dict[str, Any]:
+def _pipeline_index(folder: AnyPath) -> dict[str, Any]:
     index = folder / "model_index.json"
     if not index.is_file():
         raise NotACheckpoint(
@@ -193,7 +199,19 @@ def _pipeline_index(folder: Path) -> dict[str, Any]:
     return entries
 
 
-def _pipeline_class(index: dict[str, Any], folder: Path) -> Any:
+def _fetch_rest(index: dict[str, Any], folder: HubPath) -> Path:
+    """Download what a pipeline has besides its transformers' weights; returns its folder in the cache."""
+    for name in (SAMPLING_FILE, f"{TRANSFORMER}/config.json", f"{SECOND}/config.json"):
+        if (folder / name).is_file():
+            (folder / name).fetch()
+    for component in index.keys() - {TRANSFORMER, SECOND}:
+        for file in (folder / component).glob("*"):
+            if file.name.endswith(NEEDED) and not any(mark in file.name for mark in VARIANTS):
+                file.fetch()
+    return (folder / "model_index.json").fetch().parent
+
+
+def _pipeline_class(index: dict[str, Any], folder: AnyPath) -> Any:
     """The pipeline's own class. The general one does not see which components are optional in it, and would read
     Wan's transformers from the folder over those it is given (diffusers 0.42)."""
     import diffusers
@@ -210,6 +228,6 @@ def _class_of(index: dict[str, Any], component: str) -> str | None:
     return None if entry[1] is None else str(entry[1])
 
 
-def _component_config(folder: Path, component: str) -> dict[str, Any]:
+def _component_config(folder: AnyPath, component: str) -> dict[str, Any]:
     config: dict[str, Any] = json.loads((folder / component / "config.json").read_text(encoding="utf-8"))
     return config

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from mezzotint.cli import demo, generate, inspect
+from mezzotint.cli import convert, demo, generate, inspect, verify
 from mezzotint.errors import MezzotintError
 
 app = typer.Typer(
@@ -19,6 +19,8 @@ app = typer.Typer(
 )
 app.command("generate")(generate.generate)
 app.command("inspect")(inspect.inspect)
+app.command("convert")(convert.convert)
+app.command("verify")(verify.verify)
 app.command("demo")(demo.demo)
 
 

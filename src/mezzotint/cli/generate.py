@@ -1,14 +1,20 @@
-"""`mezzotint generate`: paint pictures."""
+"""`mezzotint generate`: paint pictures and videos."""
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mezzotint.errors import BadRequest
+
+if TYPE_CHECKING:
+    from mezzotint.pipelines import Painting
+
 EXAMPLES = """
-Paint pictures with a diffusers pipeline whose transformer may be quantized.
+Paint pictures, or videos, with a diffusers pipeline whose transformer may be quantized.
 
 Examples:
 
@@ -17,26 +23,34 @@ Examples:
   mezzotint generate "a small green triangle on a yellow background" --transformer demo-nvfp4 -o triangle.png
 
   mezzotint generate "a red star on a white background" "a blue ring on a black background" --count 3 --grid -o grid.png
+
+  mezzotint generate "a cat on the moon" --model ./wan2.2 --transformer ./high-fp8 --transformer-2 ./low-fp8 -o cat.mp4
 """
+SMALLEST, LARGEST = 16, 8192
 
 
 def generate(
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to paint; several make several.")],
-    model: Annotated[str, typer.Option(help="Folder of a diffusers pipeline, or 'demo'.")] = "demo",
+    model: Annotated[str, typer.Option(help="A diffusers pipeline: folder, Hub id, or 'demo'.")] = "demo",
     transformer: Annotated[
         str | None,
-        typer.Option(help="Quantized transformer: file, folder, or demo-fp8, demo-nvfp4, demo-nvfp4-comfy."),
+        typer.Option(help="Quantized transformer: file, folder, Hub id, or demo-fp8, demo-nvfp4, demo-nvfp4-comfy."),
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write; several get -1, -2, ...")] = Path(
-        "out.png"
-    ),
+    transformer_2: Annotated[str | None, typer.Option(help="The second expert's, for Wan 2.2 A14B.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="PNG; for a video MP4, or a folder for its frames; several get -1, -2, ..."
+        ),
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Denoising steps [model's own].")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Picture i starts from the noise of seed + i.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Number i starts from the noise of seed + i.")] = 0,
     size: Annotated[
-        int | None, typer.Option(min=16, max=8192, help="Height and width in pixels [model's own].")
+        str | None, typer.Option(metavar="N|WxH", help="Side of a square, or width x height, in pixels [model's own].")
     ] = None,
+    frames: Annotated[int | None, typer.Option(min=1, max=10_000, help="Frames of a video [model's own].")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale [model's own].")] = None,
-    count: Annotated[int, typer.Option(min=1, max=1000, help="Pictures for each prompt.")] = 1,
+    count: Annotated[int, typer.Option(min=1, max=1000, help="Pictures or videos for each prompt.")] = 1,
     grid: Annotated[
         bool, typer.Option("--grid", help="One sheet (rows = prompts) instead of single pictures.")
     ] = False,
@@ -52,36 +66,35 @@ def generate(
     with step_progress() as progress:
         bar = progress.add_task("loading", total=None)
         quiet_libraries()
-        from mezzotint.pictures import save_png, sheet
         from mezzotint.pipelines import load, paint, sampling_of
 
-        settings = sampling_of(model).but(steps=steps, size=size, guidance=guidance)
-        pipe = load(model, transformer, device=device, activations=activations, backend=backend)
+        own = sampling_of(model)
+        if frames is not None and own.num_frames is None:
+            raise BadRequest("--frames is for videos, and this model paints pictures")
+        settings = own.but(steps=steps, guidance=guidance, num_frames=frames, **_sides(size))
+        output = _checked_output(output, own.num_frames is not None, grid)
+        pipe = load(model, transformer, transformer_2, device, activations=activations, backend=backend)
         repeated = [prompt for prompt in prompts for _ in range(count)]
         seeds = [seed + i for i in range(len(repeated))]
         progress.update(bar, description="painting", total=settings.steps * len(repeated), completed=0)
         painting = paint(pipe, repeated, seeds, settings, lambda step, _: progress.update(bar, completed=step + 1))
 
-    common = {"model": model, "transformer": transformer, "format": pipe.load_report.format} | vars(settings)
-    written: list[Path] = []
+    common = {"model": model, "transformer": transformer, "format": pipe.load_report.format}
+    common |= {"transformer_2": transformer_2} if transformer_2 else {}
+    common |= {name: value for name, value in vars(settings).items() if value is not None}
     if grid:
         rows = [painting.images[i : i + count] for i in range(0, len(repeated), count)]
-        _save(
-            sheet(rows),
-            output,
-            {"prompt": " | ".join(prompts), "seed": seed, "count": count} | common,
-            written,
-            save_png,
-        )
+        written = [_save_sheet(rows, output, {"prompt": " | ".join(prompts), "seed": seed, "count": count} | common)]
     else:
-        for i, picture in enumerate(painting.images):
-            path = output if len(repeated) == 1 else output.with_stem(f"{output.stem}-{i + 1}")
-            _save(picture, path, {"prompt": repeated[i], "seed": seeds[i]} | common, written, save_png)
-    for event in pipe.load_report.events:
+        parameters = [{"prompt": p, "seed": s} | common for p, s in zip(repeated, seeds, strict=True)]
+        written = list(_save_each(painting, output, parameters))
+    reports = [report for report in (pipe.load_report, pipe.load_report_2) if report is not None]
+    for event in dict.fromkeys(event for report in reports for event in report.events):
         print(f"note: {event}", file=sys.stderr)
     if as_json:
         result = {"files": [str(p) for p in written], "seeds": seeds, "sampling": vars(settings)}
-        print(json.dumps(result | {"load": pipe.load_report.to_dict()}, indent=2))
+        loads = dict(zip(("load", "load_2"), (report.to_dict() for report in reports), strict=False))
+        print(json.dumps(result | loads, indent=2))
     else:
         print("\n".join(str(path) for path in written))
 
@@ -89,6 +102,49 @@ def generate(
 generate.__doc__ = EXAMPLES
 
 
-def _save(picture: Any, path: Path, parameters: dict[str, Any], written: list[Path], save_png: Any) -> None:
-    save_png(picture, path, parameters)
-    written.append(path)
+def _sides(size: str | None) -> dict[str, int]:
+    """The settings that `--size` stands for: N, or WIDTHxHEIGHT."""
+    if size is None:
+        return {}
+    sides = [int(side) if side.isdecimal() else 0 for side in size.lower().split("x")]
+    if len(sides) > 2 or not all(SMALLEST <= side <= LARGEST for side in sides):
+        raise BadRequest(f"--size is {size!r}", f"give N or WIDTHxHEIGHT, each from {SMALLEST} to {LARGEST}.")
+    return {"width": sides[0], "size": sides[-1]}
+
+
+def _checked_output(output: Path | None, video: bool, grid: bool) -> Path:
+    """Where to write, checked before anything is loaded."""
+    if video and grid:
+        raise BadRequest("--grid is for pictures, and this model paints videos")
+    if output is None:
+        return Path("out.mp4" if video else "out.png")
+    kinds = (".mp4", "") if video else (".png",)
+    if output.suffix.lower() not in kinds:
+        named = " or ".join(kind or "a folder (no suffix)" for kind in kinds)
+        raise BadRequest(f"-o is {output}", f"this model paints {'videos' if video else 'pictures'}: name {named}.")
+    if output.is_dir() and any(output.iterdir()):
+        raise BadRequest(f"-o is {output}, and that folder is not empty", "name a new folder for the frames.")
+    return output
+
+
+def _save_sheet(rows: Any, output: Path, parameters: dict[str, Any]) -> Path:
+    from mezzotint.pictures import save_png, sheet
+
+    save_png(sheet(rows), output, parameters)
+    return output
+
+
+def _save_each(painting: "Painting", output: Path, parameters: list[dict[str, Any]]) -> Iterator[Path]:
+    """Write every picture or video; yields the paths."""
+    from mezzotint.pictures import save_png
+    from mezzotint.videos import save_frames, save_mp4
+
+    for i, entries in enumerate(parameters):
+        path = output if len(parameters) == 1 else output.with_stem(f"{output.stem}-{i + 1}")
+        if painting.fps is None:
+            save_png(painting.images[i], path, entries)
+        elif path.suffix:
+            save_mp4(painting.videos[i], path, painting.fps, entries)
+        else:
+            save_frames(painting.videos[i], path, entries)
+        yield path

@@ -9,6 +9,7 @@ from mezzotint.discover import collect
 from mezzotint.errors import UnknownFormat
 from mezzotint.formats.contents import Contents, Format, Match, NoMatch, StoredLinear
 from mezzotint.formats.header import Header, read_header
+from mezzotint.formats.writing import Writer
 
 __all__ = [
     "Contents",
@@ -18,9 +19,11 @@ __all__ = [
     "NoMatch",
     "Recognised",
     "StoredLinear",
+    "Writer",
     "formats",
     "read_header",
     "recognise",
+    "writers",
 ]
 
 
@@ -31,6 +34,12 @@ class Recognised:
     format: Format
     evidence: str
     declined: Mapping[str, str]
+
+
+@cache
+def writers() -> dict[str, Writer]:
+    """{what `--to` calls it: writer}, discovered from the modules of this package."""
+    return collect(sys.modules[__name__], "WRITER")
 
 
 @cache

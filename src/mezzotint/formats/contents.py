@@ -79,11 +79,17 @@ class StoredLinear:
     def nbytes(self, header: Header) -> int:
         return sum(header.tensors[key].nbytes for key in self.keys.values())
 
+    def outline(self, header: Header) -> QuantTensor:
+        """What `read` gives, with parts on the meta device: dtypes and shapes without values."""
+        parts = {part: _typed(header.tensors[key].outline(), self._dtype(part)) for part, key in self.keys.items()}
+        parts |= {part: torch.empty((), device="meta") for part in self.implied}
+        return QuantTensor(self.scheme, self.layout, self.shape, parts, self.dynamic_input)
+
     def read(self, header: Header) -> QuantTensor:
         """The weight's values, in the file's own layout; raises BadScale where a scale is not a usable number."""
         parts = {}
         for part, key in self.keys.items():
-            parts[part] = _typed(header.tensors[key].read(), self.scheme.part(part).dtypes[0])
+            parts[part] = _typed(header.tensors[key].read(), self._dtype(part))
             self.scheme.check_values(part, parts[part], f"{header.tensors[key].file}: {key}")
         parts |= {part: torch.tensor(value) for part, value in self.implied.items()}
         return QuantTensor(self.scheme, self.layout, self.shape, parts, self.dynamic_input)
@@ -100,14 +106,13 @@ class StoredLinear:
         read = replace(self, shape=shape).read(replace(header, tensors=infos))
         return convert(read, PLAIN).rows(torch.arange(first - start, last - start))
 
-    def read_plain(self, header: Header) -> QuantTensor:
-        """The weight's values in the plain layout, with all that the format does to them undone.
-
-        Raises   what `check` and `read` raise
-        """
-        self.check(header)
-        plain = convert(self.read(header), PLAIN)
+    def plain(self, stored: QuantTensor) -> QuantTensor:
+        """What `read` or `outline` gave, in the plain layout, with all that the format does to it undone."""
+        plain = convert(stored, PLAIN)
         return plain if self.finish is None else self.finish(plain)
+
+    def _dtype(self, part: str) -> torch.dtype:
+        return self.scheme.part(part).dtypes[0]
 
     def _misarranged(self, part: str, have: tuple[int, ...], where: str) -> ShapeMismatch:
         allowed = stored_shapes(self.scheme, self.layout, part, self.shape, have)
@@ -141,6 +146,7 @@ class Contents:
     ignored    {key: reason}
     evidence   one sentence for each thing that the format concluded about the layout, and how
     assumed    fields of Layout that nothing in the header proves
+    joined     {module: the linears that lie side by side along its input features}, where it is not one alone
     """
 
     linears: Mapping[str, StoredLinear]
@@ -148,6 +154,7 @@ class Contents:
     ignored: Mapping[str, str] = field(default_factory=dict)
     evidence: tuple[str, ...] = ()
     assumed: frozenset[str] = frozenset()
+    joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class Format(Protocol):
@@ -161,7 +168,12 @@ class Format(Protocol):
     def contents(self, header: Header) -> Contents: ...
 
 
-def sort_out(header: Header, linears: Mapping[str, StoredLinear], ignored: Mapping[str, str]) -> Contents:
+def sort_out(
+    header: Header,
+    linears: Mapping[str, StoredLinear],
+    ignored: Mapping[str, str],
+    joined: Mapping[str, tuple[str, ...]] | None = None,
+) -> Contents:
     """Contents in which every tensor that is neither part of a linear nor ignored is stored as it is."""
     claimed = {key for linear in linears.values() for key in linear.keys.values()} | ignored.keys()
-    return Contents(linears, tuple(key for key in header.tensors if key not in claimed), ignored)
+    return Contents(linears, tuple(key for key in header.tensors if key not in claimed), ignored, joined=joined or {})

@@ -15,9 +15,12 @@ import torch
 from torch import Tensor
 
 from mezzotint.errors import BrokenFile, NotACheckpoint, UnexpectedTensor
+from mezzotint.hub import AnyPath, HubPath
 
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_TENSORS = 200_000
+MAX_ITEMS = 5 * MAX_TENSORS
+"""Commas in a header; a tensor of two dimensions has five. Bounds the memory that parsing takes to 300 MB."""
 INDEX_SUFFIX = ".safetensors.index.json"
 NUNCHAKU_FOLDER = ("transformer_blocks.safetensors", "unquantized_layers.safetensors")
 """The two files that make up one component in Nunchaku's older folders, which have no index."""
@@ -46,13 +49,17 @@ class TensorInfo:
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
-    file: Path
+    file: AnyPath
     start: int
     end: int
 
     @property
     def nbytes(self) -> int:
         return self.end - self.start
+
+    def outline(self) -> Tensor:
+        """The tensor on the meta device: its dtype and shape without its values."""
+        return torch.empty(self.shape, dtype=self.dtype, device="meta")
 
     def read(self) -> Tensor:
         """The tensor's values, on the CPU, in memory of their own."""
@@ -84,8 +91,8 @@ class Header:
     hf_quant_config  hf_quant_config.json beside the files, or {}
     """
 
-    path: Path
-    files: tuple[Path, ...]
+    path: AnyPath
+    files: tuple[AnyPath, ...]
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -95,13 +102,19 @@ class Header:
     def nbytes(self) -> int:
         return sum(info.nbytes for info in self.tensors.values())
 
+    def fetch(self) -> None:
+        """Bring files that are on the Hub here, before many of their tensors are read one by one."""
+        for file in self.files:
+            if isinstance(file, HubPath):
+                file.fetch()
 
-def read_header(path: str | Path) -> Header:
+
+def read_header(path: str | AnyPath) -> Header:
     """Header of a safetensors file, or of a folder that holds one component's file or shards.
 
     Raises  NotACheckpoint, BrokenFile, UnexpectedTensor
     """
-    path = Path(path)
+    path = Path(path) if isinstance(path, str) else path
     if path.is_file():
         return header_of_files(path, [path], path.parent)
     if not path.is_dir():
@@ -110,7 +123,9 @@ def read_header(path: str | Path) -> Header:
     return header_of_files(path, files, path, notes)
 
 
-def header_of_files(path: Path, files: Iterable[Path], config_folder: Path, notes: Iterable[str] = ()) -> Header:
+def header_of_files(
+    path: AnyPath, files: Iterable[AnyPath], config_folder: AnyPath, notes: Iterable[str] = ()
+) -> Header:
     """Header over exactly these files; a tensor that two of them hold is an error."""
     files = tuple(files)
     tensors: dict[str, TensorInfo] = {}
@@ -130,10 +145,10 @@ def header_of_files(path: Path, files: Iterable[Path], config_folder: Path, note
     return Header(path, files, tensors, metadata, config, tuple(notes), quant_config)
 
 
-def _weight_files(folder: Path) -> tuple[list[Path], list[str]]:
+def _weight_files(folder: AnyPath) -> tuple[list[AnyPath], list[str]]:
     """The component's weight files in `folder`, and what is odd about them."""
-    present = sorted(folder.glob("*.safetensors"))
-    indices = sorted(folder.glob("*" + INDEX_SUFFIX))
+    present: list[AnyPath] = sorted(folder.glob("*.safetensors"))
+    indices: list[AnyPath] = sorted(folder.glob("*" + INDEX_SUFFIX))
     if not indices:
         if [file.name for file in present] == list(NUNCHAKU_FOLDER):
             return present, []
@@ -147,9 +162,9 @@ def _weight_files(folder: Path) -> tuple[list[Path], list[str]]:
             raise _no_weights(folder)
         return present, []
     index = indices[0]
-    wanted = [folder / name for name in _index_shards(index)]
+    wanted: list[AnyPath] = [folder / name for name in _index_shards(index)]
     missing = [file.name for file in wanted if not file.is_file()]
-    single = folder / index.name.replace(INDEX_SUFFIX, ".safetensors")
+    single: AnyPath = folder / index.name.replace(INDEX_SUFFIX, ".safetensors")
     if missing and single in present:
         note = f"ignored {index.name}: it names {missing[0]}, which is not there, beside a complete {single.name}"
         return [single], [note]
@@ -163,7 +178,7 @@ def _weight_files(folder: Path) -> tuple[list[Path], list[str]]:
     return wanted, notes
 
 
-def _no_weights(folder: Path) -> NotACheckpoint:
+def _no_weights(folder: AnyPath) -> NotACheckpoint:
     if (folder / "model_index.json").is_file():
         return NotACheckpoint(
             f"{folder}: is a whole pipeline, not one component",
@@ -175,7 +190,7 @@ def _no_weights(folder: Path) -> NotACheckpoint:
     )
 
 
-def _index_shards(index: Path) -> list[str]:
+def _index_shards(index: AnyPath) -> list[str]:
     weight_map = _read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BrokenFile(f"{index}: has no weight_map")
@@ -194,11 +209,11 @@ def _config_in(metadata: Mapping[str, str]) -> dict[str, Any]:
     return value if isinstance(value, dict) and "_class_name" in value else {}
 
 
-def _read_config(file: Path) -> dict[str, Any]:
+def _read_config(file: AnyPath) -> dict[str, Any]:
     return _read_json(file) if file.is_file() else {}
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def _read_json(file: AnyPath) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -208,7 +223,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     return value
 
 
-def _read_file(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+def _read_file(file: AnyPath) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     """Tensors and metadata of one safetensors file, every claim checked against the file's size."""
     size = file.stat().st_size
     if size == 0:
@@ -233,15 +248,31 @@ def _read_file(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     return infos, metadata
 
 
-def _parse_header(file: Path, text: bytes) -> dict[str, Any]:
+def _strict_json(text: bytes) -> Any:
+    """What safetensors calls JSON: UTF-8 from the first brace on, no key twice, no NaN, no half of a character."""
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         entries = dict(pairs)
         if len(entries) < len(pairs):
             raise ValueError("a key stands in it twice")
         return entries
 
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON number")
+
+    if text[:1] != b"{":
+        raise ValueError("it is no JSON object: it does not begin with a brace")
+    entries = json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+    if b"\\u" in text:
+        json.dumps(entries, ensure_ascii=False).encode("utf-8")  # a lone surrogate cannot be encoded
+    return entries
+
+
+def _parse_header(file: AnyPath, text: bytes) -> dict[str, Any]:
+    if text.count(b",") > MAX_ITEMS or text.count(b"{") > MAX_TENSORS + 2:
+        raise BrokenFile(f"{file}: header lists more than {MAX_ITEMS:,} items or {MAX_TENSORS:,} tensors")
     try:
-        entries = json.loads(text, object_pairs_hook=unique)
+        entries = _strict_json(text)
     except (ValueError, RecursionError) as error:
         raise BrokenFile(f"{file}: its header is not valid JSON ({error})", "is it a safetensors file?") from error
     if not isinstance(entries, dict):
@@ -251,7 +282,7 @@ def _parse_header(file: Path, text: bytes) -> dict[str, Any]:
     return entries
 
 
-def _tensor_info(file: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
+def _tensor_info(file: AnyPath, name: str, entry: Any, data_start: int) -> TensorInfo:
     if not isinstance(entry, dict):
         raise BrokenFile(f"{file}: header entry of {name} is no JSON object")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
@@ -270,7 +301,7 @@ def _is_counts(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
 
 
-def _check_coverage(file: Path, infos: Mapping[str, TensorInfo], data_start: int, size: int) -> None:
+def _check_coverage(file: AnyPath, infos: Mapping[str, TensorInfo], data_start: int, size: int) -> None:
     """The tensors fill the file from the header to its last byte, without gap or overlap."""
     position = data_start
     for info in sorted(infos.values(), key=lambda info: (info.start, info.end)):

@@ -10,6 +10,7 @@ from mezzotint.formats.calibrated import FLOATS, RANGES
 from mezzotint.formats.header import Header, read_header
 from mezzotint.formats.pickled import is_counts
 from mezzotint.formats.torch_file import TorchFile, read_torch_file
+from mezzotint.hub import AnyPath
 
 INPUT_SCALE = ".input_scale"
 LARGEST_SCALE = ".weight_scale_2", ".weight_scale"
@@ -19,7 +20,7 @@ BACKBONE = "ckpt/backbone.pt"
 E4M3_BITS = (4, 3)
 
 
-def open_header(path: Path, scales_from: Path | None = None) -> Header:
+def open_header(path: AnyPath, scales_from: AnyPath | None = None) -> Header:
     """Header of a file, a component's folder, or ModelOpt's folder of hf and ckpt/backbone.pt.
 
     scales_from   a sister file with the input scales that `path` lacks, or a backbone.pt with ranges for its weights
@@ -31,7 +32,9 @@ def open_header(path: Path, scales_from: Path | None = None) -> Header:
         scales_from = path / BACKBONE
     if scales_from is None:
         return header
-    if scales_from.suffix == ".pt":
+    if scales_from.name.endswith(".pt"):
+        if not isinstance(scales_from, Path):
+            raise BadRequest(f"{scales_from}: a .pt file is read from disk only", "download it, and name the file.")
         return with_ranges_from(header, read_torch_file(scales_from))
     return with_scales_from(header, read_header(scales_from))
 

@@ -137,11 +137,18 @@ class Scheme:
         """Raise BadScale unless a scale is finite and not negative, and a single one not zero."""
         if not self.part(name).scale:
             return
+        if values.dtype == torch.float8_e4m3fn and values.numel() > 1 and _all_positive_e4m3(values):
+            return
         numbers = values.float()
         if not bool(torch.isfinite(numbers).all()):
             raise BadScale(f"{where} holds a value that is not finite", "the export is damaged; make it again.")
         if bool((numbers < 0).any()) or (numbers.numel() == 1 and numbers.item() == 0):
             raise BadScale(f"{where} holds {numbers.min().item():g}, expected a positive number")
+
+
+def _all_positive_e4m3(values: Tensor) -> bool:
+    """Whether every code is a finite number without a minus sign: 0x7F and 0xFF are not a number, bit 7 is the sign."""
+    return int(values.view(torch.uint8).max()) < 0x7F
 
 
 def _fits(have: Shape, allowed: Shape) -> bool:

@@ -1,0 +1,177 @@
+"""Turn a checkpoint of any format into another: planned from headers, streamed, and whole or not there at all."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mezzotint.builtin import resolve
+from mezzotint.checkpoint import Checkpoint
+from mezzotint.converting.destination import Destination, component_folder
+from mezzotint.converting.planning import Contents, matching, plan_contents
+from mezzotint.converting.provenance import model_config, plan_name, source_facts, stamps
+from mezzotint.converting.source import Source, source_of
+from mezzotint.errors import BadRequest
+from mezzotint.formats import writers
+from mezzotint.formats.writing import Writer
+from mezzotint.hub import local_copy
+from mezzotint.saving import Output, Shard, into_shards, write_output
+
+__all__ = ["ConvertReport", "convert"]
+
+SHARD_BYTES = 4 * 10**9
+Progress = Callable[[int, int], None]
+"""Called with the bytes that are done and the bytes there are in all."""
+
+
+@dataclass(frozen=True)
+class ConvertReport:
+    """What a conversion wrote.
+
+    layers       {scheme: number of layers that stay quantized}
+    transforms   {what was done to the numbers: number of layers}; empty where every payload is what it was
+    resumed      shards that an earlier, interrupted run had finished
+    nbytes       of all shards
+    """
+
+    source: Path
+    source_format: str
+    output: Path
+    target: str
+    layers: Mapping[str, int]
+    tensors: int
+    shards: tuple[str, ...]
+    resumed: tuple[str, ...]
+    nbytes: int
+    seconds: float
+    transforms: Mapping[str, int]
+    ignored: Mapping[str, str]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"source": str(self.source), "output": str(self.output)}
+
+
+def convert(
+    source: str | Path,
+    output: str | Path,
+    *,
+    base: str | Path | None = None,
+    to: str = "mezzotint",
+    scales_from: str | Path | None = None,
+    keep_bf16: Sequence[str] = (),
+    component: str | None = None,
+    merge_into: str | Path | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    overwrite: bool = False,
+    on_progress: Progress | None = None,
+) -> ConvertReport:
+    """Write the checkpoint at `source` as another format.
+
+    base          BF16 component of the same model: for layers of `keep_bf16`, and for a configuration that is missing
+    to            mezzotint, bf16, modelopt, comfy
+    scales_from   checkpoint whose static input scales fill in for those that `source` lacks
+    keep_bf16     globs on diffusers' module names; these layers are written unquantized
+    component     folder inside `source`, where that is a whole pipeline ["transformer"]
+    merge_into    folder of a diffusers pipeline: `output` becomes a copy of it, by hard links, with this component
+    shard_bytes   largest size of one file's tensors
+    overwrite     replace what is at `output`, once the new one is complete
+    Raises        MezzotintError; what was at `output` is then untouched
+    """
+    started = time.monotonic()
+    writer = _writer(to)
+    merged = None if merge_into is None else Path(merge_into)
+    destination = Destination.of(Path(output), writer, component, merged)
+    checkpoint = _open(source, component)
+    base_checkpoint = None if base is None else _open(base, component)
+    other = None if scales_from is None else _open(scales_from, None)
+    contents = _contents(source_of(checkpoint, other), writer, keep_bf16, base_checkpoint)
+    config = model_config(checkpoint, base_checkpoint)
+    shards = _shards(contents, writer, destination, config, shard_bytes)
+    planned = _output(destination, shards, contents, config, to, [checkpoint, base_checkpoint, other])
+    resumed = write_output(planned, overwrite, _counter(planned.nbytes, on_progress))
+    return ConvertReport(
+        source=Path(str(checkpoint.header.path)),
+        source_format=checkpoint.recognised.format.name,
+        output=destination.path,
+        target=to,
+        layers=dict(Counter(contents.layers.values())),
+        tensors=sum(len(group.entries) for group in contents.groups),
+        shards=tuple(shard.name for shard in shards),
+        resumed=tuple(resumed),
+        nbytes=planned.nbytes,
+        seconds=time.monotonic() - started,
+        transforms=contents.transforms,
+        ignored=checkpoint.contents.ignored,
+        notes=(*checkpoint.header.notes, *_notes(config)),
+    )
+
+
+def _writer(to: str) -> Writer:
+    if to not in writers():
+        raise BadRequest(f"there is no target {to!r}", f"there are: {', '.join(writers())}.")
+    return writers()[to]
+
+
+def _open(path: str | Path, component: str | None) -> Checkpoint:
+    return Checkpoint.open(local_copy(component_folder(resolve(path), component)))
+
+
+def _contents(source: Source, writer: Writer, keep_bf16: Sequence[str], base: Checkpoint | None) -> Contents:
+    modules = source.checkpoint.linears
+    if writer.name == "bf16":
+        return plan_contents(source, writer, modules, None)
+    return plan_contents(source, writer, matching(modules, keep_bf16), base)
+
+
+def _shards(
+    contents: Contents, writer: Writer, destination: Destination, config: Mapping[str, Any], limit: int
+) -> list[Shard]:
+    metadata = {"format": "pt", **contents.declaration.metadata}
+    if writer.file and config:
+        metadata["config"] = json.dumps(config)
+    return into_shards(contents.groups, None if writer.file else limit, destination.folder, destination.stem, metadata)
+
+
+def _output(
+    destination: Destination,
+    shards: list[Shard],
+    contents: Contents,
+    config: Mapping[str, Any],
+    to: str,
+    read: Sequence[Checkpoint | None],
+) -> Output:
+    """The output, named after everything that decides its bytes."""
+    quantization = contents.declaration.quantization
+    config = {**config, **({} if quantization is None else {"quantization_config": quantization})}
+    sources = [source_facts(checkpoint) for checkpoint in read if checkpoint is not None]
+    provenance = {"target": to, "sources": sources, "transforms": contents.transforms}
+    facts = {"config": config, "provenance": provenance, "files": stamps(read), "merged": str(destination.merged)}
+    return Output(
+        destination.path,
+        plan_name(shards, facts),
+        shards,
+        partial(destination.finish, config, provenance, shards),
+        destination.file,
+    )
+
+
+def _counter(total: int, on_progress: Progress | None) -> Callable[[int], None]:
+    done = 0
+
+    def count(size: int) -> None:
+        nonlocal done
+        done += size
+        if on_progress is not None:
+            on_progress(done, total)
+
+    return count
+
+
+def _notes(config: Mapping[str, Any]) -> Iterator[str]:
+    if "_class_name" not in config:
+        yield "no model configuration was found beside the source; name --base, or load with the pipeline's own"

@@ -1,0 +1,206 @@
+"""What a conversion will write, to the last tensor, before a byte is written."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from mezzotint.checkpoint import Checkpoint, Outline
+from mezzotint.converting.bytes_of import bytes_of, copied, copied_scale, decoded, decoded_bias
+from mezzotint.converting.source import Source
+from mezzotint.errors import BadRequest, CannotWrite, Unsupported
+from mezzotint.formats.header import TensorInfo
+from mezzotint.formats.writing import Declaration, Pieces, Refusal, Writer
+from mezzotint.saving import Entry, Group
+
+MAX_NAMED = 3
+"""How many layers a refusal spells out."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Every tensor of the output, and what is said of them.
+
+    groups       in the order in which the source files hold what they are made of
+    layers       {module: scheme} of those that stay quantized
+    transforms   {what was done to the numbers: how many layers}
+    """
+
+    groups: tuple[Group, ...]
+    declaration: Declaration
+    layers: Mapping[str, str]
+    transforms: Mapping[str, int]
+
+
+def plan_contents(source: Source, writer: Writer, unquantize: Iterable[str], base: Checkpoint | None) -> Contents:
+    """The tensors that `writer` makes of the source's layers, those in `unquantize` decoded or taken from `base`.
+
+    Raises   Unsupported, with every reason, if the target has no place for some layer
+    """
+    checkpoint = source.checkpoint
+    plain = [_plain(checkpoint, name, writer) for name in checkpoint.plain]
+    names = list(checkpoint.plain)
+    transforms: Counter[str] = Counter()
+    if source.scales:
+        transforms[f"given the input_scale of {source.scales_from}"] = len(source.scales)
+    bare = set(unquantize)
+    for module in sorted(bare):
+        where, groups = _unquantized(source, module, writer, base)
+        plain += groups
+        names += [entry.key for _, group in groups for entry in group.entries]
+        transforms[where] += 1
+    outlines = {module: source.outline(module) for module in checkpoint.linears if module not in bare}
+    quantized = _quantized(source, writer, outlines, transforms)
+    declaration = writer.declare({module: outline.pieces for module, outline in outlines.items()}, names)
+    if isinstance(declaration, Refusal):
+        raise _refused(checkpoint, writer, {declaration.reason: ["the layers together"]})
+    ordered = sorted([*plain, *quantized], key=lambda placed: placed[0])
+    _check_unique([group for _, group in ordered])
+    schemes = {module: outline.pieces[0].scheme.name for module, outline in outlines.items()}
+    return Contents(tuple(group for _, group in ordered), declaration, schemes, dict(transforms))
+
+
+def matching(modules: Iterable[str], globs: Sequence[str]) -> set[str]:
+    """The modules that some glob names; raises BadRequest for a glob that names none."""
+    modules = list(modules)
+    for glob in globs:
+        if not any(fnmatchcase(module, glob) for module in modules):
+            raise BadRequest(
+                f"{glob!r} matches no quantized layer", "`mezzotint inspect PATH --layers` lists the layers' names."
+            )
+    return {module for module in modules if any(fnmatchcase(module, glob) for glob in globs)}
+
+
+Place = tuple[str, int]
+"""Where a group's first bytes come from: file and offset. Groups are written in this order, to read ahead in one go."""
+
+
+def _plain(checkpoint: Checkpoint, name: str, writer: Writer) -> tuple[Place, Group]:
+    """A tensor that is stored as it is."""
+    piece = checkpoint.plain[name]
+    info = checkpoint.header.tensors[piece.source]
+    entry = Entry(writer.plain(name), info.dtype, checkpoint.shape(name))
+    blocks = partial(copied, info) if piece.rows is None else _computed(partial(checkpoint.tensor, name))
+    return _place(info), Group((entry,), blocks)
+
+
+def _computed(make: Callable[[], Tensor]) -> Callable[[], Iterator[memoryview]]:
+    return lambda: bytes_of(make())
+
+
+def _unquantized(
+    source: Source, module: str, writer: Writer, base: Checkpoint | None
+) -> tuple[str, list[tuple[Place, Group]]]:
+    """A quantized module in BF16, and where its values are from: the base if it has them, else decoded."""
+    if base is not None and f"{module}.weight" in base.plain:
+        names = [name for name in (f"{module}.weight", f"{module}.bias") if name in base.plain]
+        return f"taken in BF16 from {base.header.path}", [_plain(base, name, writer) for name in names]
+    outline = source.outline(module)
+    place = _place(outline.stored[0][1])
+    out_features, in_features = outline.pieces[0].shape[0], sum(piece.shape[1] for piece in outline.pieces)
+    entry = Entry(writer.plain(f"{module}.weight"), torch.bfloat16, (out_features, in_features))
+    groups = [(place, Group((entry,), lambda: decoded(source.read(module), torch.bfloat16)))]
+    bias = _bias(source, outline, module, writer.plain(f"{module}.bias"))
+    return "decoded to BF16", groups + ([(place, bias)] if bias is not None else [])
+
+
+def _bias(source: Source, outline: Outline, module: str, key: str) -> Group | None:
+    """The bias of a decoded module: the stored one as it is, unless decoding changes it."""
+    biases = [piece.parts["bias"] for piece in outline.pieces if "bias" in piece.parts]
+    if not biases:
+        return None
+    entry = Entry(key, biases[0].dtype, tuple(biases[0].shape))
+    info = outline.origin(biases[0])
+    if len(biases) == 1 and info is not None and not any("shift" in piece.parts for piece in outline.pieces):
+        return Group((entry,), partial(copied, info))
+    return Group((entry,), lambda: decoded_bias(source.read(module), entry.dtype))
+
+
+def _quantized(
+    source: Source, writer: Writer, outlines: Mapping[str, Outline], transforms: Counter[str]
+) -> Iterator[tuple[Place, Group]]:
+    """The groups of all layers that stay quantized; every refusal is collected before any is raised."""
+    refusals: dict[str, list[str]] = {}
+    found: list[tuple[Place, Group]] = []
+    for modules in writer.groups(outlines):
+        pieces = {module: outlines[module].pieces for module in modules}
+        written = writer.layer(pieces)
+        if isinstance(written, Refusal):
+            refusals.setdefault(written.reason, []).extend(modules)
+            continue
+        transforms.update(written.transforms)
+        found += _stored(source, writer, {module: outlines[module] for module in modules}, written.tensors)
+    if refusals:
+        raise _refused(source.checkpoint, writer, refusals)
+    return iter(found)
+
+
+def _stored(
+    source: Source, writer: Writer, outlines: Mapping[str, Outline], tensors: Mapping[str, Tensor]
+) -> list[tuple[Place, Group]]:
+    """The tensors of one group: each copied if every one is stored as it is, else all made together."""
+    origins = {key: _origin(outlines, tensor) for key, tensor in tensors.items()}
+    entries = {key: Entry(key, tensor.dtype, tuple(tensor.shape)) for key, tensor in tensors.items()}
+    if all(origin is not None for origin in origins.values()):
+        return [
+            (_place(info), Group((entries[key],), _copy(outlines, tensors[key], info)))
+            for key, info in origins.items()
+            if info is not None
+        ]
+    ordered = sorted(entries.values(), key=lambda entry: -entry.dtype.itemsize)
+    place = min(_place(info) for outline in outlines.values() for _, info in outline.stored)
+    return [(place, Group(tuple(ordered), partial(_made, source, writer, list(outlines), ordered)))]
+
+
+def _origin(outlines: Mapping[str, Outline], tensor: Tensor) -> TensorInfo | None:
+    return next((info for outline in outlines.values() if (info := outline.origin(tensor)) is not None), None)
+
+
+def _copy(outlines: Mapping[str, Outline], tensor: Tensor, info: TensorInfo) -> Callable[[], Iterator[memoryview]]:
+    """Copying of one part; scales are looked at on the way."""
+    pieces = [piece for outline in outlines.values() for piece in outline.pieces]
+    scheme, part = next((p.scheme, name) for p in pieces for name, value in p.parts.items() if value is tensor)
+    return partial(copied_scale, info, scheme, part) if scheme.part(part).scale else partial(copied, info)
+
+
+def _made(source: Source, writer: Writer, modules: Sequence[str], entries: Sequence[Entry]) -> Iterator[memoryview]:
+    """The bytes of a group that is computed, held against what was planned."""
+    pieces: dict[str, Pieces] = {module: source.read(module) for module in modules}
+    written = writer.layer(pieces)
+    del pieces
+    if isinstance(written, Refusal):
+        raise Unsupported(f"{', '.join(modules)}: {written.reason}")
+    for entry in entries:
+        tensor = written.tensors[entry.key]
+        if tensor.dtype != entry.dtype or tuple(tensor.shape) != entry.shape:
+            raise CannotWrite(
+                f"{entry.key} came out as {tensor.dtype} {list(tensor.shape)}, "
+                f"planned {entry.dtype} {list(entry.shape)}"
+            )
+        yield from bytes_of(tensor)
+
+
+def _place(info: TensorInfo) -> Place:
+    return str(info.file), info.start
+
+
+def _check_unique(groups: Iterable[Group]) -> None:
+    counts = Counter(entry.key for group in groups for entry in group.entries)
+    twice = [key for key, number in counts.items() if number > 1]
+    if twice:
+        raise Unsupported(f"{twice[0]} would be written twice, as would {len(twice) - 1} more tensors")
+
+
+def _refused(checkpoint: Checkpoint, writer: Writer, refusals: Mapping[str, Sequence[str]]) -> Unsupported:
+    lines = []
+    for reason, modules in refusals.items():
+        more = f" and {len(modules) - MAX_NAMED} more" if len(modules) > MAX_NAMED else ""
+        lines.append(f"\n    {', '.join(modules[:MAX_NAMED])}{more}: {reason}")
+    return Unsupported(
+        f"{checkpoint.header.path}: cannot be written as {writer.title}:{''.join(lines)}",
+        "nothing was written. --to mezzotint holds every layer; --keep-bf16 GLOB leaves layers unquantized.",
+    )

@@ -1,0 +1,18 @@
+"""Writing so that a failure leaves what was there before, or nothing, and never half of anything."""
+
+from mezzotint.saving.files import sync, whole_file
+from mezzotint.saving.output import Output, write_output
+from mezzotint.saving.shards import Entry, Group, Shard, ShardRecord, into_shards, weight_index
+
+__all__ = [
+    "Entry",
+    "Group",
+    "Output",
+    "Shard",
+    "ShardRecord",
+    "into_shards",
+    "sync",
+    "weight_index",
+    "whole_file",
+    "write_output",
+]

@@ -1,0 +1,184 @@
+"""Say whether a checkpoint is sound: its files, its headers, its numbers, and, with a base, its weights."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mezzotint.builtin import resolve
+from mezzotint.checkpoint import Checkpoint
+from mezzotint.errors import CheckpointError
+from mezzotint.formats import read_header
+from mezzotint.hub import local_copy
+from mezzotint.loading import plan
+from mezzotint.pipelines import meta_model
+from mezzotint.verifying import against_base
+from mezzotint.verifying.against_base import LayerError
+from mezzotint.verifying.files import Files, check_sum, look_at_files, recorded_but_absent, recorded_checksums
+from mezzotint.verifying.findings import Finding, Progress, Severity, of_error, suspicious
+from mezzotint.verifying.repair import Repair, fetch_again
+from mezzotint.verifying.values import check_linear, check_plain
+
+__all__ = ["Finding", "LayerError", "Repair", "Severity", "VerifyReport", "verify"]
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What was checked and what was found; `layers` is filled where there was a base to compare with."""
+
+    path: Path
+    format: str
+    files: tuple[str, ...]
+    tensors: int
+    nbytes: int
+    checksums: int
+    findings: tuple[Finding, ...]
+    layers: tuple[LayerError, ...] = ()
+    repairs: tuple[Repair, ...] = ()
+
+    @property
+    def severity(self) -> Severity:
+        return max((finding.severity for finding in self.findings), default=Severity.NOTE)
+
+    @property
+    def exit_code(self) -> int:
+        """0 sound, 1 suspicious, 2 broken."""
+        return int(self.severity)
+
+    def to_dict(self) -> dict[str, Any]:
+        findings = [
+            asdict(finding) | {"severity": finding.severity.name.lower(), "file": finding.file and str(finding.file)}
+            for finding in self.findings
+        ]
+        verdict = ("sound", "suspicious", "broken")[self.exit_code]
+        return asdict(self) | {"path": str(self.path), "verdict": verdict, "findings": findings}
+
+
+def verify(
+    path: str | Path,
+    base: str | Path | None = None,
+    *,
+    repair: bool = False,
+    on_progress: Progress | None = None,
+) -> VerifyReport:
+    """Check a checkpoint file or component folder; nothing is raised for what is wrong with it, only reported.
+
+    base     unquantized component of the same model, to compare every layer with
+    repair   download broken and missing files again from the Hub first, where they came from there
+    Raises   CheckpointError only for a base that cannot be read
+    """
+    place = local_copy(resolve(path))
+    repairs: tuple[Repair, ...] = ()
+    files = look_at_files(place)
+    if repair:
+        repairs = tuple(fetch_again(_to_fetch(files)))
+        files = look_at_files(place)
+    reference = None if base is None else Checkpoint.open(base)
+    return _Run(place, files, reference, on_progress).report(repairs)
+
+
+def _to_fetch(files: Files) -> Iterator[Path]:
+    """Files that are missing or not what they were when they were written."""
+    for finding in (*files.findings, *recorded_but_absent(files)):
+        if finding.file is not None:
+            yield finding.file
+    for file, sha256 in recorded_checksums(files).items():
+        yield from (file for _ in check_sum(file, sha256))
+
+
+class _Run:
+    """One verification; collects findings and counts bytes."""
+
+    def __init__(self, path: Path, files: Files, base: Checkpoint | None, on_progress: Progress | None) -> None:
+        self.path, self.files, self.base, self.on_progress = path, files, base, on_progress
+        self.sums = recorded_checksums(files)
+        stored = sum(header.nbytes() for header in files.headers.values())
+        self.total = sum(file.stat().st_size for file in self.sums) + stored * (1 if base is None else 2)
+        self.done = 0
+
+    def report(self, repairs: Sequence[Repair]) -> VerifyReport:
+        findings = [*self.files.findings, *recorded_but_absent(self.files), *self._checksums()]
+        checkpoint = self._open(findings)
+        errors: list[LayerError] = []
+        if checkpoint is not None:
+            findings += self._values(checkpoint)
+            if not any(finding.check == "layers" for finding in findings):
+                findings += _against_config(checkpoint)
+            if self.base is not None:
+                errors = self._compare(checkpoint, self.base, findings)
+        return VerifyReport(
+            path=self.path,
+            format=checkpoint.recognised.format.title if checkpoint is not None else "not recognised",
+            files=tuple(file.name for file in self.files.headers),
+            tensors=sum(len(header.tensors) for header in self.files.headers.values()),
+            nbytes=sum(header.nbytes() for header in self.files.headers.values()),
+            checksums=len(self.sums),
+            findings=tuple(findings),
+            layers=tuple(errors),
+            repairs=tuple(repairs),
+        )
+
+    def _count(self, size: int) -> None:
+        self.done += size
+        if self.on_progress is not None:
+            self.on_progress(self.done, self.total)
+
+    def _checksums(self) -> Iterator[Finding]:
+        for file, sha256 in self.sums.items():
+            yield from check_sum(file, sha256)
+            self._count(file.stat().st_size)
+
+    def _open(self, findings: list[Finding]) -> Checkpoint | None:
+        """The checkpoint, or None if the files cannot be read as one; what stops it is among the findings."""
+        try:
+            checkpoint = Checkpoint.of(read_header(self.path))
+            _ = checkpoint.linears
+        except CheckpointError as error:
+            if not any(finding.severity == Severity.BROKEN for finding in findings):
+                findings.append(of_error("format", str(self.path), error))
+            return None
+        return checkpoint
+
+    def _values(self, checkpoint: Checkpoint) -> Iterator[Finding]:
+        header = checkpoint.header
+        for module, linear in checkpoint.contents.linears.items():
+            yield from check_linear(module, linear, header)
+            self._count(sum(header.tensors[key].nbytes for key in linear.keys.values() if key in header.tensors))
+        for key in checkpoint.contents.plain:
+            yield from check_plain(key, header.tensors[key])
+            self._count(header.tensors[key].nbytes)
+
+    def _compare(self, checkpoint: Checkpoint, base: Checkpoint, findings: list[Finding]) -> list[LayerError]:
+        damaged = {finding.where for finding in findings if finding.severity == Severity.BROKEN}
+        errors: list[LayerError | None] = []
+        for module, pieces in checkpoint.linears.items():
+            if not any(piece.source in damaged for piece in pieces):
+                errors.append(against_base.compare_layer(checkpoint, module, base))
+            self._count(sum(checkpoint.stored(piece.source).nbytes(checkpoint.header) for piece in pieces))
+        for name, piece in checkpoint.plain.items():
+            errors.append(against_base.compare_plain(checkpoint, name, base))
+            self._count(checkpoint.header.tensors[piece.source].nbytes)
+        compared = [error for error in errors if error is not None]
+        findings += against_base.judge(compared, "decoded to BF16" in self.files.transforms)
+        if len(compared) < len(errors):
+            number = len(errors) - len(compared)
+            findings.append(suspicious("base", str(base.header.path), f"has no counterpart for {number} tensors"))
+        return compared
+
+
+def _against_config(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """The model that config.json describes has a place for every tensor, and a tensor for every place."""
+    config = checkpoint.header.config
+    if "_class_name" not in config:
+        yield Finding(
+            Severity.NOTE, "config", str(checkpoint.header.path), "no config.json beside it to hold it against"
+        )
+        return
+    if config["_class_name"] != checkpoint.family.transformer:
+        message = f"names {config['_class_name']}, and the tensors are those of {checkpoint.family.title}"
+        yield suspicious("config", "config.json", message)
+        return
+    try:
+        plan(checkpoint.without_input_scales(), meta_model(config["_class_name"], config))
+    except CheckpointError as error:
+        yield of_error("config", "config.json", error)

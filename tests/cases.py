@@ -1,0 +1,59 @@
+"""A tiny pipeline of each family on disk, and what diffusers itself paints with it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from torch import nn
+
+import mezzotint
+import tiny
+from mezzotint.families import Sampling
+from mezzotint.pipelines import Painting, paint, sampling_of
+from quantized import calibration
+
+PROMPTS = ["a red fox", "rain"]
+TOKENS = {"flux1": 48, "flux2": 300, "flux2_klein": 128, "zimage": 64}
+
+
+@dataclass
+class Case:
+    """A tiny pipeline on disk, diffusers' own reading of it, what that paints, and its largest inputs, by expert."""
+
+    name: str
+    folder: Path
+    sampling: Sampling
+    reference: Any
+    painting: Painting
+    largest: dict[str, dict[str, float]]
+
+    def paint(self, **transformers: Path) -> Painting:
+        return paint(self.load(**transformers), PROMPTS, sampling=self.sampling)
+
+    def load(self, **transformers: Path) -> Any:
+        return mezzotint.load(self.folder, device="cpu", **transformers)
+
+
+def small(name: str, folder: Path) -> Sampling:
+    own = sampling_of(folder)
+    frames = None if own.num_frames is None else 5
+    return own.but(steps=2, size=32, num_frames=frames, max_sequence_length=TOKENS.get(name, 48))
+
+
+def run_and_watch(pipe: Any, sampling: Sampling) -> tuple[Painting, dict[str, dict[str, float]]]:
+    with (
+        calibration(pipe.transformer) as first,
+        calibration(getattr(pipe, "transformer_2", None) or nn.Module()) as second,
+    ):
+        painting = paint(pipe, PROMPTS, sampling=sampling)
+    return painting, {"transformer": first} | ({"transformer_2": second} if second else {})
+
+
+def make_case(name: str, folder: Path) -> Case:
+    tiny.save(name, folder)
+    sampling = small(name, folder)
+    pipe = diffusers.DiffusionPipeline.from_pretrained(folder, dtype=torch.bfloat16, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    return Case(name, folder, sampling, pipe, *run_and_watch(pipe, sampling))

@@ -1,0 +1,179 @@
+"""Hub ids: headers by byte ranges, weights only when they are loaded, and everything from the cache when offline."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+import torch
+
+import mezzotint
+from cases import PROMPTS, Case
+from checkpoints import WEIGHTS
+from headers import expand, read_fixture
+from hub_server import COMMIT, Hub, serving
+from mezzotint.checkpoint import Checkpoint
+from mezzotint.errors import BrokenFile, NotACheckpoint
+from mezzotint.formats import read_header
+from mezzotint.hub import hub_path
+from mezzotint.inspection import inspect
+from mezzotint.pipelines import paint, sampling_of
+from quantized import export
+
+KLEIN = "makers/klein"
+
+
+def sparse_checkpoint(folder: Path) -> Path:
+    """FLUX.2 klein 4B at full size in its makers' names: a true header, and 7.8 GB of zeros that take no room."""
+    fixture = read_fixture("flux2-klein-4b")
+    entries, position = {}, 0
+    for name, shape in expand(fixture["original"]).items():
+        end = position + 2 * math.prod(shape)
+        entries[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(entries).encode()
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(fixture["config"]))
+    with (folder / "klein.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + position)
+    return folder
+
+
+@pytest.fixture
+def hub(cases: Callable[[str], Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    case = cases("wan_ti2v")
+    quantized = export(case.reference.transformer, case.largest["transformer"], "fp8", tmp_path / "fp8")
+    repositories = {KLEIN: sparse_checkpoint(tmp_path / "klein"), "wan/tiny": case.folder, "wan/fp8": quantized}
+    with serving(repositories) as server:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.endpoint)
+        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        yield server
+
+
+@pytest.mark.parametrize("name", [KLEIN, f"{KLEIN}/klein.safetensors", f"{KLEIN}@main", f"{KLEIN}@{COMMIT}"])
+def test_inspecting_reads_headers_and_nothing_else(hub: Hub, name: str) -> None:
+    report = inspect(name)
+    assert report.family == "FLUX.2"
+    assert report.files == ("klein.safetensors",)
+    assert report.stored_bytes == 7_751_089_152
+    assert hub.served[KLEIN, "klein.safetensors"] < 1e-4 * report.stored_bytes
+    assert json.loads(json.dumps(report.to_dict()))["path"].startswith(KLEIN)
+
+
+def test_statistics_are_not_taken_from_weights_on_the_hub(hub: Hub, data: Path, tmp_path: Path) -> None:
+    file = data / "comfy_qwenimage_mixed_nvfp4_fp8/checkpoint/qwen-image-mixed.safetensors"
+    (tmp_path / "comfy").mkdir()
+    (tmp_path / "comfy" / file.name).write_bytes(file.read_bytes())
+    checkpoint = Checkpoint.of(read_header(tmp_path / "comfy"))
+    remote = replace(checkpoint, header=replace(checkpoint.header, files=(hub_path(KLEIN),)))
+    assert remote.inferred() is remote
+    assert "codes: numbers alone" in checkpoint.inferred().evidence
+
+
+def test_the_command_does_so_too_with_the_users_environment(hub: Hub, tmp_path: Path) -> None:
+    environment = os.environ | {
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_TOKEN": "hf_secret",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    command = [sys.executable, "-c", "from mezzotint.cli import main; main()", "inspect", KLEIN, "--json"]
+    result = subprocess.run(command, check=True, capture_output=True, env=environment)
+    assert json.loads(result.stdout)["family"] == "FLUX.2"
+    assert hub.tokens == {"Bearer hf_secret"}
+    assert (tmp_path / "home/hub/models--makers--klein").is_dir()
+    assert hub.served[KLEIN, "klein.safetensors"] < 100_000
+
+
+def test_one_tensor_is_one_range(hub: Hub) -> None:
+    checkpoint = Checkpoint.open(KLEIN)
+    before = hub.served.total()
+    values = checkpoint.tensor("single_transformer_blocks.3.attn.norm_q.weight")
+    assert torch.equal(values, torch.zeros(128, dtype=torch.bfloat16))
+    assert hub.served.total() - before < 100_000
+
+
+def test_a_pipeline_and_a_transformer_load_from_the_hub(
+    hub: Hub, cases: Callable[[str], Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = cases("wan_ti2v")
+    assert sampling_of("wan/tiny").num_frames == 121
+    pipe = mezzotint.load("wan/tiny", transformer="wan/fp8", device="cpu")
+    assert not any(name.endswith(WEIGHTS) and "transformer/" in name for _, name in hub.served), "read by headers only"
+    local = mezzotint.load(case.folder, transformer=hub.repositories["wan/fp8"], device="cpu")
+    there, here = (paint(p, PROMPTS, sampling=case.sampling).latents for p in (pipe, local))
+    assert torch.equal(there, here)
+    assert str(pipe.load_report.path) == "wan/fp8@main"
+
+    hub.served.clear()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    again = mezzotint.load("wan/tiny", transformer="wan/fp8", device="cpu")
+    assert torch.equal(paint(again, PROMPTS, sampling=case.sampling).latents, here)
+    assert not hub.served
+
+
+def test_a_pipelines_own_transformer_comes_from_the_hub(hub: Hub, cases: Callable[[str], Case]) -> None:
+    case = cases("wan_ti2v")
+    pipe = mezzotint.load("wan/tiny", device="cpu")
+    assert torch.equal(paint(pipe, PROMPTS, sampling=case.sampling).latents, case.painting.latents)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("makers/nothing", "the Hub says"),
+        (f"{KLEIN}@no-such-branch", "the Hub says"),
+        (f"{KLEIN}/other.safetensors", "no such file or folder"),
+        ("wan/tiny", "is a whole pipeline"),
+    ],
+)
+def test_what_the_hub_has_not_is_said(hub: Hub, name: str, message: str) -> None:
+    with pytest.raises(NotACheckpoint, match=message):
+        Checkpoint.open(name)
+
+
+def test_a_hub_out_of_reach_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(NotACheckpoint, match="Hub says"):
+        Checkpoint.open(KLEIN)
+
+
+def test_what_is_not_in_the_cache_is_said_when_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(NotACheckpoint, match="HF_HUB_OFFLINE is set"):
+        Checkpoint.open(KLEIN)
+
+
+def test_a_server_without_ranges_is_not_read_to_its_end(hub: Hub) -> None:
+    hub.ranges = False
+    with pytest.raises(NotACheckpoint, match="range requests"):
+        Checkpoint.open(KLEIN)
+
+
+def test_a_truncated_file_on_the_hub_is_refused(hub: Hub, tmp_path: Path) -> None:
+    os.truncate(tmp_path / "klein/klein.safetensors", 10**9)
+    with pytest.raises(BrokenFile, match="is truncated"):
+        Checkpoint.open(KLEIN)
+
+
+@pytest.mark.parametrize("name", ["name", "./a/b", "/a/b", "../a", "a/b/c.safetensors@x@y", "~/a", "a//b", ""])
+def test_what_cannot_be_an_id_is_a_local_path(name: str) -> None:
+    assert hub_path(name) is None
+
+
+def test_a_local_folder_goes_before_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fp8: Path) -> None:
+    fp8.rename(tmp_path / "makers")
+    (tmp_path / "owner").mkdir()
+    (tmp_path / "makers").rename(tmp_path / "owner/name")
+    monkeypatch.chdir(tmp_path)
+    assert Checkpoint.open("owner/name").header.path == Path("owner/name")

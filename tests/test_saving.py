@@ -1,0 +1,218 @@
+"""Outputs that appear whole or not at all: killed, out of space, resumed, replaced; and how little memory they take."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import kill_convert
+import mezzotint
+import synthetic
+from checkpoints import WEIGHTS
+from mezzotint.errors import BadRequest, CannotWrite
+from mezzotint.formats import read_header
+from mezzotint.saving import Entry, Group, Output, Shard, into_shards, output, write_output
+from mezzotint.saving.shards import write_shard
+
+TOOLS = Path(kill_convert.__file__).parent
+
+
+def group(*entries: tuple[str, torch.Tensor]) -> Group:
+    def blocks() -> Iterator[memoryview]:
+        for _, tensor in entries:
+            yield memoryview(tensor.reshape(-1).view(torch.uint8).numpy().data)
+
+    return Group(tuple(Entry(key, t.dtype, tuple(t.shape)) for key, t in entries), blocks)
+
+
+def ignore(_size: int) -> None:
+    pass
+
+
+def shards_of(number: int) -> list[Shard]:
+    groups = [group((f"t{i}", torch.full((64,), float(i)))) for i in range(number)]
+    return into_shards(groups, 256, "", "w", {"format": "pt"})
+
+
+def planned(path: Path, number: int = 3) -> Output:
+    def finish(folder: Path, records: object) -> None:
+        (folder / "config.json").write_text("{}")
+
+    return Output(path, "abc", shards_of(number), finish)
+
+
+def hidden(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
+
+
+def test_a_streamed_file_is_what_safetensors_reads(tmp_path: Path) -> None:
+    tensors = {
+        "odd": torch.arange(3, dtype=torch.uint8),
+        "scalar": torch.tensor(0.5),
+        "codes": torch.arange(5, dtype=torch.uint8),
+        "half": torch.randn(3, 3).bfloat16(),
+        "fp8": torch.randn(2, 2).to(torch.float8_e4m3fn),
+        "long": torch.arange(4),
+    }
+    (shard,) = into_shards([group(*tensors.items()), group(("last", torch.ones(2)))], None, "", "a", {"format": "pt"})
+    record = write_shard(tmp_path / shard.name, shard, ignore)
+    read = load_file(tmp_path / "a.safetensors")
+    assert read.keys() == tensors.keys() | {"last"}
+    assert all(torch.equal(read[key].float(), tensor.float()) for key, tensor in tensors.items())
+    assert record.size == shard.nbytes == (tmp_path / "a.safetensors").stat().st_size
+
+
+def test_every_tensor_starts_at_a_multiple_of_its_item_size() -> None:
+    odd = [group((f"{i}.a", torch.ones(i, dtype=torch.uint8)), (f"{i}.b", torch.ones(1))) for i in range(1, 6)]
+    (shard,) = into_shards([*odd, group(("x", torch.arange(2)))], None, "", "a", {})
+    header = json.loads(shard.header()[8:])
+    assert len(header) == 11
+    for i in range(1, 6):
+        assert header[f"{i}.b"]["data_offsets"][0] % 4 == 0
+    assert header["x"]["data_offsets"][0] % 8 == 0
+
+
+def test_a_group_that_gives_too_few_bytes_is_an_error(tmp_path: Path) -> None:
+    short = Group((Entry("a", torch.uint8, (4,)),), lambda: iter([memoryview(b"123")]))
+    with pytest.raises(CannotWrite, match="a gave 3 bytes, expected 4"):
+        write_shard(tmp_path / "a", Shard("a", (short,)), ignore)
+
+
+def test_a_failure_leaves_the_old_output_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    write_output(planned(path, 1), False, ignore)
+    before = kill_convert.digest(path)
+    count = 0
+
+    def fail_in_the_second_shard(_size: int) -> None:
+        nonlocal count
+        count += 1
+        if count == 4:
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(CannotWrite, match="No space left on device") as caught:
+        write_output(planned(path), True, fail_in_the_second_shard)
+    assert "free some space" in caught.value.hint
+    assert kill_convert.digest(path) == before
+    assert write_output(planned(path), True, ignore) == ["w-00001-of-00003.safetensors"]
+    assert sorted(f.name for f in path.iterdir()) == [
+        "config.json",
+        *(f"w-0000{i}-of-00003.safetensors" for i in (1, 2, 3)),
+    ]
+    assert hidden(tmp_path) == []
+
+
+def test_a_finished_shard_whose_bytes_have_changed_is_written_again(tmp_path: Path) -> None:
+    plan = planned(tmp_path / "out")
+    plan.partial.mkdir()
+    lines = []
+    for shard in plan.shards[:2]:
+        record = write_shard(plan.partial / shard.name, shard, ignore)
+        lines.append(json.dumps({"shard": shard.name, "size": record.size, "sha256": record.sha256}))
+    plan.journal.write_text("\n".join(lines) + '\n{"shard": "w-0000')
+    damaged = plan.partial / plan.shards[0].name
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    (plan.partial / "stale.safetensors.index.json").write_text("{}")
+    assert write_output(plan, False, ignore) == [plan.shards[1].name]
+    write_output(planned(tmp_path / "fresh"), False, ignore)
+    assert kill_convert.digest(tmp_path / "out") == kill_convert.digest(tmp_path / "fresh")
+
+
+def test_leftovers_of_another_plan_are_removed(tmp_path: Path) -> None:
+    (tmp_path / ".out.partial-old").mkdir()
+    (tmp_path / ".out.partial-old/a").write_text("x")
+    (tmp_path / ".out.partial-old.journal").write_text("x")
+    (tmp_path / ".output.partial-other").mkdir()
+    write_output(planned(tmp_path / "out"), False, ignore)
+    assert hidden(tmp_path) == [".output.partial-other"]
+
+
+def test_two_runs_do_not_write_one_output(tmp_path: Path) -> None:
+    plan = planned(tmp_path / "out")
+    plan.partial.mkdir()
+    with output._locked(plan.partial), pytest.raises(BadRequest, match="another run is writing this output"):
+        write_output(plan, False, ignore)
+
+
+def test_an_output_is_replaced_only_on_request(nvfp4: Path, tmp_path: Path) -> None:
+    mezzotint.convert(nvfp4, tmp_path / "mz")
+    with pytest.raises(BadRequest, match="is there already"):
+        mezzotint.convert(nvfp4, tmp_path / "mz")
+    (tmp_path / "mz" / f"{WEIGHTS}.index.json").write_text('{"weight_map": {"a": "old.safetensors"}}')
+    mezzotint.convert(nvfp4, tmp_path / "mz", overwrite=True)
+    assert not (tmp_path / "mz" / f"{WEIGHTS}.index.json").exists()
+    with pytest.raises(BadRequest, match="is a folder, and the output is a file"):
+        mezzotint.convert(nvfp4, (tmp_path / "mz").rename(tmp_path / "mz.safetensors"), to="comfy", overwrite=True)
+
+
+def test_folders_change_places_where_the_system_cannot_exchange_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output.ctypes, "CDLL", lambda *_a, **_k: object())
+    write_output(planned(tmp_path / "out", 1), False, ignore)
+    write_output(planned(tmp_path / "out", 2), True, ignore)
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) == 2
+    assert hidden(tmp_path) == []
+
+
+def test_too_little_space_is_said_before_anything_is_written(
+    nvfp4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(output.shutil, "disk_usage", lambda _path: usage)
+    with pytest.raises(CannotWrite, match=r"[\d,]+ bytes are needed and 1,000 are free"):
+        mezzotint.convert(nvfp4, tmp_path / "mz")
+    assert not (tmp_path / "mz").exists()
+
+
+def test_a_full_disk_is_a_clear_error_and_the_old_output_stays(nvfp4: Path, tmp_path: Path) -> None:
+    mezzotint.convert(nvfp4, tmp_path / "mz")
+    before = kill_convert.digest(tmp_path / "mz")
+    code = (
+        "import resource, signal, sys; from pathlib import Path; import mezzotint.converting\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))\n"
+        "from mezzotint.errors import CannotWrite\n"
+        "try:\n    mezzotint.convert(sys.argv[1], sys.argv[2], shard_bytes=300_000, overwrite=True)\n"
+        "except CannotWrite as error:\n    sys.exit(str(error))\n"
+    )
+    code = code.replace("shard_bytes=300_000", "shard_bytes=600_000")
+    done = subprocess.run([sys.executable, "-c", code, nvfp4, tmp_path / "mz"], capture_output=True, text=True)
+    assert "could not be written: File too large" in done.stderr
+    assert "nothing at the output has changed" in done.stderr
+    assert kill_convert.digest(tmp_path / "mz") == before
+
+
+def test_killed_conversions_leave_nothing_half_done(tmp_path: Path) -> None:
+    """Six random moments; `tools/kill_convert.py` tries fifty."""
+    synthetic.write(tmp_path / "source", 1, 1, heads=2)
+    command = [sys.executable, TOOLS / "kill_convert.py", tmp_path / "source", tmp_path / "work", "--points", "6"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["points"] == 6
+
+
+@pytest.mark.parametrize("to", ["mezzotint", "comfy", "bf16"])
+def test_memory_stays_below_twice_the_largest_tensor_and_500_mb(big: Path, tmp_path: Path, to: str) -> None:
+    code = (
+        "import resource, sys; import mezzotint\n"
+        "mezzotint.convert(sys.argv[1], sys.argv[2], to=sys.argv[3])\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, big, tmp_path / "out", to], capture_output=True, text=True)
+    largest = max(info.nbytes for info in read_header(big).tensors.values())
+    assert int(done.stdout) <= 2 * largest + 500 * 10**6, done.stderr
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of some 300 MB whose largest tensor has 57 MB."""
+    folder = tmp_path_factory.mktemp("big") / "source"
+    synthetic.write(folder, 1, 2, heads=18)
+    return folder
