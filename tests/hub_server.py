@@ -13,6 +13,9 @@ from urllib.parse import unquote, urlsplit
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
+BLOCK = 2**20
+
+
 class Hub(ThreadingHTTPServer):
     """Serves {repository: folder} under 127.0.0.1; `served` is {(repository, file): bytes}, `tokens` what was sent."""
 
@@ -87,7 +90,8 @@ class Handler(BaseHTTPRequestHandler):
         if body:
             with file.open("rb") as stream:
                 stream.seek(start)
-                self.wfile.write(stream.read(end - start))
+                for position in range(start, end, BLOCK):
+                    self.wfile.write(stream.read(min(BLOCK, end - position)))
             self.server.served[repository, name] += end - start
         return None
 

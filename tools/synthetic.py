@@ -12,7 +12,7 @@ import torch
 from mezzotint.formats.write_modelopt import WRITER
 from mezzotint.pipelines import meta_model
 from mezzotint.saving import Entry, Group, into_shards, weight_index
-from mezzotint.saving.shards import write_shard
+from mezzotint.saving.stream import write_shard
 from mezzotint.schemes import NVFP4
 from mezzotint.tensor import PLAIN, QuantTensor
 

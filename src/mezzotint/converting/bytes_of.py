@@ -5,29 +5,23 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from mezzotint.errors import BrokenFile
 from mezzotint.formats.header import TensorInfo
 from mezzotint.hub import local_copy
-from mezzotint.saving.shards import BLOCK_BYTES
+from mezzotint.saving import FileRange
 from mezzotint.schemes import Scheme
 from mezzotint.tensor import QuantTensor
 
+BLOCK_BYTES = 8 * 2**20
+"""How much is copied between two reports of progress."""
 DECODED_NUMBERS = 2**22
 """How many weights are decoded at a time."""
 
 
-def copied(info: TensorInfo) -> Iterator[memoryview]:
-    """A stored tensor's bytes as they are, through one buffer."""
-    buffer = memoryview(bytearray(min(BLOCK_BYTES, info.nbytes)))
-    left = info.nbytes
-    with local_copy(info.file).open("rb", buffering=0) as stream:
-        stream.seek(info.start)
-        while left:
-            size = stream.readinto(buffer[:left])
-            if not size:
-                raise BrokenFile(f"{info.file}: ended inside tensor {info.name}")
-            left -= size
-            yield buffer[:size]
+def copied(info: TensorInfo) -> Iterator[FileRange]:
+    """A stored tensor's bytes as they are, without passing through memory here."""
+    file = local_copy(info.file)
+    for start in range(info.start, info.end, BLOCK_BYTES):
+        yield FileRange(file, start, min(BLOCK_BYTES, info.end - start))
 
 
 def copied_scale(info: TensorInfo, scheme: Scheme, part: str) -> Iterator[memoryview]:

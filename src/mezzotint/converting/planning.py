@@ -15,7 +15,7 @@ from mezzotint.converting.source import Source
 from mezzotint.errors import BadRequest, CannotWrite, Unsupported
 from mezzotint.formats.header import TensorInfo
 from mezzotint.formats.writing import Declaration, Pieces, Refusal, Writer
-from mezzotint.saving import Entry, Group
+from mezzotint.saving import Block, Entry, Group
 
 MAX_NAMED = 3
 """How many layers a refusal spells out."""
@@ -160,7 +160,7 @@ def _origin(outlines: Mapping[str, Outline], tensor: Tensor) -> TensorInfo | Non
     return next((info for outline in outlines.values() if (info := outline.origin(tensor)) is not None), None)
 
 
-def _copy(outlines: Mapping[str, Outline], tensor: Tensor, info: TensorInfo) -> Callable[[], Iterator[memoryview]]:
+def _copy(outlines: Mapping[str, Outline], tensor: Tensor, info: TensorInfo) -> Callable[[], Iterator[Block]]:
     """Copying of one part; scales are looked at on the way."""
     pieces = [piece for outline in outlines.values() for piece in outline.pieces]
     scheme, part = next((p.scheme, name) for p in pieces for name, value in p.parts.items() if value is tensor)

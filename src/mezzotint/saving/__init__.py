@@ -2,10 +2,12 @@
 
 from mezzotint.saving.files import sync, whole_file
 from mezzotint.saving.output import Output, write_output
-from mezzotint.saving.shards import Entry, Group, Shard, ShardRecord, into_shards, weight_index
+from mezzotint.saving.shards import Block, Entry, FileRange, Group, Shard, ShardRecord, into_shards, weight_index
 
 __all__ = [
+    "Block",
     "Entry",
+    "FileRange",
     "Group",
     "Output",
     "Shard",

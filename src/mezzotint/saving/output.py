@@ -19,7 +19,8 @@ from pathlib import Path
 
 from mezzotint.errors import BadRequest, CannotWrite
 from mezzotint.saving.files import sync
-from mezzotint.saving.shards import Shard, ShardRecord, record_of, write_shard
+from mezzotint.saving.shards import Shard, ShardRecord
+from mezzotint.saving.stream import record_of, write_shard
 
 SPARE = 0.05
 """Free space asked for beyond the bytes that are still to be written."""

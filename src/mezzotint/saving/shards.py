@@ -4,12 +4,9 @@ Every name, dtype and shape is known before the first byte is written, so the he
 the tensors follow. Tensors that are made together form a group; a group's bytes pass by in blocks and are gone.
 """
 
-import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,11 +14,9 @@ from typing import Any
 
 import torch
 
-from mezzotint.errors import CannotWrite
 from mezzotint.formats.header import DTYPES
 
 CODES = {dtype: code for code, dtype in DTYPES.items()}
-BLOCK_BYTES = 8 * 2**20
 HEADER_MULTIPLE = 8
 
 
@@ -39,14 +34,28 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class FileRange:
+    """Bytes that are copied from a file as they are: `nbytes` of them, from `start` on."""
+
+    file: Path
+    start: int
+    nbytes: int
+
+
+Block = memoryview | FileRange
+"""Bytes on their way into a file: in memory, or where they lie."""
+
+
+@dataclass(frozen=True)
 class Group:
     """Tensors that are made together and lie side by side in the file.
 
-    blocks   yields the bytes of all entries, in their order; a block may be overwritten once the next is asked for
+    blocks   yields the bytes of all entries, in their order; a block may be overwritten once the next is asked for.
+             A group that yields ranges of files has one entry.
     """
 
     entries: tuple[Entry, ...]
-    blocks: Callable[[], Iterator[memoryview]]
+    blocks: Callable[[], Iterator[Block]]
 
     @property
     def nbytes(self) -> int:
@@ -86,52 +95,6 @@ class ShardRecord:
     sha256: str
 
 
-def write_shard(path: Path, shard: Shard, on_bytes: Callable[[int], None]) -> ShardRecord:
-    """Write the file and wait until it is on the disk; its SHA-256 is computed as the bytes pass.
-
-    Raises   CannotWrite if a group yields more or fewer bytes than its entries have
-    """
-    digest = hashlib.sha256()
-    size = 0
-    with path.open("wb", buffering=0) as stream, ThreadPoolExecutor(1) as other:
-        for block in _blocks(shard):
-            hashed = other.submit(digest.update, block)
-            _write(stream, block)
-            hashed.result()
-            size += len(block)
-            on_bytes(len(block))
-        os.fsync(stream.fileno())
-    return ShardRecord(size, digest.hexdigest())
-
-
-def _blocks(shard: Shard) -> Iterator[memoryview]:
-    yield memoryview(shard.header())
-    for group in shard.groups:
-        size = 0
-        for block in group.blocks():
-            size += len(block)
-            yield block
-        if size != group.nbytes:
-            names = ", ".join(entry.key for entry in group.entries)
-            raise CannotWrite(f"{shard.name}: {names} gave {size:,} bytes, expected {group.nbytes:,}")
-
-
-def _write(stream: Any, block: memoryview) -> None:
-    """An unbuffered write may take fewer bytes than it is given."""
-    while len(block):
-        block = block[stream.write(block) :]
-
-
-def record_of(path: Path) -> ShardRecord:
-    """Size and SHA-256 of a file as it is."""
-    digest = hashlib.sha256()
-    buffer = bytearray(BLOCK_BYTES)
-    with path.open("rb", buffering=0) as stream:
-        while size := stream.readinto(buffer):
-            digest.update(memoryview(buffer)[:size])
-    return ShardRecord(path.stat().st_size, digest.hexdigest())
-
-
 def into_shards(
     groups: Sequence[Group], limit: int | None, folder: str, stem: str, metadata: Mapping[str, str]
 ) -> list[Shard]:
@@ -168,6 +131,8 @@ def _aligned(groups: Sequence[Group]) -> list[Group]:
 
 def _apart(group: Group) -> list[Group]:
     """One group for each entry; each makes all of the group's bytes and passes on its own."""
+    if len(group.entries) == 1:
+        return [group]
     singles = []
     start = 0
     for entry in group.entries:
@@ -180,6 +145,8 @@ def _part(group: Group, start: int, end: int) -> Iterator[memoryview]:
     """Bytes [start, end) of a group."""
     position = 0
     for block in group.blocks():
+        if isinstance(block, FileRange):
+            raise TypeError("a group of several entries yields a range of a file")
         piece = block[max(start - position, 0) : max(end - position, 0)]
         position += len(block)
         if len(piece):

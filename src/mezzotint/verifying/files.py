@@ -9,7 +9,7 @@ from typing import Any
 from mezzotint.errors import CheckpointError, UnexpectedTensor
 from mezzotint.formats import Header
 from mezzotint.formats.header import INDEX_SUFFIX, header_of_files
-from mezzotint.saving.shards import record_of
+from mezzotint.saving.stream import record_of
 from mezzotint.verifying.findings import Finding, broken, of_error, suspicious
 
 SIDECAR = "mezzotint.json"

@@ -1,0 +1,99 @@
+"""Time a conversion beside `cp` plus one pass of SHA-256 over the same bytes; append one row to the results.
+
+Every run starts with the source in the page cache, so that both sides read alike, and ends with its output synced to
+the disk: a conversion does so by itself, `cp` is followed by `sync` of the copy. The SHA-256 is Python's hashlib, which
+is also what a conversion uses.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import resource
+import shutil
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import mezzotint
+
+RESULTS = Path(__file__).parents[1] / "benchmarks/results/convert.jsonl"
+
+
+def timed(run: Callable[[], object]) -> float:
+    os.sync()
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def copy(source: Path, target: Path, sync: bool) -> None:
+    subprocess.run(["cp", "-r", source, target], check=True)  # noqa: S607
+    if sync:
+        subprocess.run(["sync", *target.iterdir()], check=True)  # noqa: S607
+
+
+def hash_all(folder: Path) -> None:
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            hashlib.file_digest(stream, "sha256")
+
+
+def commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)  # noqa: S607
+    return done.stdout.strip()
+
+
+def machine() -> str:
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        "",
+    )
+    return f"{model or platform.processor()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("folder", type=Path, help="where to write and remove copies")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--to", default="mezzotint")
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    target = arguments.folder / "bench-out"
+    rows: dict[str, list[float]] = {"cp": [], "cp_sync": [], "sha256": [], "convert": []}
+    mezzotint.convert(arguments.source, target, to=arguments.to)  # reads everything once, imports what is needed
+    size = sum(file.stat().st_size for file in target.rglob("*.safetensors"))
+    for _ in range(arguments.repeats):
+        for name, sync in (("cp", False), ("cp_sync", True)):
+            shutil.rmtree(target)
+            rows[name].append(timed(lambda sync=sync: copy(arguments.source, target, sync)))
+        rows["sha256"].append(timed(lambda: hash_all(target)))
+        shutil.rmtree(target)
+        rows["convert"].append(timed(lambda: mezzotint.convert(arguments.source, target, to=arguments.to)))
+    shutil.rmtree(target)
+    medians = {f"{name}_s": round(statistics.median(times), 3) for name, times in rows.items()}
+    row = {
+        "what": f"convert to {arguments.to}",
+        "commit": commit(),
+        "machine": machine(),
+        "command": f"tools/bench_convert.py SOURCE FOLDER --repeats {arguments.repeats} --to {arguments.to}",
+        "bytes": size,
+        "repeats": arguments.repeats,
+        **medians,
+        "times_s": {name: [round(t, 3) for t in times] for name, times in rows.items()},
+        "ratio_cp_sha256": round(medians["convert_s"] / (medians["cp_s"] + medians["sha256_s"]), 3),
+        "ratio_cp_sync_sha256": round(medians["convert_s"] / (medians["cp_sync_s"] + medians["sha256_s"]), 3),
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    with RESULTS.open("a") as stream:
+        stream.write(json.dumps(row) + "\n")
+    print(json.dumps(row, indent=2))
+
+
+if __name__ == "__main__":
+    main()
