@@ -1,6 +1,9 @@
 """Black Forest Labs' files: golden values by rows of fused layers, scalars of either shape, missing input scales."""
 
+import re
 import shutil
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,9 +11,13 @@ import torch
 
 from checkpoints import edited
 from golden import EXACT, assert_stands_for, opened, plain_parts
+from headers import expand, header_of, read_fixture
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.errors import BadRequest, MissingTensor, NotACheckpoint, UnknownFormat
-from mezzotint.formats import read_header, recognise
+from mezzotint.formats import Header, read_header, recognise
+from mezzotint.layouts.tiles import padded_shape
+from mezzotint.loading import plan
+from mezzotint.pipelines import meta_model
 from mezzotint.tensor import Layout, QuantTensor
 
 FULL = "bfl_flux2dev_nvfp4/checkpoint/flux2-dev-nvfp4.safetensors"
@@ -132,3 +139,51 @@ def test_scales_of_other_weights_are_refused(data: Path, tmp_path: Path) -> None
 def test_a_file_without_the_missing_scales_is_refused(data: Path) -> None:
     with pytest.raises(BadRequest, match="has no input scale that"):
         Checkpoint.open(data / MIXED, scales_from=data / KLEIN)
+
+
+BLOCK_LINEAR = re.compile(r"(double|single)_blocks\.\d+\.(.*(qkv|proj|mlp\.[02]|linear[12]))\.weight$")
+
+
+def quantized_header(model: str, scheme: str) -> Header:
+    """The header of a full-size file whose blocks' linears are quantized as Black Forest Labs has them."""
+    fixture = read_fixture(model)
+    plain = header_of(expand(fixture["original"]), fixture["config"])
+    tensors = {}
+    for name, info in plain.tensors.items():
+        if not BLOCK_LINEAR.match(name):
+            tensors[name] = info
+            continue
+        rows, columns = info.shape
+        scalar = replace(info, dtype=torch.float32, shape=())
+        if scheme == "fp8":
+            new = {"": replace(info, dtype=torch.float8_e4m3fn), "_scale": scalar}
+        else:
+            tiles = replace(info, dtype=torch.float8_e4m3fn, shape=padded_shape(rows, columns // 16))
+            new = {
+                "": replace(info, dtype=torch.uint8, shape=(rows, columns // 2)),
+                "_scale": tiles,
+                "_scale_2": scalar,
+            }
+        tensors |= {name + suffix: replace(part, name=name + suffix) for suffix, part in new.items()}
+        tensors[name.removesuffix("weight") + "input_scale"] = replace(scalar, shape=(1,))
+    return replace(plain, tensors=tensors)
+
+
+@pytest.mark.parametrize("scheme", ["fp8", "nvfp4"])
+@pytest.mark.parametrize(
+    ("model", "linears"),
+    [
+        ("flux1-dev", 19 * 12 + 38 * 5),
+        ("flux2-dev", 8 * 12 + 48 * 2),
+        ("flux2-klein-4b", 5 * 12 + 20 * 2),
+        ("flux2-klein-9b", 8 * 12 + 24 * 2),
+    ],
+)
+def test_at_full_size_every_quantized_row_has_its_place(model: str, linears: int, scheme: str) -> None:
+    checkpoint = Checkpoint.of(quantized_header(model, scheme))
+    config = read_fixture(model)["config"]
+    started = time.perf_counter()
+    plan(checkpoint, meta_model(config["_class_name"], config))
+    assert time.perf_counter() - started < 4
+    assert checkpoint.recognised.format.name == "bfl"
+    assert len(checkpoint.modules) == linears

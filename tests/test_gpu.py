@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from mezzotint.nn import QuantLinear, quant_linears, use_backend
-from mezzotint.pipelines import load, paint
-from test_kernels import fp8_tensor, with_bias
+from mezzotint.pipelines import load, paint, sampling_of
+from test_kernels import dynamic, fp8_tensor, with_bias
 
 pytestmark = pytest.mark.gpu
+STEPS = 20
 PROMPTS = ("a large red circle on a blue background", "a small green triangle on a yellow background")
 
 
@@ -38,7 +39,7 @@ def record_calls(pipe: Any) -> list[dict[str, Any]]:
     handle = pipe.transformer.register_forward_pre_hook(
         lambda _module, _arguments, given: calls.append(dict(given)), with_kwargs=True
     )
-    paint(pipe, PROMPTS[:1])
+    paint(pipe, PROMPTS[:1], sampling=sampling_of("demo").but(steps=STEPS))
     handle.remove()
     return calls
 
@@ -50,6 +51,18 @@ def steps_from(pipe: Any, calls: list[dict[str, Any]]) -> list[torch.Tensor]:
         velocities = [pipe.transformer(**call)[0] for call in calls]
     pairs = zip(calls, velocities, lengths, strict=True)
     return [call["hidden_states"] + velocity * length for call, velocity, length in pairs]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_scaled_mm_finds_the_scale_of_each_row_of_its_input(compiled: bool) -> None:
+    """5e-3: as above."""
+    layer = QuantLinear(dynamic(with_bias(fp8_tensor(3072, 3072), torch.randn(3072)))).to("cuda")
+    assert layer.selection.backend.name == "scaled_mm"
+    x = (torch.randn(4608, 3072, device="cuda") * torch.logspace(-3, 3, 4608, device="cuda")[:, None]).bfloat16()
+    y = (torch.compile(layer, fullgraph=True) if compiled else layer)(x)
+    with use_backend("reference"):
+        expected = layer(x)
+    assert relative_error(y, expected) <= 5e-3
 
 
 @pytest.mark.parametrize("compiled", [False, True])

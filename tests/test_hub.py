@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -19,6 +20,7 @@ from headers import expand, read_fixture
 from hub_server import COMMIT, Hub, serving
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.errors import BrokenFile, NotACheckpoint
+from mezzotint.formats import read_header
 from mezzotint.hub import hub_path
 from mezzotint.inspection import inspect
 from mezzotint.pipelines import paint, sampling_of
@@ -65,6 +67,16 @@ def test_inspecting_reads_headers_and_nothing_else(hub: Hub, name: str) -> None:
     assert report.stored_bytes == 7_751_089_152
     assert hub.served[KLEIN, "klein.safetensors"] < 1e-4 * report.stored_bytes
     assert json.loads(json.dumps(report.to_dict()))["path"].startswith(KLEIN)
+
+
+def test_statistics_are_not_taken_from_weights_on_the_hub(hub: Hub, data: Path, tmp_path: Path) -> None:
+    file = data / "comfy_qwenimage_mixed_nvfp4_fp8/checkpoint/qwen-image-mixed.safetensors"
+    (tmp_path / "comfy").mkdir()
+    (tmp_path / "comfy" / file.name).write_bytes(file.read_bytes())
+    checkpoint = Checkpoint.of(read_header(tmp_path / "comfy"))
+    remote = replace(checkpoint, header=replace(checkpoint.header, files=(hub_path(KLEIN),)))
+    assert remote.inferred() is remote
+    assert "codes: numbers alone" in checkpoint.inferred().evidence
 
 
 def test_the_command_does_so_too_with_the_users_environment(hub: Hub, tmp_path: Path) -> None:

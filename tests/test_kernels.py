@@ -1,5 +1,6 @@
 """The choice of a backend, the reference, and what moving and compiling do to a layer."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,12 @@ def with_bias(tensor: QuantTensor, bias: torch.Tensor) -> QuantTensor:
     return tensor.with_parts(dict(tensor.parts) | {"bias": bias}, tensor.layout)
 
 
+def dynamic(tensor: QuantTensor) -> QuantTensor:
+    """The same weight without its static input scale, its inputs to be rounded with one found at each call."""
+    parts = {name: part for name, part in tensor.parts.items() if name != "input_scale"}
+    return replace(tensor, parts=parts, dynamic_input=True)
+
+
 def spec(tensor: QuantTensor) -> WeightSpec:
     return WeightSpec.of(tensor)
 
@@ -49,6 +56,8 @@ def spec(tensor: QuantTensor) -> WeightSpec:
         (fp8_tensor(), ADA, AS_STORED, "scaled_mm", "scaled_mm is preferred"),
         (fp8_tensor(), AMPERE, AS_STORED, "reference", "needs FP8 tensor cores (sm_89 or newer), this is sm_80"),
         (fp8_tensor(), CPU, AS_STORED, "reference", "needs a CUDA GPU, this is cpu"),
+        (dynamic(fp8_tensor()), HOPPER, AS_STORED, "scaled_mm", "scaled_mm is preferred"),
+        (dynamic(fp8_tensor()), HOPPER, BF16, "reference", "the inputs of this layer are not quantized"),
         (fp8_tensor(), HOPPER, BF16, "reference", "the inputs of this layer are not quantized"),
         (fp8_tensor(out=40), HOPPER, AS_STORED, "reference", "multiples of 16, this is 40 x 64"),
         (nvfp4_tensor(), HOPPER, AS_STORED, "reference", "multiplies FP8 only, this is NVFP4"),
@@ -92,6 +101,22 @@ def test_reference_equals_its_definition(tensor: QuantTensor, activations: str) 
     y = QuantLinear(with_bias(tensor, bias), torch.float32, activations)(x)
     assert y.shape == (2, 5, 48)
     assert torch.linalg.norm(y - expected) <= 1e-6 * torch.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("tensor", [fp8_tensor(), nvfp4_tensor()], ids=["fp8", "nvfp4"])
+def test_a_scale_found_at_each_call_is_that_of_each_row_or_of_the_whole_input(tensor: QuantTensor) -> None:
+    x = torch.randn(2, 64, generator=torch.Generator().manual_seed(1)) * torch.tensor([[1.0], [100.0]])
+    rows = [x[:1], x[1:]] if tensor.scheme is FP8 else [x]
+    largest = 448 if tensor.scheme is FP8 else 2688
+    static = [replace(tensor, parts={**tensor.parts, "input_scale": row.abs().max() / largest}) for row in rows]
+    expected = torch.cat([QuantLinear(weight, torch.float32)(row) for weight, row in zip(static, rows, strict=True)])
+    y = QuantLinear(dynamic(tensor), torch.float32)(x)
+    assert torch.linalg.norm(y - expected) <= 1e-6 * torch.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("tensor", [fp8_tensor(), nvfp4_tensor()], ids=["fp8", "nvfp4"])
+def test_an_input_of_zeros_gives_zeros(tensor: QuantTensor) -> None:
+    assert QuantLinear(dynamic(tensor))(torch.zeros(3, 64)).abs().max() == 0
 
 
 @pytest.mark.parametrize("tensor", [fp8_tensor(), nvfp4_tensor()], ids=["fp8", "nvfp4"])

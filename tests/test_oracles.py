@@ -104,7 +104,7 @@ def test_quantizers_differ_at_underflow_and_midpoints_only(
 
 @pytest.mark.parametrize("tool", ["modelopt_nvfp4", "torchao"])
 def test_where_scales_differ_they_have_underflowed(tool: str, name: str, matrix: Tensor, global_scale: Tensor) -> None:
-    """Everywhere else the scales are equal; below 2^-9, e4m3's smallest number, or half of it, they are clamped."""
+    """ModelOpt clamps scales to 2^-9, the smallest e4m3 number, torchao to 2^-6, its smallest normal one."""
     ours, theirs = by_kitchen(matrix, global_scale).block_scale.float(), stored(tool, name).block_scale.float()
     differ = ours != theirs
     exact = matrix.reshape(32, 4, 16).abs().amax(-1) / 6 / global_scale

@@ -179,10 +179,9 @@ def test_a_full_disk_is_a_clear_error_and_the_old_output_stays(nvfp4: Path, tmp_
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))\n"
         "from mezzotint.errors import CannotWrite\n"
-        "try:\n    mezzotint.convert(sys.argv[1], sys.argv[2], shard_bytes=300_000, overwrite=True)\n"
+        "try:\n    mezzotint.convert(sys.argv[1], sys.argv[2], shard_bytes=600_000, overwrite=True)\n"
         "except CannotWrite as error:\n    sys.exit(str(error))\n"
     )
-    code = code.replace("shard_bytes=300_000", "shard_bytes=600_000")
     done = subprocess.run([sys.executable, "-c", code, nvfp4, tmp_path / "mz"], capture_output=True, text=True)
     assert "could not be written: File too large" in done.stderr
     assert "nothing at the output has changed" in done.stderr
@@ -203,8 +202,8 @@ def test_memory_stays_below_twice_the_largest_tensor_and_500_mb(big: Path, tmp_p
     code = (
         "import sys; from pathlib import Path; import mezzotint\n"
         "mezzotint.convert(sys.argv[1], sys.argv[2], to=sys.argv[3])\n"
-        "lines = Path('/proc/self/status').read_text().splitlines()\n"
-        "print(next(line.split()[1] for line in lines if 'VmHWM' in line))\n"
+        "status = Path('/proc/self/status').read_text().splitlines()\n"
+        "print(next(line.split()[1] for line in status if 'VmHWM' in line))\n"
     )
     done = subprocess.run([sys.executable, "-c", code, big, tmp_path / "out", to], capture_output=True, text=True)
     largest = max(info.nbytes for info in read_header(big).tensors.values())

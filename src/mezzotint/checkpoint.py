@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -109,8 +110,13 @@ class Checkpoint:
         return replace(self, contents=measure(self.header, self.contents, samples, str(base.header.path)))
 
     def inferred(self) -> "Checkpoint":
-        """The same checkpoint with what was only assumed of its layout settled by statistics, where they can tell."""
+        """The same checkpoint with what was only assumed of its layout settled by statistics, where they can tell.
+
+        Reads a few rows of a few layers; of files on the Hub none, whose weights only loading asks for.
+        """
         checkpoint, header = self, self.header
+        if not all(isinstance(file, Path) for file in header.files):
+            return self
         if "scales" in checkpoint.contents.assumed:
             checkpoint = replace(checkpoint, contents=infer_scales(header, checkpoint.contents))
         if "codes" in checkpoint.contents.assumed:
