@@ -93,6 +93,7 @@ def metadata(number: int) -> bytes:
         (lambda: b'{"a":' + b"[" * 10**6, "not valid JSON"),
         (lambda: b'{"a":' + b"9" * 10**6 + b"}", "not valid JSON"),
         (lambda: b'{"a":NaN}', "no JSON number"),
+        (lambda: b'{"a":-0}', "-0 is no count"),
         (lambda: b'{"\\ud800":1}', "not valid JSON"),
         (lambda: b' {"a":1}', "begin with a brace"),
         (lambda: '{"a":1}'.encode("utf-16"), "begin with a brace"),

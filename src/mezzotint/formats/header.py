@@ -253,7 +253,7 @@ def _read_file(file: AnyPath) -> tuple[dict[str, TensorInfo], dict[str, str]]:
 
 
 def _strict_json(text: bytes) -> Any:
-    """What safetensors calls JSON: UTF-8 from the first brace on, no key twice, no NaN, no half of a character."""
+    """What safetensors calls JSON: UTF-8 from the first brace on, no key twice, no NaN, no -0, no half of a character."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         entries = dict(pairs)
@@ -264,9 +264,14 @@ def _strict_json(text: bytes) -> Any:
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is no JSON number")
 
+    def whole(digits: str) -> int:
+        if digits == "-0":
+            raise ValueError("-0 is no count")
+        return int(digits)
+
     if text[:1] != b"{":
         raise ValueError("it is no JSON object: it does not begin with a brace")
-    entries = json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+    entries = json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse, parse_int=whole)
     if b"\\u" in text:
         json.dumps(entries, ensure_ascii=False).encode("utf-8")  # a lone surrogate cannot be encoded
     return entries
