@@ -253,7 +253,7 @@ def _read_file(file: AnyPath) -> tuple[dict[str, TensorInfo], dict[str, str]]:
 
 
 def _strict_json(text: bytes) -> Any:
-    """What safetensors calls JSON: UTF-8 from the first brace on, no key twice, no NaN, no -0, no half of a character."""
+    """What safetensors calls JSON: UTF-8 from the first brace on, no key twice, no NaN, no -0, no half characters."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         entries = dict(pairs)
