@@ -3,7 +3,6 @@
 `plan` raises before a byte of a tensor is read. `load` carries the plan out and says what it did.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from mezzotint.checkpoint import Checkpoint
+from mezzotint.costs import resident_bytes
 from mezzotint.errors import BadRequest, MissingTensor, ShapeMismatch, UnexpectedTensor
 from mezzotint.hub import AnyPath
 from mezzotint.kernels import ACTIVATIONS, AS_STORED
@@ -131,9 +131,6 @@ def _restore(model: nn.Module, name: str, weight: QuantTensor, device: torch.dev
 
 def report(plan: LoadPlan, model: nn.Module) -> LoadReport:
     """What `model`, filled by this plan, holds and will run on."""
-    resident: Counter[str] = Counter()
-    for tensor in (*model.parameters(), *model.buffers()):
-        resident[str(tensor.dtype).removeprefix("torch.")] += tensor.nbytes
     backends = _backend_uses(model)
     header, recognised = plan.checkpoint.header, plan.checkpoint.recognised
     return LoadReport(
@@ -143,7 +140,7 @@ def report(plan: LoadPlan, model: nn.Module) -> LoadReport:
         declined=recognised.declined,
         tensors_used=len(header.tensors) - len(plan.checkpoint.ignored),
         ignored=plan.checkpoint.ignored,
-        resident_bytes=dict(sorted(resident.items())),
+        resident_bytes=resident_bytes([model]),
         backends=backends,
         events=(*header.notes, *_events(plan, backends)),
     )

@@ -1,0 +1,198 @@
+"""What a run costs: time with the device synchronised, and memory as PyTorch and as the driver count it.
+
+Both `compare` and `bench` measure with this, so that their numbers mean the same.
+"""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+PROCESS_STATUS = Path("/proc/self/status")
+RESET_PEAK = Path("/proc/self/clear_refs")
+"""Writing 5 here sets VmHWM back to what is resident now; see proc_pid_clear_refs(5)."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Repeated measurements: median, 10th and 90th percentile, and how many there were."""
+
+    median: float
+    p10: float
+    p90: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        p10, median, p90 = (float(value) for value in np.percentile(values, (10, 50, 90)))
+        return cls(median, p10, p90, len(values))
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory at one moment, in bytes.
+
+    allocated, reserved             by PyTorch's allocator now; None where the device has no such counters (a CPU)
+    peak_allocated, peak_reserved   their largest since `forget_peak`
+    driver                          what the driver counts; on a CPU the largest resident set since `forget_peak`
+    driver_source                   who counted, and for whom
+    """
+
+    at: str
+    allocated: int | None
+    reserved: int | None
+    peak_allocated: int | None
+    peak_reserved: int | None
+    driver: int | None
+    driver_source: str
+
+
+@dataclass(frozen=True)
+class Laps:
+    """How long the stages of one painting took, in seconds.
+
+    encode   from the call to the transformer's first forward: text encoders, noise
+    steps    one for each denoising step: transformer and scheduler
+    decode   from the last step to the picture
+    """
+
+    encode: float
+    steps: tuple[float, ...]
+    decode: float
+
+    @property
+    def total(self) -> float:
+        return self.encode + sum(self.steps) + self.decode
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def now(device: torch.device) -> float:
+    """Seconds on a steady clock, after everything given to the device so far is done."""
+    synchronize(device)
+    return time.perf_counter()
+
+
+class Clock:
+    """Marks the stages of one painting; `on_step` is given to `paint`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.began = now(device)
+        self.marks: list[float] = []
+        self.ended: float | None = None
+
+    def on_forward(self, _module: nn.Module, _arguments: Any) -> None:
+        """A transformer is about to run: the first time, the denoising begins."""
+        if not self.marks:
+            self.marks.append(now(self.device))
+
+    def on_step(self, _step: int, _latents: Any) -> None:
+        self.marks.append(now(self.device))
+
+    @property
+    def laps(self) -> Laps:
+        """The stages, once the painting is done."""
+        assert self.ended is not None  # noqa: S101
+        steps = tuple(float(step) for step in np.diff(self.marks))
+        return Laps(self.marks[0] - self.began, steps, self.ended - self.marks[-1])
+
+
+@contextmanager
+def clocked(device: torch.device, transformers: Iterable[nn.Module]) -> Iterator[Clock]:
+    """Time one painting by these transformers; the clock's `laps` are there when the block has ended.
+
+    >>> with clocked(device, [pipe.transformer]) as clock:
+    ...     paint(pipe, ["a cat"], on_step=clock.on_step)
+    >>> clock.laps.steps
+    """
+    clock = Clock(device)
+    handles = [transformer.register_forward_pre_hook(clock.on_forward) for transformer in transformers]
+    try:
+        yield clock
+    finally:
+        for handle in handles:
+            handle.remove()
+    clock.ended = now(device)
+
+
+def resident_bytes(modules: Iterable[nn.Module]) -> dict[str, int]:
+    """{dtype: bytes} of the parameters and buffers of these modules, shared ones counted once."""
+    sizes: Counter[str] = Counter()
+    tensors = {id(tensor): tensor for module in modules for tensor in (*module.parameters(), *module.buffers())}
+    for tensor in tensors.values():
+        sizes[str(tensor.dtype).removeprefix("torch.")] += tensor.nbytes
+    return dict(sorted(sizes.items()))
+
+
+def forget_peak(device: torch.device) -> None:
+    """Give back what PyTorch keeps in reserve, and begin to look for the largest anew."""
+    if device.type != "cpu":
+        torch.accelerator.empty_cache()
+        torch.accelerator.reset_peak_memory_stats(device)
+    elif RESET_PEAK.exists():
+        RESET_PEAK.write_text("5")
+
+
+def memory(device: torch.device, at: str) -> Memory:
+    """Memory now, and the largest since `forget_peak`.
+
+    PyTorch's allocator gives nothing back to the driver by itself, so that what the driver counts after a run is the
+    run's largest, as long as no `forget_peak` comes between.
+    """
+    if device.type == "cpu":
+        return Memory(at, None, None, None, None, *_resident_set())
+    counters = torch.accelerator
+    return Memory(
+        at,
+        counters.memory_allocated(device),
+        counters.memory_reserved(device),
+        counters.max_memory_allocated(device),
+        counters.max_memory_reserved(device),
+        *_driver_memory(device),
+    )
+
+
+def _resident_set() -> tuple[int | None, str]:
+    """The largest resident set of this process, where Linux tells it."""
+    if not PROCESS_STATUS.exists():
+        return None, "this system does not tell it"
+    line = next(line for line in PROCESS_STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024, "Linux, resident set of this process"
+
+
+def _driver_memory(device: torch.device) -> tuple[int | None, str]:
+    """What NVML counts for this process, or, where it does not know this process (a container), for the device."""
+    if device.type == "cuda":
+        own = _nvml_memory_of_this_process(device)
+        if own is not None:
+            return own, "NVML, this process"
+    free, total = torch.accelerator.get_memory_info(device)
+    return total - free, "the driver, whole device"
+
+
+def _nvml_memory_of_this_process(device: torch.device) -> int | None:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+        processes = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+    except pynvml.NVMLError:
+        return None
+    return next((process.usedGpuMemory for process in processes if process.pid == os.getpid()), None)
