@@ -7,9 +7,7 @@ is also what a conversion uses.
 
 import argparse
 import hashlib
-import json
 import os
-import platform
 import resource
 import shutil
 import statistics
@@ -19,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mezzotint
-
-RESULTS = Path(__file__).parents[1] / "benchmarks/results/convert.jsonl"
+import results
+from mezzotint.formats import read_header
 
 
 def timed(run: Callable[[], object]) -> float:
@@ -42,19 +40,6 @@ def hash_all(folder: Path) -> None:
             hashlib.file_digest(stream, "sha256")
 
 
-def commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)  # noqa: S607
-    return done.stdout.strip()
-
-
-def machine() -> str:
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        "",
-    )
-    return f"{model or platform.processor()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path)
@@ -64,6 +49,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     target = arguments.folder / "bench-out"
+    load = [round(number, 2) for number in os.getloadavg()]
     rows: dict[str, list[float]] = {"cp": [], "cp_sync": [], "sha256": [], "convert": []}
     mezzotint.convert(arguments.source, target, to=arguments.to)  # reads everything once, imports what is needed
     size = sum(file.stat().st_size for file in target.rglob("*.safetensors"))
@@ -76,23 +62,18 @@ def main() -> None:
         rows["convert"].append(timed(lambda: mezzotint.convert(arguments.source, target, to=arguments.to)))
     shutil.rmtree(target)
     medians = {f"{name}_s": round(statistics.median(times), 3) for name, times in rows.items()}
-    row = {
-        "what": f"convert to {arguments.to}",
-        "commit": commit(),
-        "machine": machine(),
-        "command": f"tools/bench_convert.py SOURCE FOLDER --repeats {arguments.repeats} --to {arguments.to}",
+    figures = {
         "bytes": size,
         "repeats": arguments.repeats,
         **medians,
         "times_s": {name: [round(t, 3) for t in times] for name, times in rows.items()},
         "ratio_cp_sha256": round(medians["convert_s"] / (medians["cp_s"] + medians["sha256_s"]), 3),
         "ratio_cp_sync_sha256": round(medians["convert_s"] / (medians["cp_sync_s"] + medians["sha256_s"]), 3),
+        "largest_tensor_bytes": max(info.nbytes for info in read_header(arguments.source).tensors.values()),
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "load_before": load,
     }
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    with RESULTS.open("a") as stream:
-        stream.write(json.dumps(row) + "\n")
-    print(json.dumps(row, indent=2))
+    results.append("convert", f"convert to {arguments.to}", figures)
 
 
 if __name__ == "__main__":

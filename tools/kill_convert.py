@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 import mezzotint
+import results
 
 SHARD_BYTES = 3 * 10**6
 
@@ -31,7 +32,7 @@ class Trial:
     seconds: float
     killed: bool
     state: str
-    finished: int
+    redone: int
     resumed: int
 
 
@@ -61,10 +62,9 @@ def leftovers(output: Path) -> list[str]:
     return [path.name for path in output.parent.iterdir() if path.name.startswith(f".{output.name}.")]
 
 
-def finished_shards(output: Path) -> int:
-    """How many shards the journal of the interrupted run names."""
-    journals = list(output.parent.glob(f".{output.name}.partial-*.journal"))
-    return sum(len(journal.read_text().splitlines()) for journal in journals)
+def begun_shards(output: Path) -> int:
+    """How many shards the interrupted run has left, whole or not."""
+    return len(list(output.parent.glob(f".{output.name}.partial-*/*.safetensors")))
 
 
 def trial(source: Path, output: Path, expected: dict[str, str], seconds: float, old: Path | None) -> Trial:
@@ -73,18 +73,14 @@ def trial(source: Path, output: Path, expected: dict[str, str], seconds: float, 
         shutil.copytree(old, output)
     killed = killed_after(seconds, source, output, overwrite=old is not None)
     state = look(output, expected, old)
-    finished = finished_shards(output)
-    resumed = 0
-    if state != "complete":
-        report = run(source, output, overwrite=old is not None)
-        resumed = len(report.resumed)
-        assert resumed >= finished, f"{finished} shards were finished and {resumed} were kept"
-    else:
-        run(source, output, overwrite=True)
+    begun = 0 if state == "complete" else begun_shards(output)
+    resumed = len(run(source, output, overwrite=output.exists()).resumed)
+    redone = begun - resumed if state != "complete" else 0
+    assert redone <= 1, f"{begun} shards were begun and only {resumed} were kept"
     assert digest(output) == expected, "the restart ended with other bytes"
     assert not leftovers(output), f"left behind: {leftovers(output)}"
     shutil.rmtree(output)
-    return Trial(seconds, killed, state, finished, resumed)
+    return Trial(seconds, killed, state, redone, resumed)
 
 
 def look(output: Path, expected: dict[str, str], old: Path | None) -> str:
@@ -106,6 +102,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where to work; must not exist")
     parser.add_argument("--points", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--record", action="store_true", help="add a row to benchmarks/results/robustness.jsonl")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # a forked child has none of the threads that its parent started
     arguments.folder.mkdir(parents=True)
@@ -124,9 +121,18 @@ def main() -> None:
         seconds = random.uniform(0, whole * 1.2)
         trials.append(trial(arguments.source, output, expected, seconds, old if i % 2 else None))
         print(trials[-1], file=sys.stderr)
-    states = {state: sum(t.state == state for t in trials) for state in ("absent", "old", "complete")}
-    summary = {"points": len(trials), "killed": sum(t.killed for t in trials), **states}
-    print(json.dumps(summary | {"resumed": sum(t.resumed > 0 for t in trials), "whole_run_s": round(whole, 3)}))
+    figures = {
+        "points": len(trials),
+        "killed": sum(trial.killed for trial in trials),
+        **{state: sum(trial.state == state for trial in trials) for state in ("absent", "old", "complete")},
+        "restarts_that_resumed": sum(trial.resumed > 0 for trial in trials),
+        "most_shards_redone": max(trial.redone for trial in trials),
+        "shards": len(list(expected)),
+        "whole_run_s": round(whole, 3),
+    }
+    print(json.dumps(figures))
+    if arguments.record:
+        results.append("robustness", "kill -9 during a conversion", figures)
 
 
 if __name__ == "__main__":
