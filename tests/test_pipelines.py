@@ -42,7 +42,7 @@ def test_bf16_is_bit_identical_to_diffusers(cases: Callable[[str], Case], name: 
         assert mine.keys() == theirs.keys()
         assert {k: v.dtype for k, v in mine.items()} == {k: v.dtype for k, v in theirs.items()}
         assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
-    painting = paint(ours, PROMPTS, sampling=case.sampling)
+    painting = paint(ours, PROMPTS, sampling=case.sampling, guard=False)
     assert same(painting, case.painting)
     assert not torch.equal(painting.latents[0], painting.latents[1])
 
@@ -58,7 +58,7 @@ def test_quantized_transformers_run_end_to_end(
         for expert, largest in case.largest.items()
     }
     pipe = case.load(**exported)
-    painting = paint(pipe, PROMPTS, sampling=case.sampling)
+    painting = paint(pipe, PROMPTS, sampling=case.sampling, guard=False)
     for expert, largest in case.largest.items():
         assert quant_linears(getattr(pipe, expert)).keys() == largest.keys()
         assert largest.keys() == linears(getattr(case.reference, expert)).keys()
@@ -95,7 +95,7 @@ def test_a_pair_of_experts_is_loaded_one_by_one(cases: Callable[[str], Case], tm
     assert pipe.load_report.path == case.folder / "transformer"
     assert pipe.load_report_2.path == second
     assert not quant_linears(pipe.transformer)
-    assert not torch.equal(paint(pipe, PROMPTS, sampling=case.sampling).latents, case.painting.latents)
+    assert not torch.equal(paint(pipe, PROMPTS, sampling=case.sampling, guard=False).latents, case.painting.latents)
 
 
 def test_what_must_stay_float32_does_so_in_quantized_layers_too(cases: Callable[[str], Case], tmp_path: Path) -> None:

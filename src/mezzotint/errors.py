@@ -10,6 +10,7 @@ MezzotintError
 │   ├── ShapeMismatch        a tensor has a shape that its role forbids
 │   └── BadScale             a scale is not finite, or not positive
 ├── Unsupported              sound, but nothing here can run it or hold it
+├── UnsoundPicture           what was painted is NaN, one colour or noise
 ├── CannotWrite              the output cannot be written; what was there before is untouched
 └── BadRequest               the caller asked for something that does not exist
 
@@ -68,6 +69,10 @@ class BadScale(CheckpointError):
 
 class Unsupported(MezzotintError):
     """The checkpoint is sound, but nothing here can run it or hold it."""
+
+
+class UnsoundPicture(MezzotintError):
+    """What was painted cannot be a picture: NaN, a single colour, saturated, or noise."""
 
 
 class CannotWrite(MezzotintError):

@@ -7,14 +7,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
 from mezzotint.builtin import resolve
 from mezzotint.checkpoint import Checkpoint
-from mezzotint.errors import BadRequest, NotACheckpoint, UnknownFormat
+from mezzotint.errors import BadRequest, NotACheckpoint, UnknownFormat, UnsoundPicture
 from mezzotint.families import Sampling, family_with
+from mezzotint.guard import problems_of
 from mezzotint.hub import AnyPath, HubPath
 from mezzotint.kernels import AS_STORED
 from mezzotint.loading import LoadPlan, plan
@@ -33,12 +35,14 @@ class Painting:
 
     images   one a prompt, or none if videos were painted
     videos   one a prompt, each a list of its frames, `fps` a second
+    problems what the output guard saw, by prompt; empty for what can be a picture
     """
 
     images: list[Image]
     latents: Tensor
     videos: list[list[Image]] = field(default_factory=list)
     fps: int | None = None
+    problems: tuple[tuple[str, ...], ...] = ()
 
 
 def load(
@@ -140,13 +144,15 @@ def paint(
     seeds: Sequence[int] | None = None,
     sampling: Sampling | None = None,
     on_step: Callable[[int, Tensor], None] = lambda _step, _latents: None,
+    guard: bool = True,
 ) -> Painting:
     """Paint one picture or video for each prompt; number i starts from the noise of seeds[i], drawn on the CPU.
 
     seeds      None for 0, 1, 2, ...
     sampling   None for the model's recommended settings
     on_step    called after each step with its number, counted over all pictures, and the latents
-    Raises     BadRequest if there is not one seed for each prompt
+    guard      False to be given what the output guard objects to; it is in the painting's `problems` then
+    Raises     BadRequest if there is not one seed for each prompt; UnsoundPicture for NaN, one colour, or noise
     """
     seeds = range(len(prompts)) if seeds is None else seeds
     if len(seeds) != len(prompts):
@@ -158,9 +164,23 @@ def paint(
         one, last = _paint_one(pipe, prompt, seed, sampling, partial(_count_on, on_step, number * sampling.steps))
         painted.append(one)
         latents.append(last)
-    if isinstance(painted[0], list):
-        return Painting([], torch.cat(latents), painted, sampling.fps)
-    return Painting(painted, torch.cat(latents))
+    video = isinstance(painted[0], list)
+    frames = painted if video else [[picture] for picture in painted]
+    problems = tuple(map(problems_of, frames, latents))
+    if guard and any(problems):
+        raise UnsoundPicture(*unsound(prompts, problems))
+    if video:
+        return Painting([], torch.cat(latents), painted, sampling.fps, problems)
+    return Painting(painted, torch.cat(latents), problems=problems)
+
+
+def unsound(prompts: Sequence[str], problems: Sequence[Sequence[str]]) -> tuple[str, str]:
+    """What the output guard saw, and what to do, as an error says it."""
+    seen = [f"{prompt!r}: {'; '.join(found)}" for prompt, found in zip(prompts, problems, strict=True) if found]
+    return (
+        f"{len(seen)} of {len(prompts)} cannot be pictures: {'. '.join(seen)}",
+        "`mezzotint verify` looks for damage in the checkpoint; --backend reference rules a kernel out.",
+    )
 
 
 def _count_on(on_step: Callable[[int, Tensor], None], before: int, step: int, latents: Tensor) -> None:
@@ -179,12 +199,13 @@ def _paint_one(
         return {}
 
     family = family_with(type(pipe.transformer).__name__, str(pipe.config._name_or_path))
-    output = pipe(
-        prompt=[prompt],
-        generator=[torch.Generator("cpu").manual_seed(seed)],
-        callback_on_step_end=keep,
-        **family.arguments(sampling, 1),
-    )
+    with np.errstate(invalid="ignore"):  # the guard reports NaN better than numpy's warning on casting it to a pixel
+        output = pipe(
+            prompt=[prompt],
+            generator=[torch.Generator("cpu").manual_seed(seed)],
+            callback_on_step_end=keep,
+            **family.arguments(sampling, 1),
+        )
     return (output.frames if hasattr(output, "frames") else output.images)[0], last[0]
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 EXAMPLES = """
 Paint pictures, or videos, with a diffusers pipeline whose transformer may be quantized.
 
+What cannot be a picture (NaN, a single colour, noise) is written as NAME-unsound, and the exit code is 1.
+
 Examples:
 
   mezzotint generate "a large red circle on a blue background"
@@ -27,6 +29,7 @@ Examples:
   mezzotint generate "a cat on the moon" --model ./wan2.2 --transformer ./high-fp8 --transformer-2 ./low-fp8 -o cat.mp4
 """
 SMALLEST, LARGEST = 16, 8192
+UNSOUND = "-unsound"
 
 
 def generate(
@@ -66,7 +69,7 @@ def generate(
     with step_progress() as progress:
         bar = progress.add_task("loading", total=None)
         quiet_libraries()
-        from mezzotint.pipelines import load, paint, sampling_of
+        from mezzotint.pipelines import load, paint, sampling_of, unsound
 
         own = sampling_of(model)
         if frames is not None and own.num_frames is None:
@@ -77,12 +80,15 @@ def generate(
         repeated = [prompt for prompt in prompts for _ in range(count)]
         seeds = [seed + i for i in range(len(repeated))]
         progress.update(bar, description="painting", total=settings.steps * len(repeated), completed=0)
-        painting = paint(pipe, repeated, seeds, settings, lambda step, _: progress.update(bar, completed=step + 1))
+        painting = paint(
+            pipe, repeated, seeds, settings, lambda step, _: progress.update(bar, completed=step + 1), guard=False
+        )
 
     common = {"model": model, "transformer": transformer, "format": pipe.load_report.format}
     common |= {"transformer_2": transformer_2} if transformer_2 else {}
     common |= {name: value for name, value in vars(settings).items() if value is not None}
     if grid:
+        output = _marked(output) if any(painting.problems) else output
         rows = [painting.images[i : i + count] for i in range(0, len(repeated), count)]
         written = [_save_sheet(rows, output, {"prompt": " | ".join(prompts), "seed": seed, "count": count} | common)]
     else:
@@ -97,6 +103,10 @@ def generate(
         print(json.dumps(result | loads, indent=2))
     else:
         print("\n".join(str(path) for path in written))
+    if any(painting.problems):
+        message, hint = unsound(repeated, painting.problems)
+        print(f"error: {message}\n  hint: {hint} See {', '.join(_unsound_files(written))}.", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 generate.__doc__ = EXAMPLES
@@ -127,6 +137,15 @@ def _checked_output(output: Path | None, video: bool, grid: bool) -> Path:
     return output
 
 
+def _marked(path: Path) -> Path:
+    """The name under which something is kept for a look that the output guard objects to."""
+    return path.with_stem(f"{path.stem}{UNSOUND}")
+
+
+def _unsound_files(written: list[Path]) -> list[str]:
+    return [str(path) for path in written if path.stem.endswith(UNSOUND)]
+
+
 def _save_sheet(rows: Any, output: Path, parameters: dict[str, Any]) -> Path:
     from mezzotint.pictures import save_png, sheet
 
@@ -141,6 +160,7 @@ def _save_each(painting: "Painting", output: Path, parameters: list[dict[str, An
 
     for i, entries in enumerate(parameters):
         path = output if len(parameters) == 1 else output.with_stem(f"{output.stem}-{i + 1}")
+        path = _marked(path) if painting.problems[i] else path
         if painting.fps is None:
             save_png(painting.images[i], path, entries)
         elif path.suffix:
