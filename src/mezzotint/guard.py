@@ -77,4 +77,4 @@ def _tiles(pixels: Pixels, count: int) -> Pixels:
     return pixels[: rows * count, : columns * count].reshape(count, rows, count, columns, 3)
 
 
-CHECKS: tuple[Callable[[Pixels], str | None], ...] = (_constant, _saturated, _noise)
+CHECKS: tuple[Callable[[Pixels], str | None], ...] = (_constant, _noise, _saturated)
