@@ -194,7 +194,7 @@ def test_killed_conversions_leave_nothing_half_done(tmp_path: Path) -> None:
     command = [sys.executable, TOOLS / "kill_convert.py", tmp_path / "source", tmp_path / "work", "--points", "6"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["points"] == 6
+    assert json.loads(done.stdout)["killed"] == 6
 
 
 @pytest.mark.parametrize("to", ["mezzotint", *(pytest.param(to, marks=pytest.mark.slow) for to in ("comfy", "bf16"))])

@@ -7,12 +7,16 @@ import argparse
 import json
 import random
 import resource
+import signal
 import struct
-import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
+import results
 from safetensors import SafetensorError, safe_open
 
 from mezzotint.errors import CheckpointError
@@ -104,6 +108,21 @@ def safetensors_accepts(file: Path) -> bool:
     return True
 
 
+@contextmanager
+def deadline(content: bytes) -> Iterator[None]:
+    """Raise AssertionError where the block hangs, which is told from one that is slow by ten times the limit."""
+
+    def expired(*_: object) -> NoReturn:
+        raise AssertionError(f"hangs: {content[:400]!r}")
+
+    signal.signal(signal.SIGALRM, expired)
+    signal.setitimer(signal.ITIMER_REAL, 10 * SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
 def fuzz(file: Path, number: int, seed: int) -> dict[str, float | int]:
     """Try `number` files; raises AssertionError for the first that breaks a promise."""
     chance = random.Random(seed)
@@ -114,7 +133,8 @@ def fuzz(file: Path, number: int, seed: int) -> dict[str, float | int]:
         content = mutate(chance)
         file.write_bytes(content)
         started = time.perf_counter()
-        accepted = accepts(file)
+        with deadline(content):
+            accepted = accepts(file)
         slowest = max(slowest, time.perf_counter() - started)
         assert slowest < SECONDS, f"took {slowest:.2f} s: {content[:400]!r}"
         counts["accepted" if accepted else "refused"] += 1
