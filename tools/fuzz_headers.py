@@ -7,14 +7,10 @@ import argparse
 import json
 import random
 import resource
-import signal
 import struct
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
 
 import results
 from safetensors import SafetensorError, safe_open
@@ -108,21 +104,6 @@ def safetensors_accepts(file: Path) -> bool:
     return True
 
 
-@contextmanager
-def deadline(content: bytes) -> Iterator[None]:
-    """Raise AssertionError where the block hangs, which is told from one that is slow by ten times the limit."""
-
-    def expired(*_: object) -> NoReturn:
-        raise AssertionError(f"hangs: {content[:400]!r}")
-
-    signal.signal(signal.SIGALRM, expired)
-    signal.setitimer(signal.ITIMER_REAL, 10 * SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-
 def fuzz(file: Path, number: int, seed: int) -> dict[str, float | int]:
     """Try `number` files; raises AssertionError for the first that breaks a promise."""
     chance = random.Random(seed)
@@ -133,8 +114,7 @@ def fuzz(file: Path, number: int, seed: int) -> dict[str, float | int]:
         content = mutate(chance)
         file.write_bytes(content)
         started = time.perf_counter()
-        with deadline(content):
-            accepted = accepts(file)
+        accepted = accepts(file)
         slowest = max(slowest, time.perf_counter() - started)
         assert slowest < SECONDS, f"took {slowest:.2f} s: {content[:400]!r}"
         counts["accepted" if accepted else "refused"] += 1
@@ -150,12 +130,15 @@ def main() -> None:
     parser.add_argument("--number", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--file", type=Path, default=Path("fuzz.safetensors"))
+    parser.add_argument("--record", action="store_true", help="add a row to benchmarks/results/robustness.jsonl")
     arguments = parser.parse_args()
     started = time.monotonic()
-    result = fuzz(arguments.file, arguments.number, arguments.seed)
+    figures = fuzz(arguments.file, arguments.number, arguments.seed)
+    figures["seconds"] = round(time.monotonic() - started, 1)
     arguments.file.unlink()
-    print(json.dumps(result | {"seconds": round(time.monotonic() - started, 1)}))
-    sys.stdout.flush()
+    print(json.dumps(figures))
+    if arguments.record:
+        results.append("robustness", "mutated headers", figures)
 
 
 if __name__ == "__main__":
