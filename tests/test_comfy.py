@@ -167,6 +167,12 @@ def test_a_note_that_is_no_object_is_an_error(tmp_path: Path, text: bytes) -> No
         opened(saved(tmp_path, {"X.weight": torch.zeros(4, 4), "X.comfy_quant": note}))
 
 
+def test_a_note_that_is_no_bytes_is_an_error(tmp_path: Path) -> None:
+    stored = kitchen("TensorCoreNVFP4Layout", weight(32, 64), format="nvfp4") | {"Y.comfy_quant": torch.zeros(4)}
+    with pytest.raises(BrokenFile, match=r"Y\.comfy_quant is torch\.float32, expected the bytes of a note"):
+        opened(saved(tmp_path, stored))
+
+
 def test_a_note_may_ask_for_products_in_full_precision(tmp_path: Path) -> None:
     stored = kitchen("TensorCoreNVFP4Layout", weight(32, 64), format="nvfp4", full_precision_matrix_mult=True)
     assert not plain_parts(saved(tmp_path, stored))["X"].quantizes_input

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 
+import fuzz_checkpoints
 import fuzz_headers
 from checkpoints import WEIGHTS
 from mezzotint.errors import BrokenFile
@@ -44,6 +45,15 @@ def test_mutated_headers(tmp_path: Path) -> None:
     result = fuzz_headers.fuzz(tmp_path / "a.safetensors", 3000, seed=1)
     assert result["accepted"] > 100
     assert result["refused"] > 1000
+
+
+def test_changed_checkpoints_are_read_or_refused(data: Path, tmp_path: Path) -> None:
+    """A hundred; `tools/fuzz_checkpoints.py` has tried ten thousand."""
+    names = ["bfl_flux2dev_nvfp4", "comfy_qwenimage_mixed_nvfp4_fp8", "modelopt_flux1_nvfp4", "nunchaku_flux1_int4_r32"]
+    sources = [next((data / name / "checkpoint").glob("*.safetensors")) for name in names]
+    result = fuzz_checkpoints.fuzz(sources, tmp_path / "a.safetensors", 100, seed=1)
+    assert result["read"] > 10
+    assert result["incomplete"] > 10
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -80,6 +80,15 @@ def test_random_weights_tell_nothing_and_that_is_said(data: Path) -> None:
     assert "name the BF16 model as a base to be certain" in checkpoint.evidence
 
 
+@pytest.mark.parametrize("suffix", ["weight_scale", "weight_scale_2"])
+def test_layers_that_lack_a_scale_are_no_sample_and_are_reported(data: Path, tmp_path: Path, suffix: str) -> None:
+    source = data / "bfl_flux2dev_nvfp4/checkpoint/flux2-dev-nvfp4.safetensors"
+    key = f"double_blocks.0.img_mlp.2.{suffix}"
+    file = edited(source, tmp_path / "a.safetensors", lambda tensors: tensors.pop(key), {})
+    (missing,) = inspect(file).missing
+    assert f"{key} is not there" in missing
+
+
 @pytest.fixture
 def orderly(data: Path, tmp_path: Path) -> Path:
     """A ComfyUI file of weights as training leaves them: rows and columns have sizes, which linked layers share."""

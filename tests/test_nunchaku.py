@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mezzotint.checkpoint import Checkpoint
-from mezzotint.errors import MezzotintError, MissingTensor, NotACheckpoint, ShapeMismatch, Unsupported
+from mezzotint.errors import MezzotintError, MissingTensor, NotACheckpoint, ShapeMismatch, UnexpectedTensor, Unsupported
+from mezzotint.families.nunchaku_names import nunchaku_naming
 from mezzotint.formats import read_header, recognise
 from mezzotint.formats.svdquant_writer import nunchaku_metadata, nunchaku_tensors
 from mezzotint.inspection import inspect
@@ -216,6 +217,28 @@ def test_inspect_reports_a_missing_tensor(data: Path, tmp_path: Path) -> None:
     key = "transformer_blocks.0.mlp_fc1.lora_up"
     file = changed(golden(data, FLUX_INT4), tmp_path / "a.safetensors", lambda tensors: tensors.pop(key))
     assert key in inspect(file).missing[0]
+
+
+def test_a_scale_that_int4_layers_do_not_have_is_left_over(data: Path, tmp_path: Path) -> None:
+    key = "transformer_blocks.0.mlp_fc1.wcscales"
+    extra = {key: torch.ones(512).bfloat16()}
+    file = changed(golden(data, FLUX_INT4), tmp_path / "a.safetensors", lambda tensors: tensors.update(extra))
+    assert inspect(file).missing == ()
+    with pytest.raises(UnexpectedTensor, match=r"mlp_fc1\.wcscales is left over"):
+        loaded(Checkpoint.open(file), torch.bfloat16, "bf16")
+
+
+@pytest.mark.parametrize("shape", [(), (512, 128)])
+def test_a_weight_that_stands_there_twice_is_an_error(data: Path, tmp_path: Path, shape: tuple[int, ...]) -> None:
+    extra = {"transformer_blocks.0.mlp_fc1.weight": torch.ones(shape).bfloat16()}
+    file = changed(golden(data, FLUX_INT4), tmp_path / "a.safetensors", lambda tensors: tensors.update(extra))
+    with pytest.raises(UnexpectedTensor, match=r"mlp_fc1\.weight is left over"):
+        Checkpoint.open(file)
+
+
+def test_a_weight_without_sides_is_in_no_table() -> None:
+    name = "transformer_blocks.0.mlp_fc1.weight"
+    assert list(nunchaku_naming("flux1", {name: (), "x_embedder.weight": (128, 64)})) == [name, "x_embedder.weight"]
 
 
 def test_scales_in_another_shape_are_refused(data: Path, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
-"""Inspect real checkpoints whose headers say something else than they should, and still are sound safetensors headers.
+"""Inspect real checkpoints whose headers say what they should not, and still are sound safetensors headers.
 
-Where `fuzz_headers.py` asks what is a header, this asks what is in it: tensors are renamed, taken away, exchanged, given
-another shape of as many bytes or another dtype of the same size, and notes are cut. Each file is read, or refused by a
-named error.
+Where `fuzz_headers.py` asks what is a header, this asks what is in it: tensors are renamed, taken away, exchanged,
+given another shape of as many bytes or another dtype of the same size, and notes are cut. Each file is read, or refused
+by a named error.
 """
 
 import argparse
@@ -19,10 +19,25 @@ from mezzotint.inspection import inspect
 
 SECONDS = 5.0
 SAME_SIZE = [["U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "BOOL"], ["BF16", "F16", "I16"], ["F32", "I32"]]
-SUFFIXES = (
-    "weight bias weight_scale weight_scale_2 input_scale pre_quant_scale qweight wscales wzeros smooth_factor smooth "
-    "proj_down lora_down comfy_quant scale_weight svdquant_lora_a weight_quantizer._amax"
-).split()
+SUFFIXES = [
+    "weight",
+    "bias",
+    "weight_scale",
+    "weight_scale_2",
+    "input_scale",
+    "pre_quant_scale",
+    "qweight",
+    "wscales",
+    "wzeros",
+    "smooth_factor",
+    "smooth",
+    "proj_down",
+    "lora_down",
+    "comfy_quant",
+    "scale_weight",
+    "svdquant_lora_a",
+    "weight_quantizer._amax",
+]
 Entries = dict[str, Any]
 
 

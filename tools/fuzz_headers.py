@@ -12,9 +12,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import results
 from safetensors import SafetensorError, safe_open
 
+import results
 from mezzotint.errors import CheckpointError
 from mezzotint.formats import read_header
 

@@ -138,13 +138,17 @@ class Checkpoint:
             modules = self.linears
         except MezzotintError:
             return []
-        pairs = [(writer, reader) for reader in modules for writer in writers_of(reader) if self._has(writer)]
+        pairs = [(writer, reader) for reader in modules for writer in writers_of(reader)]
         pairs = [pair for pair in pairs if self.stored(modules[pair[1]][0].source).scheme is NVFP4]
+        pairs = [pair for pair in pairs if all(self._is_readable(module) for module in pair)]
         pairs.sort(key=lambda pair: math.prod(self.stored(modules[pair[1]][0].source).shape))
         return [self._link(*pair) for pair in pairs[:LINKS]]
 
-    def _has(self, module: str) -> bool:
-        return module in self.linears or f"{module}.weight" in self.plain
+    def _is_readable(self, module: str) -> bool:
+        """Whether the module is there, quantized and sound or as a plain matrix."""
+        if module in self.linears:
+            return all(self.stored(piece.source).is_sound(self.header) for piece in self.linears[module])
+        return f"{module}.weight" in self.plain and len(self.shape(f"{module}.weight")) == 2
 
     def _link(self, writer: str, reader: str) -> Link:
         (piece, *_) = self.linears[reader]

@@ -173,7 +173,7 @@ def _in_tables(family: str, shapes: Mapping[str, Shape]) -> dict[str, _Stored]:
     for name in shapes:
         match = MODULE.fullmatch(name.removesuffix(".weight"))
         for table, sizes, order in tables:
-            if match and table.block.fullmatch(match[1]) and match[2] in table.layers:
+            if match and shapes[name] and table.block.fullmatch(match[1]) and match[2] in table.layers:
                 found[name] = _Stored(match[1], order.index(match[2]), table.layers[match[2]], sizes)
     return found
 

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mezzotint.errors import MissingTensor, ShapeMismatch
+from mezzotint.errors import CheckpointError, MissingTensor, ShapeMismatch, UnexpectedTensor
 from mezzotint.formats.header import Header
 from mezzotint.layouts import convert, plain_dtype, plain_shape, stored_shapes
 from mezzotint.layouts.tiles import TILE_ROWS
@@ -75,6 +75,14 @@ class StoredLinear:
             if shape is None:
                 raise self._misarranged(part, info.shape, where)
             self.scheme.check_part(part, shape, plain_dtype(self.layout, part, info.dtype), self.shape, where)
+
+    def is_sound(self, header: Header) -> bool:
+        """Whether all parts are there and have their shapes and dtypes."""
+        try:
+            self.check(header)
+        except CheckpointError:
+            return False
+        return True
 
     def nbytes(self, header: Header) -> int:
         return sum(header.tensors[key].nbytes for key in self.keys.values())
@@ -174,6 +182,13 @@ def sort_out(
     ignored: Mapping[str, str],
     joined: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Contents:
-    """Contents in which every tensor that is neither part of a linear nor ignored is stored as it is."""
+    """Contents in which every tensor that is neither part of a linear nor ignored is stored as it is.
+
+    Raises  UnexpectedTensor where an unquantized weight stands beside the quantized one of the same layer
+    """
     claimed = {key for linear in linears.values() for key in linear.keys.values()} | ignored.keys()
-    return Contents(linears, tuple(key for key in header.tensors if key not in claimed), ignored, joined=joined or {})
+    plain = tuple(key for key in header.tensors if key not in claimed)
+    for key in plain:
+        if key.removesuffix(".weight") in linears:
+            raise UnexpectedTensor(f"{header.path}: {key} is left over: the layer is quantized, and has other tensors")
+    return Contents(linears, plain, ignored, joined=joined or {})

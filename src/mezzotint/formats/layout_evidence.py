@@ -8,7 +8,6 @@ the others, as trained weights are. *Assumed*: nothing but the habit of the form
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from mezzotint.errors import CheckpointError
 from mezzotint.formats.contents import StoredLinear
 from mezzotint.formats.header import Header
 from mezzotint.layouts import plain_shape
@@ -75,17 +74,9 @@ def fits(linear: StoredLinear, header: Header, order: str) -> bool:
 
 def sample_of(header: Header, linears: Mapping[str, StoredLinear]) -> list[StoredLinear]:
     """The few sound linears of an ambiguous scheme that are cheapest to read."""
-    sound = [linear for linear in linears.values() if linear.scheme in AMBIGUOUS and _is_sound(header, linear)]
+    sound = [linear for linear in linears.values() if linear.scheme in AMBIGUOUS and linear.is_sound(header)]
     return sorted(sound, key=lambda linear: linear.shape[0] * linear.shape[1])[:SAMPLES]
 
 
 def said_order(order: str) -> str:
     return order.replace("_", " ")
-
-
-def _is_sound(header: Header, linear: StoredLinear) -> bool:
-    try:
-        linear.check(header)
-    except CheckpointError:
-        return False
-    return True

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from mezzotint.errors import BrokenFile, MissingTensor, UnknownFormat, Unsupported
 from mezzotint.formats.contents import MAX_PADDING, StoredLinear
 from mezzotint.formats.header import Header
@@ -45,6 +47,8 @@ def notes(header: Header) -> dict[str, Mapping[str, Any]]:
         found |= {_spelled(header, module): note for module, note in layers.items()}
     for key in markers(header):
         info = header.tensors[key]
+        if info.dtype != torch.uint8:
+            raise BrokenFile(f"{info.file}: {key} is {info.dtype}, expected the bytes of a note (uint8)")
         found[key.removesuffix(MARKER)] = parse_object(bytes(info.read().flatten().tolist()), f"{info.file}: {key}")
     return found
 

@@ -112,7 +112,8 @@ def is_v1(header: Header, module: str) -> bool:
 def _keys(header: Header, module: str, scheme: Scheme) -> dict[str, str]:
     names = V1 if is_v1(header, module) else V2
     parts = [*scheme.parts, "smooth", "proj_down", "proj_up"]
-    parts += [part for part in ("global_scale", "channel_scale", "bias") if module + names[part] in header.tensors]
+    known = [part for part in ("global_scale", "channel_scale", "bias") if part in scheme.optional]
+    parts += [part for part in known if module + names[part] in header.tensors]
     if scheme is SVDQUANT_NVFP4 and not {"global_scale", "channel_scale"} & set(parts):
         parts.append("global_scale")
     return {part: module + names[part] for part in parts}
