@@ -13,6 +13,30 @@ from mezzotint.tensor import PLAIN, QuantTensor
 EXACT = 0.0
 FLOAT = 1e-6
 """Relative error that float32 arithmetic in another order may leave."""
+FLUX2_DEV = {
+    "_class_name": "Flux2Transformer2DModel",
+    "attention_head_dim": 128,
+    "axes_dims_rope": [32, 32, 32, 32],
+    "guidance_embeds": True,
+    "in_channels": 64,
+    "joint_attention_dim": 96,
+    "mlp_ratio": 3.0,
+    "num_attention_heads": 1,
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "timestep_guidance_channels": 128,
+}
+KLEIN = FLUX2_DEV | {
+    "attention_head_dim": 32,
+    "axes_dims_rope": [8, 8, 8, 8],
+    "guidance_embeds": False,
+    "in_channels": 32,
+    "joint_attention_dim": 48,
+    "num_attention_heads": 2,
+    "num_single_layers": 2,
+    "timestep_guidance_channels": 64,
+}
+"""The configurations of the models that the cases of Black Forest Labs were made from: the files have none."""
 
 
 def opened(path: Path) -> tuple[Header, Contents]:
@@ -40,16 +64,17 @@ def assert_stands_for(weights: dict[str, QuantTensor], case: Path, tolerance: fl
         values = weight.scheme.dequantize(weight.parts)
         rows = expected.get(f"{name}.rows")
         wanted = expected[f"{name}.dequantized"]
-        _assert_close(values if rows is None else values[rows], wanted, tolerance, name)
+        assert_near(values if rows is None else values[rows], wanted, tolerance, name)
         bias = weight.scheme.real_bias(weight.parts)
         if f"{name}.bias" in expected:
             assert bias is not None
             assert torch.equal(bias, expected[f"{name}.bias"]), name
         y = weight.scheme.linear(expected[f"{name}.x"], weight.parts, quantize=False)
-        _assert_close(y if bias is None else y + bias, expected[f"{name}.y"], 2e-6, name)
+        assert_near(y if bias is None else y + bias, expected[f"{name}.y"], 2e-6, name)
 
 
-def _assert_close(values: Tensor, wanted: Tensor, tolerance: float, name: str) -> None:
+def assert_near(values: Tensor, wanted: Tensor, tolerance: float, name: str) -> None:
+    """Bit for bit with EXACT, else |values - wanted| <= tolerance * |wanted| (Frobenius)."""
     if tolerance == EXACT:
         assert torch.equal(values, wanted), name
     else:

@@ -55,14 +55,6 @@ def test_float32_forward_equals_the_golden_one(data: Path, case: str) -> None:
     assert torch.linalg.norm(output - expected) <= 1e-5 * torch.linalg.norm(expected)
 
 
-def test_layers_agree_with_the_golden_samples(data: Path) -> None:
-    expected = load_file(data / "modelopt_flux1_nvfp4/expected.safetensors")
-    for name, layer in quant_linears(load_flux(data / "modelopt_flux1_nvfp4/checkpoint", activations="bf16")).items():
-        y = layer(expected[f"{name}.x"].float())
-        wanted = expected[f"{name}.y"]
-        assert torch.linalg.norm(y - wanted) <= 1e-6 * torch.linalg.norm(wanted), name
-
-
 def test_plain_weights_are_bit_identical_to_diffusers(data: Path) -> None:
     ours = load_flux(data / "base/flux1")
     theirs = FluxTransformer2DModel.from_pretrained(data / "base/flux1", torch_dtype=torch.bfloat16)

@@ -1,7 +1,6 @@
 """What `verify` finds: each damage by the check that is meant for it, and nothing in what is sound."""
 
 import json
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +35,7 @@ def shard(folder: Path, number: int) -> Path:
     return sorted(folder.glob("*.safetensors"))[number - 1]
 
 
-@pytest.mark.parametrize("path", ["modelopt_flux1_fp8/checkpoint/hf", "modelopt_flux1_nvfp4/checkpoint"])
+@pytest.mark.parametrize("path", ["modelopt_flux1_fp8/checkpoint", "modelopt_flux1_nvfp4/checkpoint"])
 def test_sound_exports_are_sound_beside_their_base(data: Path, path: str) -> None:
     report = mezzotint.verify(data / path, data / "base/flux1")
     assert report.findings == ()
@@ -53,27 +52,39 @@ def test_a_sound_folder_of_shards_has_its_checksums_compared(shards: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("case", "severity", "check", "message"),
+    ("case", "severity", "check"),
     [
-        ("config_lies_about_algo", 2, "format", "declares FP8, and the tensors are NVFP4"),
-        ("duplicate_key_across_shards", 2, "duplicates", "is stored twice"),
-        ("header_length_lie", 2, "header", "says that its header has"),
-        ("missing_input_scale", 2, "layers", r"norm\.linear\.input_scale is not there"),
-        ("missing_shard", 2, "index", "the index names it, and it is not there"),
-        ("missing_weight_scale", 2, "layers", r"to_q\.weight_scale is not there"),
-        ("nan_scale", 2, "layers", r"to_q\.weight_scale holds a value that is not finite"),
-        ("stale_index_beside_single_file", 1, "index", "beside a complete"),
-        ("truncated_shard", 2, "header", "is truncated"),
-        ("wrong_shape_scale", 2, "layers", r"shape \[32, 1\], expected \[32, 2\]"),
-        ("zero_size_file", 2, "header", "is empty"),
+        ("config_lies_about_algo", 2, "format"),
+        ("duplicate_key_across_shards", 2, "duplicates"),
+        ("header_length_lie", 2, "header"),
+        ("malicious_pickle", 2, "format"),
+        ("missing_input_scale", 2, "layers"),
+        ("missing_shard", 2, "index"),
+        ("missing_weight_scale", 2, "layers"),
+        ("nan_scale", 2, "layers"),
+        ("stale_index_beside_single_file", 1, "index"),
+        ("truncated_shard", 2, "header"),
+        ("wrong_shape_scale", 2, "layers"),
+        ("zero_size_file", 2, "header"),
     ],
 )
-def test_damaged_exports_get_their_diagnosis(data: Path, case: str, severity: int, check: str, message: str) -> None:
+def test_each_damage_is_found_by_the_check_that_is_meant_for_it(
+    data: Path, case: str, severity: int, check: str
+) -> None:
+    """What is said of each stands in test_golden.py."""
     report = mezzotint.verify(data / f"broken_{case}/checkpoint")
     assert report.exit_code == severity
     (finding,) = [finding for finding in report.findings if finding.severity == severity]
     assert finding.check == check
-    assert re.search(message, finding.message)
+
+
+def test_nibbles_that_are_swapped_throughout_are_one_finding(data: Path) -> None:
+    report = mezzotint.verify(data / "broken_nibble_swapped_comfy/checkpoint", data / "base/qwenimage")
+    (finding,) = [finding for finding in report.findings if finding.severity]
+    assert (finding.severity, finding.check) == (Severity.BROKEN, "layout")
+    assert "codes low first" in finding.message
+    assert "against what its format would have (codes high first" in finding.message
+    assert all(layer.cosine > 0.99 for layer in report.layers)
 
 
 def test_swapped_nibbles_are_seen_beside_the_base(nvfp4: Path, data: Path) -> None:

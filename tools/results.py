@@ -14,7 +14,7 @@ RESULTS = ROOT / "benchmarks/results"
 
 def append(name: str, what: str, figures: dict[str, Any]) -> None:
     """Add a row to `name`.jsonl, and print it."""
-    row = {"what": what, "commit": commit(), "machine": machine(), "command": command(), **figures}
+    row = {"what": what, "commit": COMMIT, "machine": machine(), "command": command(), **figures}
     RESULTS.mkdir(parents=True, exist_ok=True)
     with (RESULTS / f"{name}.jsonl").open("a") as stream:
         stream.write(json.dumps(row) + "\n")
@@ -41,3 +41,7 @@ def machine() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
     return f"{model}, {os.cpu_count()} cores, {platform.system()} {platform.release()}"
+
+
+COMMIT = commit()
+"""As it was when the program started: what is measured for an hour is not what is committed meanwhile."""

@@ -12,7 +12,7 @@ and has a pre_quant_scale or a low-rank part is stored transformed, and is read 
 against the tensors: a file that says FP8 and holds NVFP4 is refused.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 import torch
@@ -148,11 +148,16 @@ def _linear(header: Header, weight: TensorInfo, declared: set[str]) -> StoredLin
     scheme = SCHEME_OF_DTYPE.get(weight.dtype, BF16)
     module = weight.name.removesuffix(".weight")
     keys = {part: module + suffix for part, suffix in SUFFIXES[scheme.name].items()}
-    present = {part for part, suffix in OPTIONAL_SUFFIXES.items() if module + suffix in header.tensors}
-    expected = (set() if scheme is BF16 else declared) | (LOW_RANK if present & LOW_RANK else set())
-    keys |= {part: module + suffix for part, suffix in OPTIONAL_SUFFIXES.items() if part in present | expected}
+    keys |= optional_keys(header, module, set() if scheme is BF16 else declared)
     rows, columns = (*weight.shape, 0, 0)[:2]
     return StoredLinear(module, scheme, PLAIN, (rows, columns * 2 if scheme is NVFP4 else columns), keys)
+
+
+def optional_keys(header: Header, module: str, expected: Set[str] = frozenset()) -> dict[str, str]:
+    """{part: tensor} of the optional parts that are there or ought to be; half a low-rank pair calls for the other."""
+    present = {part for part, suffix in OPTIONAL_SUFFIXES.items() if module + suffix in header.tensors}
+    wanted = present | expected | (LOW_RANK if present & LOW_RANK else set())
+    return {part: module + suffix for part, suffix in OPTIONAL_SUFFIXES.items() if part in wanted}
 
 
 def _check_declared(header: Header, config: Mapping[str, Any], linears: Mapping[str, StoredLinear]) -> None:

@@ -14,7 +14,7 @@ import torch
 from mezzotint.errors import BrokenFile, MissingTensor, UnknownFormat, Unsupported
 from mezzotint.formats.contents import MAX_PADDING, StoredLinear
 from mezzotint.formats.header import Header
-from mezzotint.formats.modelopt import COMFY_NOTE, OPTIONAL_SUFFIXES, SUFFIXES
+from mezzotint.formats.modelopt import COMFY_NOTE, SUFFIXES, optional_keys
 from mezzotint.schemes import FP8, INT8, MXFP8, NVFP4, Scheme
 from mezzotint.tensor import PLAIN, Layout
 
@@ -76,7 +76,7 @@ def noted_linear(header: Header, module: str, note: Mapping[str, Any]) -> Stored
 def kitchen_linear(header: Header, module: str, scheme: Scheme, dynamic: bool = True) -> StoredLinear:
     """A layer as comfy-kitchen writes it; unless its product is in full precision, a missing input scale is dynamic."""
     keys = {part: module + suffix for part, suffix in SUFFIXES[scheme.name].items()}
-    keys |= {part: module + suffix for part, suffix in OPTIONAL_SUFFIXES.items() if module + suffix in header.tensors}
+    keys |= optional_keys(header, module)
     if not dynamic:
         keys.pop("input_scale", None)
     rows, columns = (*header.tensors[f"{module}.weight"].shape, 0, 0)[:2]

@@ -8,14 +8,14 @@ from typing import Any
 from mezzotint.builtin import resolve
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.errors import CheckpointError
-from mezzotint.formats import read_header
+from mezzotint.formats.supplement import component_of, open_header
 from mezzotint.hub import local_copy
 from mezzotint.loading import plan
 from mezzotint.pipelines import meta_model
 from mezzotint.verifying import against_base
 from mezzotint.verifying.against_base import LayerError
 from mezzotint.verifying.files import Files, check_sum, look_at_files, recorded_but_absent, recorded_checksums
-from mezzotint.verifying.findings import Finding, Progress, Severity, of_error, suspicious
+from mezzotint.verifying.findings import Finding, Progress, Severity, broken, of_error, suspicious
 from mezzotint.verifying.repair import Repair, fetch_again
 from mezzotint.verifying.values import check_linear, check_plain
 
@@ -69,10 +69,11 @@ def verify(
     """
     place = local_copy(resolve(path))
     repairs: tuple[Repair, ...] = ()
-    files = look_at_files(place)
+    component = local_copy(component_of(place))
+    files = look_at_files(component)
     if repair:
         repairs = tuple(fetch_again(_to_fetch(files)))
-        files = look_at_files(place)
+        files = look_at_files(component)
     reference = None if base is None else Checkpoint.open(base)
     return _Run(place, files, reference, on_progress).report(repairs)
 
@@ -105,6 +106,7 @@ class _Run:
             if not any(finding.check == "layers" for finding in findings):
                 findings += _against_config(checkpoint)
             if self.base is not None:
+                checkpoint = self._measured(checkpoint, self.base, findings)
                 errors = self._compare(checkpoint, self.base, findings)
         return VerifyReport(
             path=self.path,
@@ -131,7 +133,7 @@ class _Run:
     def _open(self, findings: list[Finding]) -> Checkpoint | None:
         """The checkpoint, or None if the files cannot be read as one; what stops it is among the findings."""
         try:
-            checkpoint = Checkpoint.of(read_header(self.path))
+            checkpoint = Checkpoint.of(open_header(self.path))
             _ = checkpoint.linears
         except CheckpointError as error:
             if not any(finding.severity == Severity.BROKEN for finding in findings):
@@ -147,6 +149,17 @@ class _Run:
         for key in checkpoint.contents.plain:
             yield from check_plain(key, header.tensors[key])
             self._count(header.tensors[key].nbytes)
+
+    def _measured(self, checkpoint: Checkpoint, base: Checkpoint, findings: list[Finding]) -> Checkpoint:
+        """The checkpoint with the layout that its numbers show beside the base, if they show one for all of it."""
+        try:
+            measured = checkpoint.measured(base)
+        except CheckpointError:  # its layers are compared one by one, and those that are damaged have been found
+            return checkpoint
+        if measured.contents.linears != checkpoint.contents.linears:
+            hint = "readers that go by the format paint noise; `mezzotint convert --base` puts the bytes right."
+            findings.append(broken("layout", str(self.path), "; ".join(measured.contents.evidence), hint))
+        return measured
 
     def _compare(self, checkpoint: Checkpoint, base: Checkpoint, findings: list[Finding]) -> list[LayerError]:
         damaged = {finding.where for finding in findings if finding.severity == Severity.BROKEN}
