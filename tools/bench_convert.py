@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import mezzotint
@@ -43,27 +44,32 @@ def hash_all(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path)
-    parser.add_argument("folder", type=Path, help="where to write and remove copies")
+    parser.add_argument("folder", type=Path, help="where to write copies; must not exist")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--to", default="mezzotint")
     arguments = parser.parse_args()
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    target = arguments.folder / "bench-out"
     load = [round(number, 2) for number in os.getloadavg()]
     rows: dict[str, list[float]] = {"cp": [], "cp_sync": [], "sha256": [], "convert": []}
-    mezzotint.convert(arguments.source, target, to=arguments.to)  # reads everything once, imports what is needed
-    size = sum(file.stat().st_size for file in target.rglob("*.safetensors"))
+
+    def time_alone(name: str, run: Callable[[Path], object]) -> None:
+        """Time one run that writes into a folder which is removed afterwards."""
+        arguments.folder.mkdir(parents=True)
+        rows[name].append(timed(lambda: run(arguments.folder / "out")))
+        shutil.rmtree(arguments.folder)
+
+    def convert(target: Path) -> None:
+        mezzotint.convert(arguments.source, target, to=arguments.to)
+
+    time_alone("convert", convert)  # reads everything once, imports what is needed
+    rows["convert"].clear()
     for _ in range(arguments.repeats):
-        for name, sync in (("cp", False), ("cp_sync", True)):
-            shutil.rmtree(target)
-            rows[name].append(timed(lambda sync=sync: copy(arguments.source, target, sync)))
-        rows["sha256"].append(timed(lambda: hash_all(target)))
-        shutil.rmtree(target)
-        rows["convert"].append(timed(lambda: mezzotint.convert(arguments.source, target, to=arguments.to)))
-    shutil.rmtree(target)
+        time_alone("cp", partial(copy, arguments.source, sync=False))
+        time_alone("cp_sync", partial(copy, arguments.source, sync=True))
+        time_alone("sha256", lambda _target: hash_all(arguments.source))
+        time_alone("convert", convert)
     medians = {f"{name}_s": round(statistics.median(times), 3) for name, times in rows.items()}
     figures = {
-        "bytes": size,
+        "bytes": sum(file.stat().st_size for file in arguments.source.glob("*.safetensors")),
         "repeats": arguments.repeats,
         **medians,
         "times_s": {name: [round(t, 3) for t in times] for name, times in rows.items()},

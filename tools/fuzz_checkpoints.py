@@ -8,6 +8,7 @@ by a named error.
 import argparse
 import json
 import random
+import shutil
 import time
 from collections import Counter
 from pathlib import Path
@@ -120,14 +121,18 @@ def mutate(content: bytes, chance: random.Random) -> bytes:
     return joined(entries, data)
 
 
-def fuzz(sources: list[Path], file: Path, number: int, seed: int) -> dict[str, Any]:
-    """Inspect `number` changed files; any error that is not one of Mezzotint's own passes through."""
+def fuzz(sources: list[Path], folder: Path, number: int, seed: int) -> dict[str, Any]:
+    """Inspect `number` changed files beside their own config.json; any error not of Mezzotint's own passes through."""
     chance = random.Random(seed)
     counts: Counter[str] = Counter()
-    contents = [source.read_bytes() for source in sources]
+    contents = {source: source.read_bytes() for source in sources}
     slowest = 0.0
     for _ in range(number):
-        file.write_bytes(mutate(chance.choice(contents), chance))
+        source = chance.choice(sources)
+        file = folder / "changed.safetensors"
+        file.write_bytes(mutate(contents[source], chance))
+        config = source.with_name("config.json")
+        (folder / "config.json").write_bytes(config.read_bytes() if config.is_file() else b"{}")
         started = time.perf_counter()
         try:
             report = inspect(file)
@@ -144,11 +149,12 @@ def main() -> None:
     parser.add_argument("sources", type=Path, nargs="+", help="checkpoints, each one safetensors file")
     parser.add_argument("--number", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--file", type=Path, default=Path("fuzz.safetensors"), help="where to write; on failure, kept")
+    parser.add_argument("--folder", type=Path, required=True, help="where to write; what fails is left there")
     parser.add_argument("--record", action="store_true", help="add a row to benchmarks/results/robustness.jsonl")
     arguments = parser.parse_args()
-    figures = fuzz(arguments.sources, arguments.file, arguments.number, arguments.seed)
-    arguments.file.unlink()
+    arguments.folder.mkdir(parents=True)
+    figures = fuzz(arguments.sources, arguments.folder, arguments.number, arguments.seed)
+    shutil.rmtree(arguments.folder)
     print(json.dumps(figures))
     if arguments.record:
         results.append("robustness", "changed checkpoints, inspected", figures)
