@@ -1,6 +1,5 @@
 """The main job on the built-in model: the same pictures in BF16, FP8 and NVFP4, and how far they agree."""
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ from PIL.Image import Image
 from mezzotint.builtin import DEMO
 from mezzotint.pictures import sheet
 from mezzotint.pipelines import Painting, load, paint, sampling_of
-from mezzotint.quality import latent_cosine, picture_psnr, picture_ssim
+from mezzotint.quality.metrics import latent_cosine, psnr, ssim, stack
 
 PROMPTS = (
     "a large red circle on a blue background",
@@ -69,12 +68,12 @@ def run(device: str | torch.device | None = None, on_row: Callable[[str], None] 
 
 
 def _row(name: str, weights_mib: float, seconds: float, reference: Painting, candidate: Painting) -> Row:
-    psnr = picture_psnr(reference.images, candidate.images)
+    expected, found = stack(reference.images), stack(candidate.images)
     return Row(
         name=name,
         weights_mib=weights_mib,
         latent_cosine=latent_cosine(reference.latents, candidate.latents),
-        psnr=psnr if math.isfinite(psnr) else None,
-        ssim=picture_ssim(reference.images, candidate.images),
+        psnr=None if torch.equal(expected, found) else float(psnr(expected, found).mean()),
+        ssim=float(ssim(expected, found).mean()),
         seconds_per_image=seconds,
     )

@@ -1,5 +1,5 @@
 """How close a quantized model's latents and pictures are to the reference's."""
 
-from mezzotint.quality.metrics import latent_cosine, picture_psnr, picture_ssim
+from mezzotint.quality.metrics import latent_cosine
 
-__all__ = ["latent_cosine", "picture_psnr", "picture_ssim"]
+__all__ = ["latent_cosine"]
