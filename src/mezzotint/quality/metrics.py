@@ -149,9 +149,10 @@ def ssim(reference: Tensor, candidate: Tensor) -> Tensor:
 
 def _ms_ssim(reference: Tensor, candidate: Tensor) -> Tensor:
     """Structural similarity at five scales, [n]."""
-    return multiscale_structural_similarity_index_measure(
+    result: Tensor = multiscale_structural_similarity_index_measure(
         candidate, reference, data_range=1.0, reduction="none"
-    ).reshape(-1)
+    )
+    return result.reshape(-1)
 
 
 def _mae(reference: Tensor, candidate: Tensor) -> Tensor:
