@@ -72,11 +72,7 @@ def load(
     folder = resolve(model)
     index = _pipeline_index(folder)
     place = torch.device(device) if device is not None else best_device()
-    planned = {
-        component: plan_transformer(component, source, index, folder, activations)
-        for component, source in {TRANSFORMER: transformer, SECOND: transformer_2}.items()
-        if source is not None or _class_of(index, component) is not None
-    }
+    planned = plan_transformers(folder, transformer, transformer_2, activations)
     reports = {
         component: load_model(ready, module, place, dtype, backend) for component, (ready, module) in planned.items()
     }
@@ -87,6 +83,21 @@ def load(
     pipe.to(place)
     pipe.load_report, pipe.load_report_2 = reports[TRANSFORMER], reports.get(SECOND)
     return pipe
+
+
+def plan_transformers(
+    folder: AnyPath, transformer: str | AnyPath | None, transformer_2: str | AnyPath | None, activations: str
+) -> dict[str, tuple[LoadPlan, nn.Module]]:
+    """{component: its plan and its model} of a pipeline's transformers, each the one named or else the pipeline's own.
+
+    Raises  MezzotintError, before any weight is read, if the files do not fit together
+    """
+    index = _pipeline_index(folder)
+    return {
+        component: plan_transformer(component, source, index, folder, activations)
+        for component, source in {TRANSFORMER: transformer, SECOND: transformer_2}.items()
+        if source is not None or _class_of(index, component) is not None
+    }
 
 
 def plan_transformer(

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from mezzotint.cli import convert, demo, generate, inspect, verify
+from mezzotint.cli import compare, convert, demo, generate, inspect, verify
 from mezzotint.errors import MezzotintError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app.command("generate")(generate.generate)
 app.command("inspect")(inspect.inspect)
 app.command("convert")(convert.convert)
 app.command("verify")(verify.verify)
+app.command("compare")(compare.compare)
 app.command("demo")(demo.demo)
 
 

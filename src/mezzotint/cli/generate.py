@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mezzotint.cli.sides import sides
 from mezzotint.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ Examples:
 
   mezzotint generate "a cat on the moon" --model ./wan2.2 --transformer ./high-fp8 --transformer-2 ./low-fp8 -o cat.mp4
 """
-SMALLEST, LARGEST = 16, 8192
 UNSOUND = "-unsound"
 
 
@@ -74,7 +74,7 @@ def generate(
         own = sampling_of(model)
         if frames is not None and own.num_frames is None:
             raise BadRequest("--frames is for videos, and this model paints pictures")
-        settings = own.but(steps=steps, guidance=guidance, num_frames=frames, **_sides(size))
+        settings = own.but(steps=steps, guidance=guidance, num_frames=frames, **sides(size))
         output = _checked_output(output, own.num_frames is not None, grid)
         pipe = load(model, transformer, transformer_2, device, activations=activations, backend=backend)
         repeated = [prompt for prompt in prompts for _ in range(count)]
@@ -110,16 +110,6 @@ def generate(
 
 
 generate.__doc__ = EXAMPLES
-
-
-def _sides(size: str | None) -> dict[str, int]:
-    """The settings that `--size` stands for: N, or WIDTHxHEIGHT."""
-    if size is None:
-        return {}
-    sides = [int(side) if side.isdecimal() else 0 for side in size.lower().split("x")]
-    if len(sides) > 2 or not all(SMALLEST <= side <= LARGEST for side in sides):
-        raise BadRequest(f"--size is {size!r}", f"give N or WIDTHxHEIGHT, each from {SMALLEST} to {LARGEST}.")
-    return {"width": sides[0], "size": sides[-1]}
 
 
 def _checked_output(output: Path | None, video: bool, grid: bool) -> Path:

@@ -1,0 +1,120 @@
+"""`mezzotint compare`: does a quantized model still paint what BF16 paints?"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mezzotint.cli.sides import sides
+from mezzotint.errors import BadRequest
+
+
+def compare(
+    reference: Annotated[str, typer.Argument(help="[NAME=]SOURCE[,OPTION=VALUE...]: a pipeline or a transformer.")],
+    candidates: Annotated[list[str], typer.Argument(metavar="CANDIDATE...", help="The same, one or more.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report and what was painted.")],
+    model: Annotated[
+        str | None, typer.Option(help="Pipeline around sources that are transformers [the reference, or 'demo'].")
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option(metavar="FILE|default|demo", help="One prompt a line [the set that fits the model].")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Pictures for each prompt.")] = 1,
+    steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Denoising steps [model's own].")] = None,
+    size: Annotated[str | None, typer.Option(metavar="N|WxH", help="In pixels [model's own].")] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale [model's own].")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, max=10_000, help="Frames of a video [model's own].")] = None,
+    metrics: Annotated[
+        str | None, typer.Option(metavar="NAME,...", help="psnr, ssim, ms_ssim, flip, lpips, mae [all].")
+    ] = None,
+    gate: Annotated[
+        str | None, typer.Option(metavar="strict|fp8|w4|FILE", help="What a candidate must keep [its own profile].")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on in a folder that is not empty: paint only what is missing there.")
+    ] = False,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... [the GPU if there is one].")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print report.json on stdout.")] = False,
+) -> None:
+    """Paint the same prompts from the same noise with every model, and hold the candidates against the reference.
+
+    Each model is loaded once, paints everything, and is freed before the next. The folder gets report.html,
+    report.json, report.md and sheet.png, and under runs/ what was painted; with --resume, a killed run goes on, and a
+    candidate is added without painting the reference again.
+
+    A source is whatever `generate` takes as --model or --transformer. Before it may stand a name for the report, after
+    it options of its own: backend, activations (as_stored or bf16), transformer_2.
+
+    Exits with 0 if every candidate passes its gate, 1 if one fails, 2 if it could not run.
+
+    Examples:
+
+      mezzotint compare demo demo-fp8 demo-nvfp4 demo-nvfp4-comfy -o report
+
+      mezzotint compare demo w4a4=demo-nvfp4 w4a16=demo-nvfp4,activations=bf16 -o report --gate w4
+
+      mezzotint compare ./FLUX.1-dev ./flux1-dev-fp8/transformer --prompts prompts.txt --seeds 2 --steps 8 -o report
+
+      mezzotint compare ./FLUX.1-dev fast=./flux1-fp8 slow=./flux1-fp8,backend=reference -o report --resume
+    """
+    if output.is_dir() and any(output.iterdir()) and not resume:
+        raise BadRequest(
+            f"-o is {output}, and that folder is not empty", "--resume goes on there; or name a new folder."
+        )
+    from mezzotint.cli.output import quiet_libraries, step_progress
+
+    with step_progress() as progress:
+        bar = progress.add_task("loading", total=None)
+        quiet_libraries()
+        from mezzotint.quality.comparison import compare as run
+        from mezzotint.quality.report import write_report
+
+        comparison = run(
+            reference,
+            candidates,
+            output,
+            model=model,
+            prompts=prompts,
+            seeds=seeds,
+            steps=steps,
+            size=sides(size),
+            guidance=guidance,
+            frames=frames,
+            metrics=None if metrics is None else metrics.split(","),
+            gate=gate,
+            device=device,
+            on_picture=lambda done, total, name: progress.update(bar, completed=done, total=total, description=name),
+        )
+        progress.update(bar, description="writing the report")
+        files = write_report(comparison, output)
+    if as_json:
+        print(files[1].read_text(encoding="utf-8"), end="")
+    else:
+        _print(comparison.to_dict())
+        print(f"wrote {', '.join(map(str, files))}", file=sys.stderr)
+    if comparison.verdict != "pass":
+        raise typer.Exit(1)
+
+
+def _print(report: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from mezzotint.cli.output import console
+    from mezzotint.quality.report import tables
+
+    out = console()
+    names = tables.shown(report)
+    table = Table("model", "verdict", box=None)
+    for name in names:
+        table.add_column(tables.title(name), justify="right")
+    for candidate in report["candidates"]:
+        cells = [tables.number(name, candidate["metrics"][name]) for name in names]
+        table.add_row(candidate["name"], candidate["verdict"], *cells)
+    for label, values in tables.floor_rows(report):
+        table.add_row(label, "", *(tables.number(name, values.get(name)) for name in names), style="dim")
+    out.print(table)
+    for candidate in report["candidates"]:
+        for reason in candidate["reasons"]:
+            out.print(f"{candidate['name']} fails: {reason}", markup=False, highlight=False, soft_wrap=True)
+    out.print(f"{report['verdict']}: {tables.verdict_sentence(report)}", markup=False, highlight=False)

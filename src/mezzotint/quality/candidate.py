@@ -1,0 +1,90 @@
+"""One model of a comparison: a source, how it is to run, and its name in the report."""
+
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from mezzotint.builtin import DEMO, resolve
+from mezzotint.errors import BadRequest
+from mezzotint.kernels import AS_STORED
+from mezzotint.pipelines import load, plan_transformers
+
+OPTIONS = ("transformer_2", "activations", "backend")
+PLAIN_NAMES = ("transformer", "diffusion_pytorch_model", "hf")
+"""Parts of a path that many models share, and none is called after."""
+NAMED = re.compile(r"(?P<name>[\w .+-]+)=(?P<rest>.+)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What to load, and what to call it; the fields are those of `mezzotint.load`."""
+
+    name: str
+    model: str
+    transformer: str | None = None
+    transformer_2: str | None = None
+    activations: str = AS_STORED
+    backend: str | None = None
+
+    def load(self, device: torch.device) -> Any:
+        """The pipeline."""
+        return load(
+            self.model, self.transformer, self.transformer_2, device, activations=self.activations, backend=self.backend
+        )
+
+    def check(self) -> None:
+        """Raise what `load` would raise before it reads a weight."""
+        plan_transformers(resolve(self.model), self.transformer, self.transformer_2, self.activations)
+
+    def to_dict(self) -> dict[str, str | None]:
+        return dict(vars(self))
+
+
+def is_pipeline(source: str) -> bool:
+    """Whether a source is a whole diffusers pipeline, not a transformer."""
+    return (resolve(source) / "model_index.json").is_file()
+
+
+def read_sources(reference: str, candidates: list[str], model: str | None = None) -> tuple[Candidate, ...]:
+    """The reference and the candidates from `[NAME=]SOURCE[,OPTION=VALUE...]`; transformers run inside `model`.
+
+    SOURCE   a pipeline, or a transformer: whatever `load` takes as `model` or as `transformer`
+    OPTION   transformer_2, activations or backend, as `load` takes them
+    model    None for the reference, if that is a pipeline, or else the built-in one
+    Raises   BadRequest for an option that does not exist, or two of one name
+    """
+    sources = [_split(text) for text in (reference, *candidates)]
+    around = model or (sources[0][1] if is_pipeline(sources[0][1]) else DEMO)
+    found = tuple(_candidate(*source, around) for source in sources)
+    names = [candidate.name for candidate in found]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise BadRequest(f"two models are called {twice!r}", "name them: first=PATH second=PATH.")
+    return found
+
+
+def _candidate(name: str, source: str, options: dict[str, str], model: str) -> Candidate:
+    if is_pipeline(source):
+        return replace(Candidate(name, source), **options)
+    return replace(Candidate(name, model, source), **options)
+
+
+def _split(text: str) -> tuple[str, str, dict[str, str]]:
+    """(name, source, options)"""
+    source, *rest = text.split(",")
+    options: dict[str, str] = {}
+    for part in rest:
+        key, _, value = part.partition("=")
+        if key not in OPTIONS or not value:
+            raise BadRequest(
+                f"{text!r}: {part!r} is no option", f"after a comma comes {', '.join(f'{o}=...' for o in OPTIONS)}."
+            )
+        options[key] = value
+    named = NAMED.fullmatch(source)
+    if named is not None:
+        return named["name"], named["rest"], options
+    parts = [part.removesuffix(".safetensors") for part in source.split("/") if part not in (".", "..", "")]
+    stem = next((part for part in reversed(parts) if part not in PLAIN_NAMES), source)
+    return " ".join((stem, *(f"{key}={value}" for key, value in options.items()))), source, options

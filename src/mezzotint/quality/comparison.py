@@ -1,0 +1,300 @@
+"""The comparison itself: paint, measure, judge. What comes out is a value that the reports are rendered from."""
+
+import datetime
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+
+from mezzotint._version import VERSION
+from mezzotint.builtin import DATA, DEMO, resolve
+from mezzotint.costs import Laps, Spread
+from mezzotint.errors import BadRequest
+from mezzotint.families import Sampling
+from mezzotint.pipelines import best_device, sampling_of
+from mezzotint.quality.candidate import Candidate, read_sources
+from mezzotint.quality.floor import Level, NoiseFloor
+from mezzotint.quality.gate import Gate, profile_for, read_gate
+from mezzotint.quality.metrics import PICTURE_METRICS, unavailable
+from mezzotint.quality.prompts import Prompt, read_prompts
+from mezzotint.quality.runs import Run, Shot, paint_run
+from mezzotint.quality.scores import Score, intervals, means, score, step_means, worst_pictures
+
+SCHEMA = "mezzotint.compare/1"
+PASS, FAIL = "pass", "fail"
+RUNS = "runs"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is painted and measured: every model paints every prompt from every seed."""
+
+    prompts: tuple[Prompt, ...]
+    seeds: tuple[int, ...]
+    sampling: Sampling
+    metrics: tuple[str, ...]
+    device: torch.device
+
+    def shots(self) -> dict[tuple[int, int], Shot]:
+        """{(number of the prompt, seed): what to paint}"""
+        numbered = enumerate(self.prompts)
+        return {(i, seed): Shot(prompt.text, seed) for i, prompt in numbered for seed in self.seeds}
+
+    @property
+    def other_seed(self) -> int:
+        """A seed that no picture is painted from but those of the noise floor."""
+        return max(self.seeds) + 1
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One candidate: its run, its scores, and the verdict."""
+
+    run: Run
+    gate: Gate
+    scores: tuple[Score, ...]
+    drift: Mapping[str, float | None]
+    reasons: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.run.candidate.name
+
+    @property
+    def verdict(self) -> str:
+        return FAIL if self.reasons else PASS
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The reference, the candidates, and how far apart they are; `to_dict` is report.json, see docs/proof.md."""
+
+    settings: Settings
+    reference: Run
+    reference_problems: Mapping[str, Sequence[str]]
+    floor: NoiseFloor
+    candidates: tuple[Judged, ...]
+    missing: Mapping[str, str]
+    created: str = field(default_factory=lambda: datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds"))
+
+    @property
+    def verdict(self) -> str:
+        return PASS if all(candidate.verdict == PASS for candidate in self.candidates) else FAIL
+
+    def to_dict(self) -> dict[str, Any]:
+        shots = list(self.settings.shots().values())
+        return {
+            "schema": SCHEMA,
+            "created": self.created,
+            "verdict": self.verdict,
+            "environment": _environment(self.settings.device),
+            "settings": {
+                "prompts": [vars(prompt) for prompt in self.settings.prompts],
+                "seeds": list(self.settings.seeds),
+                "sampling": vars(self.settings.sampling),
+                "metrics": list(self.settings.metrics),
+                "unavailable": dict(self.missing),
+            },
+            "reference": _model(self.reference, shots) | {"problems": dict(self.reference_problems)},
+            "noise_floor": self.floor.to_dict(),
+            "candidates": [_candidate(candidate, shots, self.missing) for candidate in self.candidates],
+        }
+
+
+def compare(
+    reference: str,
+    candidates: Sequence[str],
+    output: Path,
+    *,
+    model: str | None = None,
+    prompts: str | None = None,
+    seeds: int = 1,
+    steps: int | None = None,
+    size: Mapping[str, int] | None = None,
+    guidance: float | None = None,
+    frames: int | None = None,
+    metrics: Sequence[str] | None = None,
+    gate: str | None = None,
+    device: str | torch.device | None = None,
+    on_picture: Callable[[int, int, str], None] = lambda _done, _total, _name: None,
+) -> Comparison:
+    """Paint the same prompts from the same noise with every model, and hold the candidates against the reference.
+
+    reference, candidates   `[NAME=]SOURCE[,OPTION=VALUE...]`, see `candidate.read_sources`
+    output      folder; what was painted there before, by the same files and settings, is not painted again
+    prompts     "default", "demo" or a file; None for the set that fits the model
+    metrics     names of picture metrics, None for all
+    gate        a profile or a TOML file, None for the profile that fits each candidate
+    on_picture  called with how many are painted, of how many, and by whom
+    Raises      MezzotintError, before anything is painted if the request or a checkpoint cannot be
+    """
+    sources = read_sources(reference, list(candidates), model)
+    if len(sources) < 2:
+        raise BadRequest("there is no candidate to compare", "name at least one after the reference.")
+    fixed = None if gate is None else read_gate(gate)
+    for source in sources:
+        source.check()
+    own = sampling_of(sources[0].model)
+    settings = Settings(
+        prompts=read_prompts(prompts or ("demo" if _is_demo(sources[0]) else "default")),
+        seeds=tuple(range(seeds)),
+        sampling=own.but(steps=steps, guidance=guidance, num_frames=frames, **(size or {})),
+        metrics=_checked(metrics),
+        device=torch.device(device) if device is not None else best_device(),
+    )
+    return _Comparing(settings, output / RUNS, len(sources), on_picture).judge(sources, fixed)
+
+
+class _Comparing:
+    """One comparison at work: counts pictures, and paints into one folder."""
+
+    def __init__(
+        self, settings: Settings, folder: Path, models: int, on_picture: Callable[[int, int, str], None]
+    ) -> None:
+        self.settings, self.folder, self.on_picture = settings, folder, on_picture
+        self.shots = settings.shots()
+        self.kernels = [Shot(prompt.text, settings.seeds[0], other_kernels=True) for prompt in settings.prompts]
+        self.others = [Shot(prompt.text, settings.other_seed) for prompt in settings.prompts]
+        self.total = models * len(self.shots) + len(self.kernels) + len(self.others)
+        self.done = 0
+
+    def judge(self, sources: Sequence[Candidate], gate: Gate | None) -> Comparison:
+        reference = self._paint(sources[0], [*self.shots.values(), *self.kernels, *self.others])
+        first = reference.painted(next(iter(self.shots.values())))
+        missing = unavailable(self.settings.metrics, first.frames[0].size)
+        floor = NoiseFloor(self._floor(reference, self.kernels), self._floor(reference, self.others))
+        judged = tuple(self._judge(reference, source, floor, gate) for source in sources[1:])
+        problems = {shot.prompt: found for shot in self.shots.values() if (found := reference.painted(shot).problems)}
+        return Comparison(self.settings, reference, problems, floor, judged, missing)
+
+    def _paint(self, source: Candidate, shots: Sequence[Shot]) -> Run:
+        return paint_run(self.folder, source, shots, self.settings.sampling, self.settings.device, self._count)
+
+    def _count(self, name: str) -> None:
+        self.done += 1
+        self.on_picture(self.done, self.total, name)
+
+    def _floor(self, reference: Run, shots: Sequence[Shot]) -> Level:
+        """The reference's own pictures against others of its own, of the same prompts."""
+        expected = [Shot(prompt.text, self.settings.seeds[0]) for prompt in self.settings.prompts]
+        pairs = zip(expected, shots, strict=True)
+        names = self.settings.metrics
+        scores = [score(0, 0, reference.painted(a), reference.painted(b), names) for a, b in pairs]
+        return Level(means(scores), step_means(scores))
+
+    def _judge(self, reference: Run, source: Candidate, floor: NoiseFloor, gate: Gate | None) -> Judged:
+        run = self._paint(source, list(self.shots.values()))
+        scores = tuple(
+            score(prompt, seed, reference.painted(shot), run.painted(shot), self.settings.metrics)
+            for (prompt, seed), shot in self.shots.items()
+        )
+        bits = run.facts["resident"]["bits_per_weight"]
+        own = gate or read_gate(profile_for(bits, run.facts["claims"]))
+        drift = {name: floor.drift(name, value) for name, value in means(scores).items()}
+        reasons = (*_impostor(run), *_unsound(scores), *own.reasons(means(scores), drift, bits))
+        return Judged(run, own, scores, drift, reasons)
+
+
+def _impostor(run: Run) -> tuple[str, ...]:
+    """A checkpoint that says it is quantized, and of which nothing quantized is resident."""
+    if not run.facts["claims"] or run.facts["resident"]["quantized_share"] > 0:
+        return ()
+    kinds = ", ".join(run.facts["resident"]["bytes"])
+    return (
+        f"it claims to be quantized ({'; '.join(run.facts['claims'])}), and all its weights are resident as {kinds}",
+    )
+
+
+def _unsound(scores: Sequence[Score]) -> tuple[str, ...]:
+    seen = [score.problems[0] for score in scores if score.problems]
+    return (f"{len(seen)} of {len(scores)} cannot be pictures: {seen[0]}",) if seen else ()
+
+
+def _checked(names: Sequence[str] | None) -> tuple[str, ...]:
+    known = tuple(metric.name for metric in PICTURE_METRICS)
+    for name in names or ():
+        if name not in known:
+            raise BadRequest(f"there is no metric {name!r}", f"there are: {', '.join(known)}; latents always are.")
+    return known if names is None else tuple(name for name in known if name in names)
+
+
+def _is_demo(candidate: Candidate) -> bool:
+    return resolve(candidate.model) == DATA / DEMO
+
+
+def _environment(device: torch.device) -> dict[str, Any]:
+    return {
+        "mezzotint": VERSION,
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "device": str(device),
+        "machine": platform.machine(),
+    }
+
+
+def _model(run: Run, shots: Sequence[Shot]) -> dict[str, Any]:
+    return {
+        **run.candidate.to_dict(),
+        "identity": run.facts["identity"],
+        "load": run.facts["load"],
+        "claims": run.facts["claims"],
+        "resident": run.facts["resident"],
+        "cost": cost(run, shots),
+    }
+
+
+def cost(run: Run, shots: Sequence[Shot]) -> dict[str, Any]:
+    """What a run cost; times are spreads over the pictures or steps, the first picture of each session left out."""
+    laps = [run.painted(shot).laps for shot in shots]
+    return {
+        "load_seconds": run.facts["load_seconds"],
+        "seconds_per_picture": _spread([lap.total for lap in laps]),
+        "seconds_per_step": _spread([step for lap in laps for step in lap.steps]),
+        "stages": _stages(laps),
+        "resident_bytes": run.facts["resident"]["pipeline_bytes"],
+        "activation_bytes": _activations(run.facts["memory"]),
+        "memory": run.facts["memory"],
+    }
+
+
+def _stages(laps: Sequence[Laps]) -> dict[str, Any]:
+    return {
+        "encode": _spread([lap.encode for lap in laps]),
+        "denoise": _spread([sum(lap.steps) for lap in laps]),
+        "decode": _spread([lap.decode for lap in laps]),
+    }
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return vars(Spread.of(values))
+
+
+def _activations(memory: Sequence[Mapping[str, Any]]) -> int | None:
+    """The largest that painting needed beyond what was loaded, by PyTorch's count or else the driver's."""
+    loaded, painted = memory
+    for before, after in (("allocated", "peak_allocated"), ("driver", "driver")):
+        if loaded[before] is not None and painted[after] is not None:
+            return max(0, int(painted[after] - loaded[before]))
+    return None
+
+
+def _candidate(judged: Judged, shots: Sequence[Shot], missing: Mapping[str, str]) -> dict[str, Any]:
+    scores = judged.scores
+    absent: dict[str, None] = dict.fromkeys(missing)
+    return {
+        "name": judged.name,
+        "verdict": judged.verdict,
+        "reasons": list(judged.reasons),
+        "gate": judged.gate.to_dict(),
+        "metrics": means(scores) | absent,
+        "intervals": intervals(scores),
+        "drift": dict(judged.drift) | absent,
+        "worst": worst_pictures(scores),
+        "trajectory": step_means(scores),
+        "pictures": [score.to_dict() for score in scores],
+        **_model(judged.run, shots),
+    }

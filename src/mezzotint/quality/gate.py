@@ -1,0 +1,123 @@
+"""Limits that a candidate must keep: three profiles that come with the package, and TOML files of the user's.
+
+    max_bits_per_weight = 10.0       # of the linear layers as they are resident, scales counted
+
+    [limits.latent_cosine_last]
+    min = 0.99                       # of the mean over all pictures; max for a distance
+    max_drift = 0.5                  # relative to the noise floor: 0 the reference with other kernels, 1 another seed
+
+A limit on a metric that could not be computed here (LPIPS without its weights) fails: a gate is not silently skipped.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mezzotint.builtin import DATA
+from mezzotint.errors import BadRequest
+from mezzotint.quality.metrics import METRICS
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PROFILES = {path.stem: path for path in sorted((DATA / "gates").glob("*.toml"))}
+KINDS = ("min", "max", "max_drift")
+EIGHT_BITS, FOUR_BITS = 12.0, 7.0
+"""Resident bits a weight up to which a candidate is held to the profile of 8 and of 4 bits, where none is named."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One bound on one metric; `kind` is one of KINDS."""
+
+    metric: str
+    kind: str
+    bound: float
+
+    def broken_by(self, value: float | None, drift: float | None) -> str | None:
+        """Why the limit is not kept, or None if it is."""
+        metric = METRICS[self.metric]
+        found = drift if self.kind == "max_drift" else value
+        what = f"drift of {metric.title}" if self.kind == "max_drift" else f"mean {metric.title}"
+        if found is None:
+            return f"{what}: could not be computed, and the gate asks for {self}"
+        if (found < self.bound) if self.kind == "min" else (found > self.bound):
+            return f"{what} is {found:.{metric.digits}f}, and the gate asks for {self}"
+        return None
+
+    def __str__(self) -> str:
+        return f"{'at least' if self.kind == 'min' else 'at most'} {self.bound:g}"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a candidate must keep; `max_bits_per_weight` None for any."""
+
+    name: str
+    limits: tuple[Limit, ...]
+    max_bits_per_weight: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def reasons(
+        self, metrics: Mapping[str, float | None], drift: Mapping[str, float | None], bits_per_weight: float
+    ) -> Iterator[str]:
+        """Why a candidate fails, worst kind first; nothing if it passes."""
+        if self.max_bits_per_weight is not None and bits_per_weight > self.max_bits_per_weight:
+            yield (
+                f"{bits_per_weight:.1f} bits a weight are resident, and the gate {self.name} asks for at most "
+                f"{self.max_bits_per_weight:g}"
+            )
+        for limit in self.limits:
+            reason = limit.broken_by(metrics.get(limit.metric), drift.get(limit.metric))
+            if reason is not None:
+                yield reason
+
+
+def read_gate(source: str) -> Gate:
+    """The gate of a profile's name or a TOML file.
+
+    Raises  BadRequest if there is none, or it says what no gate can
+    """
+    path = PROFILES.get(source, Path(source))
+    if not path.is_file():
+        raise BadRequest(
+            f"--gate is {source!r}, and no such file is there", f"the profiles are: {', '.join(PROFILES)}."
+        )
+    try:
+        entries = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise BadRequest(f"{path}: is not TOML: {error}") from error
+    limits = tuple(_limits(path, entries.pop("limits", {})))
+    most = entries.pop("max_bits_per_weight", None)
+    if entries:
+        raise BadRequest(f"{path}: {', '.join(entries)} is nothing that a gate has")
+    return Gate(path.stem, limits, most)
+
+
+def _limits(path: Path, tables: Mapping[str, Mapping[str, float]]) -> Iterator[Limit]:
+    for metric, bounds in tables.items():
+        if metric not in METRICS:
+            raise BadRequest(f"{path}: there is no metric {metric}", f"there are: {', '.join(METRICS)}.")
+        for kind, bound in bounds.items():
+            if kind not in KINDS or not isinstance(bound, float | int):
+                raise BadRequest(
+                    f"{path}: {metric}: {kind} = {bound!r}", f"the limits are numbers: {', '.join(KINDS)}."
+                )
+            yield Limit(metric, kind, float(bound))
+
+
+def profile_for(bits_per_weight: float, claims: Sequence[str]) -> str:
+    """The profile of a candidate where none is named: by what it claims to be, or else by what is resident."""
+    if bits_per_weight <= FOUR_BITS:
+        return "w4"
+    if bits_per_weight <= EIGHT_BITS:
+        return "fp8"
+    if not claims:
+        return "strict"
+    return "w4" if any("4" in claim for claim in claims) else "fp8"

@@ -1,0 +1,47 @@
+"""A comparison as files: report.html, report.json, report.md and sheet.png."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from mezzotint.pictures import save_png, sheet
+from mezzotint.quality.comparison import Comparison
+from mezzotint.quality.report import html, markdown
+from mezzotint.saving import whole_file
+
+SHEET_SIDE = 256
+"""Longest side of a picture on the contact sheet, in pixels."""
+
+
+def write_report(comparison: Comparison, output: Path) -> tuple[Path, ...]:
+    """Write the four files into a folder; returns their paths, the page first."""
+    report = comparison.to_dict()
+    texts = {
+        "report.html": html.render(comparison, report),
+        "report.json": json.dumps(report, indent=2, allow_nan=False) + "\n",
+        "report.md": markdown.render(report),
+    }
+    for name, text in texts.items():
+        with whole_file(output / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    save_png(contact_sheet(comparison), output / "sheet.png", {"prompt": "mezzotint compare"})
+    return (*(output / name for name in texts), output / "sheet.png")
+
+
+def contact_sheet(comparison: Comparison) -> Image.Image:
+    """Rows are models, columns the prompts, first seed; of a video its first frame."""
+    shots = [shot for (_, seed), shot in comparison.settings.shots().items() if seed == comparison.settings.seeds[0]]
+    runs = [comparison.reference, *(candidate.run for candidate in comparison.candidates)]
+    rows = [[_small(run.painted(shot).frames) for shot in shots] for run in runs]
+    return sheet(rows, [run.candidate.name for run in runs], [shot.prompt for shot in shots])
+
+
+def _small(frames: Sequence[Image.Image]) -> Image.Image:
+    picture = frames[0]
+    longest = max(picture.size)
+    if longest <= SHEET_SIDE:
+        return picture
+    width, height = (max(1, side * SHEET_SIDE // longest) for side in picture.size)
+    return picture.resize((width, height), Image.Resampling.LANCZOS)

@@ -1,0 +1,90 @@
+"""The tables of a report, as rows of text, from report.json alone; the page and the Markdown print the same."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mezzotint.quality.metrics import LAST, METRICS, Metric
+
+HIDDEN = {f"latent_{name}{LAST}" for name in ("mae", "max_abs", "l2")}
+"""Latent metrics that say the same as the cosine and the RMSE, and are left to report.json."""
+Report = Mapping[str, Any]
+
+
+def shown(report: Report) -> list[str]:
+    """Names of the metrics that a table has a column for."""
+    asked = {*report["settings"]["metrics"]} | {name for name in METRICS if name.endswith(LAST)}
+    return [name for name in METRICS if name in asked and name not in HIDDEN]
+
+
+def number(name: str, value: float | None) -> str:
+    """A metric's value as it is printed; a dash where there is none."""
+    return "–" if value is None else f"{value:.{METRICS[name].digits}f}"
+
+
+def title(name: str) -> str:
+    """A metric's column heading, with an arrow to where the reference is."""
+    metric: Metric = METRICS[name]
+    unit = f" {metric.unit}" if metric.unit else ""
+    return f"{metric.title}{unit} {'↑' if metric.higher else '↓'}"
+
+
+def interval(name: str, candidate: Mapping[str, Any]) -> str:
+    """The confidence interval of a mean, or nothing."""
+    bounds = candidate["intervals"].get(name)
+    return "" if bounds is None else f"{number(name, bounds[0])} to {number(name, bounds[1])}"
+
+
+def floor_rows(report: Report) -> list[tuple[str, Mapping[str, float | None]]]:
+    """The noise floor as rows beside the candidates': (name, {metric: value})."""
+    floor = report["noise_floor"]
+    return [
+        ("reference, other kernels", floor["other_kernels"]["metrics"]),
+        ("reference, another seed", floor["other_seed"]["metrics"]),
+    ]
+
+
+COST_TITLES = ("s / picture", "s / step", "load s", "weights MiB", "bits / weight", "activations MiB", "peak MiB")
+
+
+def cost_row(model: Mapping[str, Any]) -> list[str]:
+    """One model's numbers under COST_TITLES. The peak is PyTorch's, or the driver's where PyTorch has none."""
+    cost = model["cost"]
+    painted = cost["memory"][1]
+    peak = painted["peak_allocated"] if painted["peak_allocated"] is not None else painted["driver"]
+    return [
+        f"{cost['seconds_per_picture']['median']:.2f}",
+        f"{cost['seconds_per_step']['median']:.3f}",
+        f"{cost['load_seconds']:.1f}",
+        _mib(sum(model["resident"]["bytes"].values())),
+        f"{model['resident']['bits_per_weight']:.1f}",
+        _mib(cost["activation_bytes"]),
+        _mib(peak),
+    ]
+
+
+def held(model: Mapping[str, Any]) -> str:
+    """What a model's transformers hold, by dtype."""
+    return ", ".join(f"{dtype} {_mib(size)} MiB" for dtype, size in model["resident"]["bytes"].items())
+
+
+def driver(model: Mapping[str, Any]) -> str:
+    """What the driver counted at the peak, and for whom."""
+    painted = model["cost"]["memory"][1]
+    return f"{_mib(painted['driver'])} MiB ({painted['driver_source']})"
+
+
+def verdict_sentence(report: Report) -> str:
+    """The verdict in one sentence."""
+    names: Sequence[str] = [c["name"] for c in report["candidates"] if c["verdict"] == "pass"]
+    total = len(report["candidates"])
+    pictures = len(report["settings"]["prompts"]) * len(report["settings"]["seeds"])
+    kept = (
+        "every candidate keeps its gate"
+        if len(names) == total
+        else f"{len(names)} of {total} candidates keep their gate"
+    )
+    return f"{kept} over {pictures} picture{'s' if pictures > 1 else ''} each".capitalize()
+
+
+def _mib(size: int | None) -> str:
+    return "–" if size is None else f"{size / 2**20:,.1f}"

@@ -1,0 +1,249 @@
+"""Runs of one model: painted once, kept on disk under a hash of everything that decides the pictures.
+
+runs/KEY/run.json         the model, what was loaded, and what it cost
+runs/KEY/SHOT.png         a picture, or a folder of a video's frames
+runs/KEY/SHOT.safetensors the latents after each step
+runs/KEY/SHOT.json        written last: times, problems; what has none is painted again
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from mezzotint._version import VERSION
+from mezzotint.builtin import resolve
+from mezzotint.costs import Laps, clocked, forget_peak, memory, now
+from mezzotint.families import Sampling
+from mezzotint.hub import AnyPath, HubPath
+from mezzotint.pictures import save_png
+from mezzotint.pipelines import SAMPLING_FILE, SECOND, TRANSFORMER, Painting, paint
+from mezzotint.quality.candidate import Candidate
+from mezzotint.quality.resident import claim_of, resident
+from mezzotint.saving import whole_file
+from mezzotint.saving.stream import record_of
+from mezzotint.videos import save_frames
+
+OTHER_KERNELS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Attention by kernels that PyTorch would not take by itself: not cuDNN's, not FlashAttention; on a CPU plain math."""
+WARM_UP_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One picture or video to paint. `other_kernels` computes the attention by other kernels, for the noise floor."""
+
+    prompt: str
+    seed: int
+    other_kernels: bool = False
+
+    @property
+    def key(self) -> str:
+        return _digest(asdict(self))
+
+    def kernels(self) -> AbstractContextManager[Any]:
+        return sdpa_kernel(OTHER_KERNELS) if self.other_kernels else nullcontext()
+
+
+@dataclass(frozen=True)
+class Painted:
+    """What was painted for a shot.
+
+    frames      one for a picture
+    trajectory  latents after each step, [steps, ...]
+    """
+
+    frames: list[Image.Image]
+    trajectory: Tensor
+    laps: Laps
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one model has painted, in `folder`."""
+
+    candidate: Candidate
+    sampling: Sampling
+    folder: Path
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What was loaded and what it cost."""
+        facts: dict[str, Any] = json.loads((self.folder / "run.json").read_text())
+        return facts
+
+    def has(self, shot: Shot) -> bool:
+        return self._file(shot, ".json").is_file()
+
+    def painted(self, shot: Shot) -> Painted:
+        """What was painted for a shot, read from disk."""
+        entry = json.loads(self._file(shot, ".json").read_text())
+        folder = self._file(shot, "")
+        files = sorted(folder.glob("*.png")) if folder.is_dir() else [self._file(shot, ".png")]
+        laps = entry["laps"]
+        return Painted(
+            frames=[_opened(file) for file in files],
+            trajectory=load_file(self._file(shot, ".safetensors"))["latents"],
+            laps=Laps(laps["encode"], tuple(laps["steps"]), laps["decode"]),
+            problems=tuple(entry["problems"]),
+        )
+
+    def keep(self, shot: Shot, painting: Painting, trajectory: Tensor, laps: Laps) -> None:
+        parameters = {"prompt": shot.prompt, "seed": shot.seed, "model": self.candidate.name}
+        if painting.videos:
+            save_frames(painting.videos[0], self._file(shot, ""), parameters)
+        else:
+            save_png(painting.images[0], self._file(shot, ".png"), parameters)
+        with whole_file(self._file(shot, ".safetensors")) as temporary:
+            save_file({"latents": trajectory}, temporary)
+        _write_json(self._file(shot, ".json"), asdict(shot) | {"laps": asdict(laps), "problems": painting.problems[0]})
+
+    def keep_facts(self, facts: dict[str, Any]) -> None:
+        _write_json(self.folder / "run.json", facts)
+
+    def _file(self, shot: Shot, suffix: str) -> Path:
+        return self.folder / f"{shot.key}{suffix}"
+
+
+def paint_run(
+    folder: Path,
+    candidate: Candidate,
+    shots: Sequence[Shot],
+    sampling: Sampling,
+    device: torch.device,
+    on_picture: Callable[[str], None] = lambda _name: None,
+) -> Run:
+    """Paint what is not there yet; the model is loaded only if something is missing, and freed afterwards.
+
+    on_picture   called with the model's name for each shot, painted or found
+    """
+    key = _digest(run_identity(candidate, sampling, device))
+    run = Run(candidate, sampling, folder / key)
+    missing = [shot for shot in shots if not run.has(shot)]
+    for _ in range(len(shots) - len(missing)):
+        on_picture(candidate.name)
+    if missing:
+        _paint_missing(run, missing, device, on_picture)
+    return run
+
+
+def _paint_missing(run: Run, missing: Sequence[Shot], device: torch.device, on_picture: Callable[[str], None]) -> None:
+    forget_peak(device)
+    began = now(device)
+    pipe = run.candidate.load(device)
+    seconds = now(device) - began
+    loaded = asdict(memory(device, "loaded"))
+    reports = [report for report in (pipe.load_report, pipe.load_report_2) if report is not None]
+    earlier = run.facts if (run.folder / "run.json").is_file() else {}
+    facts = earlier or {
+        "identity": run_identity(run.candidate, run.sampling, device),
+        "load": [report.to_dict() for report in reports],
+        "claims": [claim for claim in (claim_of(report.path) for report in reports) if claim is not None],
+        "resident": resident(pipe).to_dict(),
+        "load_seconds": seconds,
+    }
+    forget_peak(device)
+    paint(pipe, [missing[0].prompt], [0], run.sampling.but(steps=WARM_UP_STEPS), guard=False)
+    for shot in missing:
+        run.keep(shot, *_paint_one(pipe, shot, run.sampling, device))
+        painted = asdict(memory(device, "painted"))
+        run.keep_facts(facts | {"memory": _largest(earlier.get("memory"), [loaded, painted])})
+        on_picture(run.candidate.name)
+    del pipe
+    forget_peak(device)
+
+
+def _paint_one(pipe: Any, shot: Shot, sampling: Sampling, device: torch.device) -> tuple[Painting, Tensor, Laps]:
+    trajectory: list[Tensor] = []
+    with clocked(device, _transformers(pipe)) as clock, shot.kernels():
+
+        def on_step(step: int, latents: Tensor) -> None:
+            clock.on_step(step, latents)
+            trajectory.append(latents)
+
+        painting = paint(pipe, [shot.prompt], [shot.seed], sampling, on_step, guard=False)
+    return painting, torch.stack([latents.cpu() for latents in trajectory]), clock.laps
+
+
+def _transformers(pipe: Any) -> Iterator[nn.Module]:
+    for component in (TRANSFORMER, SECOND):
+        module = getattr(pipe, component, None)
+        if module is not None:
+            yield module
+
+
+def _largest(earlier: list[dict[str, Any]] | None, later: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The larger of two sessions' memory, where a run was resumed."""
+    if earlier is None:
+        return later
+    return [
+        {key: max(b[key], value) if isinstance(value, int) else value for key, value in a.items()}
+        for a, b in zip(earlier, later, strict=True)
+    ]
+
+
+def run_identity(candidate: Candidate, sampling: Sampling, device: torch.device) -> dict[str, Any]:
+    """All that decides what a model paints for a prompt and a seed: code, settings, and the bytes of its files."""
+    model = resolve(candidate.model)
+    sources = {TRANSFORMER: candidate.transformer, SECOND: candidate.transformer_2}
+    replaced = [component for component, source in sources.items() if source is not None]
+    return {
+        "versions": {"mezzotint": VERSION, "torch": torch.__version__, "diffusers": diffusers.__version__},
+        "device": device.type,
+        "activations": candidate.activations,
+        "backend": candidate.backend,
+        "sampling": vars(sampling),
+        "pipeline": pipeline_hash(model, replaced),
+        **{name: content_hash(resolve(source)) for name, source in sources.items() if source is not None},
+    }
+
+
+def pipeline_hash(folder: AnyPath, replaced: Sequence[str]) -> str:
+    """SHA-256 of a pipeline's files, those of the replaced components left out but for their configuration."""
+    if isinstance(folder, HubPath):
+        return f"{folder.repo.name}@{folder.repo.commit}"
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    components = [folder / name for name in index if name not in replaced and (folder / name).is_dir()]
+    small = [folder / "model_index.json", folder / SAMPLING_FILE]
+    return _hash_files(folder, [*small, *components, *(folder / name / "config.json" for name in replaced)])
+
+
+def content_hash(source: AnyPath) -> str:
+    """SHA-256 of a checkpoint's files: a file and the config.json beside it, or all of a folder."""
+    if isinstance(source, HubPath):
+        return f"{source.repo.name}/{source.path}@{source.repo.commit}"
+    if source.is_dir():
+        return _hash_files(source, [source])
+    return _hash_files(source.parent, [source, source.parent / "config.json"])
+
+
+def _hash_files(root: Path, places: Sequence[Path]) -> str:
+    """Of the names and bytes of files, and of all files in folders; what is not there is left out."""
+    files = {file for place in places for file in ([place] if place.is_file() else place.rglob("*")) if file.is_file()}
+    return _digest({str(file.relative_to(root)): record_of(file).sha256 for file in sorted(files)}, length=64)
+
+
+def _digest(value: Any, length: int = 20) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:length]
+
+
+def _opened(file: Path) -> Image.Image:
+    with Image.open(file) as picture:
+        return picture.convert("RGB")
+
+
+def _write_json(path: Path, value: Any) -> None:
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
