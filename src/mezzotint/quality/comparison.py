@@ -2,7 +2,7 @@
 
 import datetime
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from mezzotint.families import Sampling
 from mezzotint.pipelines import best_device, sampling_of
 from mezzotint.quality.candidate import Candidate, read_sources
 from mezzotint.quality.floor import Level, NoiseFloor
-from mezzotint.quality.gate import Gate, profile_for, read_gate
+from mezzotint.quality.gate import PROFILES, Gate, profile_for, read_gate
 from mezzotint.quality.metrics import PICTURE_METRICS, unavailable
 from mezzotint.quality.prompts import Prompt, read_prompts
 from mezzotint.quality.runs import Run, Shot, paint_run
@@ -127,7 +127,7 @@ def compare(
     reference, candidates   `[NAME=]SOURCE[,OPTION=VALUE...]`, see `candidate.read_sources`
     output      folder; what was painted there before, by the same files and settings, is not painted again
     prompts     "default", "demo" or a file; None for the set that fits the model
-    metrics     names of picture metrics, None for all
+    metrics     names of picture metrics, None for all; those that a gate has limits on are computed besides
     gate        a profile or a TOML file, None for the profile that fits each candidate
     on_picture  called with how many are painted, of how many, and by whom
     Raises      MezzotintError, before anything is painted if the request or a checkpoint cannot be
@@ -143,7 +143,7 @@ def compare(
         prompts=read_prompts(prompts or ("demo" if _is_demo(sources[0]) else "default")),
         seeds=tuple(range(seeds)),
         sampling=own.but(steps=steps, guidance=guidance, num_frames=frames, **(size or {})),
-        metrics=_checked(metrics),
+        metrics=_checked(metrics, [fixed] if fixed else [read_gate(name) for name in PROFILES]),
         device=torch.device(device) if device is not None else best_device(),
     )
     return _Comparing(settings, output / RUNS, len(sources), on_picture).judge(sources, fixed)
@@ -192,11 +192,18 @@ class _Comparing:
             score(prompt, seed, reference.painted(shot), run.painted(shot), self.settings.metrics)
             for (prompt, seed), shot in self.shots.items()
         )
-        bits = run.facts["resident"]["bits_per_weight"]
-        own = gate or read_gate(profile_for(bits, run.facts["claims"]))
+        held = run.facts["resident"]
+        own = gate or read_gate(profile_for(held["bits_per_weight"], run.facts["claims"]))
         drift = {name: floor.drift(name, value) for name, value in means(scores).items()}
-        reasons = (*_impostor(run), *_unsound(scores), *own.reasons(means(scores), drift, bits))
-        return Judged(run, own, scores, drift, reasons)
+        kept = own.reasons(means(scores), drift, held["bits_per_weight"], held["unit_input_scales"])
+        return Judged(run, own, scores, drift, (*_impostor(run), *self._unsound(reference, run), *kept))
+
+    def _unsound(self, reference: Run, run: Run) -> Iterator[str]:
+        """What the output guard objects to in pictures of which the reference's are sound."""
+        both = [(run.painted(shot).problems, reference.painted(shot).problems) for shot in self.shots.values()]
+        seen = [own[0] for own, expected in both if own and not expected]
+        if seen:
+            yield f"{len(seen)} of {len(both)} cannot be pictures: {seen[0]}"
 
 
 def _impostor(run: Run) -> tuple[str, ...]:
@@ -209,17 +216,14 @@ def _impostor(run: Run) -> tuple[str, ...]:
     )
 
 
-def _unsound(scores: Sequence[Score]) -> tuple[str, ...]:
-    seen = [score.problems[0] for score in scores if score.problems]
-    return (f"{len(seen)} of {len(scores)} cannot be pictures: {seen[0]}",) if seen else ()
-
-
-def _checked(names: Sequence[str] | None) -> tuple[str, ...]:
+def _checked(names: Sequence[str] | None, gates: Sequence[Gate]) -> tuple[str, ...]:
+    """The metrics asked for and those that the gates need, in the order of a report."""
     known = tuple(metric.name for metric in PICTURE_METRICS)
     for name in names or ():
         if name not in known:
             raise BadRequest(f"there is no metric {name!r}", f"there are: {', '.join(known)}; latents always are.")
-    return known if names is None else tuple(name for name in known if name in names)
+    needed = {limit.metric for gate in gates for limit in gate.limits}
+    return known if names is None else tuple(name for name in known if name in {*names, *needed})
 
 
 def _is_demo(candidate: Candidate) -> bool:

@@ -1,6 +1,7 @@
 """Limits that a candidate must keep: three profiles that come with the package, and TOML files of the user's.
 
     max_bits_per_weight = 10.0       # of the linear layers as they are resident, scales counted
+    max_unit_input_scales = 0        # static input scales that are exactly 1: a default, not a calibration
 
     [limits.latent_cosine_last]
     min = 0.99                       # of the mean over all pictures; max for a distance
@@ -25,6 +26,7 @@ else:
     import tomli as tomllib
 
 PROFILES = {path.stem: path for path in sorted((DATA / "gates").glob("*.toml"))}
+RESIDENT = ("max_bits_per_weight", "max_unit_input_scales")
 KINDS = ("min", "max", "max_drift")
 EIGHT_BITS, FOUR_BITS = 12.0, 7.0
 """Resident bits a weight up to which a candidate is held to the profile of 8 and of 4 bits, where none is named."""
@@ -41,12 +43,13 @@ class Limit:
     def broken_by(self, value: float | None, drift: float | None) -> str | None:
         """Why the limit is not kept, or None if it is."""
         metric = METRICS[self.metric]
-        found = drift if self.kind == "max_drift" else value
-        what = f"drift of {metric.title}" if self.kind == "max_drift" else f"mean {metric.title}"
+        relative = self.kind == "max_drift"
+        found, digits = (drift, 2) if relative else (value, metric.digits)
+        what = f"{'drift of' if relative else 'mean'} {metric.title}"
         if found is None:
-            return f"{what}: could not be computed, and the gate asks for {self}"
+            return f"{what} could not be computed, and the gate asks for {self}"
         if (found < self.bound) if self.kind == "min" else (found > self.bound):
-            return f"{what} is {found:.{metric.digits}f}, and the gate asks for {self}"
+            return f"{what} is {found:.{digits}f}, and the gate asks for {self}"
         return None
 
     def __str__(self) -> str:
@@ -55,23 +58,33 @@ class Limit:
 
 @dataclass(frozen=True)
 class Gate:
-    """What a candidate must keep; `max_bits_per_weight` None for any."""
+    """What a candidate must keep; None for no limit."""
 
     name: str
     limits: tuple[Limit, ...]
     max_bits_per_weight: float | None = None
+    max_unit_input_scales: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def reasons(
-        self, metrics: Mapping[str, float | None], drift: Mapping[str, float | None], bits_per_weight: float
+        self,
+        metrics: Mapping[str, float | None],
+        drift: Mapping[str, float | None],
+        bits_per_weight: float,
+        unit_input_scales: int,
     ) -> Iterator[str]:
-        """Why a candidate fails, worst kind first; nothing if it passes."""
+        """Why a candidate fails, what is resident first; nothing if it passes."""
         if self.max_bits_per_weight is not None and bits_per_weight > self.max_bits_per_weight:
             yield (
-                f"{bits_per_weight:.1f} bits a weight are resident, and the gate {self.name} asks for at most "
+                f"{bits_per_weight:.1f} bits a weight are resident, and the gate asks for at most "
                 f"{self.max_bits_per_weight:g}"
+            )
+        if self.max_unit_input_scales is not None and unit_input_scales > self.max_unit_input_scales:
+            yield (
+                f"input scales of exactly 1, the default where one is missing: {unit_input_scales}, and the gate asks "
+                f"for at most {self.max_unit_input_scales}"
             )
         for limit in self.limits:
             reason = limit.broken_by(metrics.get(limit.metric), drift.get(limit.metric))
@@ -94,10 +107,11 @@ def read_gate(source: str) -> Gate:
     except tomllib.TOMLDecodeError as error:
         raise BadRequest(f"{path}: is not TOML: {error}") from error
     limits = tuple(_limits(path, entries.pop("limits", {})))
-    most = entries.pop("max_bits_per_weight", None)
-    if entries:
-        raise BadRequest(f"{path}: {', '.join(entries)} is nothing that a gate has")
-    return Gate(path.stem, limits, most)
+    resident = {name: entries.pop(name) for name in RESIDENT if name in entries}
+    wrong = [*entries, *(name for name, value in resident.items() if not isinstance(value, float | int))]
+    if wrong:
+        raise BadRequest(f"{path}: {wrong[0]}: a gate has {' and '.join(RESIDENT)}, both numbers, and [limits.METRIC]")
+    return Gate(path.stem, limits, **resident)
 
 
 def _limits(path: Path, tables: Mapping[str, Mapping[str, float]]) -> Iterator[Limit]:

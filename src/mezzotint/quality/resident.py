@@ -22,12 +22,14 @@ class Resident:
     pipeline_bytes    the same of all components
     quantized_share   of the weights of all linear layers, those that are held quantized
     bits_per_weight   of all linear layers, their scales counted too
+    unit_input_scales static input scales that are exactly 1, which no calibration gives
     """
 
     bytes: Mapping[str, int]
     pipeline_bytes: Mapping[str, int]
     quantized_share: float
     bits_per_weight: float
+    unit_input_scales: int
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -54,6 +56,7 @@ def resident(pipe: Any) -> Resident:
     plain = [layer for model in transformers for layer in model.modules() if isinstance(layer, nn.Linear)]
     weights = sum(layer.out_features * layer.in_features for layer in quantized)
     others = sum(layer.weight.numel() for layer in plain)
+    parts = [product.weight_tensor.parts for layer in quantized for product in layer.products]
     held = sum(buffer.nbytes for layer in quantized for buffer in layer.buffers())
     held += sum(layer.weight.nbytes for layer in plain)
     return Resident(
@@ -61,4 +64,5 @@ def resident(pipe: Any) -> Resident:
         pipeline_bytes=resident_bytes(part for part in pipe.components.values() if isinstance(part, nn.Module)),
         quantized_share=weights / (weights + others),
         bits_per_weight=8 * held / (weights + others),
+        unit_input_scales=sum(bool((own["input_scale"] == 1).all()) for own in parts if "input_scale" in own),
     )

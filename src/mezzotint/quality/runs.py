@@ -11,7 +11,6 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +77,7 @@ class Run:
     sampling: Sampling
     folder: Path
 
-    @cached_property
+    @property
     def facts(self) -> dict[str, Any]:
         """What was loaded and what it cost."""
         facts: dict[str, Any] = json.loads((self.folder / "run.json").read_text())

@@ -31,7 +31,7 @@ def title(name: str) -> str:
 def interval(name: str, candidate: Mapping[str, Any]) -> str:
     """The confidence interval of a mean, or nothing."""
     bounds = candidate["intervals"].get(name)
-    return "" if bounds is None else f"{number(name, bounds[0])} to {number(name, bounds[1])}"
+    return "" if bounds is None else f"{number(name, bounds[0])}–{number(name, bounds[1])}"
 
 
 def floor_rows(report: Report) -> list[tuple[str, Mapping[str, float | None]]]:
@@ -43,7 +43,16 @@ def floor_rows(report: Report) -> list[tuple[str, Mapping[str, float | None]]]:
     ]
 
 
-COST_TITLES = ("s / picture", "s / step", "load s", "weights MiB", "bits / weight", "activations MiB", "peak MiB")
+COST_TITLES = (
+    "s / picture",
+    "s / step",
+    "load s",
+    "weights MiB",
+    "bits / weight",
+    "activations MiB",
+    "peak MiB",
+    "driver MiB",
+)
 
 
 def cost_row(model: Mapping[str, Any]) -> list[str]:
@@ -59,6 +68,7 @@ def cost_row(model: Mapping[str, Any]) -> list[str]:
         f"{model['resident']['bits_per_weight']:.1f}",
         _mib(cost["activation_bytes"]),
         _mib(peak),
+        _mib(painted["driver"]),
     ]
 
 
@@ -67,10 +77,9 @@ def held(model: Mapping[str, Any]) -> str:
     return ", ".join(f"{dtype} {_mib(size)} MiB" for dtype, size in model["resident"]["bytes"].items())
 
 
-def driver(model: Mapping[str, Any]) -> str:
-    """What the driver counted at the peak, and for whom."""
-    painted = model["cost"]["memory"][1]
-    return f"{_mib(painted['driver'])} MiB ({painted['driver_source']})"
+def driver_source(model: Mapping[str, Any]) -> str:
+    """Who counted the driver's memory, and for whom."""
+    return str(model["cost"]["memory"][1]["driver_source"])
 
 
 def verdict_sentence(report: Report) -> str:

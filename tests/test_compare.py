@@ -1,0 +1,345 @@
+"""The comparison: what it measures, what it decides, what it writes, and that it can be interrupted."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from cases import Case
+from mezzotint.builtin import DATA
+from mezzotint.errors import BadRequest
+from mezzotint.quality.candidate import read_sources
+from mezzotint.quality.comparison import SCHEMA, Comparison, compare
+from mezzotint.quality.floor import Level, NoiseFloor
+from mezzotint.quality.gate import Gate, Limit, read_gate
+from mezzotint.quality.metrics import METRICS
+from mezzotint.quality.prompts import SETS, read_prompts
+from mezzotint.quality.report import write_report
+from mezzotint.quality.scores import Score, intervals
+from quantized import export
+from test_cli import run
+
+PROMPTS = ("a large red circle on a blue background", "a small green triangle on a yellow background")
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    file = tmp_path_factory.mktemp("prompts") / "two.txt"
+    file.write_text("# round\n" + "\n\n# pointed\n".join(PROMPTS) + "\n")
+    return str(file)
+
+
+def compared(output: Path, prompts: str, *candidates: str, **options: Any) -> Comparison:
+    return compare("demo", candidates, output, prompts=prompts, steps=STEPS, device="cpu", **options)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, prompts: str) -> tuple[Path, dict[str, Any]]:
+    """The built-in model against its FP8 and NVFP4 copies: (folder, report)."""
+    torch.set_num_threads(1)
+    output = tmp_path_factory.mktemp("compare") / "report"
+    write_report(compared(output, prompts, "demo-fp8", "w4=demo-nvfp4", seeds=2), output)
+    return output, json.loads((output / "report.json").read_text())
+
+
+def painted(output: Path, model: dict[str, Any], prompt: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(pixels, latents of all steps) that a report's model left under runs/, found by what its files say."""
+    for file in output.glob("runs/*/run.json"):
+        if json.loads(file.read_text())["identity"] == model["identity"]:
+            for entry in file.parent.glob("*.json"):
+                shot = json.loads(entry.read_text())
+                if (shot.get("prompt"), shot.get("seed"), shot.get("other_kernels")) == (prompt, seed, False):
+                    latents = load_file(entry.with_suffix(".safetensors"))["latents"]
+                    return np.asarray(Image.open(entry.with_suffix(".png"))), latents.double().numpy()
+    raise AssertionError(f"{prompt} was not painted")
+
+
+def test_the_report_has_what_its_schema_promises(done: tuple[Path, dict[str, Any]]) -> None:
+    _, report = done
+    assert report["schema"] == SCHEMA
+    assert report["verdict"] == "pass"
+    assert [candidate["name"] for candidate in report["candidates"]] == ["demo-fp8", "w4"]
+    for candidate in report["candidates"]:
+        assert candidate["verdict"] == "pass"
+        assert candidate["reasons"] == []
+        assert candidate["metrics"].keys() == METRICS.keys()
+        assert candidate["metrics"]["lpips"] is None
+        assert len(candidate["trajectory"]["latent_cosine"]) == STEPS
+        assert len(candidate["pictures"]) == 4
+        assert candidate["cost"]["seconds_per_step"]["count"] == 4 * STEPS
+        assert candidate["cost"]["memory"][1]["driver"] > 0
+    assert "torchvision" in report["settings"]["unavailable"]["lpips"]
+    assert [prompt["about"] for prompt in report["settings"]["prompts"]] == ["round", "pointed"]
+    assert [c["gate"]["name"] for c in report["candidates"]] == ["fp8", "w4"]
+
+
+def test_what_is_resident_is_reported(done: tuple[Path, dict[str, Any]]) -> None:
+    _, report = done
+    held = [model["resident"] for model in (report["reference"], *report["candidates"])]
+    assert [round(one["bits_per_weight"], 1) for one in held] == [16.0, 8.5, 5.2]
+    assert held[0]["quantized_share"] == 0
+    assert held[1]["bytes"]["float8_e4m3fn"] > 7e6
+    assert report["candidates"][0]["claims"] == ["config.json: FP8"]
+
+
+def test_the_numbers_are_those_of_scikit_image_and_numpy(done: tuple[Path, dict[str, Any]]) -> None:
+    output, report = done
+    for candidate in report["candidates"]:
+        expected: dict[str, list[float]] = {name: [] for name in ("psnr", "ssim", "latent_cosine_last", "mae")}
+        steps = []
+        for prompt in PROMPTS:
+            for seed in (0, 1):
+                r, r_latents = painted(output, report["reference"], prompt, seed)
+                c, c_latents = painted(output, candidate, prompt, seed)
+                options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+                expected["psnr"].append(peak_signal_noise_ratio(r, c, data_range=255))
+                expected["ssim"].append(structural_similarity(r, c, data_range=255, channel_axis=2, **options))
+                expected["mae"].append(np.abs(r.astype(float) - c).mean())
+                pairs = [(a.ravel(), b.ravel()) for a, b in zip(r_latents, c_latents, strict=True)]
+                steps.append([a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in pairs])
+                expected["latent_cosine_last"].append(steps[-1][-1])
+        for name, values in expected.items():
+            assert candidate["metrics"][name] == pytest.approx(np.mean(values), rel=1e-6), name
+        assert candidate["trajectory"]["latent_cosine"] == pytest.approx(np.mean(steps, axis=0), rel=1e-9)
+
+
+def test_the_noise_floor_has_two_ends(done: tuple[Path, dict[str, Any]]) -> None:
+    _, report = done
+    near, far = (report["noise_floor"][level]["metrics"] for level in ("other_kernels", "other_seed"))
+    for candidate in report["candidates"]:
+        for name, value in candidate["metrics"].items():
+            if value is not None:
+                distance = METRICS[name].distance
+                assert distance(near[name]) < distance(value) < distance(far[name]), name
+                span = distance(far[name]) - distance(near[name])
+                assert candidate["drift"][name] == pytest.approx((distance(value) - distance(near[name])) / span)
+
+
+def test_the_page_needs_nothing_else(done: tuple[Path, dict[str, Any]]) -> None:
+    output, _ = done
+    page = re.sub('base64,[^)"]+', "", (output / "report.html").read_text())
+    assert not re.findall(r"(?:https?:)?//[a-z]", page)
+    assert all(source.startswith("data:image/") for source in re.findall(r'src="([^"]{11})', page))
+    assert page.index('class="verdict pass"') < page.index("<table>")
+    assert page.count('type="range"') == 2 * 4
+    assert (output / "report.md").read_text().startswith("# PASS: demo against demo-fp8, w4\n")
+    with Image.open(output / "sheet.png") as sheet:
+        assert sheet.size[1] > 3 * 64
+
+
+def without_times(report: Path) -> str:
+    """report.json less when it was made and what it cost."""
+    entries = json.loads(report.read_text())
+    for model in (entries["reference"], *entries["candidates"]):
+        del model["cost"]
+    del entries["created"]
+    return json.dumps(entries)
+
+
+class Killed(BaseException):
+    """Stands for a signal."""
+
+
+def test_a_killed_run_goes_on_and_reports_the_same(tmp_path: Path, prompts: str) -> None:
+    def kill(at: int) -> Callable[[int, int, str], None]:
+        def on_picture(done: int, _total: int, _name: str) -> None:
+            if done == at:
+                raise Killed
+
+        return on_picture
+
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    for at in (3, 7):
+        with pytest.raises(Killed):
+            compared(cut, prompts, "demo-fp8", on_picture=kill(at))
+    for output in (cut, whole):
+        write_report(compared(output, prompts, "demo-fp8"), output)
+    assert without_times(cut / "report.json") == without_times(whole / "report.json")
+    before = json.loads((cut / "report.json").read_text())
+    write_report(compared(cut, prompts, "demo-fp8"), cut)
+    assert json.loads((cut / "report.json").read_text()) | {"created": None} == before | {"created": None}
+
+
+def test_a_candidate_more_paints_nothing_again(done: tuple[Path, dict[str, Any]], tmp_path: Path, prompts: str) -> None:
+    output = Path(shutil.copytree(done[0], tmp_path / "report"))
+    before = {file: file.stat().st_mtime_ns for file in output.glob("runs/*/*")}
+    twin = "twin=demo"
+    comparison = compared(output, prompts, "demo-fp8", twin, seeds=2)
+    assert {file: file.stat().st_mtime_ns for file in output.glob("runs/*/*")} == before
+    same = comparison.candidates[1]
+    assert same.gate.name == "strict"
+    assert same.verdict == "pass"
+    assert all(one.metrics["latent_rmse_last"] == 0 for one in same.scores)
+
+
+def test_files_that_change_are_painted_again(tmp_path: Path, prompts: str) -> None:
+    copy = Path(shutil.copytree(DATA / "demo-fp8", tmp_path / "copy"))
+    compared(tmp_path / "report", prompts, str(copy), metrics=["psnr"])
+    (copy / "note.json").write_text("{}")
+    compared(tmp_path / "report", prompts, str(copy), metrics=["psnr"])
+    assert len(list(tmp_path.glob("report/runs/*/run.json"))) == 3
+
+
+def test_bf16_that_claims_fp8_fails(tmp_path: Path, prompts: str) -> None:
+    impostor = Path(shutil.copytree(DATA / "demo/transformer", tmp_path / "impostor"))
+    shutil.copy(DATA / "demo-fp8/config.json", impostor / "config.json")
+    comparison = compared(tmp_path / "report", prompts, str(impostor), metrics=["psnr"])
+    assert comparison.verdict == "fail"
+    claimed, resident = comparison.candidates[0].reasons
+    assert claimed == "it claims to be quantized (config.json: FP8), and all its weights are resident as bfloat16"
+    assert resident == "16.0 bits a weight are resident, and the gate asks for at most 10"
+
+
+def test_the_command_has_three_exit_codes(tmp_path: Path, prompts: str) -> None:
+    common = ("--prompts", prompts, "--steps", "2", "--metrics", "psnr,flip", "--device", "cpu")
+    good = run("compare", "demo", "demo-fp8", *common, "-o", "report", "--json", cwd=tmp_path)
+    assert good.returncode == 0, good.stderr
+    assert json.loads(good.stdout)["candidates"][0]["metrics"]["flip"] < 0.1
+    again = run("compare", "demo", "demo-fp8", *common, "-o", "report", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "--resume" in again.stderr
+    strict = run("compare", "demo", "demo-fp8", *common, "-o", "report", "--resume", "--gate", "strict", cwd=tmp_path)
+    assert strict.returncode == 1
+    assert "demo-fp8 fails: drift of latent RMSE is 0." in strict.stdout
+    nothing = run("compare", "demo", "nothing", *common, "-o", "other", cwd=tmp_path)
+    assert nothing.returncode == 2
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_video_is_compared_frame_by_frame(cases: Callable[[str], Case], tmp_path: Path) -> None:
+    case = cases("wan_ti2v")
+    exported = export(case.reference.transformer, case.largest["transformer"], "fp8", tmp_path / "fp8")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red fox\n")
+    output = tmp_path / "report"
+    settings = {"prompts": str(prompts), "steps": 2, "size": {"size": 32, "width": 32}, "frames": 5, "device": "cpu"}
+    comparison = compare(str(case.folder), [str(exported)], output, metrics=["psnr", "flip"], **settings)
+    (one,) = comparison.candidates[0].scores
+    shot = next(iter(comparison.settings.shots().values()))
+    r, c = (model.painted(shot).frames for model in (comparison.reference, comparison.candidates[0].run))
+    values = [peak_signal_noise_ratio(np.asarray(a), np.asarray(b)) for a, b in zip(r, c, strict=True)]
+    assert len(values) == 5
+    assert one.metrics["psnr"] == pytest.approx(np.mean(values))
+    assert one.worst["psnr"] == pytest.approx(min(values))
+    write_report(comparison, output)
+    assert "the worst" in (output / "report.html").read_text()
+
+
+def test_sources_have_names_and_options() -> None:
+    reference, plain, named, odd = read_sources(
+        "demo", ["demo-nvfp4", "w4a16=demo-nvfp4,activations=bf16", "demo-fp8,backend=reference"]
+    )
+    assert (reference.name, reference.model, reference.transformer) == ("demo", "demo", None)
+    assert (plain.name, plain.model, plain.transformer, plain.activations) == (
+        "demo-nvfp4",
+        "demo",
+        "demo-nvfp4",
+        "as_stored",
+    )
+    assert (named.name, named.activations) == ("w4a16", "bf16")
+    assert (odd.name, odd.backend) == ("demo-fp8 backend=reference", "reference")
+
+
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        (["demo-fp8", "demo-fp8"], "two models are called 'demo-fp8'"),
+        (["demo-fp8,speed=high"], "'speed=high' is no option"),
+        (["demo-fp8,backend="], "'backend=' is no option"),
+    ],
+)
+def test_sources_that_cannot_be_are_refused(sources: list[str], message: str) -> None:
+    with pytest.raises(BadRequest, match=re.escape(message)):
+        read_sources("demo", sources)
+
+
+def test_a_model_is_called_after_the_part_of_its_path_that_tells() -> None:
+    names = [one.name for one in read_sources("demo", ["./flux-fp8/transformer", "./x/a.safetensors"])]
+    assert names == ["demo", "flux-fp8", "a"]
+
+
+def test_the_sets_have_24_prompts_of_every_kind() -> None:
+    assert list(SETS) == ["default", "demo"]
+    for name in SETS:
+        assert len(read_prompts(name)) == 24
+    subjects = {prompt.about for prompt in read_prompts("default")}
+    assert subjects >= {"text in the picture", "fine texture", "dark scenes", "saturated colour", "many objects"}
+    assert subjects >= {"hands and faces", "long captions"}
+
+
+@pytest.mark.parametrize(("text", "message"), [("# only a heading\n", "holds no prompt"), ("a\nb\na\n", "'a' twice")])
+def test_prompt_files_that_cannot_be_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text(text)
+    with pytest.raises(BadRequest, match=message):
+        read_prompts(str(file))
+    with pytest.raises(BadRequest, match="no such file"):
+        read_prompts(str(tmp_path / "nothing"))
+
+
+def test_a_gate_is_a_file_of_limits(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("max_bits_per_weight = 5\n[limits.psnr]\nmin = 30\nmax_drift = 0.5\n[limits.lpips]\nmax = 0.1\n")
+    gate = read_gate(str(file))
+    assert gate == Gate(
+        "mine", (Limit("psnr", "min", 30), Limit("psnr", "max_drift", 0.5), Limit("lpips", "max", 0.1)), 5
+    )
+    metrics, drift = {"psnr": 29.0, "lpips": None}, {"psnr": 0.5}
+    assert list(gate.reasons(metrics, drift, 5.5, 3)) == [
+        "5.5 bits a weight are resident, and the gate asks for at most 5",
+        "mean PSNR is 29.0, and the gate asks for at least 30",
+        "mean LPIPS could not be computed, and the gate asks for at most 0.1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[limits.beauty]\nmin = 1\n", "no metric beauty"),
+        ("[limits.psnr]\nlow = 1\n", "low = 1"),
+        ("[limits.psnr]\nmin = 'high'\n", "min = 'high'"),
+        ("min = 1\n", "min: a gate has"),
+        ("max_bits_per_weight = 'few'\n", "max_bits_per_weight: a gate has"),
+        ("limits = [", "is not TOML"),
+    ],
+)
+def test_gates_that_cannot_be_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(text)
+    with pytest.raises(BadRequest, match=message):
+        read_gate(str(file))
+
+
+def test_drift_is_0_at_other_kernels_and_1_at_another_seed() -> None:
+    near, far = ({"psnr": value, "ssim": ssim} for value, ssim in ((60.0, 0.99), (20.0, 0.5)))
+    floor = NoiseFloor(Level(near, {}), Level(far, {}))
+    assert floor.drift("psnr", 60.0) == 0
+    assert floor.drift("psnr", 20.0) == 1
+    assert floor.drift("psnr", 40.0) == pytest.approx((0.01 - 0.001) / (0.1 - 0.001))
+    assert floor.drift("ssim", 0.745) == pytest.approx(0.5)
+    assert floor.drift("lpips", 0.1) is None
+    assert NoiseFloor(Level(far, {}), Level(near, {})).drift("ssim", 0.6) is None
+
+
+def test_the_interval_is_the_bootstraps_over_prompts() -> None:
+    """For the mean of n values it is close to 1.96 standard errors; seeds of one prompt count as one."""
+    values = np.random.default_rng(1).normal(30, 4, 200)
+    scores = [
+        Score(prompt, seed, {"psnr": float(value)}, {}, 0, {}, ())
+        for prompt, value in enumerate(values)
+        for seed in (0, 1)
+    ]
+    found = intervals(scores)["psnr"]
+    assert found is not None
+    error = 1.96 * values.std() / np.sqrt(len(values))
+    assert found == pytest.approx([values.mean() - error, values.mean() + error], abs=0.15 * error)
