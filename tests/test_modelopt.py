@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from checkpoints import load_flux, rewrite, run_flux
 from golden import FLOAT, opened, plain_parts
 from mezzotint.checkpoint import Checkpoint
-from mezzotint.errors import MissingTensor, ShapeMismatch, UnknownFormat
+from mezzotint.errors import MissingTensor, ShapeMismatch, UnexpectedTensor, UnknownFormat
 from mezzotint.loading import plan, report
 from mezzotint.nn import quant_linears
 from mezzotint.pipelines import meta_model
@@ -75,6 +75,12 @@ def test_what_the_algorithm_calls_for_is_missed(svd: Path, suffix: str) -> None:
     header, contents = opened(svd)
     with pytest.raises(MissingTensor, match=f"{suffix} is not there"):
         contents.linears[key.rpartition(".")[0]].check(header)
+
+
+def test_an_input_scale_beside_a_bf16_weight_is_left_over(svd: Path) -> None:
+    rewrite(svd, lambda tensors: tensors.update({"proj_out.input_scale": torch.tensor(1.0)}))
+    with pytest.raises(UnexpectedTensor, match=r"proj_out\.input_scale is left over"):
+        load_flux(svd)
 
 
 def test_a_low_rank_part_of_the_wrong_width_is_an_error(svd: Path) -> None:

@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mezzotint.layouts import from_tiles
+from mezzotint.layouts import from_tiles, to_tiles
 from mezzotint.schemes import FP8, INT8, MXFP8, NVFP4
 from mezzotint.schemes.rounding import expand_e2m1
 
 ORACLES = Path(__file__).parent / "data/oracles"
-NAMES = ("midpoints", "outlier", "random", "wide", "zeros")
+NAMES = ("midpoints", "below_midpoints", "outlier", "random", "wide", "zeros", "tiny", "huge")
+NAMES += ("one_row", "odd_rows", "odd_tiles")
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class Quantized:
 
 
 def by_kitchen(matrix: Tensor, global_scale: Tensor) -> Quantized:
-    codes, tiles = comfy_kitchen.quantize_nvfp4(matrix, global_scale, hi_first=False)
-    return Quantized(codes, from_tiles(tiles, matrix.shape[0], matrix.shape[1] // 16))
+    codes, tiles = comfy_kitchen.quantize_nvfp4(matrix, global_scale, pad_16x=True, hi_first=False)
+    return Quantized(codes[: len(matrix)], from_tiles(tiles, len(matrix), matrix.shape[1] // 16))
 
 
 def stored(tool: str, name: str) -> Quantized:
@@ -80,7 +81,7 @@ def test_what_diffusers_decodes_we_decode_bit_for_bit(matrix: Tensor) -> None:
 
 
 def test_what_comfy_kitchen_decodes_we_decode_bit_for_bit(matrix: Tensor, global_scale: Tensor) -> None:
-    codes, tiles = comfy_kitchen.quantize_nvfp4(matrix, global_scale)
+    codes, tiles = comfy_kitchen.quantize_nvfp4(matrix, global_scale, pad_16x=True)
     theirs = comfy_kitchen.dequantize_nvfp4(codes, global_scale, tiles, torch.float32)
     assert torch.equal(by_kitchen(matrix, global_scale).decoded(global_scale), theirs[: matrix.shape[0]])
 
@@ -90,16 +91,16 @@ def test_comfy_kitchen_and_diffusers_quantize_alike(matrix: Tensor, global_scale
     assert by_kitchen(matrix, global_scale).differences(Quantized(codes, block_scale)) == (0, 0)
 
 
-MODELOPT = {"midpoints": (0, 0), "outlier": (127, 0), "random": (0, 0), "wide": (56, 117), "zeros": (35, 0)}
-TORCHAO = {"midpoints": (0, 768), "outlier": (127, 0), "random": (0, 0), "wide": (72, 221), "zeros": (35, 0)}
-"""{matrix: (block scales of 128, values of 2048) that are not as comfy-kitchen has them}"""
+MODELOPT = {"outlier": (127, 0), "wide": (56, 117), "zeros": (35, 0)}
+TORCHAO = {"midpoints": (0, 768), "outlier": (127, 0), "wide": (72, 221), "zeros": (35, 0)}
+"""{matrix: (block scales of 128, values of 2048) that are not as comfy-kitchen has them}; in the others none differ"""
 
 
 @pytest.mark.parametrize(("tool", "known"), [("modelopt_nvfp4", MODELOPT), ("torchao", TORCHAO)])
 def test_quantizers_differ_at_underflow_and_midpoints_only(
     tool: str, known: dict[str, tuple[int, int]], name: str, matrix: Tensor, global_scale: Tensor
 ) -> None:
-    assert by_kitchen(matrix, global_scale).differences(stored(tool, name)) == known[name]
+    assert by_kitchen(matrix, global_scale).differences(stored(tool, name)) == known.get(name, (0, 0))
 
 
 @pytest.mark.parametrize("tool", ["modelopt_nvfp4", "torchao"])
@@ -107,7 +108,7 @@ def test_where_scales_differ_they_have_underflowed(tool: str, name: str, matrix:
     """ModelOpt clamps scales to 2^-9, the smallest e4m3 number, torchao to 2^-6, its smallest normal one."""
     ours, theirs = by_kitchen(matrix, global_scale).block_scale.float(), stored(tool, name).block_scale.float()
     differ = ours != theirs
-    exact = matrix.reshape(32, 4, 16).abs().amax(-1) / 6 / global_scale
+    exact = matrix.reshape(*ours.shape, 16).abs().amax(-1) / 6 / global_scale
     assert bool((exact[differ] < 2**-6).all())
     assert bool((theirs[differ] > ours[differ]).all())
 
@@ -127,8 +128,18 @@ def test_mxfp8_inputs_equal_torchao_and_comfy_kitchen(name: str, matrix: Tensor)
     scale = torchao[f"{name}.mxfp8_scale"].view(torch.float8_e8m0fnu)
     ours = MXFP8.quantize_input(matrix, {})
     assert torch.equal(ours, MXFP8.dequantize({"codes": codes, "block_scale": scale}))
-    theirs, tiles = comfy_kitchen.quantize_mxfp8(matrix)
-    assert torch.equal(ours, comfy_kitchen.dequantize_mxfp8(theirs, tiles, torch.float32))
+    theirs, tiles = comfy_kitchen.quantize_mxfp8(matrix, pad_32x=True)
+    assert torch.equal(ours, comfy_kitchen.dequantize_mxfp8(theirs, tiles, torch.float32)[: len(matrix)])
+
+
+def test_comfy_kitchen_takes_the_smallest_mxfp8_scale_for_zero() -> None:
+    """Byte 0 of E8M0 is 2^-127 (OCP MX v1.0), as torchao and ModelOpt have it."""
+    codes, scale = torch.tensor([[448.0] * 32]).to(torch.float8_e4m3fn), torch.zeros(1, 1, dtype=torch.uint8)
+    ours = MXFP8.dequantize({"codes": codes, "block_scale": scale.view(torch.float8_e8m0fnu)})
+    assert torch.equal(ours, torch.full((1, 32), 448 * 2.0**-127))
+    tiles = to_tiles(scale).view(torch.float8_e8m0fnu)
+    theirs = comfy_kitchen.dequantize_mxfp8(codes.expand(32, -1).contiguous(), tiles, torch.float32)
+    assert not bool(theirs.any())
 
 
 def test_fp8_rows_equal_diffusers(matrix: Tensor) -> None:
@@ -136,8 +147,12 @@ def test_fp8_rows_equal_diffusers(matrix: Tensor) -> None:
     assert torch.equal(FP8.dequantize({"codes": codes, "weight_scale": scale}), bfl.dequantize_fp8r(codes, scale))
 
 
-def test_dynamic_int8_inputs_equal_comfy_kitchen(matrix: Tensor) -> None:
+def test_dynamic_int8_inputs_equal_comfy_kitchen(name: str, matrix: Tensor) -> None:
+    """Down to comfy-kitchen's smallest scale, 1e-30; ours goes on."""
     codes, scale = comfy_kitchen.quantize_int8_rowwise(matrix)
+    if name == "tiny":
+        assert bool((scale == 1e-30).all())
+        return
     theirs = codes.float() * scale.reshape(-1, 1)
     ours = INT8.quantize_input(matrix, {})
     step = matrix.abs().amax(-1, keepdim=True) / 127

@@ -91,7 +91,11 @@ def matrices() -> dict[str, torch.Tensor]:
     zeros[:, 16:32] = 0
     midpoints = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, 6.0]).repeat(32, 8)
     midpoints[:, ::2] *= -1
-    return {"random": plain, "outlier": outlier, "wide": rows, "zeros": zeros, "midpoints": midpoints}
+    small = {"random": plain, "outlier": outlier, "wide": rows, "zeros": zeros, "midpoints": midpoints}
+    sizes = {"one_row": (1, 32), "odd_rows": (7, 96), "odd_tiles": (131, 32)}
+    odd = {name: torch.randn(size, generator=random) for name, size in sizes.items()}
+    below = torch.where(midpoints.abs() < 6, midpoints * (1 - 2**-20), midpoints)
+    return small | odd | {"tiny": plain * 1e-30, "huge": plain * 1e30, "below_midpoints": below}
 
 
 def nvfp4() -> None:

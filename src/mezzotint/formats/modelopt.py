@@ -148,14 +148,15 @@ def _linear(header: Header, weight: TensorInfo, declared: set[str]) -> StoredLin
     scheme = SCHEME_OF_DTYPE.get(weight.dtype, BF16)
     module = weight.name.removesuffix(".weight")
     keys = {part: module + suffix for part, suffix in SUFFIXES[scheme.name].items()}
-    keys |= optional_keys(header, module, set() if scheme is BF16 else declared)
+    keys |= optional_keys(header, module, scheme, set() if scheme is BF16 else declared)
     rows, columns = (*weight.shape, 0, 0)[:2]
     return StoredLinear(module, scheme, PLAIN, (rows, columns * 2 if scheme is NVFP4 else columns), keys)
 
 
-def optional_keys(header: Header, module: str, expected: Set[str] = frozenset()) -> dict[str, str]:
+def optional_keys(header: Header, module: str, scheme: Scheme, expected: Set[str] = frozenset()) -> dict[str, str]:
     """{part: tensor} of the optional parts that are there or ought to be; half a low-rank pair calls for the other."""
-    present = {part for part, suffix in OPTIONAL_SUFFIXES.items() if module + suffix in header.tensors}
+    known = scheme.parts.keys() | scheme.optional.keys()
+    present = {part for part in OPTIONAL_SUFFIXES.keys() & known if module + OPTIONAL_SUFFIXES[part] in header.tensors}
     wanted = present | expected | (LOW_RANK if present & LOW_RANK else set())
     return {part: module + suffix for part, suffix in OPTIONAL_SUFFIXES.items() if part in wanted}
 

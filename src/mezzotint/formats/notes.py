@@ -76,7 +76,7 @@ def noted_linear(header: Header, module: str, note: Mapping[str, Any]) -> Stored
 def kitchen_linear(header: Header, module: str, scheme: Scheme, dynamic: bool = True) -> StoredLinear:
     """A layer as comfy-kitchen writes it; unless its product is in full precision, a missing input scale is dynamic."""
     keys = {part: module + suffix for part, suffix in SUFFIXES[scheme.name].items()}
-    keys |= optional_keys(header, module)
+    keys |= optional_keys(header, module, scheme)
     if not dynamic:
         keys.pop("input_scale", None)
     rows, columns = (*header.tensors[f"{module}.weight"].shape, 0, 0)[:2]
