@@ -3,6 +3,9 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -168,6 +171,23 @@ def test_a_killed_run_goes_on_and_reports_the_same(tmp_path: Path, prompts: str)
     before = json.loads((cut / "report.json").read_text())
     write_report(compared(cut, prompts, "demo-fp8"), cut)
     assert json.loads((cut / "report.json").read_text()) | {"created": None} == before | {"created": None}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pictures", [5, 30, 60])
+def test_a_run_that_is_killed_by_the_system_goes_on(tmp_path: Path, pictures: int) -> None:
+    """SIGKILL once so many pictures of 96 are there. 50 s each on two cores; found: the same report."""
+    command = [sys.executable, "-m", "mezzotint", "compare", "demo", "demo-fp8", "--device", "cpu", "-o"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    subprocess.run([*command, whole], check=True, capture_output=True)
+    with subprocess.Popen([*command, cut], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while len(list(cut.glob("runs/*/*.png"))) < pictures:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    assert not (cut / "report.json").exists()
+    subprocess.run([*command, cut, "--resume"], check=True, capture_output=True)
+    assert without_times(cut / "report.json") == without_times(whole / "report.json")
 
 
 def test_a_candidate_more_paints_nothing_again(done: tuple[Path, dict[str, Any]], tmp_path: Path, prompts: str) -> None:

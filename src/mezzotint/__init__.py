@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mezzotint.loading import LoadReport
     from mezzotint.nn import QuantLinear, use_backend
     from mezzotint.pipelines import load, paint
+    from mezzotint.quality.comparison import compare
     from mezzotint.verifying import VerifyReport, verify
 
 __version__ = VERSION
@@ -31,6 +32,7 @@ __all__ = [
     "MezzotintError",
     "QuantLinear",
     "VerifyReport",
+    "compare",
     "convert",
     "inspect",
     "load",
@@ -45,6 +47,7 @@ _HOME = {
     "MezzotintError": "errors",
     "QuantLinear": "nn",
     "VerifyReport": "verifying",
+    "compare": "quality.comparison",
     "convert": "converting",
     "inspect": "inspection",
     "load": "pipelines",

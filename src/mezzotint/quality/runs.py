@@ -128,17 +128,23 @@ def paint_run(
 
     on_picture   called with the model's name for each shot, painted or found
     """
-    key = _digest(run_identity(candidate, sampling, device))
-    run = Run(candidate, sampling, folder / key)
+    identity = run_identity(candidate, sampling, device)
+    run = Run(candidate, sampling, folder / _digest(identity))
     missing = [shot for shot in shots if not run.has(shot)]
     for _ in range(len(shots) - len(missing)):
         on_picture(candidate.name)
     if missing:
-        _paint_missing(run, missing, device, on_picture)
+        _paint_missing(run, identity, missing, device, on_picture)
     return run
 
 
-def _paint_missing(run: Run, missing: Sequence[Shot], device: torch.device, on_picture: Callable[[str], None]) -> None:
+def _paint_missing(
+    run: Run,
+    identity: dict[str, Any],
+    missing: Sequence[Shot],
+    device: torch.device,
+    on_picture: Callable[[str], None],
+) -> None:
     forget_peak(device)
     began = now(device)
     pipe = run.candidate.load(device)
@@ -147,7 +153,7 @@ def _paint_missing(run: Run, missing: Sequence[Shot], device: torch.device, on_p
     reports = [report for report in (pipe.load_report, pipe.load_report_2) if report is not None]
     earlier = run.facts if (run.folder / "run.json").is_file() else {}
     facts = earlier or {
-        "identity": run_identity(run.candidate, run.sampling, device),
+        "identity": identity,
         "load": [report.to_dict() for report in reports],
         "claims": [claim for claim in (claim_of(report.path) for report in reports) if claim is not None],
         "resident": resident(pipe).to_dict(),

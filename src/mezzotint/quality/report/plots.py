@@ -6,7 +6,7 @@ from html import escape
 
 WIDTH, HEIGHT = 560, 260
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 34
-ROW = 26
+ROW, NAMES = 26, 160
 SMALLEST = 1e-9
 
 Lines = Mapping[str, tuple[str, Sequence[float | None]]]
@@ -43,13 +43,13 @@ def drift_plot(title: str, rows: Mapping[str, Mapping[str, tuple[str, float | No
 
     rows   {metric: {candidate: (CSS class, drift)}}
     """
-    left, width = 120, WIDTH - 120 - RIGHT
+    left, width = NAMES, WIDTH - NAMES - 2 * RIGHT
     height = TOP + ROW * len(rows) + BOTTOM
     body = []
-    for mark in (0.0, 0.25, 0.5, 0.75, 1.0):
+    for mark, label in ((0.0, "0"), (0.25, "0.25"), (0.5, "0.5"), (0.75, "0.75"), (1.0, "≥ 1")):
         x = left + mark * width
         body.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{height - BOTTOM}"/>')
-        body.append(f'<text class="tick" x="{x:.1f}" y="{height - BOTTOM + 16}" text-anchor="middle">{mark:g}</text>')
+        body.append(f'<text class="tick" x="{x:.1f}" y="{height - BOTTOM + 16}" text-anchor="middle">{label}</text>')
     for row, (metric, dots) in enumerate(rows.items()):
         y = TOP + ROW * (row + 0.5)
         body.append(f'<text class="tick" x="{left - 10}" y="{y + 4:.1f}" text-anchor="end">{escape(metric)}</text>')
