@@ -48,7 +48,7 @@ def test_mutated_headers(tmp_path: Path) -> None:
 
 
 def test_changed_checkpoints_are_read_or_refused(data: Path, tmp_path: Path) -> None:
-    """A hundred; `tools/fuzz_checkpoints.py` has tried ten thousand."""
+    """A hundred; `tools/fuzz_checkpoints.py` has tried thousands."""
     names = ["bfl_flux2dev_nvfp4", "comfy_qwenimage_mixed_nvfp4_fp8", "modelopt_flux1_nvfp4", "nunchaku_flux1_int4_r32"]
     sources = [next((data / name / "checkpoint").glob("*.safetensors")) for name in names]
     result = fuzz_checkpoints.fuzz(sources, tmp_path, 100, seed=1)
