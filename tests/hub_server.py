@@ -17,13 +17,19 @@ BLOCK = 2**20
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves {repository: folder} under 127.0.0.1; `served` is {(repository, file): bytes}, `tokens` what was sent."""
+    """Serves {repository: folder} under 127.0.0.1.
+
+    served   {(repository, file): bytes}
+    ranges   whether ranges are answered; `sent` lists (file, start, end) of all that was
+    tokens   what was sent for authorization
+    """
 
     daemon_threads = True
 
     def __init__(self, repositories: dict[str, Path], ranges: bool = True) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.repositories, self.ranges = repositories, ranges
+        self.sent: list[tuple[Path, int, int]] = []
         self.served: Counter[tuple[str, str]] = Counter()
         self.tokens: set[str | None] = set()
 
@@ -35,6 +41,7 @@ class Hub(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     server: Hub
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
@@ -93,6 +100,7 @@ class Handler(BaseHTTPRequestHandler):
                 for position in range(start, end, BLOCK):
                     self.wfile.write(stream.read(min(BLOCK, end - position)))
             self.server.served[repository, name] += end - start
+            self.server.sent.append((file, start, end))
         return None
 
     def refuse(self, code: str) -> None:

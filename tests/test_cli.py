@@ -115,7 +115,6 @@ def test_inspect_says_what_a_checkpoint_is(nvfp4: Path) -> None:
     assert report["format"] == "NVIDIA ModelOpt HF export"
     assert report["family"] == "FLUX.1"
     assert len(report["layers"]) == 20
-    assert {runner["backend"]: runner["can"] for runner in report["runners"]} == {"reference": True, "scaled_mm": False}
     text = run("inspect", str(nvfp4), "--layers").stdout
     assert "codes low first, scales row major" in text
     assert "transformer_blocks.0.attn.to_q" in text

@@ -70,13 +70,13 @@ def opened(data: Path, case: Golden) -> tuple[Checkpoint, dict[str, Tensor]]:
     return Checkpoint.open(data / case.path, base=base), load_file(data / case.expected)
 
 
-def loaded(data: Path, case: Golden) -> tuple[nn.Module, LoadReport]:
-    """The case as a float32 model that leaves the inputs of its layers alone."""
+def loaded(data: Path, case: Golden, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, LoadReport]:
+    """The case as a model that leaves the inputs of its layers alone."""
     checkpoint, _ = opened(data, case)
     config = json.loads((data / case.config).read_text()) if isinstance(case.config, str) else case.config
     config = config or checkpoint.header.config
     model = meta_model(config["_class_name"], config)
-    return model, load(plan(checkpoint, model, "bf16"), model, torch.device("cpu"), torch.float32)
+    return model, load(plan(checkpoint, model, "bf16"), model, torch.device("cpu"), dtype)
 
 
 @each_case

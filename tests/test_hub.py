@@ -1,7 +1,6 @@
 """Hub ids: headers by byte ranges, weights only when they are loaded, and everything from the cache when offline."""
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -12,37 +11,31 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import mezzotint
+import sparse
 from cases import PROMPTS, Case
 from checkpoints import WEIGHTS
-from headers import expand, read_fixture
+from headers import read_fixture
 from hub_server import COMMIT, Hub, serving
-from mezzotint.checkpoint import Checkpoint
+from mezzotint.checkpoint import Checkpoint, inspect
 from mezzotint.errors import BrokenFile, NotACheckpoint
 from mezzotint.formats import read_header
-from mezzotint.hub import hub_path
-from mezzotint.inspection import inspect
-from mezzotint.pipelines import paint, sampling_of
+from mezzotint.formats.notes import MARKER
+from mezzotint.hub import FIRST_READ, hub_path
+from mezzotint.pipelines import paint, plan_transformer, sampling_of
+from nunchaku_files import golden
 from quantized import export
 
 KLEIN = "makers/klein"
 
 
-def sparse_checkpoint(folder: Path) -> Path:
+def klein(folder: Path) -> Path:
     """FLUX.2 klein 4B at full size in its makers' names: a true header, and 7.8 GB of zeros that take no room."""
-    fixture = read_fixture("flux2-klein-4b")
-    entries, position = {}, 0
-    for name, shape in expand(fixture["original"]).items():
-        end = position + 2 * math.prod(shape)
-        entries[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [position, end]}
-        position = end
-    text = json.dumps(entries).encode()
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(fixture["config"]))
-    with (folder / "klein.safetensors").open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + position)
+    sparse.write(folder, sparse.full_size("flux2-klein-4b", "original"), read_fixture("flux2-klein-4b")["config"])
+    (folder / "model.safetensors.index.json").unlink()
+    (folder / "model-00001-of-00001.safetensors").rename(folder / "klein.safetensors")
     return folder
 
 
@@ -50,7 +43,7 @@ def sparse_checkpoint(folder: Path) -> Path:
 def hub(cases: Callable[[str], Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     case = cases("wan_ti2v")
     quantized = export(case.reference.transformer, case.largest["transformer"], "fp8", tmp_path / "fp8")
-    repositories = {KLEIN: sparse_checkpoint(tmp_path / "klein"), "wan/tiny": case.folder, "wan/fp8": quantized}
+    repositories = {KLEIN: klein(tmp_path / "klein"), "wan/tiny": case.folder, "wan/fp8": quantized}
     with serving(repositories) as server:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.endpoint)
         template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
@@ -67,6 +60,52 @@ def test_inspecting_reads_headers_and_nothing_else(hub: Hub, name: str) -> None:
     assert report.stored_bytes == 7_751_089_152
     assert hub.served[KLEIN, "klein.safetensors"] < 1e-4 * report.stored_bytes
     assert json.loads(json.dumps(report.to_dict()))["path"].startswith(KLEIN)
+
+
+@pytest.mark.parametrize("name", sparse.FORMATS)
+def test_of_every_format_only_headers_are_read(hub: Hub, data: Path, tmp_path: Path, name: str) -> None:
+    """And of markers their own bytes, where the header does not say the same."""
+    hub.repositories["makers/full"] = sparse.FORMATS[name](tmp_path / "full", data)
+    report = inspect("makers/full")
+    assert report.missing == ()
+    assert report.stored_bytes > 7e9
+    marks = {
+        (info.file, info.start, info.end)
+        for key, info in read_header(tmp_path / "full").tensors.items()
+        if key.endswith(MARKER)
+    }
+    ranges = [sent for sent in hub.sent if sent[0].suffix == ".safetensors"]
+    asked = set(ranges) & marks
+    assert all(end <= header_bytes(file) + FIRST_READ for file, _, end in set(ranges) - marks)
+    assert asked == (marks if name == "comfy by markers" else set())
+    assert len(ranges) <= 3 * len(report.files) + len(asked)
+
+
+def header_bytes(file: Path) -> int:
+    with file.open("rb") as stream:
+        return 8 + int.from_bytes(stream.read(8), "little")
+
+
+@pytest.mark.parametrize(("case", "order"), [("nunchaku", "fragments"), ("row-major", "row_major")])
+def test_what_only_numbers_tell_is_assumed_until_a_file_is_loaded(
+    hub: Hub, data: Path, tmp_path: Path, case: str, order: str
+) -> None:
+    """A Nunchaku file that does not say what it is, under its own name and that of the other order."""
+    hub.repositories["makers/svdq"] = tmp_path / "svdq"
+    metadata = {"conversion": '{"layout": "row_major"}'} if case == "row-major" else {}
+    tensors = load_file(golden(data, "nunchaku_zimage_int4_r32"))
+    (tmp_path / "svdq").mkdir()
+    save_file(tensors, tmp_path / "svdq/a.safetensors", metadata)
+    checkpoint = Checkpoint.open("makers/svdq")
+    assert "codes" in checkpoint.contents.assumed
+    assert f"codes assumed {order.replace('_', '-')}" in checkpoint.evidence
+    assert hub.served["makers/svdq", "a.safetensors"] < 100_000
+    index = {"_class_name": "ZImagePipeline", "transformer": ["diffusers", "ZImageTransformer2DModel"]}
+    config = json.loads(read_header(golden(data, "nunchaku_zimage_int4_r32")).metadata["config"])
+    (tmp_path / "svdq/config.json").write_text(json.dumps(config))
+    (planned, _) = plan_transformer("transformer", "makers/svdq", index, tmp_path, "as_stored", None)
+    assert planned.checkpoint.recognised.format.name == "nunchaku"
+    assert planned.checkpoint.contents.assumed == frozenset()
 
 
 def test_statistics_are_not_taken_from_weights_on_the_hub(hub: Hub, data: Path, tmp_path: Path) -> None:
@@ -133,7 +172,6 @@ def test_a_pipelines_own_transformer_comes_from_the_hub(hub: Hub, cases: Callabl
         ("makers/nothing", "the Hub says"),
         (f"{KLEIN}@no-such-branch", "the Hub says"),
         (f"{KLEIN}/other.safetensors", "no such file or folder"),
-        ("wan/tiny", "is a whole pipeline"),
     ],
 )
 def test_what_the_hub_has_not_is_said(hub: Hub, name: str, message: str) -> None:

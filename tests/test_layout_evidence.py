@@ -11,9 +11,8 @@ from safetensors.torch import load_file, save_file
 from checkpoints import WEIGHTS, edited
 from golden import EXACT, assert_stands_for, plain_parts
 from mezzotint import layouts
-from mezzotint.checkpoint import Checkpoint
+from mezzotint.checkpoint import Checkpoint, inspect
 from mezzotint.errors import UnknownFormat
-from mezzotint.inspection import inspect
 from mezzotint.layouts import swap_nibbles
 from mezzotint.tensor import PLAIN, Layout, QuantTensor
 

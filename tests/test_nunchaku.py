@@ -9,12 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mezzotint.checkpoint import Checkpoint
+from mezzotint.checkpoint import Checkpoint, inspect
 from mezzotint.errors import MezzotintError, MissingTensor, NotACheckpoint, ShapeMismatch, UnexpectedTensor, Unsupported
 from mezzotint.families.nunchaku_names import nunchaku_naming
 from mezzotint.formats import read_header, recognise
 from mezzotint.formats.svdquant_writer import nunchaku_metadata, nunchaku_tensors
-from mezzotint.inspection import inspect
 from mezzotint.loading import LoadReport, load, plan
 from mezzotint.nn import SplitLinear, quant_linears
 from mezzotint.pipelines import meta_model

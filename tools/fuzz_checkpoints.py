@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import results
+from mezzotint.checkpoint import inspect
 from mezzotint.errors import MezzotintError
-from mezzotint.inspection import inspect
 
 SECONDS = 5.0
 SAME_SIZE = [["U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "BOOL"], ["BF16", "F16", "I16"], ["F32", "I32"]]

@@ -3,6 +3,8 @@
 >>> import mezzotint
 >>> pipe = mezzotint.load("demo", transformer="demo-nvfp4")
 >>> mezzotint.paint(pipe, ["a large red circle on a blue background"]).images[0].save("circle.png")
+>>> mezzotint.open("demo-nvfp4").report.family
+'FLUX.1'
 
 Importing this package also lets diffusers' own `from_pretrained` read ModelOpt exports. Nothing heavy is imported until
 something here is used.
@@ -16,9 +18,10 @@ from mezzotint._import_hook import when_imported
 from mezzotint._version import VERSION
 
 if TYPE_CHECKING:
+    from mezzotint.checkpoint import Checkpoint, inspect, open
     from mezzotint.converting import ConvertReport, convert
     from mezzotint.errors import MezzotintError
-    from mezzotint.inspection import inspect
+    from mezzotint.inspection import Report
     from mezzotint.loading import LoadReport
     from mezzotint.nn import QuantLinear, use_backend
     from mezzotint.pipelines import load, paint
@@ -27,30 +30,36 @@ if TYPE_CHECKING:
 
 __version__ = VERSION
 __all__ = [
+    "Checkpoint",
     "ConvertReport",
     "LoadReport",
     "MezzotintError",
     "QuantLinear",
+    "Report",
     "VerifyReport",
     "compare",
     "convert",
     "inspect",
     "load",
+    "open",
     "paint",
     "use_backend",
     "verify",
 ]
 
 _HOME = {
+    "Checkpoint": "checkpoint",
     "ConvertReport": "converting",
     "LoadReport": "loading",
     "MezzotintError": "errors",
     "QuantLinear": "nn",
+    "Report": "inspection",
     "VerifyReport": "verifying",
     "compare": "quality.comparison",
     "convert": "converting",
-    "inspect": "inspection",
+    "inspect": "checkpoint",
     "load": "pipelines",
+    "open": "checkpoint",
     "paint": "pipelines",
     "use_backend": "nn",
     "verify": "verifying",

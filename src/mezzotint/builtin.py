@@ -5,7 +5,8 @@ Built in are a small trained FLUX, and quantized copies of its transformer.
 
 from pathlib import Path
 
-from mezzotint.hub import HubPath, hub_path
+from mezzotint.errors import NotACheckpoint
+from mezzotint.hub import AnyPath, hub_path
 
 DATA = Path(__file__).parent / "data"
 DEMO = "demo"
@@ -16,8 +17,11 @@ QUANTIZED = {
 }
 """Written by NVIDIA ModelOpt (the first two) and by comfy-kitchen; see tools/quantize_demo_with_modelopt.py."""
 
+PIPELINE_INDEX = "model_index.json"
+COMPONENT = "transformer"
 
-def resolve(name: str | Path | HubPath) -> Path | HubPath:
+
+def resolve(name: str | AnyPath) -> AnyPath:
     """The path of a built-in model, of a file or folder, or of a Hub id `owner/name[/path][@revision]`.
 
     Raises  NotACheckpoint if nothing here has the name, it can be a Hub id, and the Hub does not give it
@@ -28,3 +32,24 @@ def resolve(name: str | Path | HubPath) -> Path | HubPath:
         return DATA / DEMO
     path = QUANTIZED.get(name, Path(name))
     return path if path.exists() else hub_path(name) or path
+
+
+def is_pipeline(path: AnyPath) -> bool:
+    """Whether `path` is the folder of a diffusers pipeline."""
+    return (path / PIPELINE_INDEX).is_file()
+
+
+def component_folder(path: AnyPath, component: str | None = None) -> AnyPath:
+    """The component that is meant: `path` itself, or the named folder (or "transformer") inside a pipeline.
+
+    Raises  NotACheckpoint if there is no folder of that name
+    """
+    inner = path / (component or COMPONENT)
+    if component is not None and not inner.is_dir():
+        raise NotACheckpoint(f"{path}: has no component {component}")
+    return inner if component is not None or is_pipeline(path) else path
+
+
+def counterpart(path: AnyPath, component: str | None) -> AnyPath:
+    """Where a second model has what `component` is in the first: `path` itself, or that component of a pipeline."""
+    return component_folder(path, component) if is_pipeline(path) else path

@@ -4,12 +4,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from mezzotint.builtin import resolve
+from mezzotint.builtin import component_folder, counterpart, resolve
 from mezzotint.errors import BadRequest, MezzotintError
 from mezzotint.families import Family, family_of
 from mezzotint.families.links import writers_of
@@ -21,6 +20,7 @@ from mezzotint.formats.layout_inferred import Link, infer_codes, infer_scales
 from mezzotint.formats.layout_measured import Sample, measure
 from mezzotint.formats.supplement import open_header
 from mezzotint.hub import AnyPath
+from mezzotint.inspection import Report, report_on
 from mezzotint.schemes import NVFP4, Shape
 from mezzotint.tensor import QuantTensor
 
@@ -74,18 +74,24 @@ class Checkpoint:
         path: str | AnyPath,
         *,
         base: str | AnyPath | None = None,
+        component: str | None = None,
         scales_from: str | AnyPath | None = None,
     ) -> "Checkpoint":
-        """Read the headers at `path` and recognise them; raises CheckpointError.
+        """Read the headers at `path` and recognise them; no weight is loaded.
 
-        path          a file, a component's folder, a Hub id, or the folder of hf and ckpt that ModelOpt's quantize.py
-                      writes
+        path          a file, a component's folder, a pipeline, a Hub id, a built-in model, or the folder of hf and
+                      ckpt that ModelOpt's quantize.py writes
         base          the BF16 model: where nothing proves how bytes are arranged, a few layers are held against it;
                       without it, statistics of a few layers may tell
+        component     folder inside a pipeline ["transformer"]; taken from a base that is one, too
         scales_from   a file of the same weights with the input scales that `path` lacks, or ModelOpt's backbone.pt
+        Raises        CheckpointError
         """
-        checkpoint = cls.of(open_header(resolve(path), None if scales_from is None else resolve(scales_from)))
-        return checkpoint.inferred() if base is None else checkpoint.measured(cls.open(base))
+        sister = None if scales_from is None else counterpart(resolve(scales_from), component)
+        checkpoint = cls.of(open_header(component_folder(resolve(path), component), sister))
+        if base is None:
+            return checkpoint.inferred()
+        return checkpoint.measured(cls.of(open_header(counterpart(resolve(base), component))))
 
     @classmethod
     def of(cls, header: Header) -> "Checkpoint":
@@ -115,7 +121,7 @@ class Checkpoint:
         Reads a few rows of a few layers; of files on the Hub none, whose weights only loading asks for.
         """
         checkpoint, header = self, self.header
-        if not all(isinstance(file, Path) for file in header.files):
+        if not header.local:
             return self
         if "scales" in checkpoint.contents.assumed:
             checkpoint = replace(checkpoint, contents=infer_scales(header, checkpoint.contents))
@@ -163,10 +169,17 @@ class Checkpoint:
             rows = _span([piece], linear) or range(0)
             first, last = (rows.start, rows.start + min(len(rows), count))
             read = linear.read_rows(self.header, first, last)
+            read = read.columns(min(read.shape[1], SAMPLE_COLUMNS))
             weight = read.scheme.dequantize(read.parts)
         else:
-            weight = self.tensor(f"{module}.weight")[:count].float()
+            weight = self.tensor(f"{module}.weight")[:count, :SAMPLE_COLUMNS].float()
         return weight[: len(weight) // 2 * 2].square().sum(1).clamp(min=1e-12).log()
+
+    @cached_property
+    def report(self) -> Report:
+        """What `mezzotint inspect` prints."""
+        family, ignored = self.family.title, self.ignored
+        return report_on(self.header, self.recognised, self.contents, self.evidence, family, ignored)
 
     @cached_property
     def family(self) -> Family:
@@ -319,3 +332,24 @@ def _arranged(linear: StoredLinear, stored: QuantTensor, piece: Piece) -> QuantT
     plain = linear.plain(stored)
     plain = plain if piece.rows is None else plain.rows(piece.rows)
     return plain if piece.columns is None else plain.columns(piece.columns)
+
+
+open = Checkpoint.open
+"""`mezzotint.open`"""
+
+
+def inspect(
+    path: str | AnyPath,
+    *,
+    base: str | AnyPath | None = None,
+    component: str | None = None,
+    scales_from: str | AnyPath | None = None,
+) -> Report:
+    """Report on a checkpoint; the arguments are those of `open`.
+
+    Weights are read only where nothing in the headers proves how they are arranged: a few rows of a few layers, and
+    none of files on the Hub.
+
+    Raises  CheckpointError where a file cannot be read, or is nothing that Mezzotint knows
+    """
+    return Checkpoint.open(path, base=base, component=component, scales_from=scales_from).report

@@ -83,14 +83,14 @@ class HubPath:
     def read_text(self, encoding: str = "utf-8") -> str:
         return self.fetch().read_text(encoding=encoding)
 
-    def open(self, _mode: str = "rb") -> io.BufferedReader:
-        """The file's bytes: of the copy in the cache if there is one, else by range requests."""
+    def open(self, _mode: str = "rb", ahead: int = FIRST_READ) -> "io.BufferedReader | Ranges":
+        """The file's bytes: of the copy in the cache, or by ranges of at least `ahead` bytes, 0 for what is asked."""
         from huggingface_hub import try_to_load_from_cache
 
         cached = try_to_load_from_cache(self.repo.name, str(self.path), revision=self.repo.commit)
         if isinstance(cached, str):
             return Path(cached).open("rb")
-        return io.BufferedReader(Ranges(self), FIRST_READ)
+        return io.BufferedReader(Ranges(self), ahead) if ahead else Ranges(self)
 
     def fetch(self) -> Path:
         """The local copy, downloaded into huggingface_hub's cache if it is not there."""

@@ -1,20 +1,20 @@
-"""Say from headers alone what a checkpoint is, how its bytes are arranged, what is missing, and who can run it here."""
+"""What `mezzotint inspect` prints: what a checkpoint is, what is wrong with it, who can run it where."""
 
 import math
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
-from mezzotint.checkpoint import Checkpoint
+from mezzotint import layouts
 from mezzotint.errors import CheckpointError
-from mezzotint.formats import Contents, Header, StoredLinear
+from mezzotint.formats import Contents, Header, Recognised, StoredLinear
 from mezzotint.hub import AnyPath
-from mezzotint.kernels import AS_STORED, Can, Target, WeightSpec, backends
-from mezzotint.layouts import plain_shape
-from mezzotint.schemes import BF16, Shape
+from mezzotint.kernels import GENERATIONS, BackendUse, Target, WeightSpec, best_device, count_uses, select
+from mezzotint.schemes import BF16
+from mezzotint.tensor import QuantTensor
 
 
 @dataclass(frozen=True)
@@ -30,25 +30,33 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Runner:
-    """Whether a backend can run the layers of a scheme on `target`; `reason` is why not, or empty."""
+class Outlook:
+    """What a checkpoint would be once it is loaded on one kind of device.
 
-    scheme: str
-    backend: str
+    device          what the kind is known by, such as "H100"
+    target          "sm_90"
+    here            this machine has one
+    resident_bytes  predicted: quantized layers as their backends keep them, everything else in BF16; what a model
+                    keeps in float32, and what the split of a joined layer repeats, comes on top (some per cent)
+    backends        who would run the quantized layers, and why each other backend would not
+    """
+
+    device: str
     target: str
-    can: bool
-    reason: str
+    here: bool
+    resident_bytes: int
+    backends: tuple[BackendUse, ...]
 
 
 @dataclass(frozen=True)
 class Report:
     """What `inspect` found.
 
-    coverage        quantized weights / all weights, by count of numbers
-    missing         one sentence for each tensor that is absent or malformed
-    notes           oddities that stop nothing
-    stored_bytes    of all tensors in the files
-    resident_bytes  predicted for the loaded weights: quantized parts as stored, the rest in BF16
+    coverage      quantized weights / all weights, by count of numbers
+    missing       one sentence for each tensor that is absent or malformed
+    notes         oddities that stop nothing
+    stored_bytes  of all tensors in the files
+    outlooks      for the CPU, for each generation of GPUs, and for what is here
     """
 
     path: AnyPath
@@ -64,8 +72,7 @@ class Report:
     missing: tuple[str, ...]
     notes: tuple[str, ...]
     stored_bytes: int
-    resident_bytes: int
-    runners: tuple[Runner, ...]
+    outlooks: tuple[Outlook, ...]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"path": str(self.path)}
@@ -75,35 +82,37 @@ class Report:
         return dict(Counter(layer.scheme for layer in self.layers))
 
 
-def inspect(path: str | AnyPath, device: str | torch.device = "cpu", base: str | AnyPath | None = None) -> Report:
-    """Report on a checkpoint file or component folder, from headers and marker tensors.
-
-    Weights are read only where nothing in the headers proves how they are arranged: a few rows of a few layers.
-
-    base     the BF16 model to hold those against
-    device   whose abilities the report speaks of
-    Raises   CheckpointError where a file cannot be read, or is nothing that Mezzotint knows
-    """
-    checkpoint = Checkpoint.open(path, base=base)
-    header, recognised, contents = checkpoint.header, checkpoint.recognised, checkpoint.contents
-    target = Target.of(torch.device(device))
+def report_on(
+    header: Header, recognised: Recognised, contents: Contents, evidence: str, family: str, ignored: Mapping[str, str]
+) -> Report:
+    """The report on a recognised checkpoint: its layout settled on `evidence`, its tensors those of `family`."""
+    faults = {module: fault for module, linear in contents.linears.items() if (fault := _fault(linear, header))}
+    sound = [linear for module, linear in contents.linears.items() if module not in faults]
     return Report(
         path=header.path,
         files=tuple(file.name for file in header.files),
         format=recognised.format.title,
-        evidence=checkpoint.evidence,
+        evidence=evidence,
         declined=recognised.declined,
-        family=checkpoint.family.title,
+        family=family,
         coverage=_coverage(header, contents),
         layers=tuple(_layer(linear, header) for linear in contents.linears.values()),
         other_tensors=len(contents.plain),
-        ignored=checkpoint.ignored,
-        missing=tuple(_missing(header, contents)),
+        ignored=ignored,
+        missing=tuple(faults.values()),
         notes=header.notes,
         stored_bytes=header.nbytes(),
-        resident_bytes=_resident_bytes(header, contents),
-        runners=tuple(_runners(header, contents, target)),
+        outlooks=tuple(_outlooks(header, sound, contents.plain)),
     )
+
+
+def _fault(linear: StoredLinear, header: Header) -> str:
+    """What is absent or malformed of a layer, or an empty string."""
+    try:
+        linear.check(header)
+    except CheckpointError as error:
+        return error.message
+    return ""
 
 
 def _coverage(header: Header, contents: Contents) -> float:
@@ -120,47 +129,40 @@ def _layer(linear: StoredLinear, header: Header) -> Layer:
     return Layer(linear.module, linear.scheme.name, linear.shape, str(linear.layout), nbytes, present)
 
 
-def _missing(header: Header, contents: Contents) -> list[str]:
-    found = []
-    for linear in contents.linears.values():
-        try:
-            linear.check(header)
-        except CheckpointError as error:
-            found.append(error.message)
-    return found
+def _outlooks(header: Header, linears: list[StoredLinear], plain: tuple[str, ...]) -> Iterator[Outlook]:
+    """What the sound linears and the plain tensors would be on each kind of device."""
+    kinds = _kinds(header, [linear for linear in linears if linear.scheme is not BF16])
+    numbers = sum(math.prod(header.tensors[key].shape) for key in plain)
+    numbers += sum(math.prod(linear.shape) for linear in linears if linear.scheme is BF16)
+    numbers += sum(linear.shape[0] for linear in linears if "bias" in linear.keys)
+    here = Target.of(best_device())
+    known = {"CPU": Target("cpu"), **GENERATIONS}
+    devices = known if here in known.values() else {"this device": here, **known}
+    for device, target in devices.items():
+        yield _outlook(device, target, target == here, kinds, numbers * torch.bfloat16.itemsize)
 
 
-def _resident_bytes(header: Header, contents: Contents) -> int:
-    quantized = sum(_layer(linear, header).nbytes for linear in contents.linears.values())
-    plain = sum(math.prod(header.tensors[key].shape) for key in contents.plain)
-    return quantized + plain * torch.bfloat16.itemsize
+def _outlook(device: str, target: Target, here: bool, kinds: list[tuple[QuantTensor, int]], rest: int) -> Outlook:
+    uses, resident = [], rest
+    for weight, layers in kinds:
+        chosen = select(WeightSpec.of(weight), target)
+        uses.append(BackendUse.of(weight.scheme, chosen, layers))
+        resident += layers * layouts.convert(weight, chosen.backend.wants).nbytes()
+    return Outlook(device, str(target), here, resident, count_uses(uses))
 
 
-def _runners(header: Header, contents: Contents, target: Target) -> list[Runner]:
-    """Each backend's answer for each scheme; a reason that only some of its layers meet is given as theirs."""
-    runners = []
-    for scheme in sorted({linear.scheme.name for linear in contents.linears.values() if linear.scheme is not BF16}):
-        linears = [linear for linear in contents.linears.values() if linear.scheme.name == scheme]
-        for backend in backends().values():
-            answers = [backend.can(_spec(linear, header), target, AS_STORED) for linear in linears]
-            reasons = [answer.reason for answer in answers if not isinstance(answer, Can)]
-            some = f" ({len(reasons)} of {len(linears)} layers)" if 0 < len(reasons) < len(linears) else ""
-            runners.append(
-                Runner(
-                    scheme,
-                    backend.name,
-                    str(target),
-                    len(reasons) < len(linears),
-                    reasons[0] + some if reasons else "",
-                )
-            )
-    return runners
+def _kinds(header: Header, linears: list[StoredLinear]) -> list[tuple[QuantTensor, int]]:
+    """Outlines of layers, plain and without bias, and how many are alike: a model has few kinds of layer, often."""
+    alike: dict[object, list[StoredLinear]] = {}
+    for linear in linears:
+        parts = tuple((part, header.tensors[key].shape, header.tensors[key].dtype) for part, key in linear.keys.items())
+        implied, finished = tuple(linear.implied.items()), linear.finish is not None
+        form = (type(linear), linear.scheme.name, linear.layout, linear.dynamic_input, implied, finished)
+        kind = (*form, linear.shape, parts)
+        alike.setdefault(kind, []).append(linear)
+    return [(_outline(same[0], header), len(same)) for same in alike.values()]
 
 
-def _spec(linear: StoredLinear, header: Header) -> WeightSpec:
-    shapes: dict[str, Shape] = dict.fromkeys(linear.implied, ())
-    for part, key in linear.keys.items():
-        if key in header.tensors:
-            stored = header.tensors[key].shape
-            shapes[part] = plain_shape(linear.scheme, linear.layout, part, linear.shape, stored) or stored
-    return WeightSpec(linear.scheme, linear.shape, shapes, linear.dynamic_input)
+def _outline(linear: StoredLinear, header: Header) -> QuantTensor:
+    plain = linear.plain(linear.outline(header))
+    return replace(plain, parts={name: part for name, part in plain.parts.items() if name != "bias"})

@@ -14,7 +14,7 @@ from mezzotint.checkpoint import Checkpoint
 from mezzotint.costs import resident_bytes
 from mezzotint.errors import BadRequest, MissingTensor, ShapeMismatch, UnexpectedTensor
 from mezzotint.hub import AnyPath
-from mezzotint.kernels import ACTIVATIONS, AS_STORED
+from mezzotint.kernels import ACTIVATIONS, AS_STORED, BackendUse, count_uses
 from mezzotint.nn import QuantLinear, SplitLinear, quant_linears
 from mezzotint.schemes import BF16, Shape
 from mezzotint.tensor import QuantTensor
@@ -29,16 +29,6 @@ class LoadPlan:
 
     checkpoint: Checkpoint
     activations: str
-
-
-@dataclass(frozen=True)
-class BackendUse:
-    """One choice of backend, and how many layers share it; `declined` is {backend: reason}."""
-
-    scheme: str
-    backend: str
-    layers: int
-    declined: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -197,19 +187,12 @@ def _assign(model: nn.Module, name: str, value: torch.Tensor) -> None:
 
 def _backend_uses(model: nn.Module) -> tuple[BackendUse, ...]:
     """The choices of backend in `model`, equal ones counted together; a layer whose pieces differ counts for each."""
-    uses: list[BackendUse] = []
-    for layer in quant_linears(model).values():
-        own: list[BackendUse] = []
-        for product in layer.products:
-            use = BackendUse(product.scheme.name, product.selection.backend.name, 1, product.selection.declined)
-            own += [use] if use not in own else []
-        for use in own:
-            same = next((i for i, u in enumerate(uses) if replace(u, layers=1) == use), None)
-            if same is None:
-                uses.append(use)
-            else:
-                uses[same] = replace(uses[same], layers=uses[same].layers + 1)
-    return tuple(uses)
+    return count_uses(use for layer in quant_linears(model).values() for use in _uses_of(layer))
+
+
+def _uses_of(layer: QuantLinear | SplitLinear) -> Iterator[BackendUse]:
+    uses = count_uses(BackendUse.of(product.scheme, product.selection) for product in layer.products)
+    return (replace(use, layers=1) for use in uses)
 
 
 def _events(plan: LoadPlan, backends: tuple[BackendUse, ...]) -> Iterator[str]:

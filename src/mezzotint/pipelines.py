@@ -12,13 +12,13 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from mezzotint.builtin import resolve
+from mezzotint.builtin import PIPELINE_INDEX, is_pipeline, resolve
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.errors import BadRequest, NotACheckpoint, UnknownFormat, UnsoundPicture
 from mezzotint.families import Sampling, family_with
 from mezzotint.guard import problems_of
-from mezzotint.hub import AnyPath, HubPath
-from mezzotint.kernels import AS_STORED
+from mezzotint.hub import AnyPath, HubPath, local_copy
+from mezzotint.kernels import AS_STORED, best_device
 from mezzotint.loading import LoadPlan, plan
 from mezzotint.loading import load as load_model
 
@@ -53,6 +53,7 @@ def load(
     dtype: torch.dtype = torch.bfloat16,
     activations: str = AS_STORED,
     backend: str | None = None,
+    scales_from: str | AnyPath | None = None,
 ) -> Any:
     """A ready diffusers pipeline whose transformer was read from `transformer`, quantized or not.
 
@@ -63,6 +64,7 @@ def load(
     dtype         of everything that is not quantized; scales keep their own
     activations   "as_stored" quantizes each layer's input as the checkpoint says, "bf16" leaves it alone
     backend       name of the one backend to use, None for the best that can
+    scales_from   a file with the input scales that `transformer` lacks, or ModelOpt's backbone.pt for it
     Returns       a diffusers pipeline; `load_report` is its LoadReport, `load_report_2` the second expert's or None
     Raises        MezzotintError, before any weight is read if the files do not fit together
 
@@ -72,7 +74,7 @@ def load(
     folder = resolve(model)
     index = _pipeline_index(folder)
     place = torch.device(device) if device is not None else best_device()
-    planned = plan_transformers(folder, transformer, transformer_2, activations)
+    planned = plan_transformers(folder, transformer, transformer_2, activations, scales_from)
     reports = {
         component: load_model(ready, module, place, dtype, backend) for component, (ready, module) in planned.items()
     }
@@ -86,7 +88,11 @@ def load(
 
 
 def plan_transformers(
-    folder: AnyPath, transformer: str | AnyPath | None, transformer_2: str | AnyPath | None, activations: str
+    folder: AnyPath,
+    transformer: str | AnyPath | None,
+    transformer_2: str | AnyPath | None,
+    activations: str,
+    scales_from: str | AnyPath | None = None,
 ) -> dict[str, tuple[LoadPlan, nn.Module]]:
     """{component: its plan and its model} of a pipeline's transformers, each the one named or else the pipeline's own.
 
@@ -94,20 +100,29 @@ def plan_transformers(
     """
     index = _pipeline_index(folder)
     return {
-        component: plan_transformer(component, source, index, folder, activations)
-        for component, source in {TRANSFORMER: transformer, SECOND: transformer_2}.items()
+        component: plan_transformer(component, source, index, folder, activations, scales)
+        for component, source, scales in ((TRANSFORMER, transformer, scales_from), (SECOND, transformer_2, None))
         if source is not None or _class_of(index, component) is not None
     }
 
 
 def plan_transformer(
-    component: str, source: str | AnyPath | None, index: dict[str, Any], folder: AnyPath, activations: str
+    component: str,
+    source: str | AnyPath | None,
+    index: dict[str, Any],
+    folder: AnyPath,
+    activations: str,
+    scales_from: str | AnyPath | None,
 ) -> tuple[LoadPlan, nn.Module]:
     """The plan for one transformer and its model, with the configuration that lies beside it or else the pipeline's."""
     model_class = _class_of(index, component)
     if model_class is None:
         raise BadRequest(f"{folder}: has no {component}, and {source} was named for it", "name one transformer only.")
-    checkpoint = Checkpoint.open(source if source is not None else folder / component)
+    place = folder if source is None else resolve(source)
+    inside = component if is_pipeline(place) else None
+    checkpoint = Checkpoint.open(place, component=inside, scales_from=scales_from)
+    if checkpoint.contents.assumed and not checkpoint.header.local:
+        checkpoint = Checkpoint.open(local_copy(checkpoint.header.path), scales_from=scales_from)
     header, family = checkpoint.header, checkpoint.family
     if family.transformer != model_class:
         raise UnknownFormat(
@@ -128,12 +143,6 @@ def meta_model(class_name: str, config: dict[str, Any] | Any) -> nn.Module:
     with init_empty_weights(include_buffers=False):
         model: nn.Module = getattr(diffusers, class_name).from_config(entries)
     return model
-
-
-def best_device() -> torch.device:
-    """The accelerator that PyTorch found, or the CPU."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return accelerator if accelerator is not None else torch.device("cpu")
 
 
 def sampling_of(model: str | AnyPath) -> Sampling:
@@ -221,13 +230,12 @@ def _paint_one(
 
 
 def _pipeline_index(folder: AnyPath) -> dict[str, Any]:
-    index = folder / "model_index.json"
-    if not index.is_file():
+    if not is_pipeline(folder):
         raise NotACheckpoint(
-            f"{folder}: no diffusers pipeline is there (model_index.json is missing)",
+            f"{folder}: no diffusers pipeline is there ({PIPELINE_INDEX} is missing)",
             "name the folder of a pipeline as --model, and the quantized file as --transformer.",
         )
-    entries: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
+    entries: dict[str, Any] = json.loads((folder / PIPELINE_INDEX).read_text(encoding="utf-8"))
     return entries
 
 
@@ -240,7 +248,7 @@ def _fetch_rest(index: dict[str, Any], folder: HubPath) -> Path:
         for file in (folder / component).glob("*"):
             if file.name.endswith(NEEDED) and not any(mark in file.name for mark in VARIANTS):
                 file.fetch()
-    return (folder / "model_index.json").fetch().parent
+    return (folder / PIPELINE_INDEX).fetch().parent
 
 
 def _pipeline_class(index: dict[str, Any], folder: AnyPath) -> Any:

@@ -40,6 +40,9 @@ def generate(
         typer.Option(help="Quantized transformer: file, folder, Hub id, or demo-fp8, demo-nvfp4, demo-nvfp4-comfy."),
     ] = None,
     transformer_2: Annotated[str | None, typer.Option(help="The second expert's, for Wan 2.2 A14B.")] = None,
+    scales_from: Annotated[
+        str | None, typer.Option(help="Checkpoint that has the input scales which the transformer lacks.")
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -76,7 +79,15 @@ def generate(
             raise BadRequest("--frames is for videos, and this model paints pictures")
         settings = own.but(steps=steps, guidance=guidance, num_frames=frames, **sides(size))
         output = _checked_output(output, own.num_frames is not None, grid)
-        pipe = load(model, transformer, transformer_2, device, activations=activations, backend=backend)
+        pipe = load(
+            model,
+            transformer,
+            transformer_2,
+            device,
+            activations=activations,
+            backend=backend,
+            scales_from=scales_from,
+        )
         repeated = [prompt for prompt in prompts for _ in range(count)]
         seeds = [seed + i for i in range(len(repeated))]
         progress.update(bar, description="painting", total=settings.steps * len(repeated), completed=0)

@@ -1,18 +1,32 @@
 """`mezzotint inspect`: what a checkpoint is."""
 
 import json
+from collections import Counter
+from collections.abc import Iterator
+from itertools import groupby
 from typing import Annotated, Any
 
 import typer
 
 
 def inspect(
-    path: Annotated[str, typer.Argument(help="Checkpoint file or component folder, or demo-fp8, demo-nvfp4, ...")],
+    path: Annotated[
+        str, typer.Argument(help="Checkpoint file, component folder, pipeline, Hub id, or demo-fp8, demo-nvfp4, ...")
+    ],
+    base: Annotated[
+        str | None,
+        typer.Option(help="BF16 model: settles how bytes are arranged where nothing else does."),
+    ] = None,
+    scales_from: Annotated[
+        str | None, typer.Option(help="Checkpoint that has the input scales which this one lacks, or a backbone.pt.")
+    ] = None,
+    component: Annotated[
+        str | None, typer.Option(help="Folder inside a pipeline, such as transformer_2 [transformer].")
+    ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="List every quantized layer.")] = False,
-    device: Annotated[str | None, typer.Option(help="Whose abilities to speak of [the GPU if there is one].")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
 ) -> None:
-    """Say what a checkpoint is, from its headers alone: format, layout, what is missing, who can run it here.
+    """Say what a checkpoint is, from its headers: format, layout, what is missing, and who can run it on which GPU.
 
     Exits with 1 if something is missing from it, 2 if it cannot be read.
 
@@ -21,11 +35,12 @@ def inspect(
       mezzotint inspect demo-nvfp4 --layers
 
       mezzotint inspect ./flux1-fp8/transformer --json
-    """
-    from mezzotint.inspection import inspect as look
-    from mezzotint.pipelines import best_device
 
-    report = look(path, device or best_device())
+      mezzotint inspect ./qwen-image-nvfp4.safetensors --base ./Qwen-Image
+    """
+    from mezzotint.checkpoint import inspect as look
+
+    report = look(path, base=base, scales_from=scales_from, component=component)
     if as_json:
         print(json.dumps(report.to_dict(), indent=2))
     else:
@@ -35,41 +50,62 @@ def inspect(
 
 
 def _print(report: Any, layers: bool) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     from mezzotint.cli.output import console
 
     out = console()
     facts = Table.grid(padding=(0, 2))
-    facts.add_row("path", f"{report.path} ({len(report.files)} file{'s' if len(report.files) > 1 else ''})")
-    facts.add_row("format", f"{report.format}")
-    facts.add_row("evidence", report.evidence)
-    facts.add_row("family", report.family)
-    counts = ", ".join(f"{number} layers {scheme}" for scheme, number in report.schemes().items()) or "nothing"
-    facts.add_row("quantized", f"{counts}; {report.coverage:.1%} of all weights")
-    for layout in sorted({f"{layer.scheme}: {layer.layout}" for layer in report.layers}):
-        facts.add_row("layout", layout)
-    facts.add_row("other tensors", f"{report.other_tensors} as they are, {len(report.ignored)} ignored")
-    facts.add_row("size", f"{_mib(report.stored_bytes)} stored, {_mib(report.resident_bytes)} of weights when loaded")
-    for runner in report.runners:
-        facts.add_row("runs here", f"{runner.scheme} on {runner.backend} ({runner.target}): {_answer(runner)}")
-    for note in report.notes:
-        facts.add_row("note", note)
+    for name, fact in _facts(report):
+        facts.add_row(name, escape(fact))
     for problem in report.missing:
-        facts.add_row("[red]broken[/red]", problem)
+        facts.add_row("[red]broken[/red]", escape(problem))
     out.print(facts)
+    out.print(_outlook_table(report))
     if layers:
         out.print(_layer_table(report))
 
 
-def _answer(runner: Any) -> str:
-    if runner.can:
-        return "yes" + (f", except: {runner.reason}" if runner.reason else "")
-    return f"no, {runner.reason}"
+def _facts(report: Any) -> Iterator[tuple[str, str]]:
+    yield "path", f"{report.path} ({len(report.files)} file{'s' if len(report.files) > 1 else ''})"
+    yield "format", report.format
+    yield "evidence", report.evidence
+    yield "family", report.family
+    counts = ", ".join(f"{number} layers {scheme}" for scheme, number in report.schemes().items()) or "nothing"
+    yield "quantized", f"{counts}; {report.coverage:.1%} of all weights"
+    for layout in sorted({f"{layer.scheme}: {layer.layout}" for layer in report.layers}):
+        yield "layout", layout
+    yield "other tensors", f"{report.other_tensors} as they are, {len(report.ignored)} ignored"
+    yield "stored", _mib(report.stored_bytes)
+    for outlook in report.outlooks:
+        for use in outlook.backends if outlook.here else ():
+            declined = "".join(f"; {name}: {reason}" for name, reason in use.declined.items())
+            yield "runs here", f"{use.layers} {use.scheme} on {use.backend}{declined}"
+    for note in report.notes:
+        yield "note", note
 
 
 def _mib(size: int) -> str:
     return f"{size / 2**20:,.1f} MiB"
+
+
+def _outlook_table(report: Any) -> Any:
+    """One row for each kind of device; neighbours that are alike share one."""
+    from rich.table import Table
+
+    table = Table("on", "weights when loaded", "run by", box=None, pad_edge=False)
+    for (here, size, backends), alike in groupby(report.outlooks, lambda o: (o.here, o.resident_bytes, _run_by(o))):
+        devices = ", ".join(o.device if o.target == "cpu" else f"{o.device} ({o.target})" for o in alike)
+        table.add_row(devices + ", this machine" * here, _mib(size), backends)
+    return table
+
+
+def _run_by(outlook: Any) -> str:
+    layers: Counter[str] = Counter()
+    for use in outlook.backends:
+        layers[f"{use.scheme} on {use.backend}"] += use.layers
+    return ", ".join(f"{number} {said}" for said, number in layers.items()) or "PyTorch's own layers"
 
 
 def _layer_table(report: Any) -> Any:

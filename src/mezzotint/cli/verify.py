@@ -11,8 +11,16 @@ COLOURS = {"NOTE": "dim", "SUSPICIOUS": "yellow", "BROKEN": "red"}
 
 
 def verify(
-    path: Annotated[str, typer.Argument(help="Checkpoint file or component folder, or demo-fp8, demo-nvfp4, ...")],
+    path: Annotated[
+        str, typer.Argument(help="Checkpoint file, component folder, pipeline, Hub id, or demo-fp8, demo-nvfp4, ...")
+    ],
     base: Annotated[str | None, typer.Option(help="Unquantized component, to compare every layer with.")] = None,
+    scales_from: Annotated[
+        str | None, typer.Option(help="Checkpoint that has the input scales which this one lacks.")
+    ] = None,
+    component: Annotated[
+        str | None, typer.Option(help="Folder inside a pipeline, such as transformer_2 [transformer].")
+    ] = None,
     repair: Annotated[
         bool, typer.Option("--repair", help="Fetch broken files again, where the Hub's cache holds them.")
     ] = False,
@@ -31,7 +39,7 @@ def verify(
     from mezzotint.verifying import verify as run
 
     with bytes_bar("checking") as on_progress:
-        report = run(path, base, repair=repair, on_progress=on_progress)
+        report = run(path, base, component=component, scales_from=scales_from, repair=repair, on_progress=on_progress)
     if as_json:
         print(json.dumps(report.to_dict(), indent=2))
     else:

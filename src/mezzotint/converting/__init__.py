@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mezzotint.builtin import resolve
+from mezzotint.builtin import component_folder, counterpart, resolve
 from mezzotint.checkpoint import Checkpoint
-from mezzotint.converting.destination import Destination, component_folder
+from mezzotint.converting.destination import Destination
 from mezzotint.converting.planning import Contents, matching, plan_contents
 from mezzotint.converting.provenance import model_config, plan_name, source_facts, stamps
 from mezzotint.errors import BadRequest
@@ -86,7 +86,7 @@ def convert(
     writer = _writer(to)
     merged = None if merge_into is None else Path(merge_into)
     destination = Destination.of(Path(output), writer, component, merged)
-    base_checkpoint = None if base is None else _base(base, component)
+    base_checkpoint = None if base is None else Checkpoint.open(counterpart(resolve(base), component))
     checkpoint = _open(source, component, base_checkpoint, scales_from)
     contents = _contents(checkpoint, writer, keep_bf16, base_checkpoint)
     config = model_config(checkpoint, base_checkpoint)
@@ -114,10 +114,6 @@ def _writer(to: str) -> Writer:
     if to not in writers():
         raise BadRequest(f"there is no target {to!r}", f"there are: {', '.join(writers())}.")
     return writers()[to]
-
-
-def _base(path: str | Path, component: str | None) -> Checkpoint:
-    return Checkpoint.open(component_folder(resolve(path), component))
 
 
 def _open(

@@ -7,23 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mezzotint.builtin import COMPONENT, PIPELINE_INDEX, is_pipeline
 from mezzotint.converting.provenance import write_small_files
-from mezzotint.errors import BadRequest, NotACheckpoint
+from mezzotint.errors import BadRequest
 from mezzotint.formats.writing import Writer
-from mezzotint.hub import AnyPath
 from mezzotint.saving import Shard, ShardRecord
 
-COMPONENT = "transformer"
-PIPELINE_INDEX = "model_index.json"
 STEM = "diffusion_pytorch_model"
-
-
-def component_folder(path: AnyPath, component: str | None) -> AnyPath:
-    """The component that is meant: `path` itself, or the named folder (or "transformer") inside a pipeline."""
-    inner = path / (component or COMPONENT)
-    if component is not None and not inner.is_dir():
-        raise NotACheckpoint(f"{path}: has no component {component}")
-    return inner if component is not None or (path / PIPELINE_INDEX).is_file() else path
 
 
 @dataclass(frozen=True)
@@ -50,7 +40,7 @@ class Destination:
         name = component or COMPONENT
         if writer.file:
             raise BadRequest(f"{writer.title} is a single file, and --merge-into makes a folder")
-        if not (merge_into / PIPELINE_INDEX).is_file():
+        if not is_pipeline(merge_into):
             raise BadRequest(f"{merge_into}: no diffusers pipeline is there ({PIPELINE_INDEX} is missing)")
         if path == merge_into.resolve():
             raise BadRequest(f"{path}: is the base pipeline itself", "name another output.")

@@ -6,7 +6,8 @@ that later code may trust a `Header`.
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -25,6 +26,8 @@ MAX_FIELDS = 4 * MAX_TENSORS + 10_000
 """Colons in a header; a tensor has four."""
 MAX_NUMBERS = 2**60
 """Product of the sides of a shape, zeros left out; safetensors refuses what does not fit 64 bits."""
+CONNECTIONS = 16
+"""How many tensors on the Hub are asked for side by side."""
 INDEX_SUFFIX = ".safetensors.index.json"
 NUNCHAKU_FOLDER = ("transformer_blocks.safetensors", "unquantized_layers.safetensors")
 """The two files that make up one component in Nunchaku's older folders, which have no index."""
@@ -68,7 +71,7 @@ class TensorInfo:
     def read(self) -> Tensor:
         """The tensor's values, on the CPU, in memory of their own."""
         buffer = bytearray(self.nbytes)
-        with self.file.open("rb") as stream:
+        with self.file.open("rb", ahead=0) if isinstance(self.file, HubPath) else self.file.open("rb") as stream:
             stream.seek(self.start)
             if stream.readinto(buffer) != self.nbytes:
                 raise BrokenFile(f"{self.file}: ended inside tensor {self.name}")
@@ -81,6 +84,14 @@ class TensorInfo:
         size = self.nbytes // max(self.shape[0], 1)
         start, end = self.start + first * size, self.start + last * size
         return replace(self, shape=(last - first, *self.shape[1:]), start=start, end=end)
+
+
+def read_each(infos: Sequence[TensorInfo]) -> list[Tensor]:
+    """The values of many small tensors; those on the Hub are asked for side by side, as each is a request."""
+    if all(isinstance(info.file, Path) for info in infos):
+        return [info.read() for info in infos]
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        return list(pool.map(TensorInfo.read, infos))
 
 
 @dataclass(frozen=True)
@@ -102,6 +113,11 @@ class Header:
     config: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     hf_quant_config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def local(self) -> bool:
+        """Whether every file is here, so that numbers may be read to recognise it; on the Hub, headers alone are."""
+        return all(isinstance(file, Path) for file in self.files)
 
     def nbytes(self) -> int:
         return sum(info.nbytes for info in self.tensors.values())

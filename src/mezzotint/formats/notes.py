@@ -13,7 +13,7 @@ import torch
 
 from mezzotint.errors import BrokenFile, MissingTensor, UnknownFormat, Unsupported
 from mezzotint.formats.contents import MAX_PADDING, StoredLinear
-from mezzotint.formats.header import Header
+from mezzotint.formats.header import Header, read_each
 from mezzotint.formats.modelopt import COMFY_NOTE, SUFFIXES, optional_keys
 from mezzotint.schemes import FP8, INT8, MXFP8, NVFP4, Scheme
 from mezzotint.tensor import PLAIN, Layout
@@ -45,11 +45,16 @@ def notes(header: Header) -> dict[str, Mapping[str, Any]]:
         if not isinstance(layers, dict) or not all(isinstance(note, dict) for note in layers.values()):
             raise BrokenFile(f"{where} has layers that are no objects")
         found |= {_spelled(header, module): note for module, note in layers.items()}
-    for key in markers(header):
-        info = header.tensors[key]
+    written = [header.tensors[key] for key in markers(header)]
+    if not header.local:  # what the header says already is not worth a request
+        written = [info for info in written if info.name.removesuffix(MARKER) not in found]
+    for info in written:
         if info.dtype != torch.uint8:
-            raise BrokenFile(f"{info.file}: {key} is {info.dtype}, expected the bytes of a note (uint8)")
-        found[key.removesuffix(MARKER)] = parse_object(bytes(info.read().flatten().tolist()), f"{info.file}: {key}")
+            raise BrokenFile(f"{info.file}: {info.name} is {info.dtype}, expected the bytes of a note (uint8)")
+    for info, text in zip(written, read_each(written), strict=True):
+        found[info.name.removesuffix(MARKER)] = parse_object(
+            bytes(text.flatten().tolist()), f"{info.file}: {info.name}"
+        )
     return found
 
 

@@ -5,6 +5,7 @@ from the tensors: the metadata of published files is wrong about the rank.
 """
 
 from collections import Counter
+from dataclasses import replace
 
 from mezzotint.formats.contents import Contents, Match, NoMatch, sort_out
 from mezzotint.formats.header import Header
@@ -17,7 +18,7 @@ from mezzotint.formats.svdquant import (
     stored_linear,
     unused_tensors,
 )
-from mezzotint.formats.svdquant_order import FRAGMENTS, codes_order
+from mezzotint.formats.svdquant_order import FRAGMENTS, assumed, codes_order
 
 
 class Nunchaku:
@@ -43,7 +44,8 @@ class Nunchaku:
             module: stored_linear(header, module, NUNCHAKU_LAYOUT[scheme_of(header, module).name])
             for module in quantized_modules(header)
         }
-        return sort_out(header, linears, unused_tensors(header))
+        found = sort_out(header, linears, unused_tensors(header))
+        return replace(found, assumed=assumed(header, vectors=False))
 
 
 FORMAT = Nunchaku()

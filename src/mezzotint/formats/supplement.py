@@ -26,7 +26,7 @@ def open_header(path: AnyPath, scales_from: AnyPath | None = None) -> Header:
     scales_from   a sister file with the input scales that `path` lacks, or a backbone.pt with ranges for its weights
     Raises        CheckpointError, BadRequest
     """
-    home = component_of(path)
+    home = hf_folder(path)
     header = read_header(home)
     if home != path and scales_from is None and (path / BACKBONE).is_file():
         scales_from = path / BACKBONE
@@ -39,7 +39,7 @@ def open_header(path: AnyPath, scales_from: AnyPath | None = None) -> Header:
     return with_scales_from(header, read_header(scales_from))
 
 
-def component_of(path: AnyPath) -> AnyPath:
+def hf_folder(path: AnyPath) -> AnyPath:
     """Where the weights are: the hf folder that ModelOpt's quantize.py writes beside ckpt, or `path` itself."""
     return next((path / folder for folder in HF_FOLDERS if any((path / folder).glob("*.safetensors"))), path)
 

@@ -4,6 +4,8 @@ Codes   Rounding to nearest gives the largest weight of every group the largest 
         group of a row reaches that code; read in the wrong one, a group is a mixture of rows, and many do not.
 Vectors Smoothing is made from the sizes of a layer's columns. In the right order, smooth is correlated with the sizes
         of the residual's columns within each run of 16, with either sign; in the wrong order hardly.
+
+Of a file on the Hub no numbers are read: what they would tell is assumed, and said to be.
 """
 
 import json
@@ -32,34 +34,36 @@ RUN = 16
 """Fragment order moves a vector's numbers within runs of 16."""
 SURE = 3.0
 """Standard deviations that a measured difference must have to be believed."""
+_NOT_READ = "and numbers on the Hub are read only to load: {} assumed {}"
 ROW_LAYOUT = {order: Layout("low_first_int8", "by_group", order, "down_by_column") for order in ("plain", FRAGMENTS)}
 """{order of the vectors: layout of a row-major file}"""
 
 
 @dataclass(frozen=True)
 class Order:
-    """An order that a file has, and on what evidence."""
+    """An order that a file has, and on what evidence; `assumed` if only numbers would tell, and they are not here."""
 
     order: str
     evidence: str
+    assumed: bool = False
 
     def __str__(self) -> str:
         return self.evidence
 
 
 def codes_order(header: Header) -> Order:
-    """The order of the 4-bit codes; reads one layer where the file declares nothing, or what converters get wrong."""
+    """The order of the 4-bit codes; reads rows of one layer where nothing is declared, or what converters get wrong."""
     conversion = _json(header.metadata.get("conversion"))
     if conversion.get("layout") == ROWS or _is_svdquant_config(header.config):
         by = "conversion in the header" if conversion else "quant_method svdquant in config.json"
         if any(scheme_of(header, module) is SVDQUANT_INT4 for module in quantized_modules(header)):
-            return _measured_codes(header, f"{by} declares row-major")
+            return _measured_codes(header, f"{by} declares row-major", ROWS)
         return Order(ROWS, f"declared by {by}")
     if _json(header.metadata.get("quantization_config")).get("method") == "svdquant":
         return Order(FRAGMENTS, "declared by quantization_config in the header (method svdquant)")
     if {file.name for file in header.files} == set(NUNCHAKU_FOLDER):
         return Order(FRAGMENTS, f"implied by the folder ({' and '.join(NUNCHAKU_FOLDER)})")
-    return _measured_codes(header, "nothing declares it")
+    return _measured_codes(header, "nothing declares it", FRAGMENTS)
 
 
 def full_groups(codes: Tensor, scheme: Scheme) -> float:
@@ -69,14 +73,17 @@ def full_groups(codes: Tensor, scheme: Scheme) -> float:
     return float(grouped(full, scheme.group).any(-1).float().mean())
 
 
-def _measured_codes(header: Header, said: str) -> Order:
+def _measured_codes(header: Header, said: str, usual: str) -> Order:
+    """The order in which more groups are full; `usual` where the file is not here."""
     module = next((m for m in quantized_modules(header) if scheme_of(header, m) is not AWQ_W4A16), None)
     if module is None:
         return Order(FRAGMENTS, f"{said}, and only AWQ layers are quantized, which have but one order")
     info, scheme = header.tensors[module + QWEIGHT], scheme_of(header, module)
     if len(info.shape) != 2 or not all(info.shape) or info.shape[0] % WARP or info.shape[1] * 2 % WARP:
         return Order(ROWS, f"{said}, and {list(info.shape)} is no multiple of {WARP} as fragments are")
-    stored = info.read()
+    if not header.local:
+        return Order(usual, f"{said}, {_NOT_READ.format('codes', usual.replace('_', '-'))}", assumed=True)
+    stored = info.rows(0, min(info.shape[0], SAMPLED_ROWS)).read()
     fragments = full_groups(from_code_fragments(stored), scheme)
     rows = full_groups(stored.view(torch.uint8), scheme)
     order = FRAGMENTS if fragments > rows else ROWS
@@ -94,6 +101,10 @@ def vectors_order(header: Header) -> Order:
     """
     if _json(header.metadata.get("conversion")).get("vectors") == ROWS:
         return Order("plain", "vectors row-major, declared by conversion in the header")
+    if not header.local:
+        return Order(
+            "plain", f"order of vectors not declared, {_NOT_READ.format('vectors', 'row-major')}", assumed=True
+        )
     samples = [_smooth_and_columns(header, linear) for linear in _sampled(header)]
     plain = _agreement(samples)
     whole = all(len(smooth) % WARP == 0 for smooth, _ in samples)
@@ -106,6 +117,14 @@ def vectors_order(header: Header) -> Order:
         return Order("plain", f"order of vectors not declared and not to be told ({said}); taken to be row-major")
     order = FRAGMENTS if fragments > plain else "plain"
     return Order(order, f"vectors {'in fragment order' if order == FRAGMENTS else 'row-major'}, inferred: {said}")
+
+
+def assumed(header: Header, vectors: bool) -> frozenset[str]:
+    """Fields of Layout that only numbers would prove, and numbers are not read: some of a file's on the Hub."""
+    if header.local:
+        return frozenset()
+    orders = {"codes": codes_order(header)} | ({"vectors": vectors_order(header)} if vectors else {})
+    return frozenset(field for field, order in orders.items() if order.assumed)
 
 
 @dataclass(frozen=True)
@@ -150,8 +169,10 @@ def _is_sound(linear: StoredLinear, header: Header) -> bool:
 
 def _smooth_and_columns(header: Header, linear: StoredLinear) -> tuple[Tensor, Tensor]:
     """log smooth as stored [in], and log RMS of the residual's columns within each run of 16 [in]."""
-    parts = {part: header.tensors[linear.keys[part]].read() for part in ("codes", "block_scale", "smooth")}
-    codes = parts["codes"][:SAMPLED_ROWS].view(torch.uint8)
+    infos = {part: header.tensors[linear.keys[part]] for part in ("codes", "block_scale", "smooth")}
+    infos["codes"] = infos["codes"].rows(0, min(linear.shape[0], SAMPLED_ROWS))
+    parts = {part: info.read() for part, info in infos.items()}
+    codes = parts["codes"].view(torch.uint8)
     residual = linear.scheme.decode({"codes": codes, "block_scale": parts["block_scale"].t()[:SAMPLED_ROWS]})
     columns = residual.square().mean(0).clamp(min=TINY).sqrt().log()
     return parts["smooth"].float().clamp(min=TINY).log(), _by_run(columns)

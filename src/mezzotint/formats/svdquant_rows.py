@@ -5,10 +5,12 @@ X.qweight int8 [N, K/2] low nibble first,  X.wscales [K/16, N] e4m3 or [K/64, N]
 numbers are asked.
 """
 
+from dataclasses import replace
+
 from mezzotint.formats.contents import Contents, Match, NoMatch, sort_out
 from mezzotint.formats.header import Header
 from mezzotint.formats.svdquant import quantized_modules, ranks, stored_linear, unused_tensors
-from mezzotint.formats.svdquant_order import ROW_LAYOUT, ROWS, codes_order, vectors_order
+from mezzotint.formats.svdquant_order import ROW_LAYOUT, ROWS, assumed, codes_order, vectors_order
 
 
 class SVDQuantRows:
@@ -26,7 +28,8 @@ class SVDQuantRows:
     def contents(self, header: Header) -> Contents:
         layout = ROW_LAYOUT[vectors_order(header).order]
         linears = {module: stored_linear(header, module, layout) for module in quantized_modules(header)}
-        return sort_out(header, linears, unused_tensors(header))
+        found = sort_out(header, linears, unused_tensors(header))
+        return replace(found, assumed=assumed(header, vectors=True))
 
 
 FORMAT = SVDQuantRows()

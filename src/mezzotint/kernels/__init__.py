@@ -1,25 +1,41 @@
 """Backends, one file each, and the choice among them."""
 
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 
 from mezzotint.discover import collect
 from mezzotint.errors import BadRequest, Unsupported
-from mezzotint.kernels.backend import ACTIVATIONS, AS_STORED, BF16, Backend, Can, Cannot, Target, WeightSpec
+from mezzotint.kernels.backend import (
+    ACTIVATIONS,
+    AS_STORED,
+    BF16,
+    GENERATIONS,
+    Backend,
+    Can,
+    Cannot,
+    Target,
+    WeightSpec,
+    best_device,
+)
+from mezzotint.schemes import Scheme
 
 __all__ = [
     "ACTIVATIONS",
     "AS_STORED",
     "BF16",
+    "GENERATIONS",
     "Backend",
+    "BackendUse",
     "Can",
     "Cannot",
     "Selection",
     "Target",
     "WeightSpec",
     "backends",
+    "best_device",
+    "count_uses",
     "named",
     "select",
 ]
@@ -31,6 +47,28 @@ class Selection:
 
     backend: Backend
     declined: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class BackendUse:
+    """One choice of backend, and how many layers share it; `declined` is {backend: reason}."""
+
+    scheme: str
+    backend: str
+    layers: int
+    declined: Mapping[str, str]
+
+    @classmethod
+    def of(cls, scheme: Scheme, selection: Selection, layers: int = 1) -> "BackendUse":
+        return cls(scheme.name, selection.backend.name, layers, selection.declined)
+
+
+def count_uses(uses: Iterable[BackendUse]) -> tuple[BackendUse, ...]:
+    """The same choices, equal ones as one with all their layers."""
+    layers: dict[tuple[str, str, tuple[tuple[str, str], ...]], list[BackendUse]] = {}
+    for use in uses:
+        layers.setdefault((use.scheme, use.backend, tuple(use.declined.items())), []).append(use)
+    return tuple(replace(same[0], layers=sum(use.layers for use in same)) for same in layers.values())
 
 
 @cache

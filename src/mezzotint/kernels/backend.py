@@ -45,6 +45,23 @@ class Target:
         return self.kind if self.capability is None else f"sm_{self.capability[0]}{self.capability[1]}"
 
 
+GENERATIONS = {
+    "A100": Target("cuda", (8, 0)),
+    "RTX 30": Target("cuda", (8, 6)),
+    "RTX 40": Target("cuda", (8, 9)),
+    "H100": Target("cuda", (9, 0)),
+    "B200": Target("cuda", (10, 0)),
+    "RTX 50": Target("cuda", (12, 0)),
+}
+"""{GPU that is known by its name: target}, one of each generation. Source: NVIDIA's table of compute capabilities"""
+
+
+def best_device() -> torch.device:
+    """The accelerator that PyTorch found, or the CPU."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator if accelerator is not None else torch.device("cpu")
+
+
 @dataclass(frozen=True)
 class WeightSpec:
     """A quantized weight as far as a choice of kernel depends on it: parts are {name: shape}."""

@@ -15,7 +15,8 @@ from mezzotint.builtin import DATA, DEMO, resolve
 from mezzotint.costs import Laps, Spread
 from mezzotint.errors import BadRequest
 from mezzotint.families import Sampling
-from mezzotint.pipelines import best_device, sampling_of
+from mezzotint.kernels import best_device
+from mezzotint.pipelines import sampling_of
 from mezzotint.quality.candidate import Candidate, read_sources
 from mezzotint.quality.floor import Level, NoiseFloor
 from mezzotint.quality.gate import PROFILES, Gate, profile_for, read_gate

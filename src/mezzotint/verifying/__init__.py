@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mezzotint.builtin import resolve
+from mezzotint.builtin import component_folder, counterpart, resolve
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.errors import CheckpointError
-from mezzotint.formats.supplement import component_of, open_header
-from mezzotint.hub import local_copy
+from mezzotint.formats.supplement import hf_folder, open_header
+from mezzotint.hub import AnyPath, local_copy
 from mezzotint.loading import plan
 from mezzotint.pipelines import meta_model
 from mezzotint.verifying import against_base
@@ -58,24 +58,29 @@ def verify(
     path: str | Path,
     base: str | Path | None = None,
     *,
+    component: str | None = None,
+    scales_from: str | Path | None = None,
     repair: bool = False,
     on_progress: Progress | None = None,
 ) -> VerifyReport:
     """Check a checkpoint file or component folder; nothing is raised for what is wrong with it, only reported.
 
-    base     unquantized component of the same model, to compare every layer with
-    repair   download broken and missing files again from the Hub first, where they came from there
-    Raises   CheckpointError only for a base that cannot be read
+    base          unquantized component of the same model, to compare every layer with
+    component     folder inside `path`, where that is a whole pipeline ["transformer"]
+    scales_from   checkpoint whose static input scales fill in for those that `path` lacks
+    repair        download broken and missing files again from the Hub first, where they came from there
+    Raises        CheckpointError only for a base or scales that cannot be read
     """
-    place = local_copy(resolve(path))
+    place = local_copy(component_folder(resolve(path), component))
+    folder = local_copy(hf_folder(place))
     repairs: tuple[Repair, ...] = ()
-    component = local_copy(component_of(place))
-    files = look_at_files(component)
+    files = look_at_files(folder)
     if repair:
         repairs = tuple(fetch_again(_to_fetch(files)))
-        files = look_at_files(component)
-    reference = None if base is None else Checkpoint.open(base)
-    return _Run(place, files, reference, on_progress).report(repairs)
+        files = look_at_files(folder)
+    reference = None if base is None else Checkpoint.open(counterpart(resolve(base), component))
+    sister = None if scales_from is None else counterpart(resolve(scales_from), component)
+    return _Run(place, files, reference, sister, on_progress).report(repairs)
 
 
 def _to_fetch(files: Files) -> Iterator[Path]:
@@ -90,8 +95,16 @@ def _to_fetch(files: Files) -> Iterator[Path]:
 class _Run:
     """One verification; collects findings and counts bytes."""
 
-    def __init__(self, path: Path, files: Files, base: Checkpoint | None, on_progress: Progress | None) -> None:
-        self.path, self.files, self.base, self.on_progress = path, files, base, on_progress
+    def __init__(
+        self,
+        path: Path,
+        files: Files,
+        base: Checkpoint | None,
+        scales_from: AnyPath | None,
+        on_progress: Progress | None,
+    ) -> None:
+        self.path, self.files, self.base, self.scales_from = path, files, base, scales_from
+        self.on_progress = on_progress
         self.sums = recorded_checksums(files)
         stored = sum(header.nbytes() for header in files.headers.values())
         self.total = sum(file.stat().st_size for file in self.sums) + stored * (1 if base is None else 2)
@@ -133,7 +146,7 @@ class _Run:
     def _open(self, findings: list[Finding]) -> Checkpoint | None:
         """The checkpoint, or None if the files cannot be read as one; what stops it is among the findings."""
         try:
-            checkpoint = Checkpoint.of(open_header(self.path))
+            checkpoint = Checkpoint.of(open_header(self.path, self.scales_from))
             _ = checkpoint.linears
         except CheckpointError as error:
             if not any(finding.severity == Severity.BROKEN for finding in findings):
