@@ -26,7 +26,7 @@ from mezzotint.quality.floor import Level, NoiseFloor
 from mezzotint.quality.gate import Gate, Limit, read_gate
 from mezzotint.quality.metrics import METRICS
 from mezzotint.quality.prompts import SETS, read_prompts
-from mezzotint.quality.report import write_report
+from mezzotint.quality.report import tables, write_report
 from mezzotint.quality.scores import Score, intervals
 from quantized import export
 from test_cli import run
@@ -114,6 +114,15 @@ def test_the_numbers_are_those_of_scikit_image_and_numpy(done: tuple[Path, dict[
         for name, values in expected.items():
             assert candidate["metrics"][name] == pytest.approx(np.mean(values), rel=1e-6), name
         assert candidate["trajectory"]["latent_cosine"] == pytest.approx(np.mean(steps, axis=0), rel=1e-9)
+
+
+def test_every_column_has_its_cell(done: tuple[Path, dict[str, Any]]) -> None:
+    _, report = done
+    for model in (report["reference"], *report["candidates"]):
+        assert len(tables.cost_row(model, report["reference"])) == len(tables.COST_TITLES)
+    rows = [line for line in (done[0] / "report.md").read_text().splitlines() if line.startswith("|")]
+    assert {row.count("|") for row in rows[:6]} == {len(tables.shown(report)) + 2}
+    assert {row.count("|") for row in rows[7:]} == {len(tables.COST_TITLES) + 2}
 
 
 def test_the_noise_floor_has_two_ends(done: tuple[Path, dict[str, Any]]) -> None:
@@ -246,7 +255,7 @@ def test_a_video_is_compared_frame_by_frame(cases: Callable[[str], Case], tmp_pa
     comparison = compare(str(case.folder), [str(exported)], output, metrics=["psnr", "flip"], **settings)
     (one,) = comparison.candidates[0].scores
     shot = next(iter(comparison.settings.shots().values()))
-    r, c = (model.painted(shot).frames for model in (comparison.reference, comparison.candidates[0].run))
+    r, c = (model.frames(shot) for model in (comparison.reference, comparison.candidates[0].run))
     values = [peak_signal_noise_ratio(np.asarray(a), np.asarray(b)) for a, b in zip(r, c, strict=True)]
     assert len(values) == 5
     assert one.metrics["psnr"] == pytest.approx(np.mean(values))
@@ -355,9 +364,7 @@ def test_the_interval_is_the_bootstraps_over_prompts() -> None:
     """For the mean of n values it is close to 1.96 standard errors; seeds of one prompt count as one."""
     values = np.random.default_rng(1).normal(30, 4, 200)
     scores = [
-        Score(prompt, seed, {"psnr": float(value)}, {}, 0, {}, ())
-        for prompt, value in enumerate(values)
-        for seed in (0, 1)
+        Score(prompt, seed, {"psnr": float(value)}, {}, 0, {}) for prompt, value in enumerate(values) for seed in (0, 1)
     ]
     found = intervals(scores)["psnr"]
     assert found is not None

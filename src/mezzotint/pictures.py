@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from mezzotint.saving import whole_file
 
 MARGIN = 8
+LINE = 17
 INK = (30, 30, 30)
 PAPER = (250, 248, 244)
 
@@ -34,7 +35,7 @@ def sheet(
     font = ImageFont.load_default(size=13)
     left = MARGIN + max((int(font.getlength(name)) + MARGIN for name in row_names), default=0)
     wrapped = [_wrap(name, font, width) for name in column_names]
-    top = MARGIN + max((16 * len(lines) for lines in wrapped), default=0)
+    top = MARGIN + max((LINE * len(lines) for lines in wrapped), default=0)
     columns = max(len(row) for row in rows)
     canvas = Image.new("RGB", (left + columns * (width + MARGIN), top + len(rows) * (height + MARGIN)), PAPER)
     draw = ImageDraw.Draw(canvas)

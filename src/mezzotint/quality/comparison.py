@@ -26,6 +26,8 @@ from mezzotint.quality.runs import Run, Shot, paint_run
 from mezzotint.quality.scores import Score, intervals, means, score, step_means, worst_pictures
 
 SCHEMA = "mezzotint.compare/1"
+Shots = Mapping[tuple[int, int], Shot]
+"""{(number of the prompt, seed): what to paint}"""
 PASS, FAIL = "pass", "fail"
 RUNS = "runs"
 
@@ -40,8 +42,7 @@ class Settings:
     metrics: tuple[str, ...]
     device: torch.device
 
-    def shots(self) -> dict[tuple[int, int], Shot]:
-        """{(number of the prompt, seed): what to paint}"""
+    def shots(self) -> Shots:
         numbered = enumerate(self.prompts)
         return {(i, seed): Shot(prompt.text, seed) for i, prompt in numbered for seed in self.seeds}
 
@@ -76,7 +77,6 @@ class Comparison:
 
     settings: Settings
     reference: Run
-    reference_problems: Mapping[str, Sequence[str]]
     floor: NoiseFloor
     candidates: tuple[Judged, ...]
     missing: Mapping[str, str]
@@ -87,7 +87,7 @@ class Comparison:
         return PASS if all(candidate.verdict == PASS for candidate in self.candidates) else FAIL
 
     def to_dict(self) -> dict[str, Any]:
-        shots = list(self.settings.shots().values())
+        shots = self.settings.shots()
         return {
             "schema": SCHEMA,
             "created": self.created,
@@ -100,7 +100,7 @@ class Comparison:
                 "metrics": list(self.settings.metrics),
                 "unavailable": dict(self.missing),
             },
-            "reference": _model(self.reference, shots) | {"problems": dict(self.reference_problems)},
+            "reference": _model(self.reference, shots),
             "noise_floor": self.floor.to_dict(),
             "candidates": [_candidate(candidate, shots, self.missing) for candidate in self.candidates],
         }
@@ -165,12 +165,10 @@ class _Comparing:
 
     def judge(self, sources: Sequence[Candidate], gate: Gate | None) -> Comparison:
         reference = self._paint(sources[0], [*self.shots.values(), *self.kernels, *self.others])
-        first = reference.painted(next(iter(self.shots.values())))
-        missing = unavailable(self.settings.metrics, first.frames[0].size)
+        missing = unavailable(self.settings.metrics, reference.frames(next(iter(self.shots.values())))[0].size)
         floor = NoiseFloor(self._floor(reference, self.kernels), self._floor(reference, self.others))
         judged = tuple(self._judge(reference, source, floor, gate) for source in sources[1:])
-        problems = {shot.prompt: found for shot in self.shots.values() if (found := reference.painted(shot).problems)}
-        return Comparison(self.settings, reference, problems, floor, judged, missing)
+        return Comparison(self.settings, reference, floor, judged, missing)
 
     def _paint(self, source: Candidate, shots: Sequence[Shot]) -> Run:
         return paint_run(self.folder, source, shots, self.settings.sampling, self.settings.device, self._count)
@@ -201,7 +199,7 @@ class _Comparing:
 
     def _unsound(self, reference: Run, run: Run) -> Iterator[str]:
         """What the output guard objects to in pictures of which the reference's are sound."""
-        both = [(run.painted(shot).problems, reference.painted(shot).problems) for shot in self.shots.values()]
+        both = [(run.problems(shot), reference.problems(shot)) for shot in self.shots.values()]
         seen = [own[0] for own, expected in both if own and not expected]
         if seen:
             yield f"{len(seen)} of {len(both)} cannot be pictures: {seen[0]}"
@@ -241,20 +239,27 @@ def _environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _model(run: Run, shots: Sequence[Shot]) -> dict[str, Any]:
+def _model(run: Run, shots: Shots) -> dict[str, Any]:
     return {
         **run.candidate.to_dict(),
         "identity": run.facts["identity"],
         "load": run.facts["load"],
         "claims": run.facts["claims"],
         "resident": run.facts["resident"],
-        "cost": cost(run, shots),
+        "problems": list(_problems(run, shots)),
+        "cost": cost(run, list(shots.values())),
     }
+
+
+def _problems(run: Run, shots: Shots) -> Iterator[dict[str, Any]]:
+    for (prompt, seed), shot in shots.items():
+        if run.problems(shot):
+            yield {"prompt": prompt, "seed": seed, "seen": list(run.problems(shot))}
 
 
 def cost(run: Run, shots: Sequence[Shot]) -> dict[str, Any]:
     """What a run cost; times are spreads over the pictures or steps, the first picture of each session left out."""
-    laps = [run.painted(shot).laps for shot in shots]
+    laps = [run.laps(shot) for shot in shots]
     return {
         "load_seconds": run.facts["load_seconds"],
         "seconds_per_picture": _spread([lap.total for lap in laps]),
@@ -287,7 +292,7 @@ def _activations(memory: Sequence[Mapping[str, Any]]) -> int | None:
     return None
 
 
-def _candidate(judged: Judged, shots: Sequence[Shot], missing: Mapping[str, str]) -> dict[str, Any]:
+def _candidate(judged: Judged, shots: Shots, missing: Mapping[str, str]) -> dict[str, Any]:
     scores = judged.scores
     absent: dict[str, None] = dict.fromkeys(missing)
     return {

@@ -65,8 +65,6 @@ class Painted:
 
     frames: list[Image.Image]
     trajectory: Tensor
-    laps: Laps
-    problems: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -88,16 +86,26 @@ class Run:
 
     def painted(self, shot: Shot) -> Painted:
         """What was painted for a shot, read from disk."""
-        entry = json.loads(self._file(shot, ".json").read_text())
+        return Painted(self.frames(shot), load_file(self._file(shot, ".safetensors"))["latents"])
+
+    def frames(self, shot: Shot) -> list[Image.Image]:
+        """The picture, or the frames of the video."""
         folder = self._file(shot, "")
         files = sorted(folder.glob("*.png")) if folder.is_dir() else [self._file(shot, ".png")]
-        laps = entry["laps"]
-        return Painted(
-            frames=[_opened(file) for file in files],
-            trajectory=load_file(self._file(shot, ".safetensors"))["latents"],
-            laps=Laps(laps["encode"], tuple(laps["steps"]), laps["decode"]),
-            problems=tuple(entry["problems"]),
-        )
+        return [_opened(file) for file in files]
+
+    def laps(self, shot: Shot) -> Laps:
+        """How long the painting took."""
+        laps = self._entry(shot)["laps"]
+        return Laps(laps["encode"], tuple(laps["steps"]), laps["decode"])
+
+    def problems(self, shot: Shot) -> tuple[str, ...]:
+        """What the output guard saw."""
+        return tuple(self._entry(shot)["problems"])
+
+    def _entry(self, shot: Shot) -> dict[str, Any]:
+        entry: dict[str, Any] = json.loads(self._file(shot, ".json").read_text())
+        return entry
 
     def keep(self, shot: Shot, painting: Painting, trajectory: Tensor, laps: Laps) -> None:
         parameters = {"prompt": shot.prompt, "seed": shot.seed, "model": self.candidate.name}
@@ -161,10 +169,12 @@ def _paint_missing(
     }
     forget_peak(device)
     paint(pipe, [missing[0].prompt], [0], run.sampling.but(steps=WARM_UP_STEPS), guard=False)
-    for shot in missing:
-        run.keep(shot, *_paint_one(pipe, shot, run.sampling, device))
-        painted = asdict(memory(device, "painted"))
-        run.keep_facts(facts | {"memory": _largest(earlier.get("memory"), [loaded, painted])})
+    for shot in sorted(missing, key=lambda shot: shot.other_kernels):  # whose memory is no cost of the model's
+        painted = _paint_one(pipe, shot, run.sampling, device)
+        if not shot.other_kernels:
+            largest = _largest(earlier.get("memory"), [loaded, asdict(memory(device, "painted"))])
+            run.keep_facts(facts | {"memory": largest})
+        run.keep(shot, *painted)  # last, so that no picture is without its run's facts
         on_picture(run.candidate.name)
     del pipe
     forget_peak(device)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mezzotint.errors import BadRequest
 from mezzotint.quality.metrics import LAST, LATENT_METRICS, METRICS, latent_metrics, picture_metrics
 from mezzotint.quality.runs import Painted
 
@@ -22,7 +23,6 @@ class Score:
     worst     {metric: number} of the frame farthest from the reference; equal to `metrics` for a picture
     worst_frame  the frame that FLIP finds farthest, 0 for a picture
     steps     {latent metric: one number a step}
-    problems  what the output guard saw
     """
 
     prompt: int
@@ -31,14 +31,17 @@ class Score:
     worst: Mapping[str, float | None]
     worst_frame: int
     steps: Mapping[str, Sequence[float | None]]
-    problems: Sequence[str]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def score(prompt: int, seed: int, reference: Painted, candidate: Painted, names: Sequence[str]) -> Score:
-    """Every metric of the latents, and those named of the pictures; None where a number is not finite."""
+    """Every metric of the latents, and those named of the pictures; None where a number is not finite.
+
+    Raises  BadRequest if the two painted latents or pictures of different shapes
+    """
+    _check_alike(reference, candidate)
     pairs = zip(reference.trajectory, candidate.trajectory, strict=True)
     steps = [latent_metrics(r, c) for r, c in pairs]
     frames = picture_metrics(reference.frames, candidate.frames, names)
@@ -52,8 +55,16 @@ def score(prompt: int, seed: int, reference: Painted, candidate: Painted, names:
         worst=_finite(last | worst),
         worst_frame=int(np.argmax(frames["flip"])) if "flip" in frames else 0,
         steps={metric.name: [_number(step[metric.name]) for step in steps] for metric in LATENT_METRICS},
-        problems=candidate.problems,
     )
+
+
+def _check_alike(reference: Painted, candidate: Painted) -> None:
+    shapes = [(tuple(painted.trajectory.shape), len(painted.frames)) for painted in (reference, candidate)]
+    if shapes[0] != shapes[1] or reference.frames[0].size != candidate.frames[0].size:
+        raise BadRequest(
+            f"the reference's latents are {shapes[0][0]}, and the candidate's {shapes[1][0]}",
+            "only models of one architecture can be compared, with the same settings.",
+        )
 
 
 def means(scores: Sequence[Score]) -> dict[str, float | None]:

@@ -34,7 +34,7 @@ def contact_sheet(comparison: Comparison) -> Image.Image:
     """Rows are models, columns the prompts, first seed; of a video its first frame."""
     shots = [shot for (_, seed), shot in comparison.settings.shots().items() if seed == comparison.settings.seeds[0]]
     runs = [comparison.reference, *(candidate.run for candidate in comparison.candidates)]
-    rows = [[_small(run.painted(shot).frames) for shot in shots] for run in runs]
+    rows = [[_small(run.frames(shot)) for shot in shots] for run in runs]
     return sheet(rows, [run.candidate.name for run in runs], [shot.prompt for shot in shots])
 
 

@@ -63,7 +63,7 @@ def _plotted(name: str, values: Any) -> list[float | None]:
 
 def _is_small(comparison: Comparison) -> bool:
     shot = next(iter(comparison.settings.shots().values()))
-    return max(comparison.reference.painted(shot).frames[0].size) <= SMALL
+    return max(comparison.reference.frames(shot)[0].size) <= SMALL
 
 
 def _gallery(comparison: Comparison) -> Iterator[dict[str, Any]]:
@@ -75,17 +75,18 @@ def _gallery(comparison: Comparison) -> Iterator[dict[str, Any]]:
     order = sorted(range(len(shots)), key=lambda i: -max(_badness(one) for one in by_shot[i].values()))
     for i in order:
         (prompt, seed), shot = shots[i]
-        reference = comparison.reference.painted(shot)
+        reference = comparison.reference.frames(shot)
         cells: list[dict[str, Any]] = []
         for candidate in comparison.candidates:
             one = candidate.scores[i]
             frame = one.worst_frame
-            r, c = reference.frames[frame], candidate.run.painted(shot).frames[frame]
+            r, c = reference[frame], candidate.run.frames(shot)[frame]
             heat = Image.fromarray(flip_picture(stack([r])[0], stack([c])[0]))
             cells.append(
                 {
                     "name": candidate.name,
                     "score": one,
+                    "problems": candidate.run.problems(shot),
                     "picture": data_uri(c),
                     "heat": data_uri(heat),
                     "frame": frame,
@@ -94,16 +95,16 @@ def _gallery(comparison: Comparison) -> Iterator[dict[str, Any]]:
         yield {
             "prompt": comparison.settings.prompts[prompt],
             "seed": seed,
-            "size": reference.frames[0].size,
-            "video": len(reference.frames) > 1,
-            "references": {frame: data_uri(reference.frames[frame]) for frame in {cell["frame"] for cell in cells}},
+            "size": reference[0].size,
+            "video": len(reference) > 1,
+            "references": {frame: data_uri(reference[frame]) for frame in {cell["frame"] for cell in cells}},
             "cells": cells,
         }
 
 
 def _badness(score: Score) -> float:
     worst = score.worst.get("flip", score.worst.get("mae"))
-    return np.inf if score.problems or worst is None else worst
+    return np.inf if worst is None else worst
 
 
 def data_uri(picture: Image.Image) -> str:

@@ -16,6 +16,8 @@ def _lines(report: Report) -> Iterator[str]:
     yield f"# {report['verdict'].upper()}: {report['reference']['name']} against {_names(report)}"
     yield ""
     yield f"{tables.verdict_sentence(report)}."
+    if report["reference"]["problems"]:
+        yield f"The reference itself: {tables.reference_problems(report)}."
     yield ""
     for candidate in report["candidates"]:
         yield f"- **{candidate['name']}**: {candidate['verdict']} (gate {candidate['gate']['name']})"
@@ -27,7 +29,9 @@ def _lines(report: Report) -> Iterator[str]:
     yield from _table(["mean over all pictures", *map(tables.title, names)], cells)
     yield ""
     models = [report["reference"], *report["candidates"]]
-    yield from _table(["cost", *tables.COST_TITLES], [[m["name"], *tables.cost_row(m)] for m in models])
+    yield from _table(
+        ["cost", *tables.COST_TITLES], [[m["name"], *tables.cost_row(m, report["reference"])] for m in models]
+    )
     yield ""
     yield from (f"- {model['name']} holds {tables.held(model)}" for model in models)
     missing = report["settings"]["unavailable"]

@@ -45,6 +45,7 @@ def floor_rows(report: Report) -> list[tuple[str, Mapping[str, float | None]]]:
 
 COST_TITLES = (
     "s / picture",
+    "speed-up",
     "s / step",
     "load s",
     "weights MiB",
@@ -55,13 +56,15 @@ COST_TITLES = (
 )
 
 
-def cost_row(model: Mapping[str, Any]) -> list[str]:
+def cost_row(model: Mapping[str, Any], reference: Mapping[str, Any]) -> list[str]:
     """One model's numbers under COST_TITLES. The peak is PyTorch's, or the driver's where PyTorch has none."""
     cost = model["cost"]
+    picture, expected = (one["cost"]["seconds_per_picture"]["median"] for one in (model, reference))
     painted = cost["memory"][1]
     peak = painted["peak_allocated"] if painted["peak_allocated"] is not None else painted["driver"]
     return [
-        f"{cost['seconds_per_picture']['median']:.2f}",
+        f"{picture:.2f}",
+        f"{expected / picture:.2f}",
         f"{cost['seconds_per_step']['median']:.3f}",
         f"{cost['load_seconds']:.1f}",
         _mib(sum(model["resident"]["bytes"].values())),
@@ -93,6 +96,13 @@ def verdict_sentence(report: Report) -> str:
         else f"{len(names)} of {total} candidates keep their gate"
     )
     return f"{kept} over {pictures} picture{'s' if pictures > 1 else ''} each".capitalize()
+
+
+def reference_problems(report: Report) -> str:
+    """What the output guard saw in the reference's own pictures."""
+    problems = report["reference"]["problems"]
+    total = len(report["settings"]["prompts"]) * len(report["settings"]["seeds"])
+    return f"{len(problems)} of {total} cannot be pictures, such as {problems[0]['seen'][0]}"
 
 
 def _mib(size: int | None) -> str:
