@@ -1,6 +1,7 @@
 """A small round-to-nearest writer of ModelOpt's HF export, FP8 and NVFP4, for tests that need a quantized copy."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,3 +81,16 @@ def export(model: nn.Module, largest: dict[str, float], method: str, folder: Pat
     config = json.loads(model.to_json_string())  # type: ignore[operator]
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
     return folder
+
+
+def in_original_names(state: dict[str, Tensor], rules: list[tuple[str, str]]) -> dict[str, Tensor]:
+    """A transformer's tensors as its makers write them: renamed, attention joined, shift before scale."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in state.items():
+        original = name
+        for pattern, replacement in rules:
+            original = re.sub(pattern, replacement, original)
+        part = re.search(r"(?<=to_)[qkv]|(?<=add_)[qkv](?=_proj)|proj_mlp", name)
+        halves = tensor.chunk(2) if original.startswith("final_layer.adaLN") and "norm_out" in name else (tensor,)
+        groups.setdefault(original, {})["qkvproj_mlp".index(part[0]) if part else 0] = torch.cat(halves[::-1])
+    return {name: torch.cat([parts[i] for i in sorted(parts)]) for name, parts in groups.items()}

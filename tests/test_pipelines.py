@@ -1,6 +1,5 @@
 """Every family end to end, on pipelines with random weights: as diffusers runs it, and quantized."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from mezzotint.errors import BadRequest, UnknownFormat
 from mezzotint.nn import QuantLinear, quant_linears
 from mezzotint.pipelines import Painting, paint, sampling_of
 from mezzotint.quality import latent_cosine
-from quantized import export, linears
+from quantized import export, in_original_names, linears
 
 ORIGINAL = {"flux1": "flux1", "flux2": "flux2", "flux2_klein": "flux2", "wan_ti2v": "wan2.2", "zimage": "z"}
 COSINE = {"fp8": 0.995, "nvfp4": 0.98}
@@ -73,19 +72,6 @@ def test_the_makers_single_file_is_bit_identical_too(cases: Callable[[str], Case
     file = tmp_path / "original.safetensors"
     save_file(in_original_names(case.reference.transformer.state_dict(), TO_ORIGINAL[ORIGINAL[name]]), file)
     assert same(case.paint(transformer=file), case.painting)
-
-
-def in_original_names(state: dict[str, Tensor], rules: list[tuple[str, str]]) -> dict[str, Tensor]:
-    """A transformer's tensors as its makers write them: renamed, attention joined, shift before scale."""
-    groups: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in state.items():
-        original = name
-        for pattern, replacement in rules:
-            original = re.sub(pattern, replacement, original)
-        part = re.search(r"(?<=to_)[qkv]|(?<=add_)[qkv](?=_proj)|proj_mlp", name)
-        halves = tensor.chunk(2) if original.startswith("final_layer.adaLN") and "norm_out" in name else (tensor,)
-        groups.setdefault(original, {})["qkvproj_mlp".index(part[0]) if part else 0] = torch.cat(halves[::-1])
-    return {name: torch.cat([parts[i] for i in sorted(parts)]) for name, parts in groups.items()}
 
 
 def test_a_pair_of_experts_is_loaded_one_by_one(cases: Callable[[str], Case], tmp_path: Path) -> None:

@@ -305,7 +305,9 @@ class Checkpoint:
         for piece in self.linears[module]:
             linear = self.stored(piece.source)
             outline = linear.outline(self.header)
-            stored += [(outline.parts[name], self.header.tensors[key]) for name, key in linear.keys.items()]
+            for name, key in linear.keys.items():
+                info = self.header.tensors[key]
+                stored.append((outline.parts[name] if linear.keeps(name) else info.outline(), info))
             pieces.append(_arranged(linear, outline, piece))
         return Outline(pieces, stored)
 

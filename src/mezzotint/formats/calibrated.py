@@ -61,6 +61,9 @@ KEEP_BF16: Mapping[str, tuple[str, ...]] = {
 class CalibratedLinear(StoredLinear):
     """An unquantized weight with the ranges of its FP8 form; `keys` name the weight and the two ranges."""
 
+    def keeps(self, part: str) -> bool:
+        return part == "bias"
+
     def check(self, header: Header) -> None:
         """Raise ShapeMismatch unless the weight is a matrix of floats and the ranges are numbers."""
         weight = header.tensors[self.keys["codes"]]
@@ -69,6 +72,11 @@ class CalibratedLinear(StoredLinear):
         for part in self.keys.keys() - {"codes"}:
             info = header.tensors[self.keys[part]]
             self.scheme.check_part(part, info.shape, torch.float32, self.shape, f"{info.file.name}: {info.name}")
+
+    def outline(self, header: Header) -> QuantTensor:
+        stored = super().outline(header)
+        made = {part: stored.parts[part].to(self.scheme.part(part).dtypes[0]) for part in ("codes", *RANGES)}
+        return replace(stored, parts={**stored.parts, **made})
 
     def read(self, header: Header) -> QuantTensor:
         """The FP8 weight that ModelOpt itself would export."""

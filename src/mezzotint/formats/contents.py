@@ -58,6 +58,10 @@ class StoredLinear:
         """Whether the layer's input is rounded for the product, by a static scale or a dynamic one."""
         return self.scheme.quantizes_input(self.keys, self.dynamic_input)
 
+    def keeps(self, part: str) -> bool:
+        """Whether `read` gives a part as the file has it."""
+        return True
+
     def may_be_padded_from(self, shape: Shape) -> bool:
         """Whether `shape` is smaller by what files made for one kind of kernel add to it; `check` tells for certain."""
         padding = [own - wanted for own, wanted in zip(self.shape, shape, strict=False)]
