@@ -1,16 +1,66 @@
-"""Paths of the test data, and the transformer that its FLUX.1 cases share."""
+"""Paths of the test data, pipelines that tests share, and a record of what tests that pass have shown."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 
+from capabilities import Fact
 from cases import Case, make_case
+from mezzotint.checkpoint import Checkpoint
 
 DATA = Path(__file__).parent / "data"
+PROVED = pytest.StashKey[set[Fact]]()
+CLAIMS = pytest.StashKey[set[Fact]]()
+LEFT_OUT = pytest.StashKey[bool]()
+Proves = Callable[[str, Checkpoint], None]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--readme", action="store_true", help="write the README's table of what the tests have shown")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[PROVED], config.stash[LEFT_OUT] = set(), False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The README is held against what all the other tests have shown."""
+    items.sort(key=lambda item: item.path.name == "test_readme.py")
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.config.stash[LEFT_OUT] |= is_proof(item)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report = yield
+    if report.when == "call" and report.passed:
+        item.config.stash[PROVED] |= item.stash.get(CLAIMS, set())
+    return report
+
+
+@pytest.fixture
+def proves(request: pytest.FixtureRequest) -> Proves:
+    """Says what a test has shown of a checkpoint ("golden", "load", "run", "convert"); it counts if the test passes."""
+    claims = request.node.stash.setdefault(CLAIMS, set())
+    return lambda shown, checkpoint: claims.add(Fact.of(shown, checkpoint))
+
+
+def is_proof(item: pytest.Item) -> bool:
+    return "proves" in getattr(item, "fixturenames", ())
+
+
+def proves_all(session: pytest.Session) -> bool:
+    """Whether no test that proves something was left out of this run."""
+    files = {file for file in Path(__file__).parent.glob("test_*.py") if "proves: Proves" in file.read_text()}
+    whole = not any("::" in argument for argument in session.config.args)
+    return whole and files <= {item.path for item in session.items} and not session.config.stash[LEFT_OUT]
 
 
 @pytest.fixture

@@ -21,12 +21,11 @@ from mezzotint.layouts import swap_nibbles, to_tiles
 from mezzotint.schemes import SVDQUANT_INT4, SVDQUANT_NVFP4, Scheme
 from mezzotint.tensor import PLAIN, QuantTensor
 from nunchaku_files import as_nunchaku, as_rows
-from quantized import export, fp8, in_original_names, nvfp4
+from quantized import E4M3_MAX, QUANTIZERS, RANK, export, fp8, in_original_names, nvfp4
 
 ORIGINAL = {"flux1": "flux1", "flux2": "flux2", "wan_ti2v": "wan2.2", "zimage": "z", "qwenimage": "qwen"}
 """{pipeline: whose spelling its makers' single file has}"""
 FILE = "model.safetensors"
-RANK = 16
 Maker = Callable[[Case, Path], Path]
 
 
@@ -65,6 +64,23 @@ def calibrated(case: Case, folder: Path) -> Path:
     return folder
 
 
+def kitchen_nvfp4(weight: Tensor, largest_input: float) -> dict[str, Tensor]:
+    parts = nvfp4(weight, largest_input)
+    arranged = {"weight": swap_nibbles(parts["weight"]), "weight_scale": to_tiles(parts["weight_scale"])}
+    return parts | arranged
+
+
+def kitchen_mxfp8(weight: Tensor, _largest_input: float) -> dict[str, Tensor]:
+    groups = weight.unflatten(1, (-1, 32))
+    scale = (groups.abs().amax(2) / E4M3_MAX).log2().ceil().exp2()
+    codes = (groups / scale.unsqueeze(2)).flatten(1).to(torch.float8_e4m3fn)
+    return {"weight": codes, "weight_scale": to_tiles(scale.to(torch.float8_e8m0fnu))}
+
+
+KITCHEN = {"fp8": fp8, "nvfp4": kitchen_nvfp4, "mxfp8": kitchen_mxfp8}
+NOTES = {"fp8": "float8_e4m3fn", "nvfp4": "nvfp4", "mxfp8": "mxfp8"}
+
+
 def kitchen(case: Case, method: str) -> dict[str, Tensor]:
     """The makers' names, every matrix of a block as comfy-kitchen writes it; inputs have dynamic scales."""
     tensors = original(case)
@@ -72,20 +88,16 @@ def kitchen(case: Case, method: str) -> dict[str, Tensor]:
         module = name.removesuffix(".weight")
         if module == name or weight.ndim != 2 or ".0." not in name or any(side % 32 for side in weight.shape):
             continue
-        parts = {"fp8": fp8, "nvfp4": nvfp4}[method](weight.float(), 1.0)
-        del parts["input_scale"]
-        if method == "nvfp4":
-            parts["weight"], parts["weight_scale"] = swap_nibbles(parts["weight"]), to_tiles(parts["weight_scale"])
+        parts = KITCHEN[method](weight.float(), 1.0)
+        parts.pop("input_scale", None)
         tensors |= {f"{module}.{part}": value for part, value in parts.items()}
     return tensors
 
 
 def comfy(method: str) -> Maker:
-    note = {"fp8": "float8_e4m3fn", "nvfp4": "nvfp4"}[method]
-
     def make(case: Case, folder: Path) -> Path:
         tensors = kitchen(case, method)
-        marker = torch.tensor(list(json.dumps({"format": note}).encode()), dtype=torch.uint8)
+        marker = torch.tensor(list(json.dumps({"format": NOTES[method]}).encode()), dtype=torch.uint8)
         layers = [key.removesuffix(".weight_scale") for key in tensors if key.endswith(".weight_scale")]
         return saved(tensors | {layer + MARKER: marker.clone() for layer in layers}, folder)
 
@@ -189,11 +201,9 @@ def bare(checkpoint: Checkpoint) -> dict[str, Any]:
 EVERY = {
     "diffusers": diffusers_names,
     "makers": makers_names,
-    "modelopt fp8": modelopt("fp8"),
-    "modelopt nvfp4": modelopt("nvfp4"),
+    **{f"modelopt {method}": modelopt(method) for method in QUANTIZERS},
     "backbone": calibrated,
-    "comfy fp8": comfy("fp8"),
-    "comfy nvfp4": comfy("nvfp4"),
+    **{f"comfy {method}": comfy(method) for method in KITCHEN},
     "scaled_fp8": legacy,
 }
 BFL = {"bfl fp8": bfl("fp8"), "bfl nvfp4": bfl("nvfp4")}

@@ -1,4 +1,4 @@
-"""A small round-to-nearest writer of ModelOpt's HF export, FP8 and NVFP4, for tests that need a quantized copy."""
+"""A small round-to-nearest writer of ModelOpt's HF export, for tests that need a quantized copy."""
 
 import json
 import re
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from checkpoints import WEIGHTS
 
-E4M3_MAX, E2M1_MAX, GROUP = 448.0, 6.0, 16
+E4M3_MAX, E2M1_MAX, INT8_MAX, GROUP = 448.0, 6.0, 127.0, 16
+RANK = 16
 MIDPOINTS = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0])
 """Between the neighbouring magnitudes 0, 0.5, 1, 1.5, 2, 3, 4, 6 of E2M1."""
 
@@ -65,7 +66,45 @@ def nvfp4(weight: Tensor, largest_input: float) -> dict[str, Tensor]:
     }
 
 
-QUANTIZERS: dict[str, Quantizer] = {"fp8": fp8, "nvfp4": nvfp4}
+def smoothing(weight: Tensor) -> Tensor:
+    """A pre_quant_scale, the same for all layers with an input so wide."""
+    return (torch.rand(weight.shape[1], generator=torch.Generator().manual_seed(weight.shape[1])) + 0.5).bfloat16()
+
+
+def nvfp4_awq(weight: Tensor, largest_input: float) -> dict[str, Tensor]:
+    scale = smoothing(weight)
+    return nvfp4(weight / scale.float(), 1.5 * largest_input) | {"pre_quant_scale": scale}
+
+
+def nvfp4_svd(weight: Tensor, largest_input: float) -> dict[str, Tensor]:
+    scale = smoothing(weight)
+    left, sizes, right = torch.linalg.svd(weight / scale.float(), full_matrices=False)
+    up, down = (left[:, :RANK] * sizes[:RANK]).bfloat16(), right[:RANK].bfloat16()
+    rest = nvfp4(weight / scale.float() - up.float() @ down.float(), 1.5 * largest_input)
+    return rest | {"pre_quant_scale": scale, "svdquant_lora_a": down.contiguous(), "svdquant_lora_b": up.contiguous()}
+
+
+def w4a16_nvfp4(weight: Tensor, largest_input: float) -> dict[str, Tensor]:
+    parts = nvfp4(weight, largest_input)
+    del parts["input_scale"]
+    return parts
+
+
+def w8a8_sq_per_channel(weight: Tensor, largest_input: float) -> dict[str, Tensor]:
+    smooth = smoothing(weight)
+    scaled = weight / smooth.float()
+    scale = scaled.abs().amax(1) / INT8_MAX
+    return {
+        "weight": (scaled / scale[:, None]).round().to(torch.int8),
+        "weight_scale": scale,
+        "input_scale": torch.tensor(1.5 * largest_input / INT8_MAX),
+        "pre_quant_scale": smooth,
+    }
+
+
+QUANTIZERS: dict[str, Quantizer] = {
+    quantize.__name__: quantize for quantize in (fp8, nvfp4, nvfp4_awq, nvfp4_svd, w4a16_nvfp4, w8a8_sq_per_channel)
+}
 
 
 def export(model: nn.Module, largest: dict[str, float], method: str, folder: Path) -> Path:

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from checkpoints import WEIGHTS, load_flux
+from conftest import Proves
 from golden import expected_modules
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.errors import BrokenFile, CheckpointError, Unsupported
@@ -48,7 +49,7 @@ def without_profile(folder: Path) -> None:
     (folder / "hf/config.json").write_text(json.dumps(config))
 
 
-def test_every_weight_becomes_what_modelopt_itself_exports(data: Path, calibrated: Path) -> None:
+def test_every_weight_becomes_what_modelopt_itself_exports(data: Path, calibrated: Path, proves: Proves) -> None:
     without_profile(calibrated)
     checkpoint = Checkpoint.open(calibrated)
     exported = load_file(data / HF)
@@ -60,6 +61,7 @@ def test_every_weight_becomes_what_modelopt_itself_exports(data: Path, calibrate
         assert torch.equal(parts["weight_scale"], exported[f"{name}.weight_scale"])
         assert torch.equal(parts["input_scale"], exported[f"{name}.input_scale"])
         assert torch.equal(FP8.dequantize(parts)[expected[f"{name}.rows"]], expected[f"{name}.dequantized"])
+    proves("golden", checkpoint)
 
 
 def test_the_familys_sensitive_layers_stay_bf16(calibrated: Path) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 import mezzotint
 from cases import PROMPTS, Case
+from conftest import Proves
 from makers import MAKERS
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.pipelines import paint
@@ -27,14 +28,19 @@ def painted(case: Case, transformer: Path) -> Tensor:
     ("name", "form"), [(name, form) for name, makers in MAKERS.items() for form in makers], ids=lambda part: part
 )
 def test_a_file_paints_and_its_conversion_paints_the_same(
-    cases: Callable[[str], Case], tmp_path: Path, name: str, form: str
+    cases: Callable[[str], Case], tmp_path: Path, proves: Proves, name: str, form: str
 ) -> None:
     case = cases(name)
     file = MAKERS[name][form](case, tmp_path / "made")
     checkpoint = Checkpoint.open(file)
     assert checkpoint.report.missing == ()
     latents = painted(case, file)
+    proves("load", checkpoint)
     assert latent_cosine(case.painting.latents, latents) >= COSINE.get(form, 0.97) - 1e-6
+    proves("run", checkpoint)
     report = mezzotint.convert(file, tmp_path / "mz", base=case.folder)
     assert not report.transforms
     assert torch.equal(painted(case, tmp_path / "mz"), latents)
+    proves("convert", checkpoint)
+    for shown in ("load", "run"):
+        proves(shown, Checkpoint.open(tmp_path / "mz"))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import mezzotint
 from checkpoints import WEIGHTS
+from conftest import Proves
 from golden import EXACT, FLOAT, FLUX2_DEV, KLEIN, assert_near, expected_modules
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.errors import MezzotintError
@@ -101,7 +102,7 @@ def test_layers_have_the_golden_biases(data: Path, case: Golden) -> None:
 
 
 @each_case
-def test_loaded_layers_give_the_golden_products(data: Path, case: Golden) -> None:
+def test_loaded_layers_give_the_golden_products(data: Path, proves: Proves, case: Golden) -> None:
     """2e-6: the golden products were summed in float64."""
     model, report = loaded(data, case)
     expected = load_file(data / case.expected)
@@ -111,6 +112,8 @@ def test_loaded_layers_give_the_golden_products(data: Path, case: Golden) -> Non
         assert_near(y, expected[f"{name}.y"], 2e-6, name)
     assert not any(tensor.is_meta for tensor in model.state_dict().values())
     assert report.evidence
+    for shown in ("golden", "load"):
+        proves(shown, opened(data, case)[0])
 
 
 def wan(inputs: dict[str, Tensor]) -> dict[str, Any]:

@@ -1,0 +1,69 @@
+"""What tests that pass have shown of checkpoints, and the table of it that stands in the README.
+
+A test asks for `proves` and says what it has shown of a checkpoint. What family, format and scheme that is, the
+checkpoint tells itself. `pytest --readme` writes the table; without it, a whole run holds the README against the table.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mezzotint.checkpoint import Checkpoint
+from mezzotint.families import families
+from mezzotint.formats import modelopt
+from mezzotint.schemes import BF16
+
+README = Path(__file__).parents[1] / "README.md"
+BEGIN, END = "<!-- what passing tests have shown: pytest --readme -->\n", "<!-- end -->\n"
+SHOWN = {"golden": "G", "load": "L", "run": "R", "convert": "C"}
+"""{what can be shown: its letter in the table}, explained in the README."""
+FAMILIES = ("flux1", "flux2", "wan", "zimage", "qwenimage")
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One thing that was shown of files of a format that hold a family's weights in a scheme."""
+
+    shown: str
+    format: str
+    scheme: str
+    family: str
+
+    @classmethod
+    def of(cls, shown: str, checkpoint: Checkpoint) -> "Fact":
+        title = checkpoint.recognised.format.title
+        if set(checkpoint.shapes) != set(checkpoint.plain) and not checkpoint.contents.linears:
+            title += ", makers' names"
+        return cls(shown, title, _scheme(checkpoint), checkpoint.family.name)
+
+
+def _scheme(checkpoint: Checkpoint) -> str:
+    """What the file's makers call its scheme, or those that its layers have."""
+    if checkpoint.recognised.format is modelopt.FORMAT:
+        return str(modelopt.quantization(checkpoint.header)["quant_algo"])
+    titles = {linear.scheme.title for linear in checkpoint.contents.linears.values() if linear.scheme is not BF16}
+    return " + ".join(sorted(titles)) or "–"
+
+
+def table(facts: Iterable[Fact]) -> str:
+    """Markdown: a row for each format and scheme, a column for each family, in each cell the letters of what holds."""
+    cells: dict[tuple[str, str], dict[str, set[str]]] = {}
+    for fact in facts:
+        cells.setdefault((fact.format, fact.scheme), {}).setdefault(fact.family, set()).add(fact.shown)
+    titles = [families()[name].title for name in FAMILIES]
+    lines = [f"| format | scheme | {' | '.join(titles)} |", "|---" * (2 + len(titles)) + "|"]
+    for (format_, scheme), shown in sorted(cells.items(), key=lambda cell: [title.lower() for title in cell[0]]):
+        letters = (" ".join(SHOWN[what] for what in SHOWN if what in shown.get(name, ())) for name in FAMILIES)
+        lines.append(f"| {format_} | {scheme} | {' | '.join(cell or '–' for cell in letters)} |")
+    return "\n".join(lines) + "\n"
+
+
+def in_readme() -> str:
+    """The table as it stands in the README."""
+    return README.read_text().partition(BEGIN)[2].partition(END)[0]
+
+
+def write_readme(new: str) -> None:
+    before, begin, rest = README.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    README.write_text(before + begin + new + end + after)
