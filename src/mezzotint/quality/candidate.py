@@ -14,7 +14,7 @@ from mezzotint.pipelines import load, plan_transformers
 OPTIONS = ("transformer_2", "activations", "backend")
 PLAIN_NAMES = ("transformer", "diffusion_pytorch_model", "hf")
 """Parts of a path that many models share, and none is called after."""
-NAMED = re.compile(r"(?P<name>[\w .+-]+)=(?P<rest>.+)", re.DOTALL)
+NAMED = re.compile(r"(?P<name>[^/=]+)=(?P<rest>.+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
