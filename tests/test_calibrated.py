@@ -1,5 +1,6 @@
 """ModelOpt's ranges beside unquantized weights, and .pt files that are more, or less, than data."""
 
+import fnmatch
 import io
 import json
 import pickle
@@ -17,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from checkpoints import WEIGHTS, load_flux
 from conftest import Proves
 from golden import expected_modules
+from headers import MODELS, read_fixture
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.errors import BrokenFile, CheckpointError, Unsupported
-from mezzotint.formats.calibrated import quantized
+from mezzotint.formats.calibrated import KEEP_BF16, quantized
 from mezzotint.formats.torch_file import read_torch_file
 from mezzotint.loading import load, plan
 from mezzotint.nn import quant_linears
@@ -78,6 +80,19 @@ def test_the_familys_sensitive_layers_stay_bf16(calibrated: Path) -> None:
         "transformer_blocks.0.norm1_context.linear",
     }
     assert set(checkpoint.contents.ignored.values()) == {"layers of its kind stay BF16 in a FluxTransformer2DModel"}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_family_has_sensitive_layers(model: str) -> None:
+    config = read_fixture(model)["config"]
+    linears = {name for name, module in meta_model(config["_class_name"], config).named_modules() if is_linear(module)}
+    for pattern in KEEP_BF16[config["_class_name"]]:
+        kept = fnmatch.filter(linears, pattern)
+        assert 0 < len(kept) < len(linears) / 2, pattern
+
+
+def is_linear(module: torch.nn.Module) -> bool:
+    return isinstance(module, torch.nn.Linear)
 
 
 def test_layers_that_modelopt_switched_off_are_not_quantized(data: Path, calibrated: Path) -> None:

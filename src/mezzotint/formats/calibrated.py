@@ -53,8 +53,14 @@ KEEP_BF16: Mapping[str, tuple[str, ...]] = {
         "transformer_blocks.*.img_mod.*",
         "transformer_blocks.*.txt_mod.*",
     ),
+    "WanTransformer3DModel": ("condition_embedder.*",),
+    "ZImageTransformer2DModel": ("t_embedder.*", "cap_embedder.*"),
 }
-"""{transformer class: layers that lose too much in FP8}, found by others by leaving out one kind of layer at a time."""
+"""{transformer class: layers that lose too much in FP8}.
+
+FLUX's and Qwen-Image's were found by others by leaving out one kind of layer at a time; Wan's and Z-Image's are those
+that diffusers never casts to FP8 (`_skip_layerwise_casting_patterns`).
+"""
 
 
 @dataclass(frozen=True)
