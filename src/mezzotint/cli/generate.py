@@ -49,22 +49,23 @@ def generate(
             "--output", "-o", help="PNG; for a video MP4, or a folder for its frames; several get -1, -2, ..."
         ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Denoising steps [model's own].")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Denoising steps \\[model's own].")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Number i starts from the noise of seed + i.")] = 0,
     size: Annotated[
-        str | None, typer.Option(metavar="N|WxH", help="Side of a square, or width x height, in pixels [model's own].")
+        str | None,
+        typer.Option(metavar="N|WxH", help="Side of a square, or width x height, in pixels \\[model's own]."),
     ] = None,
-    frames: Annotated[int | None, typer.Option(min=1, max=10_000, help="Frames of a video [model's own].")] = None,
-    guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale [model's own].")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, max=10_000, help="Frames of a video \\[model's own].")] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale \\[model's own].")] = None,
     count: Annotated[int, typer.Option(min=1, max=1000, help="Pictures or videos for each prompt.")] = 1,
     grid: Annotated[
         bool, typer.Option("--grid", help="One sheet (rows = prompts) instead of single pictures.")
     ] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... [the GPU if there is one].")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... \\[the GPU if there is one].")] = None,
     activations: Annotated[
         str, typer.Option(help="as_stored or bf16: quantize the layers' inputs or not.")
     ] = "as_stored",
-    backend: Annotated[str | None, typer.Option(help="The one kernel backend to use [the best that can].")] = None,
+    backend: Annotated[str | None, typer.Option(help="The one kernel backend to use \\[the best that can].")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON on stdout.")] = False,
 ) -> None:
     from mezzotint.cli.output import quiet_libraries, step_progress
