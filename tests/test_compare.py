@@ -43,7 +43,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def compared(output: Path, prompts: str, *candidates: str, **options: Any) -> Comparison:
-    return compare("demo", candidates, output, prompts=prompts, device="cpu", **{"steps": STEPS, **options})
+    return compare("demo", candidates, output, prompts=prompts, steps=STEPS, device="cpu", **options)
 
 
 @pytest.fixture(scope="module")
@@ -173,12 +173,12 @@ def test_a_killed_run_goes_on_and_reports_the_same(tmp_path: Path, prompts: str)
     cut, whole = tmp_path / "cut", tmp_path / "whole"
     for at in (3, 7):
         with pytest.raises(Killed):
-            compared(cut, prompts, "demo-fp8", steps=1, on_picture=kill(at))
+            compared(cut, prompts, "demo-fp8", on_picture=kill(at))
     for output in (cut, whole):
-        write_report(compared(output, prompts, "demo-fp8", steps=1), output)
+        write_report(compared(output, prompts, "demo-fp8"), output)
     assert without_times(cut / "report.json") == without_times(whole / "report.json")
     before = json.loads((cut / "report.json").read_text())
-    write_report(compared(cut, prompts, "demo-fp8", steps=1), cut)
+    write_report(compared(cut, prompts, "demo-fp8"), cut)
     assert json.loads((cut / "report.json").read_text()) | {"created": None} == before | {"created": None}
 
 
@@ -213,9 +213,9 @@ def test_a_candidate_more_paints_nothing_again(done: tuple[Path, dict[str, Any]]
 
 def test_files_that_change_are_painted_again(tmp_path: Path, prompts: str) -> None:
     copy = Path(shutil.copytree(DATA / "demo-fp8", tmp_path / "copy"))
-    compared(tmp_path / "report", prompts, str(copy), metrics=["psnr"], steps=1)
+    compared(tmp_path / "report", prompts, str(copy), metrics=["psnr"])
     (copy / "note.json").write_text("{}")
-    compared(tmp_path / "report", prompts, str(copy), metrics=["psnr"], steps=1)
+    compared(tmp_path / "report", prompts, str(copy), metrics=["psnr"])
     assert len(list(tmp_path.glob("report/runs/*/run.json"))) == 3
 
 

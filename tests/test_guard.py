@@ -68,7 +68,7 @@ def test_noise_is_named(seed: int) -> None:
 
 
 def test_decoded_noise_is_named() -> None:
-    missed = [picture for picture in decoded_noise(60) if not problems_of([picture], SOUND)]
+    missed = [picture for picture in decoded_noise(200) if not problems_of([picture], SOUND)]
     assert not missed
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mezzotint.nn import QuantLinear, use_backend
     from mezzotint.pipelines import load, paint
     from mezzotint.quality.comparison import compare
+    from mezzotint.speed import SpeedReport, speed_up
     from mezzotint.verifying import VerifyReport, verify
 
 __version__ = VERSION
@@ -36,6 +37,7 @@ __all__ = [
     "MezzotintError",
     "QuantLinear",
     "Report",
+    "SpeedReport",
     "VerifyReport",
     "compare",
     "convert",
@@ -43,6 +45,7 @@ __all__ = [
     "load",
     "open",
     "paint",
+    "speed_up",
     "use_backend",
     "verify",
 ]
@@ -54,6 +57,7 @@ _HOME = {
     "MezzotintError": "errors",
     "QuantLinear": "nn",
     "Report": "inspection",
+    "SpeedReport": "speed",
     "VerifyReport": "verifying",
     "compare": "quality.comparison",
     "convert": "converting",
@@ -61,6 +65,7 @@ _HOME = {
     "load": "pipelines",
     "open": "checkpoint",
     "paint": "pipelines",
+    "speed_up": "speed",
     "use_backend": "nn",
     "verify": "verifying",
 }

@@ -3,6 +3,7 @@
 `plan` raises before a byte of a tensor is read. `load` carries the plan out and says what it did.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -14,10 +15,14 @@ from mezzotint.checkpoint import Checkpoint
 from mezzotint.costs import resident_bytes
 from mezzotint.errors import BadRequest, MissingTensor, ShapeMismatch, UnexpectedTensor
 from mezzotint.hub import AnyPath
-from mezzotint.kernels import ACTIVATIONS, AS_STORED, BackendUse, count_uses
+from mezzotint.kernels import ACTIVATIONS, AS_STORED, BackendUse, WeightSpec, count_uses
 from mezzotint.nn import QuantLinear, SplitLinear, quant_linears
-from mezzotint.schemes import BF16, Shape
+from mezzotint.residency import resident_form, settle
+from mezzotint.schemes import BF16, FP8, Shape
 from mezzotint.tensor import QuantTensor
+
+BackendChoice = str | Mapping[str, str] | None
+"""One backend for all, one for each scheme by name, or the best for each."""
 
 MAX_NAMED = 4
 """How many names an error spells out."""
@@ -77,37 +82,61 @@ def plan(checkpoint: Checkpoint, model: nn.Module, activations: str = AS_STORED)
 
 
 def load(
-    plan: LoadPlan, model: nn.Module, device: torch.device, dtype: torch.dtype, backend: str | None = None
+    plan: LoadPlan,
+    model: nn.Module,
+    device: torch.device,
+    dtype: torch.dtype,
+    backend: BackendChoice = None,
+    resident: str | None = None,
 ) -> LoadReport:
     """Fill `model` in place: quantized linears replaced by QuantLinear, everything else cast to `dtype` on `device`.
 
     Modules that the model's class keeps in float32 stay so. Scales keep the dtype that the file gives them.
+
+    backend    name of the one backend to use, {scheme: name}, or None for the best
+    resident   "stored", "fp8", or None: see `mezzotint.residency.settle`
     """
     plan.checkpoint.header.fetch()
-    insert_linears(plan, model, device, dtype, backend)
+    insert_linears(plan, model, device, dtype, backend, resident)
     for name in plan.checkpoint.plain:
         _assign(model, name, plan.checkpoint.tensor(name).to(device, _dtype_of(model, name, dtype)))
     return report(plan, model)
 
 
 def insert_linears(
-    plan: LoadPlan, model: nn.Module, device: torch.device, dtype: torch.dtype, backend: str | None = None
+    plan: LoadPlan,
+    model: nn.Module,
+    device: torch.device,
+    dtype: torch.dtype,
+    backend: BackendChoice = None,
+    resident: str | None = None,
 ) -> None:
     """Replace each nn.Linear that the checkpoint holds quantized by a QuantLinear or SplitLinear, its weights read."""
+    kept = settle(resident, *_weights_of(plan.checkpoint), device, plan.activations)
     for name in plan.checkpoint.linears:
         pieces = plan.checkpoint.read(name)
         if pieces[0].scheme is BF16:
             _restore(model, name, pieces[0], device, dtype)
             continue
-        pieces = [piece.to(device) for piece in pieces]
+        only = backend.get(pieces[0].scheme.name) if isinstance(backend, Mapping) else backend
+        pieces = [resident_form(piece.to(device), kept, plan.activations) for piece in pieces]
         own_dtype = _dtype_of(model, name, dtype)
         layer: nn.Module
         if len(pieces) == 1:
-            layer = QuantLinear(pieces[0], own_dtype, plan.activations, backend)
+            layer = QuantLinear(pieces[0], own_dtype, plan.activations, only)
         else:
-            layer = SplitLinear(pieces, own_dtype, plan.activations, backend)
+            layer = SplitLinear(pieces, own_dtype, plan.activations, only)
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, layer)
+
+
+def _weights_of(checkpoint: Checkpoint) -> tuple[list[WeightSpec], int]:
+    """The quantized layers as far as a choice of kernel depends on them, and the bytes of everything else in BF16."""
+    outlines = [piece for name in checkpoint.linears for piece in checkpoint.outline(name).pieces]
+    quantized = [WeightSpec.of(piece) for piece in outlines if piece.scheme is not BF16]
+    numbers = sum(math.prod(piece.shape) for piece in outlines if piece.scheme is BF16)
+    numbers += sum(math.prod(checkpoint.shape(name)) for name in checkpoint.plain)
+    return quantized, numbers * torch.bfloat16.itemsize
 
 
 def _restore(model: nn.Module, name: str, weight: QuantTensor, device: torch.device, dtype: torch.dtype) -> None:
@@ -132,7 +161,7 @@ def report(plan: LoadPlan, model: nn.Module) -> LoadReport:
         ignored=plan.checkpoint.ignored,
         resident_bytes=resident_bytes([model]),
         backends=backends,
-        events=(*header.notes, *_events(plan, backends)),
+        events=(*header.notes, *_events(plan, backends), *_turned_into_fp8(plan, model)),
     )
 
 
@@ -200,6 +229,8 @@ def _events(plan: LoadPlan, backends: tuple[BackendUse, ...]) -> Iterator[str]:
         if use.backend == "reference":
             reasons = "; ".join(f"{name} {why}" for name, why in use.declined.items())
             yield f"{use.layers} {use.scheme} layers run on the slow reference backend ({reasons})"
+        if use.backend == "expand":
+            yield f"{use.layers} {use.scheme} layers round their inputs to FP8, where the checkpoint means 4 bits"
     linears = plan.checkpoint.contents.linears.values()
     if plan.activations != AS_STORED and linears:
         yield "inputs stay unquantized on request; the checkpoint's input scales are not used"
@@ -212,6 +243,19 @@ def _events(plan: LoadPlan, backends: tuple[BackendUse, ...]) -> Iterator[str]:
         yield f"{len(dynamic)} quantized layers have no input scale in the file; theirs is computed at each call"
     if len(quantized) < len(linears):
         yield f"{len(linears) - len(quantized)} BF16 layers are stored transformed; their effective weights are loaded"
+
+
+def _turned_into_fp8(plan: LoadPlan, model: nn.Module) -> Iterator[str]:
+    checkpoint = plan.checkpoint
+    turned = [
+        name
+        for name, layer in quant_linears(model).items()
+        if layer.products[0].scheme is FP8
+        and name in checkpoint.linears
+        and checkpoint.stored(checkpoint.linears[name][0].source).scheme is not FP8
+    ]
+    if turned:
+        yield f"{len(turned)} layers of 4 bits became FP8, one scale a row; their inputs are rounded to FP8"
 
 
 def _report_lines(report: LoadReport) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,9 @@ from torch import Tensor, nn
 from mezzotint import kernels, layouts
 from mezzotint.kernels import AS_STORED, Backend, Selection, Target, WeightSpec
 from mezzotint.tensor import PLAIN, QuantTensor
+
+PREPARED = "prepared_"
+"""Begins the names of the buffers that hold what the backend made of the parts."""
 
 _forced: Backend | None = None
 """What `use_backend` sets. A plain global, because torch.compile cannot trace a ContextVar (2.13)."""
@@ -64,16 +68,19 @@ class QuantLinear(nn.Module):
     def weight_tensor(self) -> QuantTensor:
         """The weight as a value, without its bias; its parts are this layer's buffers."""
         parts = {name: part for name, part in self._buffers.items() if part is not None}
+        ready = {name.removeprefix(PREPARED): parts.pop(name) for name in list(parts) if name.startswith(PREPARED)}
         shape = (self.out_features, self.in_features)
-        return QuantTensor(self.scheme, self.layout, shape, parts, self.dynamic_input)
+        return QuantTensor(self.scheme, self.layout, shape, parts, self.dynamic_input, ready)
 
     def dequantize(self) -> Tensor:
         """The real weights that the checkpoint stands for, float32 [out, in]."""
         return self.scheme.dequantize(layouts.convert(self.weight_tensor, PLAIN).parts)
 
     def forward(self, x: Tensor) -> Tensor:
-        backend = _forced or self.selection.backend
-        weight = layouts.convert(self.weight_tensor, backend.wants)
+        backend, weight = self.selection.backend, self.weight_tensor
+        if _forced is not None and _forced is not backend:
+            backend, weight = _forced, layouts.convert(weight, _forced.wants)
+            weight = replace(weight, prepared=backend.prepare(weight))
         return backend.linear(x, weight, self.bias, self.activations)
 
     def extra_repr(self) -> str:
@@ -91,9 +98,12 @@ class QuantLinear(nn.Module):
         self.selection: Selection = kernels.select(
             WeightSpec.of(weight), Target.of(self._device()), self.activations, self.only
         )
-        arranged = layouts.convert(weight, self.selection.backend.wants)
+        backend = self.selection.backend
+        arranged = layouts.convert(weight, backend.wants)
         self.layout = arranged.layout
-        self._buffers.update(arranged.parts)
+        self._buffers = dict(arranged.parts)
+        for name, value in backend.prepare(arranged).items():
+            self.register_buffer(PREPARED + name, value, persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantLinear":
         """What `.to()` and its kin call: the bias is moved and cast, the parts are only moved."""
@@ -143,6 +153,53 @@ class SplitLinear(nn.ModuleList):
         return total
 
 
+class LinearGroup:
+    """Several linear layers on the same input, multiplied as one; each member hands out its own columns.
+
+    The member that is called first computes for all, and each of the others takes its share when it is called with
+    the same tensor. A member called with another tensor starts anew, so that nothing depends on the order of calls.
+
+    joined   what multiplies, its output features those of the members one after another
+    """
+
+    def __init__(self, joined: QuantLinear, widths: Sequence[int]) -> None:
+        self.joined = joined
+        self.widths = list(widths)
+        self.input: Tensor | None = None
+        self.shares: list[Tensor | None] = [None] * len(widths)
+
+    def take(self, x: Tensor, member: int) -> Tensor:
+        """Columns of the product that belong to a member: x [..., in] to [..., widths[member]]."""
+        if self.input is not x or self.shares[member] is None:
+            self.input, self.shares = x, list(torch.split(self.joined(x), self.widths, dim=-1))
+        share = self.shares[member]
+        assert share is not None  # noqa: S101
+        self.shares[member] = None
+        if all(other is None for other in self.shares):
+            self.input = None
+        return share
+
+
+class GroupedLinear(nn.Module):
+    """One of a LinearGroup's members. The first one owns the weights."""
+
+    def __init__(self, group: LinearGroup, member: int) -> None:
+        super().__init__()
+        self.group, self.member = group, member
+        self.in_features, self.out_features = group.joined.in_features, group.widths[member]
+        if member == 0:
+            self.joined = group.joined
+
+    @property
+    def weight(self) -> Tensor:
+        """Shape and dtype for model code that looks at a linear's weight; it has no values to multiply by."""
+        dtype = self.group.joined.compute_dtype
+        return torch.empty(self.out_features, self.in_features, dtype=dtype, device="meta")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.group.take(x, self.member)
+
+
 def quant_linears(model: nn.Module) -> dict[str, QuantLinear | SplitLinear]:
     """{module name: layer} of every quantized linear in `model`, one that is stored in pieces counted once."""
     found: dict[str, QuantLinear | SplitLinear] = {}
@@ -165,3 +222,8 @@ def use_backend(name: str) -> Iterator[None]:
         yield
     finally:
         _forced = before
+
+
+def forced_backend() -> str | None:
+    """The name of the backend that `use_backend` has set, or None."""
+    return None if _forced is None else _forced.name

@@ -19,7 +19,7 @@ from mezzotint.families import Sampling, family_with
 from mezzotint.guard import problems_of
 from mezzotint.hub import AnyPath, HubPath, local_copy
 from mezzotint.kernels import AS_STORED, best_device
-from mezzotint.loading import LoadPlan, plan
+from mezzotint.loading import BackendChoice, LoadPlan, plan
 from mezzotint.loading import load as load_model
 
 TRANSFORMER, SECOND = "transformer", "transformer_2"
@@ -52,7 +52,8 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.bfloat16,
     activations: str = AS_STORED,
-    backend: str | None = None,
+    backend: BackendChoice = None,
+    resident: str | None = None,
     scales_from: str | AnyPath | None = None,
 ) -> Any:
     """A ready diffusers pipeline whose transformer was read from `transformer`, quantized or not.
@@ -63,7 +64,9 @@ def load(
     device        None for the GPU if there is one
     dtype         of everything that is not quantized; scales keep their own
     activations   "as_stored" quantizes each layer's input as the checkpoint says, "bf16" leaves it alone
-    backend       name of the one backend to use, None for the best that can
+    backend       name of the one backend to use, {scheme: name}, or None for the best that can
+    resident      "stored": 4-bit weights stay 4 bits; "fp8": they become FP8 as they are read, and run as fast as
+                  FP8 does; None for FP8 where it would be expanded to anyway and there is room for it
     scales_from   a file with the input scales that `transformer` lacks, or ModelOpt's backbone.pt for it
     Returns       a diffusers pipeline; `load_report` is its LoadReport, `load_report_2` the second expert's or None
     Raises        MezzotintError, before any weight is read if the files do not fit together
@@ -76,7 +79,8 @@ def load(
     place = torch.device(device) if device is not None else best_device()
     planned = plan_transformers(folder, transformer, transformer_2, activations, scales_from)
     reports = {
-        component: load_model(ready, module, place, dtype, backend) for component, (ready, module) in planned.items()
+        component: load_model(ready, module, place, dtype, backend, resident)
+        for component, (ready, module) in planned.items()
     }
     modules = {component: module.eval() for component, (_, module) in planned.items()}
     here = _fetch_rest(index, folder) if isinstance(folder, HubPath) else folder

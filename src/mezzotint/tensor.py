@@ -1,7 +1,7 @@
 """A quantized weight as a value: its parts, what they mean, and how their bytes are arranged."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ class QuantTensor:
     """A linear layer's weight: `parts` under `scheme`, arranged as `layout`, standing for float32 `shape` (out, in).
 
     dynamic_input   the layer's input is rounded with a scale computed at each call, where `parts` has no static one
+    prepared        what the backend that multiplies by it has worked out of the parts, by `Backend.prepare`
     """
 
     scheme: Scheme
@@ -50,6 +51,7 @@ class QuantTensor:
     shape: tuple[int, int]
     parts: Mapping[str, Tensor]
     dynamic_input: bool = False
+    prepared: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def quantizes_input(self) -> bool:
@@ -94,18 +96,25 @@ class QuantTensor:
 def join_rows(tensors: Sequence[QuantTensor]) -> QuantTensor:
     """One weight of several that multiply the same input, their output features one after another; plain parts only.
 
-    Raises   ShapeMismatch where they differ in what a joined weight has only once (smooth, proj_down, global_scale)
+    A scale that each has of its own for all its rows is kept for each row.
+
+    Raises   ShapeMismatch where they differ in what a joined weight has only once (smooth, proj_down, input_scale)
     """
     first = tensors[0]
-    parts = {}
-    for name, part in first.parts.items():
-        same = [tensor.parts.get(name) for tensor in tensors]
-        if first.scheme.part(name).rows and part.shape[:1] == first.shape[:1]:
-            parts[name] = torch.cat([own for own in same if own is not None])
-        elif all(own is not None and torch.equal(own, part) for own in same):
-            parts[name] = part
-        else:
-            raise ShapeMismatch(f"weights cannot be joined by rows: each has a {name} of its own")
     if any(tensor.parts.keys() != first.parts.keys() or tensor.scheme is not first.scheme for tensor in tensors):
         raise ShapeMismatch("weights cannot be joined by rows: they do not have the same parts")
+    parts = {name: _joined(name, tensors) for name in first.parts}
     return replace(first, parts=parts, shape=(sum(tensor.shape[0] for tensor in tensors), first.shape[1]))
+
+
+def _joined(name: str, tensors: Sequence[QuantTensor]) -> Tensor:
+    first, own = tensors[0], [tensor.parts[name] for tensor in tensors]
+    by_row = first.scheme.part(name).rows
+    if by_row and all(part.shape[:1] == tensor.shape[:1] for part, tensor in zip(own, tensors, strict=True)):
+        return torch.cat(own)
+    if all(torch.equal(part, own[0]) for part in own):
+        return own[0]
+    if by_row:
+        rows = [tensor.shape[0] for tensor in tensors]
+        return torch.cat([part.reshape(-1).expand(count) for part, count in zip(own, rows, strict=True)])
+    raise ShapeMismatch(f"weights cannot be joined by rows: each has a {name} of its own")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mezzotint.cli.kernels import choice, make_fast
 from mezzotint.cli.sides import sides
 from mezzotint.errors import BadRequest
 
@@ -49,23 +50,34 @@ def generate(
             "--output", "-o", help="PNG; for a video MP4, or a folder for its frames; several get -1, -2, ..."
         ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Denoising steps \\[model's own].")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Denoising steps [model's own].")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Number i starts from the noise of seed + i.")] = 0,
     size: Annotated[
-        str | None,
-        typer.Option(metavar="N|WxH", help="Side of a square, or width x height, in pixels \\[model's own]."),
+        str | None, typer.Option(metavar="N|WxH", help="Side of a square, or width x height, in pixels [model's own].")
     ] = None,
-    frames: Annotated[int | None, typer.Option(min=1, max=10_000, help="Frames of a video \\[model's own].")] = None,
-    guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale \\[model's own].")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, max=10_000, help="Frames of a video [model's own].")] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale [model's own].")] = None,
     count: Annotated[int, typer.Option(min=1, max=1000, help="Pictures or videos for each prompt.")] = 1,
     grid: Annotated[
         bool, typer.Option("--grid", help="One sheet (rows = prompts) instead of single pictures.")
     ] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... \\[the GPU if there is one].")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... [the GPU if there is one].")] = None,
     activations: Annotated[
         str, typer.Option(help="as_stored or bf16: quantize the layers' inputs or not.")
     ] = "as_stored",
-    backend: Annotated[str | None, typer.Option(help="The one kernel backend to use \\[the best that can].")] = None,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[SCHEME=]NAME", help="Kernel backend, for all or for a scheme [the best that can]."),
+    ] = None,
+    resident: Annotated[
+        str | None, typer.Option(help="stored or fp8: whether 4-bit weights stay 4 bits [by the memory that is free].")
+    ] = None,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Compile first, some 30 s at the first time: for many pictures.")
+    ] = False,
+    attention: Annotated[
+        str | None, typer.Option(help="With --fast: fa3, cudnn, sdpa, fa3_fp8 [the fastest exact one].")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON on stdout.")] = False,
 ) -> None:
     from mezzotint.cli.output import quiet_libraries, step_progress
@@ -86,9 +98,15 @@ def generate(
             transformer_2,
             device,
             activations=activations,
-            backend=backend,
+            backend=choice(backend or []),
+            resident=resident,
             scales_from=scales_from,
         )
+        if attention is not None and not fast:
+            raise BadRequest("--attention is chosen with --fast")
+        if fast:
+            progress.update(bar, description="making it fast")
+            make_fast(pipe, attention)
         repeated = [prompt for prompt in prompts for _ in range(count)]
         seeds = [seed + i for i in range(len(repeated))]
         progress.update(bar, description="painting", total=settings.steps * len(repeated), completed=0)

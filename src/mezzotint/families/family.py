@@ -4,6 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from mezzotint.errors import UnknownFormat
 from mezzotint.families.naming import Naming
 from mezzotint.families.spelling import Shapes, Spelling, of_other_components, without_prefix
@@ -44,6 +47,17 @@ def picture_arguments(sampling: Sampling, _prompts: int) -> dict[str, Any]:
     } | ({} if length is None else {"max_sequence_length": length})
 
 
+TEXT_TOKENS = 512
+"""Length of the text in an example."""
+
+
+def grid(height: int, width: int, axes: int) -> Tensor:
+    """Positions of a picture's tokens, row by row: float32 [height * width, axes], row and column in axes 1 and 2."""
+    ids = torch.zeros(height, width, axes)
+    ids[..., 1], ids[..., 2] = torch.arange(height)[:, None], torch.arange(width)[None, :]
+    return ids.flatten(0, 1)
+
+
 @dataclass(frozen=True)
 class Family:
     """Models that share a transformer class.
@@ -52,6 +66,10 @@ class Family:
     spellings     the ways of writing its tensors' names, most particular first
     sampling      (model_index.json, the transformer's config.json) -> what the model's makers recommend
     arguments     (settings, number of prompts) -> the settings as the family's pipelines take them
+    example       (the transformer's config.json, settings, batch) -> arguments of one call of the transformer, random,
+                  with as many tokens as the settings ask for
+    together      linears of a block that read the same input, by their names in the block
+    modulation    ends of the names of linears that see one row a picture
     """
 
     name: str
@@ -59,6 +77,9 @@ class Family:
     transformer: str
     spellings: tuple[Spelling, ...]
     sampling: Callable[[Mapping[str, Any], Mapping[str, Any]], Sampling]
+    example: Callable[[Mapping[str, Any], Sampling, int], dict[str, Any]]
+    together: tuple[tuple[str, ...], ...]
+    modulation: tuple[str, ...] = ()
     arguments: Callable[[Sampling, int], dict[str, Any]] = picture_arguments
 
     def owns(self, shapes: Shapes) -> bool:

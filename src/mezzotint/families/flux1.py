@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from mezzotint.errors import Unsupported
-from mezzotint.families.family import Family, Sampling
+from mezzotint.families.family import TEXT_TOKENS, Family, Sampling, grid
 from mezzotint.families.naming import Naming
 from mezzotint.families.provenance import trace
 from mezzotint.families.spelling import Shapes, Spelling, holds, nunchaku
@@ -42,6 +44,19 @@ def from_original(shapes: Shapes) -> Naming:
     return {name: pieces for name, pieces in naming.items() if pieces[0].source in shapes}
 
 
+def example(config: Mapping[str, Any], sampling: Sampling, batch: int) -> dict[str, Any]:
+    ids = grid(sampling.size // 16, (sampling.width or sampling.size) // 16, 3)
+    inputs = {
+        "hidden_states": torch.randn(batch, len(ids), config["in_channels"]),
+        "encoder_hidden_states": torch.randn(batch, TEXT_TOKENS, config["joint_attention_dim"]),
+        "pooled_projections": torch.randn(batch, config["pooled_projection_dim"]),
+        "timestep": torch.full((batch,), 0.5),
+        "img_ids": ids,
+        "txt_ids": torch.zeros(TEXT_TOKENS, 3),
+    }
+    return inputs | ({"guidance": torch.full((batch,), 3.5)} if config["guidance_embeds"] else {})
+
+
 FAMILY = Family(
     name="flux1",
     title="FLUX.1",
@@ -55,4 +70,11 @@ FAMILY = Family(
         ),
     ),
     sampling=sampling,
+    example=example,
+    together=(
+        ("proj_mlp", "attn.to_q", "attn.to_k", "attn.to_v"),
+        ("attn.to_q", "attn.to_k", "attn.to_v"),
+        ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    ),
+    modulation=("norm.linear", "norm1.linear", "norm1_context.linear"),
 )

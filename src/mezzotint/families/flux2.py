@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mezzotint.families.family import Family, Sampling
+import torch
+
+from mezzotint.families.family import TEXT_TOKENS, Family, Sampling, grid
 from mezzotint.families.naming import Naming
 from mezzotint.families.provenance import trace
 from mezzotint.families.spelling import Shapes, Spelling, holds
@@ -23,6 +25,18 @@ def from_original(shapes: Shapes) -> Naming:
     return trace(convert_flux2_transformer_checkpoint_to_diffusers, shapes)
 
 
+def example(config: Mapping[str, Any], sampling: Sampling, batch: int) -> dict[str, Any]:
+    ids = grid(sampling.size // 16, (sampling.width or sampling.size) // 16, 4)
+    inputs = {
+        "hidden_states": torch.randn(batch, len(ids), config["in_channels"]),
+        "encoder_hidden_states": torch.randn(batch, TEXT_TOKENS, config["joint_attention_dim"]),
+        "timestep": torch.full((batch,), 0.5),
+        "img_ids": ids,
+        "txt_ids": torch.zeros(TEXT_TOKENS, 4),
+    }
+    return inputs | ({"guidance": torch.full((batch,), 4.0)} if config["guidance_embeds"] else {})
+
+
 FAMILY = Family(
     name="flux2",
     title="FLUX.2",
@@ -32,4 +46,9 @@ FAMILY = Family(
         Spelling(holds("img_in.weight", "txt_in.weight", "double_stream_modulation_img.lin.weight"), from_original),
     ),
     sampling=sampling,
+    example=example,
+    together=(
+        ("attn.to_q", "attn.to_k", "attn.to_v"),
+        ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    ),
 )

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mezzotint.families.family import Family, Sampling, picture_arguments
+import torch
+
+from mezzotint.families.family import TEXT_TOKENS, Family, Sampling, picture_arguments
 from mezzotint.families.spelling import Spelling, holds, nunchaku
 
 OWN_NAMES = ("txt_norm.weight", "img_in.weight", "transformer_blocks.0.img_mod.1.weight")
@@ -20,11 +22,27 @@ def arguments(sampling: Sampling, prompts: int) -> dict[str, Any]:
     return given | {"true_cfg_scale": guidance, "negative_prompt": [" "] * prompts}
 
 
+def example(config: Mapping[str, Any], sampling: Sampling, batch: int) -> dict[str, Any]:
+    height, width = sampling.size // 16, (sampling.width or sampling.size) // 16
+    return {
+        "hidden_states": torch.randn(batch, height * width, config["in_channels"]),
+        "encoder_hidden_states": torch.randn(batch, TEXT_TOKENS, config["joint_attention_dim"]),
+        "timestep": torch.full((batch,), 0.5),
+        "img_shapes": [[(1, height, width)]] * batch,
+    }
+
+
 FAMILY = Family(
     name="qwenimage",
     title="Qwen-Image",
     transformer="QwenImageTransformer2DModel",
     spellings=(nunchaku("qwenimage", *OWN_NAMES), Spelling(holds(*OWN_NAMES))),
     sampling=sampling,
+    example=example,
+    together=(
+        ("attn.to_q", "attn.to_k", "attn.to_v"),
+        ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    ),
+    modulation=("img_mod.1", "txt_mod.1"),
     arguments=arguments,
 )

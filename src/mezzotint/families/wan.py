@@ -3,7 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mezzotint.families.family import Family, Sampling, picture_arguments
+import torch
+
+from mezzotint.families.family import TEXT_TOKENS, Family, Sampling, picture_arguments
 from mezzotint.families.naming import Naming
 from mezzotint.families.provenance import trace
 from mezzotint.families.spelling import Shapes, Spelling, holds
@@ -35,6 +37,17 @@ def _wan(*names: str) -> Callable[[Shapes], bool]:
     return lambda shapes: there(shapes) and not any(name.startswith(OTHER_MODELS) for name in shapes)
 
 
+def example(config: Mapping[str, Any], sampling: Sampling, batch: int) -> dict[str, Any]:
+    """Of a model whose VAE takes 4 frames and 8 x 8 pixels to one latent, which is A14B."""
+    frames = ((sampling.num_frames or 1) - 1) // 4 + 1
+    latents = (config["in_channels"], frames, sampling.size // 8, (sampling.width or sampling.size) // 8)
+    return {
+        "hidden_states": torch.randn(batch, *latents),
+        "timestep": torch.full((batch,), 500.0),
+        "encoder_hidden_states": torch.randn(batch, TEXT_TOKENS, config["text_dim"]),
+    }
+
+
 FAMILY = Family(
     name="wan",
     title="Wan 2.2",
@@ -44,5 +57,7 @@ FAMILY = Family(
         Spelling(_wan("time_projection.1.weight", "blocks.0.cross_attn.q.weight"), from_original),
     ),
     sampling=sampling,
+    example=example,
+    together=(("attn1.to_q", "attn1.to_k", "attn1.to_v"), ("attn2.to_k", "attn2.to_v")),
     arguments=arguments,
 )

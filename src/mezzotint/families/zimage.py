@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mezzotint.families.family import Family, Sampling
+import torch
+
+from mezzotint.families.family import TEXT_TOKENS, Family, Sampling
 from mezzotint.families.naming import Naming
 from mezzotint.families.provenance import trace
 from mezzotint.families.spelling import Shapes, Spelling, holds, nunchaku
@@ -23,6 +25,15 @@ def from_comfy(shapes: Shapes) -> Naming:
     return trace(convert_z_image_transformer_checkpoint_to_diffusers, shapes)
 
 
+def example(config: Mapping[str, Any], sampling: Sampling, batch: int) -> dict[str, Any]:
+    latents = (config["in_channels"], 1, sampling.size // 8, (sampling.width or sampling.size) // 8)
+    return {
+        "x": [torch.randn(*latents) for _ in range(batch)],
+        "t": torch.full((batch,), 0.5),
+        "cap_feats": [torch.randn(TEXT_TOKENS, config["cap_feat_dim"]) for _ in range(batch)],
+    }
+
+
 FAMILY = Family(
     name="zimage",
     title="Z-Image",
@@ -37,4 +48,7 @@ FAMILY = Family(
         ),
     ),
     sampling=sampling,
+    example=example,
+    together=(("attention.to_q", "attention.to_k", "attention.to_v"), ("feed_forward.w1", "feed_forward.w3")),
+    modulation=("adaLN_modulation.0",),
 )

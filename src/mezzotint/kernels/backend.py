@@ -93,6 +93,10 @@ class Backend(Protocol):
 
     def can(self, weight: WeightSpec, target: Target, activations: str) -> Can | Cannot: ...
 
+    def prepare(self, weight: QuantTensor) -> Mapping[str, Tensor]:
+        """What `linear` needs besides the parts, worked out once on the weight's device: `weight.prepared` there."""
+        ...
+
     def linear(self, x: Tensor, weight: QuantTensor, bias: Tensor | None, activations: str) -> Tensor:
         """x [..., in] times the weight, plus bias [out]; result [..., out] in x's dtype."""
         ...

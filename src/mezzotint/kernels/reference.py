@@ -4,6 +4,8 @@ The weight is decoded to float32 at each call, the input is rounded as the check
 float32.
 """
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from mezzotint.kernels.backend import AS_STORED, Can, Cannot, Target, WeightSpec
@@ -17,6 +19,9 @@ class Reference:
 
     def can(self, weight: WeightSpec, target: Target, activations: str) -> Can | Cannot:
         return Can()
+
+    def prepare(self, weight: QuantTensor) -> Mapping[str, Tensor]:
+        return {}
 
     def linear(self, x: Tensor, weight: QuantTensor, bias: Tensor | None, activations: str) -> Tensor:
         product = weight.scheme.linear(x, weight.parts, quantize=activations == AS_STORED and weight.quantizes_input)

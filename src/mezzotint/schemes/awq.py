@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor
 
-from mezzotint.schemes.groups import grouped
-from mezzotint.schemes.rounding import expand_nibbles
+from mezzotint.schemes.groups import grouped, one_where_zero
+from mezzotint.schemes.rounding import expand_nibbles, pack_nibbles
 from mezzotint.schemes.scheme import COMMON, HALVES, Part, Parts, Scheme, groups_of
 
 AWQ_GROUP = 64
+CODE_MAX = 15
 
 
 def decode_awq(parts: Parts) -> Tensor:
@@ -21,6 +22,19 @@ def decode_awq(parts: Parts) -> Tensor:
     groups = grouped(expand_nibbles(parts["codes"]).float(), AWQ_GROUP)
     scaled = groups * parts["block_scale"].float().unsqueeze(-1)
     return (scaled + parts["block_zero"].float().unsqueeze(-1)).flatten(-2)
+
+
+def encode_awq(weights: Tensor) -> dict[str, Tensor]:
+    """The nearest matrix of unsigned codes: block_scale = (max - min) / 15 and block_zero = min of the group, in BF16.
+
+    weights   [out, in], any float dtype
+    Returns   the parts that `decode_awq` takes
+    """
+    groups = grouped(weights.float(), AWQ_GROUP)
+    low, high = groups.amin(-1), groups.amax(-1)
+    scale, zero = one_where_zero((high - low) / CODE_MAX).bfloat16(), low.bfloat16()
+    codes = torch.round((groups - zero.float().unsqueeze(-1)) / scale.float().unsqueeze(-1)).clamp(0, CODE_MAX)
+    return {"codes": pack_nibbles(codes.flatten(-2).to(torch.uint8)), "block_scale": scale, "block_zero": zero}
 
 
 AWQ_W4A16 = Scheme(

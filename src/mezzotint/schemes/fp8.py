@@ -19,6 +19,18 @@ def decode_fp8(parts: Parts) -> Tensor:
     return parts["codes"].float() * (scale[:, None] if scale.numel() > 1 else scale.reshape(()))
 
 
+def encode_fp8(weights: Tensor, by_row: bool = False) -> dict[str, Tensor]:
+    """The nearest FP8 matrix: weight_scale = amax / 448 of the matrix or of each row, 1 where all is zero.
+
+    weights   [out, in], any float dtype
+    Returns   the parts that `decode_fp8` takes
+    """
+    values = weights.float()
+    amax = values.abs().amax(1) if by_row else values.abs().amax()
+    scale = one_where_zero(amax / E4M3_MAX)
+    return {"codes": round_e4m3(values / (scale[:, None] if by_row else scale)), "weight_scale": scale}
+
+
 def quantize_input_fp8(x: Tensor, parts: Parts) -> Tensor:
     """x rounded to e4m3 in units of the static input_scale, or else of amax / 448 of each row of x; in float32.
 

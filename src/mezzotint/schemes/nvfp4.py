@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from mezzotint.schemes.groups import group_count, grouped, one_where_zero, scale_groups, ungrouped
-from mezzotint.schemes.rounding import E2M1_MAX, E4M3_MAX, expand_e2m1, round_e2m1, round_e4m3
-from mezzotint.schemes.scheme import COMMON, F32, INPUT_SCALE, Part, Parts, Scheme, scalar
+from mezzotint.schemes.rounding import E2M1_MAX, E4M3_MAX, expand_e2m1, pack_e2m1, round_e2m1, round_e4m3
+from mezzotint.schemes.scheme import COMMON, F32, INPUT_SCALE, Part, Parts, Scheme, scalar_or_rows
 
 NVFP4_GROUP = 16
 
@@ -15,12 +15,31 @@ def decode_nvfp4(parts: Parts) -> Tensor:
 
     codes          uint8 [out, in/2], low nibble is the even column
     block_scale    float8_e4m3fn [out, in/16], row-major
-    global_scale   float32 [], multiplies
+    global_scale   float32 [], or [out] where matrices with scales of their own were joined; multiplies
     Returns        float32 [out, in]
     Source         OCP MX v1.0 for E2M1; ModelOpt: global_scale = amax / (6 * 448)
     """
-    scale = parts["block_scale"].float() * parts["global_scale"].float().reshape(())
+    scale = parts["block_scale"].float() * parts["global_scale"].float().reshape(-1, 1)
     return scale_groups(expand_e2m1(parts["codes"]), scale, NVFP4_GROUP)
+
+
+def encode_nvfp4(weights: Tensor) -> dict[str, Tensor]:
+    """The nearest NVFP4 matrix: global_scale = amax / (6 * 448), block_scale = e4m3(amax(block) / 6 / global_scale).
+
+    weights   [out, in], any float dtype
+    Returns   the parts that `decode_nvfp4` takes
+    Source    ModelOpt NVFP4
+    """
+    values = weights.float()
+    unit = _unit_of(values)
+    blocks = grouped(values, NVFP4_GROUP)
+    block_scale = round_e4m3(blocks.abs().amax(-1) / E2M1_MAX / unit)
+    codes = round_e2m1(blocks / one_where_zero(block_scale.float() * unit).unsqueeze(-1))
+    return {
+        "codes": pack_e2m1(ungrouped(codes, values.shape[-1])),
+        "block_scale": block_scale,
+        "global_scale": unit,
+    }
 
 
 def quantize_input_nvfp4(x: Tensor, parts: Parts) -> Tensor:
@@ -59,7 +78,7 @@ NVFP4 = Scheme(
             rows=True,
             columns=True,
         ),
-        "global_scale": Part(F32, scalar, "scale of the whole matrix", scale=True),
+        "global_scale": Part(F32, scalar_or_rows, "scale of the whole matrix", scale=True, rows=True),
     },
     optional={"input_scale": INPUT_SCALE} | COMMON,
     decode=decode_nvfp4,

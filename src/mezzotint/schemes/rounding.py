@@ -22,6 +22,18 @@ def expand_e2m1(codes: Tensor) -> Tensor:
     return F.embedding(codes.int(), pairs).flatten(-2)
 
 
+def pack_nibbles(codes: Tensor) -> Tensor:
+    """Two codes 0..15 a byte, the even one in the low nibble: uint8 [..., n] to uint8 [..., n/2]."""
+    return codes[..., 0::2] | codes[..., 1::2] << 4
+
+
+def pack_e2m1(values: Tensor) -> Tensor:
+    """The packed codes of values that are E2M1 already: float32 [..., n] to uint8 [..., n/2], low nibble first."""
+    doubled = (values.abs() * 2).to(torch.uint8)
+    code_of = torch.tensor([0, 1, 2, 3, 4, 0, 5, 0, 6, 0, 0, 0, 7], dtype=torch.uint8, device=values.device)
+    return pack_nibbles(F.embedding(doubled.int(), code_of[:, None]).squeeze(-1) | torch.signbit(values).byte() << 3)
+
+
 def round_e2m1(x: Tensor) -> Tensor:
     """Nearest E2M1 value, ties to the even mantissa, magnitudes above 6 saturate; float32 in and out.
 

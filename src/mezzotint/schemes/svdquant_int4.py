@@ -6,8 +6,8 @@ smooth, proj_down, proj_up, shift and bias are those of every scheme; see `mezzo
 import torch
 from torch import Tensor
 
-from mezzotint.schemes.groups import grouped
-from mezzotint.schemes.rounding import expand_nibbles
+from mezzotint.schemes.groups import grouped, one_where_zero
+from mezzotint.schemes.rounding import expand_nibbles, pack_nibbles
 from mezzotint.schemes.scheme import COMMON, HALVES, Part, Parts, Scheme, groups_of
 
 INT4_GROUP = 64
@@ -24,6 +24,18 @@ def decode_svdquant_int4(parts: Parts) -> Tensor:
     nibbles = expand_nibbles(parts["codes"]).to(torch.int8)
     signed = torch.where(nibbles > SIGNED_MAX, nibbles - 16, nibbles).float()
     return (grouped(signed, INT4_GROUP) * parts["block_scale"].float().unsqueeze(-1)).flatten(-2)
+
+
+def encode_svdquant_int4(weights: Tensor) -> dict[str, Tensor]:
+    """The nearest matrix of signed 4-bit codes, without a low-rank branch: block_scale = bf16(amax of the group / 7).
+
+    weights   [out, in], any float dtype
+    Returns   the parts that `decode_svdquant_int4` takes
+    """
+    groups = grouped(weights.float(), INT4_GROUP)
+    scale = one_where_zero(groups.abs().amax(-1) / SIGNED_MAX).bfloat16()
+    codes = torch.round(groups / scale.float().unsqueeze(-1)).clamp(-SIGNED_MAX - 1, SIGNED_MAX)
+    return {"codes": pack_nibbles(codes.flatten(-2).to(torch.int8).view(torch.uint8) & 0xF), "block_scale": scale}
 
 
 def quantize_input_int4(x: Tensor, parts: Parts) -> Tensor:

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from importlib.resources import files
 from typing import Any
 
@@ -10,11 +10,10 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
-from mezzotint.quality.comparison import Comparison, Judged
+from mezzotint.quality.comparison import Comparison
 from mezzotint.quality.metrics import LAST, METRICS, flip_picture, stack
 from mezzotint.quality.report import plots, tables
 from mezzotint.quality.report.tables import Report
-from mezzotint.quality.runs import Shot
 from mezzotint.quality.scores import Score
 
 LARGEST = 512
@@ -28,21 +27,21 @@ def render(comparison: Comparison, report: Report) -> str:
     """The page."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
-    kinds = {candidate["name"]: f"c{i % COLOURS}" for i, candidate in enumerate(report["candidates"])}
     return template.render(
         report=report,
         tables=tables,
         metrics=METRICS,
         names=tables.shown(report),
-        kinds=kinds,
-        plots=list(_plots(report, kinds)),
+        kinds={candidate["name"]: f"c{i % COLOURS}" for i, candidate in enumerate(report["candidates"])},
+        plots=list(_plots(report)),
         gallery=list(_gallery(comparison)),
         small=_is_small(comparison),
     )
 
 
-def _plots(report: Report, kinds: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """(caption, SVG) of every drawing; `kinds` is {candidate: its CSS class}."""
+def _plots(report: Report) -> Iterator[tuple[str, str]]:
+    """(caption, SVG)"""
+    kinds = {candidate["name"]: f"c{i % COLOURS}" for i, candidate in enumerate(report["candidates"])}
     for name, caption in (("latent_cosine", "1 − cosine of the latents"), ("latent_rmse", "RMSE of the latents")):
         lines = {c["name"]: (kinds[c["name"]], _plotted(name, c["trajectory"][name])) for c in report["candidates"]}
         for level, label in (("other_kernels", "other kernels"), ("other_seed", "another seed")):
@@ -69,12 +68,30 @@ def _is_small(comparison: Comparison) -> bool:
 
 def _gallery(comparison: Comparison) -> Iterator[dict[str, Any]]:
     """One entry a prompt and seed, those with the largest FLIP (or else MAE) of any candidate first."""
+    by_shot = [
+        {c.name: c.scores[i] for c in comparison.candidates} for i in range(len(comparison.candidates[0].scores))
+    ]
     shots = list(comparison.settings.shots().items())
-    order = sorted(range(len(shots)), key=lambda i: -max(_badness(one.scores[i]) for one in comparison.candidates))
+    order = sorted(range(len(shots)), key=lambda i: -max(_badness(one) for one in by_shot[i].values()))
     for i in order:
         (prompt, seed), shot = shots[i]
         reference = comparison.reference.frames(shot)
-        cells = [_cell(candidate, candidate.scores[i], shot, reference) for candidate in comparison.candidates]
+        cells: list[dict[str, Any]] = []
+        for candidate in comparison.candidates:
+            one = candidate.scores[i]
+            frame = one.worst_frame
+            r, c = reference[frame], candidate.run.frames(shot)[frame]
+            heat = Image.fromarray(flip_picture(stack([r])[0], stack([c])[0]))
+            cells.append(
+                {
+                    "name": candidate.name,
+                    "score": one,
+                    "problems": candidate.run.problems(shot),
+                    "picture": data_uri(c),
+                    "heat": data_uri(heat),
+                    "frame": frame,
+                }
+            )
         yield {
             "prompt": comparison.settings.prompts[prompt],
             "seed": seed,
@@ -83,20 +100,6 @@ def _gallery(comparison: Comparison) -> Iterator[dict[str, Any]]:
             "references": {frame: data_uri(reference[frame]) for frame in {cell["frame"] for cell in cells}},
             "cells": cells,
         }
-
-
-def _cell(candidate: Judged, score: Score, shot: Shot, reference: Sequence[Image.Image]) -> dict[str, Any]:
-    """One candidate's picture, or the worst frame of its video, and where it differs."""
-    expected, found = reference[score.worst_frame], candidate.run.frames(shot)[score.worst_frame]
-    heat = Image.fromarray(flip_picture(stack([expected])[0], stack([found])[0]))
-    return {
-        "name": candidate.name,
-        "score": score,
-        "problems": candidate.run.problems(shot),
-        "picture": data_uri(found),
-        "heat": data_uri(heat),
-        "frame": score.worst_frame,
-    }
 
 
 def _badness(score: Score) -> float:

@@ -1,0 +1,31 @@
+"""`--backend`, `--fast` and `--attention`, as every command that runs a model takes them."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from mezzotint.errors import BadRequest
+
+
+def choice(given: Sequence[str]) -> str | dict[str, str] | None:
+    """What `--backend` stands for: NAME for all layers, or SCHEME=NAME, repeated."""
+    pairs = [entry.split("=", 1) for entry in given]
+    if all(len(pair) == 2 for pair in pairs):
+        return dict(pairs) or None
+    if len(given) > 1:
+        raise BadRequest("--backend names one backend for all layers and more besides", "give SCHEME=NAME for each.")
+    return given[0]
+
+
+def make_fast(pipe: Any, attention: str | None) -> None:
+    """Make a pipeline's transformers fast, and say on stderr what was left as it was."""
+    from mezzotint.speed import speed_up
+
+    for name in ("transformer", "transformer_2"):
+        model = getattr(pipe, name, None)
+        if model is not None:
+            report = speed_up(model, attention)
+            for unfused in report.apart:
+                print(f"note: {', '.join(unfused.layers)} stay apart: {unfused.reason}", file=sys.stderr)
+            declined = ", ".join(f"{other} {reason}" for other, reason in report.declined.items())
+            print(f"note: {name} runs attention {report.attention}{declined and f' ({declined})'}", file=sys.stderr)

@@ -1,0 +1,72 @@
+"""Functions recorded as CUDA graphs."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+WARM_UP_CALLS = 3
+"""Calls before a graph is recorded: compiling, and whatever a library sets up when it first runs."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A graph, the tensors that it reads, and those that it leaves its results in."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: list[Tensor]
+    outputs: list[Any]
+    tree: pytree.TreeSpec
+
+
+class Graphs:
+    """A function on a GPU's tensors, recorded once for each shape of its arguments and replayed after that.
+
+    Launching some thousand kernels one by one takes the CPU about as long as the GPU takes to run them.
+
+    state   anything besides the arguments that the function depends on; what it returns is part of what is recorded
+    """
+
+    def __init__(self, function: Callable[..., Any], state: Callable[[], Any]) -> None:
+        self.function = function
+        self.state = state
+        self.recordings: dict[Any, Recording] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        leaves, tree = pytree.tree_flatten((args, kwargs))
+        key = (self.state(), tree, tuple(_kind(leaf) for leaf in leaves))
+        if key not in self.recordings:
+            self.recordings[key] = self._record(leaves, tree)
+        recording = self.recordings[key]
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        for place, tensor in zip(recording.inputs, tensors, strict=True):
+            place.copy_(tensor)
+        recording.graph.replay()
+        return pytree.tree_unflatten([_own(output) for output in recording.outputs], recording.tree)
+
+    def _record(self, leaves: Sequence[Any], tree: pytree.TreeSpec) -> Recording:
+        kept = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        args, kwargs = pytree.tree_unflatten(kept, tree)
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP_CALLS):
+                self.function(*args, **kwargs)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = self.function(*args, **kwargs)
+        outputs, out_tree = pytree.tree_flatten(result)
+        return Recording(graph, [leaf for leaf in kept if isinstance(leaf, Tensor)], outputs, out_tree)
+
+
+def _kind(leaf: Any) -> Any:
+    return (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf
+
+
+def _own(output: Any) -> Any:
+    """A copy, because the next replay writes over the original."""
+    return output.clone() if isinstance(output, Tensor) else output

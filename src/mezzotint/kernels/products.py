@@ -1,0 +1,60 @@
+"""The FP8 matrix product that several backends end in, and the scales it takes.
+
+Written in ordinary PyTorch operations, so that torch.compile may fuse the rounding of the input into whatever
+produced it.
+"""
+
+import torch
+from torch import Tensor
+
+from mezzotint.schemes.fp8 import input_scale_by_row
+from mezzotint.schemes.rounding import round_e4m3
+from mezzotint.schemes.scheme import Parts
+
+MULTIPLE = 16
+"""cuBLASLt's FP8 product takes sides that are multiples of this."""
+
+FEW = 8
+"""Up to so many rows of input, a product takes as long as reading the matrix does."""
+
+
+def fp8_product(
+    x: Tensor, codes: Tensor, weight_scale: Tensor, bias: Tensor | None, input_scale: Tensor | None
+) -> Tensor:
+    """x [rows, in], rounded to FP8, times an FP8 matrix, plus bias; [rows, out] in x's dtype.
+
+    codes          e4m3 [out, in]
+    weight_scale   float32 [], [1] or [out]
+    bias           [out] or None
+    input_scale    float32 of one number, or None for amax / 448 of each row of x
+    """
+    rounded, scale = round_input(x, input_scale)
+    weight_scale = weight_scale.reshape(1, -1)
+    if scale.numel() > 1 or weight_scale.numel() > 1:
+        # cuBLASLt scales either both sides by row, or neither
+        scale = scale.expand(x.shape[0], 1).contiguous()
+        weight_scale = weight_scale.expand(1, codes.shape[0]).contiguous()
+    fused = bias is not None and bias.dtype == x.dtype and x.dtype != torch.float32
+    product = torch._scaled_mm(
+        rounded,
+        codes.t(),
+        scale_a=scale,
+        scale_b=weight_scale,
+        bias=bias if fused else None,
+        out_dtype=x.dtype,
+        use_fast_accum=True,
+    )
+    if bias is not None and not fused:  # cuBLASLt adds no bias to a float32 product
+        product = product + bias.to(x.dtype)
+    return product
+
+
+def round_input(x: Tensor, input_scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """x [rows, in] in e4m3, and the scale that it is in units of: float32 [1, 1] or [rows, 1]."""
+    scale = input_scale_by_row(x) if input_scale is None else input_scale.float().reshape(1, 1)
+    return round_e4m3(x.float() / scale), scale
+
+
+def scaled_input(x: Tensor, parts: Parts) -> Tensor:
+    """What the matrix multiplies and a static input scale was measured on: the input times pre_quant_scale."""
+    return x * parts["pre_quant_scale"].to(x.dtype) if "pre_quant_scale" in parts else x

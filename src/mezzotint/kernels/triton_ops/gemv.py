@@ -1,0 +1,86 @@
+"""torch.ops.mezzotint.gemv: a quantized matrix times a few vectors, read once and at memory's speed."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.library import triton_op, wrap_triton
+
+from mezzotint.kernels.triton_ops.codes import UNIT, high_of, low_of
+
+ROWS, COLUMNS = 8, 1024
+
+
+@triton.jit
+def _gemv4(
+    x_ptr,
+    codes_ptr,
+    block_ptr,
+    zero_ptr,
+    factor_ptr,
+    out_ptr,
+    rows,
+    columns,
+    KIND: tl.constexpr,
+    UNIT: tl.constexpr,
+    GROUP: tl.constexpr,
+    HAS_ZERO: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    vector = tl.program_id(1)
+    groups = (columns + GROUP - 1) // GROUP
+    place = row[:, None].to(tl.int64)
+    in_rows = row[:, None] < rows
+    total = tl.zeros((ROWS,), tl.float32)
+    for first in range(0, columns, COLUMNS):
+        byte = first // 2 + tl.arange(0, COLUMNS // 2)
+        group = first // GROUP + tl.arange(0, COLUMNS // GROUP)
+        inside = byte < columns // 2
+        even = tl.load(x_ptr + vector * columns + 2 * byte, inside, 0.0).to(tl.float32)
+        odd = tl.load(x_ptr + vector * columns + 2 * byte + 1, inside, 0.0).to(tl.float32)
+        at = place * (columns // 2) + byte[None, :]
+        packed = tl.load(codes_ptr + at, in_rows & inside[None, :], 0).to(tl.int32)
+        products = low_of(packed, KIND) * even[None, :] + high_of(packed, KIND) * odd[None, :]
+        sums = tl.sum(products.reshape(ROWS, COLUMNS // GROUP, GROUP // 2), 2) * UNIT
+        at = place * groups + group[None, :]
+        there = in_rows & (group < groups)[None, :]
+        total += tl.sum(sums * tl.load(block_ptr + at, there, 0.0).to(tl.float32), 1)
+        if HAS_ZERO:
+            plain = tl.sum((even + odd).reshape(COLUMNS // GROUP, GROUP // 2), 1)
+            total += tl.sum(tl.load(zero_ptr + at, there, 0.0).to(tl.float32) * plain[None, :], 1)
+    factor = tl.load(factor_ptr + row, row < rows, 0.0)
+    tl.store(out_ptr + vector * rows + row, total * factor, row < rows)
+
+
+@triton_op("mezzotint::gemv4", mutates_args={})
+def gemv4(
+    x: Tensor, codes: Tensor, block_scale: Tensor, block_zero: Tensor | None, factor: Tensor, kind: int, group: int
+) -> Tensor:
+    """x [vectors, in] times a 4-bit matrix's (code * block_scale + block_zero) * factor; float32 [vectors, out].
+
+    codes         uint8 [out, in/2]
+    block_scale   e4m3 or bf16 [out, in/group]; block_zero likewise or None
+    factor        float32 [out]
+    """
+    rows, columns = codes.shape[0], codes.shape[1] * 2
+    out = torch.empty(x.shape[0], rows, dtype=torch.float32, device=x.device)
+    wrap_triton(_gemv4)[triton.cdiv(rows, ROWS), x.shape[0]](
+        x,
+        codes,
+        block_scale,
+        block_scale if block_zero is None else block_zero,
+        factor,
+        out,
+        rows,
+        columns,
+        KIND=kind,
+        UNIT=UNIT[kind],
+        GROUP=group,
+        HAS_ZERO=block_zero is not None,
+        ROWS=ROWS,
+        COLUMNS=COLUMNS,
+        num_warps=4,
+    )
+    return out

@@ -1,0 +1,171 @@
+"""Attention layers of the families whose heads are normalised and then rotated, with that done in one pass.
+
+Each takes the place of the diffusers processor of the same layer and computes the same function. Diffusers writes norm
+and rotation as separate operations (Qwen-Image and Z-Image with complex numbers, which Inductor cannot fuse), so that
+queries and keys go through memory several times.
+"""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mezzotint.speed.attention import Attention
+
+Angles = tuple[Tensor, Tensor]
+"""cos and sin of each token's and pair's angle, float32 [1 or batch, tokens, width / 2]."""
+
+
+def norm_rope_by_definition(
+    picture: Tensor,
+    text: Tensor | None,
+    picture_weight: Tensor,
+    text_weight: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    eps: float,
+    fp8: bool,
+) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over each head, each pair of lanes turned by its angle, text before picture.
+
+    In float32 from the input to the result, which is rounded once.
+    """
+    normed = [_normed(picture, picture_weight, eps)]
+    if text is not None and text_weight is not None:
+        normed.insert(0, _normed(text, text_weight, eps))
+    x = torch.cat(normed, 1)
+    even, odd = x[..., 0::2], x[..., 1::2]
+    c, s = cos.unsqueeze(2), sin.unsqueeze(2)
+    turned = torch.stack((even * c - odd * s, even * s + odd * c), -1).flatten(-2)
+    return turned.clamp(-448, 448).to(torch.float8_e4m3fn) if fp8 else turned.to(picture.dtype)
+
+
+def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    x = x.float()
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight.float()
+
+
+class JointAttention:
+    """Text and picture in one attention: FLUX.1, FLUX.2's double blocks, Qwen-Image; Z-Image has one stream."""
+
+    def __init__(self, attention: Attention) -> None:
+        self.attention = attention
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: Any = None,
+        encoder_hidden_states_mask: Tensor | None = None,
+        freqs_cis: Tensor | None = None,
+    ) -> Any:
+        text = encoder_hidden_states
+        q, k, v = (_heads(attn, layer(hidden_states)) for layer in (attn.to_q, attn.to_k, attn.to_v))
+        text_q = text_k = None
+        if text is not None:
+            text_q, text_k, text_v = (
+                _heads(attn, layer(text)) for layer in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
+            )
+            v = torch.cat((text_v, v), 1)
+        angles = _angles(image_rotary_emb if freqs_cis is None else freqs_cis)
+        mask = _joint_mask(attention_mask, encoder_hidden_states_mask, hidden_states)
+        out = _attend(
+            self.attention,
+            _turned(q, text_q, attn.norm_q, getattr(attn, "norm_added_q", None), angles, self._fp8(mask)),
+            _turned(k, text_k, attn.norm_k, getattr(attn, "norm_added_k", None), angles, self._fp8(mask)),
+            v,
+            mask,
+        )
+        if text is None:
+            return attn.to_out[0](out) if hasattr(attn, "to_out") else out
+        return attn.to_out[0](out[:, text.shape[1] :]), attn.to_add_out(out[:, : text.shape[1]])
+
+    def _fp8(self, mask: Tensor | None) -> bool:
+        return self.attention.fp8 and mask is None
+
+
+class ParallelAttention:
+    """FLUX.2's single blocks: attention and feed-forward side by side, between two products."""
+
+    def __init__(self, attention: Attention) -> None:
+        self.attention = attention
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: Any = None,
+    ) -> Tensor:
+        both = attn.to_qkv_mlp_proj(hidden_states)
+        *qkv, mlp = torch.split(both, [attn.inner_dim] * 3 + [both.shape[-1] - 3 * attn.inner_dim], dim=-1)
+        q, k, v = (_heads(attn, x) for x in qkv)
+        angles = _angles(image_rotary_emb)
+        fp8 = self.attention.fp8 and attention_mask is None
+        out = _attend(
+            self.attention,
+            _turned(q, None, attn.norm_q, None, angles, fp8),
+            _turned(k, None, attn.norm_k, None, angles, fp8),
+            v,
+            attention_mask,
+        )
+        result: Tensor = attn.to_out(torch.cat((out, attn.mlp_act_fn(mlp)), -1))
+        return result
+
+
+REPLACED: dict[str, Callable[[Attention], Any]] = {
+    "FluxAttnProcessor": JointAttention,
+    "Flux2AttnProcessor": JointAttention,
+    "QwenDoubleStreamAttnProcessor2_0": JointAttention,
+    "ZSingleStreamAttnProcessor": JointAttention,
+    "Flux2ParallelSelfAttnProcessor": ParallelAttention,
+}
+"""{diffusers' processor: ours}"""
+
+
+def replace_layers(model: nn.Module, attention: Attention) -> int:
+    """Give the attention layers of a model on a GPU our processors, where there is one; returns to how many."""
+    importlib.import_module("mezzotint.kernels.triton_ops.rope")
+    found = [layer for layer in model.modules() if type(getattr(layer, "processor", None)).__name__ in REPLACED]
+    for layer in found:
+        layer.processor = REPLACED[type(layer.processor).__name__](attention)
+    return len(found)
+
+
+def _heads(attn: Any, x: Tensor) -> Tensor:
+    return x.view(*x.shape[:-1], -1, attn.norm_q.weight.shape[0])
+
+
+def _angles(rotary: Any) -> Angles:
+    """From what the families' position embedders give: (cos, sin) with each value twice, or complex numbers, which
+    Qwen-Image has for the picture and for the text apart."""
+    if isinstance(rotary, Tensor):
+        pair = torch.view_as_real(rotary)
+        return pair[..., 0], pair[..., 1]
+    first, second = rotary
+    if first.is_complex():
+        pair = torch.view_as_real(torch.cat((second, first)))[None]
+        return pair[..., 0], pair[..., 1]
+    return first[None, :, 0::2], second[None, :, 0::2]
+
+
+def _turned(picture: Tensor, text: Tensor | None, norm: Any, text_norm: Any, angles: Angles, fp8: bool) -> Tensor:
+    weight = None if text is None else text_norm.weight
+    out: Tensor = torch.ops.mezzotint.norm_rope(picture, text, norm.weight, weight, *angles, norm.eps, fp8)
+    return out
+
+
+def _attend(attention: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    return attention.run(q, k, v, mask, None).flatten(2)
+
+
+def _joint_mask(mask: Tensor | None, text_mask: Tensor | None, picture: Tensor) -> Tensor | None:
+    """What may be attended to, [batch, 1, 1, tokens], or None for everything."""
+    if text_mask is not None:
+        whole = torch.ones(picture.shape[:2], dtype=torch.bool, device=picture.device)
+        mask = torch.cat((text_mask, whole), 1)
+    return mask[:, None, None, :] if mask is not None and mask.ndim == 2 else mask

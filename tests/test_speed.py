@@ -1,0 +1,183 @@
+"""What makes a model fast must not change what it computes: joined layers, attention in one pass, GELU, choices."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import tiny
+from mezzotint.bench import SHAPES, Case, markdown, shape_of, warnings
+from mezzotint.bench.measure import Measured, flops
+from mezzotint.bench.random_model import block_linears
+from mezzotint.costs import Memory, Spread
+from mezzotint.errors import BadRequest, Unsupported
+from mezzotint.families import families, family_with
+from mezzotint.kernels import Target
+from mezzotint.nn import GroupedLinear, LinearGroup, QuantLinear
+from mezzotint.pipelines import load, meta_model
+from mezzotint.speed import speed_up
+from mezzotint.speed.activations import tanh_gelu
+from mezzotint.speed.attention import ATTENTIONS, choose
+from mezzotint.speed.attention_layers import REPLACED, norm_rope_by_definition
+from mezzotint.speed.fusing import fuse
+from test_kernels import fp8_tensor
+
+TINY = {"flux1": tiny.flux1, "flux2": tiny.flux2, "zimage": tiny.zimage, "qwenimage": tiny.qwenimage}
+
+
+@pytest.mark.parametrize("name", ["demo-fp8", "demo-nvfp4"])
+def test_joined_layers_give_the_same_numbers(name: str) -> None:
+    pipe = load("demo", transformer=name, device="cpu", dtype=torch.float32)
+    inputs = family_with("FluxTransformer2DModel", "").example(
+        pipe.transformer.config, families()["flux1"].sampling({}, {}).but(size=64), 1
+    )
+    inputs |= {"encoder_hidden_states": inputs["encoder_hidden_states"][:, :16], "txt_ids": torch.zeros(16, 3)}
+    with torch.no_grad():
+        expected = pipe.transformer(**inputs)[0]
+        made, apart = fuse(pipe.transformer, families()["flux1"].together)
+        joined = pipe.transformer(**inputs)[0]
+        pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
+        traced = pipe.transformer(**inputs)[0]
+    assert (made, apart) == (2 * 2 + 3, [])
+    assert torch.equal(joined, expected)
+    assert torch.equal(traced, expected), "Dynamo is to see through the group"
+
+
+def test_a_joined_layer_called_out_of_turn_still_gives_its_own_product() -> None:
+    layers = [QuantLinear(fp8_tensor(48, 64, seed), torch.float32) for seed in (0, 1)]
+    model = nn.ModuleDict({"a": layers[0], "b": layers[1]})
+    x, other = torch.randn(3, 64), torch.randn(3, 64)
+    expected = [layers[0](x), layers[1](other), layers[1](x)]
+    assert fuse(model, [("a", "b")]) == (1, [])
+    assert all(isinstance(layer, GroupedLinear) for layer in model.values())
+    for got, want in zip((model["a"](x), model["b"](other), model["b"](x)), expected, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_a_group_keeps_nothing_once_every_member_has_its_share() -> None:
+    group = LinearGroup(QuantLinear(fp8_tensor(48, 64), torch.float32), [16, 32])
+    x = torch.randn(2, 64)
+    assert group.take(x, 1).shape == (2, 32)
+    assert group.take(x, 0).shape == (2, 16)
+    assert group.input is None
+    assert group.shares == [None, None]
+
+
+def test_layers_with_different_input_scales_stay_apart_and_say_why() -> None:
+    one, two = fp8_tensor(48, 64, 0), fp8_tensor(48, 64, 1)
+    two = two.with_parts({**two.parts, "input_scale": two.parts["input_scale"] * 2}, two.layout)
+    model = nn.ModuleDict({"block": nn.ModuleDict({"a": QuantLinear(one), "b": QuantLinear(two)})})
+    made, (apart,) = fuse(model, [("a", "b")])
+    assert made == 0
+    assert apart.layers == ("block.a", "block.b")
+    assert "each has a input_scale of its own" in apart.reason
+
+
+@pytest.fixture
+def defined_on_cpu() -> Iterator[None]:
+    """norm_rope by its definition, in the kernel's place."""
+    library = torch.library.Library("mezzotint", "FRAGMENT")
+    schema = (
+        "norm_rope(Tensor picture, Tensor? text, Tensor picture_weight, Tensor? text_weight, "
+        "Tensor cos, Tensor sin, float eps, bool fp8) -> Tensor"
+    )
+    library.define(schema)
+    library.impl("norm_rope", norm_rope_by_definition, "CPU")
+    yield
+    library._destroy()
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_attention_in_one_pass_is_diffusers_own(name: str, defined_on_cpu: None) -> None:
+    torch.manual_seed(0)
+    model = TINY[name]().transformer.float().eval()
+    for parameter in model.parameters():
+        parameter.data = torch.randn_like(parameter) * 0.1 + (parameter.ndim == 1)
+    family = families()[name]
+    inputs = family.example(model.config, family.sampling({}, {}).but(size=64), 1) | {"return_dict": False}
+    if "cap_feats" in inputs:  # the tiny model has positions for 128 tokens
+        inputs["cap_feats"] = [text[:16] for text in inputs["cap_feats"]]
+    with torch.no_grad():
+        expected = model(**inputs)[0]
+        replaced = [layer for layer in model.modules() if type(getattr(layer, "processor", None)).__name__ in REPLACED]
+        for layer in replaced:
+            layer.processor = REPLACED[type(layer.processor).__name__](ATTENTIONS["sdpa"])
+        got = model(**inputs)[0]
+    assert replaced
+    expected, got = (x if isinstance(x, torch.Tensor) else x[0] for x in (expected, got))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gelu_by_the_logistic_function_is_gelu_by_tanh() -> None:
+    x = torch.linspace(-20, 20, 10_001)
+    torch.testing.assert_close(tanh_gelu(x), nn.functional.gelu(x, approximate="tanh"), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("cls", sorted({shape.transformer for shape in SHAPES.values()}))
+def test_every_name_that_a_family_joins_is_one_of_its_layers(cls: str) -> None:
+    model = meta_model(cls, {})
+    names = block_linears(model)
+    for group in family_with(cls, "").together:
+        assert all(any(name.endswith(f".{member}") for name in names) for member in group)
+    for end in family_with(cls, "").modulation:
+        assert any(name.endswith(end) for name in names)
+
+
+def test_the_choice_of_attention_and_its_reasons() -> None:
+    chosen, declined = choose(Target("cpu"))
+    assert chosen.name == "sdpa"
+    assert declined["cudnn"] == "needs an NVIDIA GPU, this is cpu"
+    assert "written for Hopper" in choose(Target("cuda", (8, 9)))[1]["fa3"]
+    assert choose(Target("cuda", (8, 9)))[0].name == "cudnn"
+    with pytest.raises(BadRequest, match="no attention is called 'flash'"):
+        choose(Target("cpu"), "flash")
+    with pytest.raises(Unsupported, match="fa3_fp8"):
+        choose(Target("cpu"), "fa3_fp8")
+
+
+def test_fp8_attention_is_never_chosen_unasked() -> None:
+    assert [name for name, attention in ATTENTIONS.items() if not attention.automatic] == ["fa3_fp8"]
+
+
+@pytest.mark.parametrize(
+    ("model", "tflop"),
+    [
+        ("flux1-dev", 74.4),
+        ("flux2-klein-4b", 34.8),
+        ("wan2.2-a14b", 1678),
+        ("z-image-turbo", 62.5),
+        ("qwen-image", 78.3),
+    ],
+)
+def test_real_shapes_do_the_work_that_they_are_known_to_do(model: str, tflop: float) -> None:
+    """shared/spec/models.md, section 2: FLUX.1 59.5 in products and 14.9 in attention."""
+    assert flops(Case(model, "bf16", shape_of(model).sampling)) / 1e12 == pytest.approx(tflop, rel=0.01)
+
+
+def measured(scheme: str, ms: float) -> Measured:
+    nothing = Memory("", None, None, 10**9, None, None, "")
+    case = Case("flux1-dev", scheme, shape_of("flux1-dev").sampling)
+    return Measured(case, Spread(ms, ms, ms, 20), 1.0, 2.0, {"bfloat16": 10**9}, nothing, 500.0, {}, "cudnn", {})
+
+
+def test_a_quantized_model_slower_than_bf16_is_said_loudly() -> None:
+    results = [measured("bf16", 100.0), measured("fp8", 50.0), measured("nvfp4", 120.0)]
+    (warning,) = warnings(results)
+    assert "nvfp4 is SLOWER than BF16: 120.0 ms against 100.0 ms" in warning
+    assert "| 2.00 |" in markdown(results)
+
+
+def test_a_transformer_is_made_fast_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    pipe = load("demo", transformer="demo-fp8", device="cpu")
+    compiled: list[Any] = []
+    monkeypatch.setattr(pipe.transformer, "compile_repeated_blocks", lambda **options: compiled.append(options))
+    report = speed_up(pipe.transformer)
+    assert (report.attention, report.joined, report.graphed, report.one_pass) == ("sdpa", 7, False, 0)
+    assert report.cache == str(tmp_path)
+    assert compiled == [{"fullgraph": True, "options": None}]
+    copy.copy(report).to_dict()
