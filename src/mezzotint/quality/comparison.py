@@ -15,7 +15,7 @@ from mezzotint.builtin import DATA, DEMO, resolve
 from mezzotint.costs import Laps, Spread
 from mezzotint.errors import BadRequest
 from mezzotint.families import Sampling
-from mezzotint.kernels import best_device
+from mezzotint.kernels import Target, best_device
 from mezzotint.pipelines import sampling_of
 from mezzotint.quality.candidate import Candidate, read_sources
 from mezzotint.quality.floor import Level, NoiseFloor
@@ -109,7 +109,7 @@ class Comparison:
 def compare(
     reference: str,
     candidates: Sequence[str],
-    output: Path,
+    output: str | Path,
     *,
     model: str | None = None,
     prompts: str | None = None,
@@ -147,7 +147,7 @@ def compare(
         metrics=_checked(metrics, [fixed] if fixed else [read_gate(name) for name in PROFILES]),
         device=torch.device(device) if device is not None else best_device(),
     )
-    return _Comparing(settings, output / RUNS, len(sources), on_picture).judge(sources, fixed)
+    return _Comparing(settings, Path(output) / RUNS, len(sources), on_picture).judge(sources, fixed)
 
 
 class _Comparing:
@@ -234,7 +234,7 @@ def _environment(device: torch.device) -> dict[str, Any]:
         "mezzotint": VERSION,
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
-        "device": str(device),
+        "device": f"{device} ({Target.of(device)})" if device.type != "cpu" else "cpu",
         "machine": platform.machine(),
     }
 

@@ -26,6 +26,7 @@ from mezzotint.builtin import resolve
 from mezzotint.costs import Laps, clocked, forget_peak, memory, now
 from mezzotint.families import Sampling
 from mezzotint.hub import AnyPath, HubPath
+from mezzotint.kernels import Target
 from mezzotint.pictures import save_png
 from mezzotint.pipelines import SAMPLING_FILE, SECOND, TRANSFORMER, Painting, paint
 from mezzotint.quality.candidate import Candidate
@@ -216,7 +217,7 @@ def run_identity(candidate: Candidate, sampling: Sampling, device: torch.device)
     replaced = [component for component, source in sources.items() if source is not None]
     return {
         "versions": {"mezzotint": VERSION, "torch": torch.__version__, "diffusers": diffusers.__version__},
-        "device": device.type,
+        "device": str(Target.of(device)),
         "activations": candidate.activations,
         "backend": candidate.backend,
         "sampling": vars(sampling),

@@ -15,8 +15,9 @@ SHEET_SIDE = 256
 """Longest side of a picture on the contact sheet, in pixels."""
 
 
-def write_report(comparison: Comparison, output: Path) -> tuple[Path, ...]:
+def write_report(comparison: Comparison, output: str | Path) -> tuple[Path, ...]:
     """Write the four files into a folder; returns their paths, the page first."""
+    output = Path(output)
     report = comparison.to_dict()
     texts = {
         "report.html": html.render(comparison, report),
