@@ -31,13 +31,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class Outlook:
-    """What a checkpoint would be once it is loaded on one kind of device.
+    """What a checkpoint would be once it is loaded on one kind of device, with the libraries that are installed here.
 
     device          what the kind is known by, such as "H100"
     target          "sm_90"
     here            this machine has one
-    resident_bytes  predicted: quantized layers as their backends keep them, everything else in BF16; what a model
-                    keeps in float32, and what the split of a joined layer repeats, comes on top (some per cent)
+    resident_bytes  predicted: quantized layers in the layout of their backends, everything else in BF16; what a model
+                    keeps in float32, what the split of a joined layer repeats and what a backend prepares comes on
+                    top (some per cent)
     backends        who would run the quantized layers, and why each other backend would not
     """
 
