@@ -3,7 +3,6 @@
 Both `compare` and `bench` measure with this, so that their numbers mean the same.
 """
 
-import gc
 import os
 import time
 from collections import Counter
@@ -143,7 +142,6 @@ def resident_bytes(modules: Iterable[nn.Module]) -> dict[str, int]:
 
 def forget_peak(device: torch.device) -> None:
     """Give back what PyTorch keeps in reserve, and begin to look for the largest anew."""
-    gc.collect()
     if device.type != "cpu":
         torch.accelerator.empty_cache()
         torch.accelerator.reset_peak_memory_stats(device)

@@ -6,6 +6,7 @@ runs/KEY/SHOT.safetensors the latents after each step
 runs/KEY/SHOT.json        written last: times, problems; what has none is painted again
 """
 
+import gc
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -178,7 +179,7 @@ def _paint_missing(
         run.keep(shot, *painted)  # last, so that no picture is without its run's facts
         on_picture(run.candidate.name)
     del pipe
-    forget_peak(device)
+    gc.collect()  # a pipeline is part of reference cycles; the next one is to find its memory free
 
 
 def _paint_one(pipe: Any, shot: Shot, sampling: Sampling, device: torch.device) -> tuple[Painting, Tensor, Laps]:
