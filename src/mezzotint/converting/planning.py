@@ -168,18 +168,22 @@ def _quantized(
 def _stored(
     checkpoint: Checkpoint, writer: Writer, outlines: Mapping[str, Outline], tensors: Mapping[str, Tensor]
 ) -> list[tuple[Place, Group]]:
-    """The tensors of one group: each copied if every one is stored as it is, else all made together."""
-    origins = {key: _origin(outlines, tensor) for key, tensor in tensors.items()}
-    entries = {key: Entry(key, tensor.dtype, tuple(tensor.shape)) for key, tensor in tensors.items()}
-    if all(origin is not None for origin in origins.values()):
-        return [
-            (_place(info), Group((entries[key],), _copy(outlines, tensors[key], info)))
-            for key, info in origins.items()
-            if info is not None
-        ]
-    ordered = sorted(entries.values(), key=lambda entry: -entry.dtype.itemsize)
+    """The tensors of one group: what is stored as it is gets copied, what is known already is kept, and the rest is
+    made together."""
     place = min(_place(info) for outline in outlines.values() for _, info in outline.stored)
-    return [(place, Group(tuple(ordered), partial(_made, checkpoint, writer, list(outlines), ordered)))]
+    groups, made = [], []
+    for key, tensor in tensors.items():
+        entry, origin = Entry(key, tensor.dtype, tuple(tensor.shape)), _origin(outlines, tensor)
+        if origin is not None:
+            groups.append((_place(origin), Group((entry,), _copy(outlines, tensor, origin))))
+        elif not tensor.is_meta:
+            groups.append((place, Group((entry,), partial(bytes_of, tensor))))
+        else:
+            made.append(entry)
+    made.sort(key=lambda entry: -entry.dtype.itemsize)
+    if made:
+        groups.append((place, Group(tuple(made), partial(_made, checkpoint, writer, list(outlines), made))))
+    return groups
 
 
 def _origin(outlines: Mapping[str, Outline], tensor: Tensor) -> TensorInfo | None:

@@ -5,6 +5,7 @@ tile row by tile row. Inside a tile, row r and column c lie at byte (r % 32) * 1
 Source: cuBLAS, "1D block scaling factors layout".
 """
 
+import torch
 from torch import Tensor
 
 TILE_ROWS, TILE_COLUMNS = 128, 4
@@ -20,8 +21,9 @@ def to_tiles(scales: Tensor) -> Tensor:
     rows, columns = scales.shape
     padded = scales.new_zeros(padded_shape(rows, columns))
     padded[:rows, :columns] = scales
-    tiles = padded.view(padded.shape[0] // TILE_ROWS, 4, 32, padded.shape[1] // TILE_COLUMNS, TILE_COLUMNS)
-    return tiles.permute(0, 3, 2, 1, 4).reshape(padded.shape)
+    words = _as_words(padded)
+    tiles = words.view(padded.shape[0] // TILE_ROWS, 4, 32, padded.shape[1] // TILE_COLUMNS, -1)
+    return tiles.permute(0, 3, 2, 1, 4).reshape(words.shape).view(scales.dtype)
 
 
 def from_tiles(tiles: Tensor, rows: int, columns: int) -> Tensor:
@@ -30,5 +32,12 @@ def from_tiles(tiles: Tensor, rows: int, columns: int) -> Tensor:
     tiles   2-D, of `padded_shape` or larger: what else it holds is padding too
     """
     height, width = tiles.shape
-    blocks = tiles.view(height // TILE_ROWS, width // TILE_COLUMNS, 32, 4, TILE_COLUMNS)
-    return blocks.permute(0, 3, 2, 1, 4).reshape(height, width)[:rows, :columns].contiguous()
+    words = _as_words(tiles)
+    blocks = words.view(height // TILE_ROWS, width // TILE_COLUMNS, 32, 4, -1)
+    plain = blocks.permute(0, 3, 2, 1, 4).reshape(words.shape).view(tiles.dtype)
+    return plain[:rows, :columns].contiguous()
+
+
+def _as_words(scales: Tensor) -> Tensor:
+    """Bytes taken four at a time, a tile's columns, which no permutation here parts; other dtypes as they are."""
+    return scales.contiguous().view(torch.int32) if scales.element_size() == 1 else scales
