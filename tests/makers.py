@@ -14,7 +14,7 @@ from cases import Case
 from make_header_fixtures import TO_ORIGINAL
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.families.nunchaku_names import TABLES
-from mezzotint.formats import writers
+from mezzotint.formats import mezzotint as mezzotint_format
 from mezzotint.formats.notes import MARKER
 from mezzotint.formats.svdquant import GELU_SHIFT, SHIFTED
 from mezzotint.layouts import swap_nibbles, to_tiles
@@ -126,7 +126,7 @@ def svdquant(case: Case, scheme: Scheme, folder: Path) -> Checkpoint:
         block, _, leaf = module.partition(".0.")
         if leaf in targets and any(table.block.fullmatch(f"{block}.0") for table in tables):
             layers[module] = _pieces(module, weights[f"{module}.weight"].float(), weights.get(f"{module}.bias"), scheme)
-    writer = writers()["mezzotint"]
+    writer = mezzotint_format.TARGET
     stored = {
         name: value
         for name, value in weights.items()

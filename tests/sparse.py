@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from headers import expand, read_fixture
-from mezzotint.formats import read_header, writers
+from mezzotint.formats import read_header, targets
 from mezzotint.formats.header import DTYPES
 from mezzotint.formats.notes import MARKER
 from mezzotint.schemes import NVFP4
@@ -70,7 +70,7 @@ def full_size(model: str, form: str) -> Tensors:
 
 def nvfp4(tensors: Tensors, target: str) -> tuple[Tensors, dict[str, Any], dict[str, str]]:
     """The tensors with every matrix of a block in NVFP4 as a target of `convert` has it, its config and metadata."""
-    writer, written, layers = writers()[target], {}, {}
+    writer, written, layers = targets()[target], {}, {}
     for name, tensor in tensors.items():
         module = name.removesuffix(".weight")
         if module != name and "blocks" in name and tensor.ndim == 2 and all(side % 16 == 0 for side in tensor.shape):

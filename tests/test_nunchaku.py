@@ -13,7 +13,8 @@ from mezzotint.checkpoint import Checkpoint, inspect
 from mezzotint.errors import MezzotintError, MissingTensor, NotACheckpoint, ShapeMismatch, UnexpectedTensor, Unsupported
 from mezzotint.families.nunchaku_names import nunchaku_naming
 from mezzotint.formats import read_header, recognise
-from mezzotint.formats.svdquant_writer import nunchaku_metadata, nunchaku_tensors
+from mezzotint.formats.svdquant_writer import nunchaku_tensors
+from mezzotint.formats.write_nunchaku import metadata
 from mezzotint.loading import LoadReport, load, plan
 from mezzotint.nn import SplitLinear, quant_linears
 from mezzotint.pipelines import meta_model
@@ -127,7 +128,7 @@ def test_the_metadata_says_what_nunchakus_own_says(data: Path, case: str) -> Non
     checkpoint = Checkpoint.open(golden(data, case))
     config, modules = checkpoint.header.config, list(checkpoint.contents.linears)
     scheme = next(own.scheme for own in checkpoint.contents.linears.values() if own.scheme is not AWQ_W4A16)
-    written = nunchaku_metadata(config, scheme, 32, modules)
+    written = metadata(config["_class_name"], scheme, 32, modules)
     for key, text in written.items():
         theirs = checkpoint.header.metadata[key]
         assert text == theirs if key == "model_class" else json.loads(text) == json.loads(theirs), key

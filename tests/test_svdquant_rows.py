@@ -11,7 +11,8 @@ from mezzotint.errors import MissingTensor, Unsupported
 from mezzotint.families.nunchaku_names import stored_layers
 from mezzotint.formats import read_header, recognise
 from mezzotint.formats.svdquant_order import vectors_order_by_base
-from mezzotint.formats.svdquant_writer import CONVERSION, fuse, row_major_tensors
+from mezzotint.formats.svdquant_writer import fuse, row_major_tensors
+from mezzotint.formats.write_row_major import CONVERSION
 from mezzotint.layouts.nunchaku import to_vector_fragments
 from mezzotint.loading import plan
 from mezzotint.pipelines import meta_model

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mezzotint.formats.write_modelopt import WRITER
+from mezzotint.formats.write_modelopt import TARGET
 from mezzotint.pipelines import meta_model
 from mezzotint.saving import Entry, Group, into_shards, weight_index
 from mezzotint.saving.stream import write_shard
@@ -43,7 +43,7 @@ def write(folder: Path, blocks: int, single_blocks: int, heads: int = 24, shard_
         module = name.removesuffix(".weight")
         if name.startswith(QUANTIZED) and name.endswith(".weight") and value.ndim == 2:
             layers[module] = [_outline(value.shape[0], value.shape[1])]
-            written = WRITER.layer({module: layers[module]}).tensors
+            written = TARGET.layer({module: layers[module]}).tensors
             groups += [_group(key, tensor.dtype, tuple(tensor.shape)) for key, tensor in written.items()]
         else:
             plain.append(name)
@@ -53,7 +53,7 @@ def write(folder: Path, blocks: int, single_blocks: int, heads: int = 24, shard_
         write_shard(folder / shard.name, shard, lambda _size: None)
     if len(shards) > 1:
         (folder / f"{STEM}.safetensors.index.json").write_text(json.dumps(weight_index(shards, "")))
-    quantization = WRITER.declare(layers, plain).quantization
+    quantization = TARGET.declare(layers, plain).quantization
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}, indent=2))
     return sum(shard.nbytes for shard in shards)
 

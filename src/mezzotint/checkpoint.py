@@ -1,7 +1,7 @@
 """A checkpoint opened but not loaded: its headers, its format, its family, and its layers under diffusers' names."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -42,7 +42,7 @@ def _span(pieces: Sequence[Piece], linear: StoredLinear) -> range | None:
 
 @dataclass(frozen=True)
 class Outline:
-    """A module's pieces with parts on the meta device: dtypes and shapes without values.
+    """A module's pieces with parts on the meta device, dtypes and shapes without values, unless some were asked for.
 
     stored   the parts as the files have them; reading passes some of them on untouched
     """
@@ -299,12 +299,12 @@ class Checkpoint:
         linear.check(self.header)
         return _arranged(linear, linear.read(self.header), piece)
 
-    def outline(self, module: str) -> "Outline":
-        """What `read` gives, without values; costs no reading."""
+    def outline(self, module: str, values_of: Collection[str] = ()) -> "Outline":
+        """What `read` gives, without values except those of some parts; nothing else is read."""
         pieces, stored = [], []
         for piece in self.linears[module]:
             linear = self.stored(piece.source)
-            outline = linear.outline(self.header)
+            outline = linear.outline(self.header, values_of)
             for name, key in linear.keys.items():
                 info = self.header.tensors[key]
                 stored.append((outline.parts[name] if linear.keeps(name) else info.outline(), info))

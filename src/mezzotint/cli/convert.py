@@ -12,8 +12,8 @@ from mezzotint.cli.progress import bytes_bar
 
 def convert(
     source: Annotated[str, typer.Argument(help="Checkpoint file, component folder, pipeline, or demo-fp8, ...")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; for comfy, the file.")],
-    to: Annotated[str, typer.Option(help="mezzotint, bf16, modelopt, comfy, ...")] = "mezzotint",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; for comfy and nunchaku, the file.")],
+    to: Annotated[str, typer.Option(help="mezzotint, bf16, modelopt, comfy, nunchaku, row-major")] = "mezzotint",
     base: Annotated[
         str | None, typer.Option(help="BF16 component of the same model, for --keep-bf16 and a missing config.")
     ] = None,
@@ -45,6 +45,10 @@ def convert(
       mezzotint convert demo-nvfp4 -o ./demo-mezzotint
 
       mezzotint convert ./flux1-nvfp4/transformer --to comfy -o flux1-nvfp4.safetensors
+
+      mezzotint convert ./svdq-int4_r32-z-image-turbo.safetensors --to row-major -o ./z-image-rows
+
+      mezzotint convert ./z-image-rows --to nunchaku -o svdq-int4_r32-z-image-turbo.safetensors
 
       mezzotint convert ./mixed.safetensors --scales-from ./full.safetensors --base ./FLUX.2-dev -o ./out
 

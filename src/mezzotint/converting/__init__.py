@@ -15,8 +15,9 @@ from mezzotint.converting.destination import Destination
 from mezzotint.converting.planning import Contents, matching, plan_contents
 from mezzotint.converting.provenance import model_config, plan_name, source_facts, stamps
 from mezzotint.errors import BadRequest
-from mezzotint.formats import writers
-from mezzotint.formats.writing import Writer
+from mezzotint.families.nunchaku_names import in_nunchaku, stored_layers, stored_tensor
+from mezzotint.formats import targets
+from mezzotint.formats.writing import Model, Target, Writer
 from mezzotint.hub import local_copy
 from mezzotint.saving import Output, Shard, into_shards, write_output
 
@@ -73,7 +74,7 @@ def convert(
 
     base          BF16 component of the same model: for layers of `keep_bf16`, for a configuration that is missing,
                   and to settle how bytes are arranged where nothing else does
-    to            mezzotint, bf16, modelopt, comfy
+    to            mezzotint, bf16, modelopt, comfy, nunchaku, row-major
     scales_from   checkpoint whose static input scales fill in for those that `source` lacks
     keep_bf16     globs on diffusers' module names; these layers are written unquantized
     component     folder inside `source`, where that is a whole pipeline ["transformer"]
@@ -83,14 +84,14 @@ def convert(
     Raises        MezzotintError; what was at `output` is then untouched
     """
     started = time.monotonic()
-    writer = _writer(to)
+    target = _target(to)
     merged = None if merge_into is None else Path(merge_into)
-    destination = Destination.of(Path(output), writer, component, merged)
+    destination = Destination.of(Path(output), target, component, merged)
     base_checkpoint = None if base is None else Checkpoint.open(counterpart(resolve(base), component))
     checkpoint = _open(source, component, base_checkpoint, scales_from)
-    contents = _contents(checkpoint, writer, keep_bf16, base_checkpoint)
     config = model_config(checkpoint, base_checkpoint)
-    shards = _shards(contents, writer, destination, config, shard_bytes)
+    contents = _contents(checkpoint, target.writer(_model(checkpoint, config)), keep_bf16, base_checkpoint)
+    shards = _shards(contents, destination, config, shard_bytes)
     planned = _output(destination, shards, contents, config, to, [checkpoint, base_checkpoint])
     resumed = write_output(planned, overwrite, _counter(planned.nbytes, on_progress))
     return ConvertReport(
@@ -110,10 +111,22 @@ def convert(
     )
 
 
-def _writer(to: str) -> Writer:
-    if to not in writers():
-        raise BadRequest(f"there is no target {to!r}", f"there are: {', '.join(writers())}.")
-    return writers()[to]
+def _target(to: str) -> Target:
+    if to not in targets():
+        raise BadRequest(f"there is no target {to!r}", f"there are: {', '.join(targets())}.")
+    return targets()[to]
+
+
+def _model(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Model:
+    """What writers of files with fused layers ask of the checkpoint's family."""
+    name = checkpoint.family.name
+    return Model(
+        checkpoint.family.transformer,
+        config,
+        partial(stored_layers, name),
+        partial(stored_tensor, name),
+        partial(in_nunchaku, name),
+    )
 
 
 def _open(
@@ -132,13 +145,13 @@ def _contents(checkpoint: Checkpoint, writer: Writer, keep_bf16: Sequence[str], 
     return plan_contents(checkpoint, writer, matching(modules, keep_bf16), base)
 
 
-def _shards(
-    contents: Contents, writer: Writer, destination: Destination, config: Mapping[str, Any], limit: int
-) -> list[Shard]:
+def _shards(contents: Contents, destination: Destination, config: Mapping[str, Any], limit: int) -> list[Shard]:
     metadata = {"format": "pt", **contents.declaration.metadata}
-    if writer.file and config:
+    if destination.file and config:
         metadata["config"] = json.dumps(config)
-    return into_shards(contents.groups, None if writer.file else limit, destination.folder, destination.stem, metadata)
+    return into_shards(
+        contents.groups, None if destination.file else limit, destination.folder, destination.stem, metadata
+    )
 
 
 def _output(

@@ -10,7 +10,7 @@ from typing import Any
 from mezzotint.builtin import COMPONENT, PIPELINE_INDEX, is_pipeline
 from mezzotint.converting.provenance import write_small_files
 from mezzotint.errors import BadRequest
-from mezzotint.formats.writing import Writer
+from mezzotint.formats.writing import Target
 from mezzotint.saving import Shard, ShardRecord
 
 STEM = "diffusion_pytorch_model"
@@ -32,14 +32,14 @@ class Destination:
     merged: Path | None
 
     @classmethod
-    def of(cls, path: Path, writer: Writer, component: str | None, merge_into: Path | None) -> "Destination":
+    def of(cls, path: Path, target: Target, component: str | None, merge_into: Path | None) -> "Destination":
         """Raises BadRequest where path, target and pipeline do not fit together."""
         path = path.absolute()
         if merge_into is None:
-            return cls(path.with_name(f"{path.name}{_suffix(path, writer)}"), "", writer.file, None)
+            return cls(path.with_name(f"{path.name}{_suffix(path, target)}"), "", target.file, None)
         name = component or COMPONENT
-        if writer.file:
-            raise BadRequest(f"{writer.title} is a single file, and --merge-into makes a folder")
+        if target.file:
+            raise BadRequest(f"{target.title} is a single file, and --merge-into makes a folder")
         if not is_pipeline(merge_into):
             raise BadRequest(f"{merge_into}: no diffusers pipeline is there ({PIPELINE_INDEX} is missing)")
         if path == merge_into.resolve():
@@ -65,8 +65,8 @@ class Destination:
             _link_others(self.merged, folder, self.folder)
 
 
-def _suffix(path: Path, writer: Writer) -> str:
-    return ".safetensors" if writer.file and path.suffix != ".safetensors" else ""
+def _suffix(path: Path, target: Target) -> str:
+    return ".safetensors" if target.file and path.suffix != ".safetensors" else ""
 
 
 def _link_others(pipeline: Path, folder: Path, component: str) -> None:

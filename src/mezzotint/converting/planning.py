@@ -153,13 +153,13 @@ def _quantized(
     refusals: dict[str, list[str]] = {}
     found: list[tuple[Place, Group]] = []
     for modules in writer.groups(outlines):
-        pieces = {module: outlines[module].pieces for module in modules}
-        written = writer.layer(pieces)
+        own = {module: checkpoint.outline(module, writer.decisive) for module in modules}
+        written = writer.layer({module: outline.pieces for module, outline in own.items()})
         if isinstance(written, Refusal):
             refusals.setdefault(written.reason, []).extend(modules)
             continue
         transforms.update(written.transforms)
-        found += _stored(checkpoint, writer, {module: outlines[module] for module in modules}, written.tensors)
+        found += _stored(checkpoint, writer, own, written.tensors)
     if refusals:
         raise _refused(checkpoint, writer, refusals)
     return iter(found)

@@ -141,6 +141,11 @@ TABLES: Mapping[str, tuple[Table, ...]] = {
     "zimage": (Table(REFINED, ZIMAGE, "layers.0.attention_norm1.weight", _zimage_hidden),),
 }
 """{family: its tables}"""
+AWQ: Mapping[str, tuple[str, ...]] = {
+    "flux1": ("norm1.linear", "norm1_context.linear", "norm.linear"),
+    "qwenimage": ("img_mod.1", "txt_mod.1"),
+}
+"""{family: modulation layers of a block that Nunchaku has in AWQ W4A16, under the model's names}"""
 
 MODULE = re.compile(r"([a-z_]+\.\d+)\.(.+)")
 
@@ -229,6 +234,15 @@ def stored_tensor(family: str, name: str, row_major: bool = False) -> str:
     block, pieces = _stored_as(family, module)
     spellings = [stored for stored, holds in pieces[0] if holds.rows is None]
     return f"{block}.{spellings[-1 if row_major else 0]}.{leaf}" if block and spellings else name
+
+
+def in_nunchaku(family: str, module: str) -> bool:
+    """Whether Nunchaku computes this linear of the model with quantized weights; Z-Image's refiners it may."""
+    match = MODULE.fullmatch(module)
+    if match and match[2] in AWQ.get(family, ()):
+        return True
+    block, pieces = _stored_as(family, module)
+    return bool(block) and any(holds.rows is not None for _, holds in pieces[0])
 
 
 def _stored_as(family: str, module: str) -> tuple[str, list[list[tuple[str, Holds]]]]:

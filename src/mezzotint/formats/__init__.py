@@ -9,7 +9,7 @@ from mezzotint.discover import collect
 from mezzotint.errors import UnknownFormat
 from mezzotint.formats.contents import Contents, Format, Match, NoMatch, StoredLinear
 from mezzotint.formats.header import Header, read_header
-from mezzotint.formats.writing import Writer
+from mezzotint.formats.writing import Target
 
 __all__ = [
     "Contents",
@@ -19,11 +19,11 @@ __all__ = [
     "NoMatch",
     "Recognised",
     "StoredLinear",
-    "Writer",
+    "Target",
     "formats",
     "read_header",
     "recognise",
-    "writers",
+    "targets",
 ]
 
 
@@ -37,9 +37,9 @@ class Recognised:
 
 
 @cache
-def writers() -> dict[str, Writer]:
-    """{what `--to` calls it: writer}, discovered from the modules of this package."""
-    return collect(sys.modules[__name__], "WRITER")
+def targets() -> dict[str, Target]:
+    """{what `--to` calls it: target}, discovered from the modules of this package."""
+    return collect(sys.modules[__name__], "TARGET")
 
 
 @cache

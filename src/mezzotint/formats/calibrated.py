@@ -9,7 +9,7 @@ file itself. A layer is quantized if it has both, unless ModelOpt's list of igno
 it in BF16: ranges are recorded for ignored layers too, so here alone the list is consulted.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -79,7 +79,9 @@ class CalibratedLinear(StoredLinear):
             info = header.tensors[self.keys[part]]
             self.scheme.check_part(part, info.shape, torch.float32, self.shape, f"{info.file.name}: {info.name}")
 
-    def outline(self, header: Header) -> QuantTensor:
+    def outline(self, header: Header, values_of: Collection[str] = ()) -> QuantTensor:
+        if not self.keys.keys().isdisjoint(values_of):
+            return self.read(header)
         stored = super().outline(header)
         made = {part: stored.parts[part].to(self.scheme.part(part).dtypes[0]) for part in ("codes", *RANGES)}
         return replace(stored, parts={**stored.parts, **made})

@@ -1,6 +1,6 @@
 """What a format finds in a header: the quantized linears, the tensors stored as they are, and what it ignores."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -91,20 +91,31 @@ class StoredLinear:
     def nbytes(self, header: Header) -> int:
         return sum(header.tensors[key].nbytes for key in self.keys.values())
 
-    def outline(self, header: Header) -> QuantTensor:
-        """What `read` gives, with parts on the meta device: dtypes and shapes without values."""
-        parts = {part: _typed(header.tensors[key].outline(), self._dtype(part)) for part, key in self.keys.items()}
-        parts |= {part: torch.empty((), device="meta") for part in self.implied}
+    def outline(self, header: Header, values_of: Collection[str] = ()) -> QuantTensor:
+        """What `read` gives, with parts on the meta device, dtypes and shapes without values, but for `values_of`."""
+        parts = {
+            part: self._read_part(header, part)
+            if part in values_of
+            else _typed(header.tensors[key].outline(), self._dtype(part))
+            for part, key in self.keys.items()
+        }
+        parts |= {
+            part: torch.tensor(value, device=None if part in values_of else "meta")
+            for part, value in self.implied.items()
+        }
         return QuantTensor(self.scheme, self.layout, self.shape, parts, self.dynamic_input)
 
     def read(self, header: Header) -> QuantTensor:
         """The weight's values, in the file's own layout; raises BadScale where a scale is not a usable number."""
-        parts = {}
-        for part, key in self.keys.items():
-            parts[part] = _typed(header.tensors[key].read(), self._dtype(part))
-            self.scheme.check_values(part, parts[part], f"{header.tensors[key].file}: {key}")
+        parts = {part: self._read_part(header, part) for part in self.keys}
         parts |= {part: torch.tensor(value) for part, value in self.implied.items()}
         return QuantTensor(self.scheme, self.layout, self.shape, parts, self.dynamic_input)
+
+    def _read_part(self, header: Header, part: str) -> Tensor:
+        info = header.tensors[self.keys[part]]
+        values = _typed(info.read(), self._dtype(part))
+        self.scheme.check_values(part, values, f"{info.file}: {info.name}")
+        return values
 
     def read_rows(self, header: Header, first: int, last: int) -> QuantTensor:
         """The weight of output features [first, last), plain; nothing is read beyond the scale tiles they are in."""

@@ -69,7 +69,7 @@ class MezzotintWriter(DiffusersNames):
         return Declaration(entries | ({"pieces": pieces} if pieces else {}))
 
 
-WRITER = MezzotintWriter()
+TARGET = MezzotintWriter()
 
 
 def key_of(module: str, part: str) -> str:

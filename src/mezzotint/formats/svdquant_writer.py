@@ -1,12 +1,11 @@
 """Plain SVDQuant weights to the tensors of a Nunchaku or row-major file: one stored linear at a time.
 
-Names of stored linears, and which of the model's linears each holds, come from `families.nunchaku_names`; `fuse` makes
-one weight of those, and one of the two functions gives its tensors.
+Names of stored linears, and which of the model's linears each holds, come from `families.nunchaku_names`, by way of
+`writing.Model`; `fuse` makes one weight of those, and one of two functions gives its tensors.
 """
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,29 +13,73 @@ from torch import Tensor
 from mezzotint import layouts
 from mezzotint.errors import Unsupported
 from mezzotint.formats.svdquant import GELU_SHIFT, NUNCHAKU_LAYOUT, SHIFTED, SPLITS, V1, V2, fold_modulation
-from mezzotint.formats.svdquant_order import ROW_LAYOUT, ROWS
+from mezzotint.formats.svdquant_order import ROW_LAYOUT
+from mezzotint.formats.writing import Model, Pieces, Refusal
 from mezzotint.layouts.arrangements import grown, pad
 from mezzotint.layouts.nunchaku import WARP
 from mezzotint.schemes import AWQ_W4A16, SVDQUANT_INT4, SVDQUANT_NVFP4, Scheme
 from mezzotint.tensor import PLAIN, QuantTensor, join_rows
 
-CONVERSION = {"tool": "mezzotint", "layout": ROWS, "vectors": ROWS}
-"""What a row-major file says of itself in the metadata entry `conversion`, as JSON."""
-MODEL_CLASS = {
-    "FluxTransformer2DModel": "NunchakuFluxTransformer2dModel",
-    "QwenImageTransformer2DModel": "NunchakuQwenImageTransformer2DModel",
-    "ZImageTransformer2DModel": "NunchakuZImageTransformer2DModel",
-}
-"""{diffusers' class: Nunchaku's, as its files spell it}"""
 ONES = ("block_scale", "bias", "channel_scale")
 """Parts whose padding is 1; that of the others is 0."""
+
+
+class FusedNames:
+    """Half of the two writers: the layers of a model that a file stores as one are written together.
+
+    row_major   by row-major files' names, not by Nunchaku's
+    """
+
+    decisive: Collection[str] = ("shift", "smooth", "proj_down", "global_scale", "channel_scale")
+
+    def __init__(self, model: Model, row_major: bool) -> None:
+        self.model = model
+        self.row_major = row_major
+
+    def groups(self, modules: Collection[str]) -> Iterable[Sequence[str]]:
+        layers = self.model.stored_layers(modules, self.row_major)
+        return list(dict.fromkeys(tuple(dict.fromkeys(module for module, _ in held)) for held in layers.values()))
+
+    def plain(self, name: str) -> str:
+        return self.model.stored_tensor(name, self.row_major)
+
+    def fused(self, group: Mapping[str, Pieces]) -> dict[str, QuantTensor]:
+        """{stored layer: its weight}
+
+        Raises   Unsupported, ShapeMismatch where the modules cannot be stored as one, or not at all
+        """
+        if not all(self.model.in_nunchaku(module) for module in group):
+            raise Unsupported(f"Nunchaku quantizes no such layer of a {self.model.transformer}")
+        layers = self.model.stored_layers(group, self.row_major)
+        wanted = Counter(module for held in layers.values() for module, _ in held)
+        for module, pieces in group.items():
+            if len(pieces) != wanted[module]:
+                raise Unsupported(f"is in {len(pieces)} pieces side by side, and would be stored in {wanted[module]}")
+        return {stored: fuse([group[module][piece] for module, piece in held]) for stored, held in layers.items()}
+
+
+def the_one_branch(layers: Mapping[str, Pieces], title: str) -> tuple[Scheme, int] | Refusal:
+    """Scheme and rank that all W4A4 layers of a file have, the rank as it is stored."""
+    pieces = [piece for many in layers.values() for piece in many if piece.scheme is not AWQ_W4A16]
+    schemes = {piece.scheme.name: piece.scheme for piece in pieces}
+    ranks = sorted({piece.parts["proj_down"].shape[0] for piece in pieces})
+    if len(schemes) != 1:
+        listed = " and ".join(scheme.title for scheme in schemes.values()) or "unquantized"
+        return Refusal(f"the layers are {listed}, and {title} has SVDQuant in one precision")
+    if len(ranks) != 1:
+        return Refusal(f"the low-rank branches have the ranks {', '.join(map(str, ranks))}, and {title} has one rank")
+    return next(iter(schemes.values())), ranks[0]
 
 
 def fuse(tensors: Sequence[QuantTensor]) -> QuantTensor:
     """One weight of several that multiply the same input, each padded to whole fragments of rows; plain parts.
 
-    Raises   ShapeMismatch where they differ in what the fused weight has only once (smooth, proj_down)
+    Raises   Unsupported for a scheme that neither format has; ShapeMismatch where they differ in what the fused weight
+             has only once (smooth, proj_down)
     """
+    foreign = next((tensor.scheme for tensor in tensors if tensor.scheme.name not in NUNCHAKU_LAYOUT), None)
+    if foreign is not None:
+        raise Unsupported(f"is {foreign.title}, and not SVDQuant")
     return tensors[0] if len(tensors) == 1 else join_rows([_padded_rows(tensor) for tensor in tensors])
 
 
@@ -44,19 +87,17 @@ def nunchaku_tensors(module: str, tensor: QuantTensor, v1: bool) -> dict[str, Te
     """The stored tensors {name: value} of one linear of a Nunchaku file.
 
     module   name of the stored linear
-    tensor   plain, rows in the model's order; what Nunchaku fuses is fused already
+    tensor   as `fuse` gives it: plain, rows in the model's order
     v1       FLUX.1's older names; the others are for Qwen-Image and Z-Image
     Raises   Unsupported where Nunchaku has no place for the weight
     """
-    if tensor.scheme.name not in NUNCHAKU_LAYOUT:
-        raise Unsupported(f"{module} is {tensor.scheme.title}: Nunchaku holds SVDQuant and AWQ W4A16")
     if tensor.scheme is AWQ_W4A16:
-        return _named(module, layouts.convert(_modulation(module, tensor), NUNCHAKU_LAYOUT[AWQ_W4A16.name]), V2)
-    _check_branch(module, tensor)
+        return _named(module, layouts.convert(_modulation(tensor), NUNCHAKU_LAYOUT[AWQ_W4A16.name]), V2)
+    _check_branch(tensor)
     shift = SHIFTED.fullmatch(module) is not None and tensor.scheme is SVDQUANT_INT4
     if _shift_of(tensor) != (GELU_SHIFT if shift else None):
         raise Unsupported(
-            f"{module} has shift {_shift_of(tensor)}, and Nunchaku computes it with {GELU_SHIFT if shift else None}"
+            f"has shift {_shift_of(tensor)}, and Nunchaku computes it with {GELU_SHIFT if shift else None}"
         )
     names = V1 if v1 else V2
     stored = _named(module, layouts.convert(_kept(tensor), NUNCHAKU_LAYOUT[tensor.scheme.name]), names)
@@ -65,76 +106,37 @@ def nunchaku_tensors(module: str, tensor: QuantTensor, v1: bool) -> dict[str, Te
 
 
 def row_major_tensors(module: str, tensor: QuantTensor) -> dict[str, Tensor]:
-    """The stored tensors {name: value} of one linear of a row-major file, whose `conversion` must be `CONVERSION`.
+    """The stored tensors {name: value} of one linear of a row-major file that declares its order.
 
-    Raises   Unsupported for a scheme or a shifted input, which the format's reader has no way to compute
+    Raises   Unsupported for AWQ and for a shifted input, which the format's reader has no way to compute
     """
-    if tensor.scheme.name not in NUNCHAKU_LAYOUT or tensor.scheme is AWQ_W4A16:
-        raise Unsupported(f"{module} is {tensor.scheme.title}: row-major files hold SVDQuant", "convert it to BF16.")
+    if tensor.scheme is AWQ_W4A16:
+        raise Unsupported(f"is {tensor.scheme.title}, and row-major files hold SVDQuant")
     if "shift" in tensor.parts:
         raise Unsupported(
-            f"{module} follows a GELU and expects its input shifted by {_shift_of(tensor)}; row-major SVDQuant cannot"
+            f"follows a GELU and expects its input shifted by {_shift_of(tensor)}, which row-major SVDQuant cannot"
         )
-    _check_branch(module, tensor)
+    _check_branch(tensor)
     return _named(module, layouts.convert(_with_both_scales(tensor), ROW_LAYOUT["plain"]), V2)
-
-
-def nunchaku_metadata(config: Mapping[str, Any], scheme: Scheme, rank: int, modules: Iterable[str]) -> dict[str, str]:
-    """The metadata of a merged Nunchaku file, without the optional comfy_config.
-
-    config    of the diffusers model, with its _class_name
-    scheme    of the file's W4A4 layers; `rank` of their low-rank branches
-    modules   names of the stored linears
-    Raises    Unsupported for a model that Nunchaku does not have
-    """
-    model = str(config.get("_class_name"))
-    if model not in MODEL_CLASS:
-        raise Unsupported(f"Nunchaku has no {model}", f"it has {', '.join(MODEL_CLASS)}.")
-    fp4 = scheme is SVDQUANT_NVFP4
-    side = {"dtype": "fp4_e2m1_all" if fp4 else "int4", "group_size": scheme.group}
-    note = {
-        "method": "svdquant",
-        "weight": side | {"scale_dtype": [None, "fp8_e4m3_nan"] if fp4 else None},
-        "activation": side | {"scale_dtype": "fp8_e4m3_nan" if fp4 else None},
-        "rank": rank,
-    }
-    if model == "ZImageTransformer2DModel":
-        note["skip_refiners"] = not any("_refiner." in module for module in modules)
-    return {
-        "config": json.dumps(config, indent=2),
-        "model_class": MODEL_CLASS[model],
-        "quantization_config": json.dumps(note),
-    }
-
-
-def row_major_config(scheme: Scheme, rank: int) -> dict[str, Any]:
-    """The quantization_config in config.json beside a row-major file."""
-    return {
-        "quant_method": "svdquant",
-        "rank": rank,
-        "precision": "nvfp4" if scheme is SVDQUANT_NVFP4 else "int4",
-        "act_unsigned": False,
-        "modules_to_not_convert": [],
-    }
 
 
 def _named(module: str, tensor: QuantTensor, names: Mapping[str, str]) -> dict[str, Tensor]:
     return {module + names[part]: value for part, value in tensor.parts.items()}
 
 
-def _check_branch(module: str, tensor: QuantTensor) -> None:
+def _check_branch(tensor: QuantTensor) -> None:
     needed = {"smooth", "proj_down", "proj_up"}
     if not needed <= tensor.parts.keys():
         absent = ", ".join(sorted(needed - tensor.parts.keys()))
-        raise Unsupported(f"{module} has no {absent}, which every layer of an SVDQuant file needs")
+        raise Unsupported(f"has no {absent}, which every layer of an SVDQuant file needs")
     extra = tensor.parts.keys() - V2.keys() - {"shift"}
     if extra:
-        raise Unsupported(f"{module} has {', '.join(sorted(extra))}, for which SVDQuant files have no tensor")
+        raise Unsupported(f"has {', '.join(sorted(extra))}, for which SVDQuant files have no tensor")
 
 
-def _modulation(module: str, tensor: QuantTensor) -> QuantTensor:
+def _modulation(tensor: QuantTensor) -> QuantTensor:
     if tensor.shape[0] not in [splits * tensor.shape[1] for splits in SPLITS]:
-        raise Unsupported(f"{module} is AWQ of {tensor.shape[0]} x {tensor.shape[1]}, and no modulation layer")
+        raise Unsupported(f"is AWQ of {tensor.shape[0]} x {tensor.shape[1]}, and no modulation layer")
     return fold_modulation(tensor)
 
 

@@ -58,7 +58,7 @@ class ComfyWriter(DiffusersNames):
         return Declaration(None, metadata if notes else {})
 
 
-WRITER = ComfyWriter()
+TARGET = ComfyWriter()
 
 
 def _note(piece: QuantTensor) -> dict[str, str | bool]:

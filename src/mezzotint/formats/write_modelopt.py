@@ -65,7 +65,7 @@ class ModelOptWriter(DiffusersNames):
         return Declaration(_groups(quantized) | entries)
 
 
-WRITER = ModelOptWriter()
+TARGET = ModelOptWriter()
 
 
 def _suffix(piece: QuantTensor, part: str) -> str:

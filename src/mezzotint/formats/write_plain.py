@@ -17,4 +17,4 @@ class PlainWriter(DiffusersNames):
         return Declaration()
 
 
-WRITER = PlainWriter()
+TARGET = PlainWriter()

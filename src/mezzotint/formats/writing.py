@@ -2,13 +2,13 @@
 
 A `Writer` is the counterpart of a `Format`. It is asked twice for each layer, by the same function: once with parts on
 the meta device, which gives the plan (every name, dtype and shape, and every refusal, before a byte is written), and
-once with the values. So a writer never looks at values; a part that it hands back as the same object is copied from
-file to file without passing through PyTorch.
+once with the values. So a writer looks at no numbers but those of the parts that it names in `decisive`, which the plan
+reads too; a part that it hands back as the same object is copied from file to file without passing through PyTorch.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -41,16 +41,53 @@ class Declaration:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
-class Writer(Protocol):
+Held = Sequence[tuple[str, int]]
+"""What a stored layer holds, along its output features: pieces of modules, each as (module, number of the piece)."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a writer may need to know of the model whose layers it is given.
+
+    transformer     name of the class in diffusers
+    config          of that class, {} if none was found
+    stored_layers   (modules, row_major) -> {layer of a file in which layers are fused: what it holds}
+    stored_tensor   (name, row_major) -> the name that such a file gives to an unquantized tensor
+    in_nunchaku     module -> whether Nunchaku computes it with quantized weights
+    """
+
+    transformer: str
+    config: Mapping[str, Any]
+    stored_layers: Callable[[Iterable[str], bool], Mapping[str, Held]]
+    stored_tensor: Callable[[str, bool], str]
+    in_nunchaku: Callable[[str], bool]
+
+
+class Target(Protocol):
     """One format that can be written.
 
-    name     what `--to` calls it
-    file     the output is one safetensors file, not a component folder
+    name   what `--to` calls it
+    file   the output is one safetensors file, not a component folder
     """
 
     name: str
     title: str
     file: bool
+
+    def writer(self, model: Model) -> "Writer":
+        """The writer of this model's layers."""
+        ...
+
+
+class Writer(Protocol):
+    """A target, for one model.
+
+    decisive   parts whose numbers, not only dtypes and shapes, decide what is written or refused
+    """
+
+    name: str
+    title: str
+    decisive: Collection[str]
 
     def groups(self, modules: Collection[str]) -> Iterable[Sequence[str]]:
         """The quantized modules, sorted into those that are stored together."""
@@ -69,8 +106,16 @@ class Writer(Protocol):
         ...
 
 
+Own = TypeVar("Own")
+
+
 class DiffusersNames:
-    """Half of a writer: each module by itself, and every tensor under diffusers' name."""
+    """Half of a target and its writer: each module by itself, and every tensor under diffusers' name."""
+
+    decisive: Collection[str] = ()
+
+    def writer(self: Own, _model: Model) -> Own:
+        return self
 
     def groups(self, modules: Collection[str]) -> Iterable[Sequence[str]]:
         return [(module,) for module in modules]

@@ -1,0 +1,55 @@
+"""Writing row-major SVDQuant as vLLM-Omni reads it: a component folder whose vectors, too, lie row by row."""
+
+import json
+from collections.abc import Collection, Mapping
+
+from torch import Tensor
+
+from mezzotint.errors import ShapeMismatch, Unsupported
+from mezzotint.formats.svdquant_order import ROWS
+from mezzotint.formats.svdquant_writer import FusedNames, row_major_tensors, the_one_branch
+from mezzotint.formats.writing import Declaration, Model, Pieces, Refusal, Writer, Written
+from mezzotint.schemes import SVDQUANT_NVFP4
+
+CONVERSION = {"tool": "mezzotint", "layout": ROWS, "vectors": ROWS}
+"""What the file says of itself in the metadata entry `conversion`, as JSON."""
+
+
+class RowMajorTarget:
+    name = "row-major"
+    title = "row-major SVDQuant"
+    file = False
+
+    def writer(self, model: Model) -> Writer:
+        return RowMajorWriter(model, row_major=True)
+
+
+TARGET = RowMajorTarget()
+
+
+class RowMajorWriter(FusedNames):
+    name = RowMajorTarget.name
+    title = RowMajorTarget.title
+
+    def layer(self, group: Mapping[str, Pieces]) -> Written | Refusal:
+        tensors: dict[str, Tensor] = {}
+        try:
+            for stored, weight in self.fused(group).items():
+                tensors |= row_major_tensors(stored, weight)
+        except (Unsupported, ShapeMismatch) as error:
+            return Refusal(error.message)
+        return Written(tensors)
+
+    def declare(self, layers: Mapping[str, Pieces], plain: Collection[str]) -> Declaration | Refusal:
+        branch = the_one_branch(layers, "a row-major file")
+        if isinstance(branch, Refusal):
+            return branch
+        scheme, rank = branch
+        quantization = {
+            "quant_method": "svdquant",
+            "rank": rank,
+            "precision": "nvfp4" if scheme is SVDQUANT_NVFP4 else "int4",
+            "act_unsigned": False,
+            "modules_to_not_convert": [],
+        }
+        return Declaration(quantization, {"conversion": json.dumps(CONVERSION)})
