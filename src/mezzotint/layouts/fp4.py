@@ -12,9 +12,13 @@ def swap_nibbles(codes: Tensor) -> Tensor:
 
     The pair of columns (1.0, 6.0) has codes (2, 7): 0x72 low nibble first, 0x27 high nibble first.
     """
+    if codes.is_meta:
+        return codes.new_empty(codes.shape)
     source = codes.contiguous().view(-1)
     swapped = torch.empty_like(source)
+    high = torch.empty_like(source[:BLOCK])
     for start in range(0, source.numel(), BLOCK):
-        own = source[start : start + BLOCK]
-        swapped[start : start + BLOCK] = own << 4 | own >> 4
+        own, out = source[start : start + BLOCK], swapped[start : start + BLOCK]
+        torch.bitwise_left_shift(own, 4, out=out)
+        out |= torch.bitwise_right_shift(own, 4, out=high[: len(own)])
     return swapped.view(codes.shape)
