@@ -54,13 +54,13 @@ def spec(tensor: QuantTensor) -> WeightSpec:
     [
         (fp8_tensor(), HOPPER, AS_STORED, "scaled_mm", "scaled_mm is preferred"),
         (fp8_tensor(), ADA, AS_STORED, "scaled_mm", "scaled_mm is preferred"),
-        (fp8_tensor(), AMPERE, AS_STORED, "reference", "needs FP8 tensor cores (sm_89 or newer), this is sm_80"),
+        (fp8_tensor(), AMPERE, AS_STORED, "weight_only", "needs FP8 tensor cores (sm_89 or newer), this is sm_80"),
         (fp8_tensor(), CPU, AS_STORED, "reference", "needs a CUDA GPU, this is cpu"),
         (dynamic(fp8_tensor()), HOPPER, AS_STORED, "scaled_mm", "scaled_mm is preferred"),
-        (dynamic(fp8_tensor()), HOPPER, BF16, "reference", "the inputs of this layer are not quantized"),
-        (fp8_tensor(), HOPPER, BF16, "reference", "the inputs of this layer are not quantized"),
-        (fp8_tensor(out=40), HOPPER, AS_STORED, "reference", "multiples of 16, this is 40 x 64"),
-        (nvfp4_tensor(), HOPPER, AS_STORED, "reference", "multiplies FP8 only, this is NVFP4"),
+        (dynamic(fp8_tensor()), HOPPER, BF16, "weight_only", "the inputs of this layer are not quantized"),
+        (fp8_tensor(), HOPPER, BF16, "weight_only", "the inputs of this layer are not quantized"),
+        (fp8_tensor(out=40), HOPPER, AS_STORED, "weight_only", "multiples of 16, this is 40 x 64"),
+        (nvfp4_tensor(out=40), HOPPER, AS_STORED, "weight_only", "multiplies FP8 only, this is NVFP4"),
     ],
 )
 def test_choice_and_reasons(tensor: QuantTensor, target: Target, activations: str, chosen: str, reason: str) -> None:

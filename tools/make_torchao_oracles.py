@@ -5,6 +5,7 @@ A development tool; it needs torchao 0.18, runs on the CPU, and takes the matric
 (tools/make_modelopt_oracles.py). For each matrix:
 
     NAME.codes, .block_scale, .decoded    NVFP4 with the global scale that ModelOpt uses, low nibble first
+    NAME.tiles                            those block scales in the order that cuBLASLt reads
     NAME.mxfp8_codes, .mxfp8_scale        MXFP8 with scales rounded up (RCEIL), as bytes
 """
 
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torchao.prototype.mx_formats.mx_tensor import ScaleCalculationMode, to_mx
 from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor, nvfp4_quantize
+from torchao.prototype.mx_formats.utils import to_blocked
 
 ORACLES = Path(__file__).resolve().parents[1] / "tests/data/oracles"
 MATRIX = ".matrix"
@@ -27,6 +29,7 @@ def quantized(name: str, matrix: torch.Tensor, global_scale: torch.Tensor) -> di
         f"{name}.codes": codes.view(torch.uint8),
         f"{name}.block_scale": block_scale,
         f"{name}.decoded": decoded,
+        f"{name}.tiles": to_blocked(block_scale),
         f"{name}.mxfp8_codes": mx_codes.view(torch.uint8),
         f"{name}.mxfp8_scale": mx_scale.view(torch.uint8),
     }

@@ -30,35 +30,40 @@ def encode_nvfp4(weights: Tensor) -> dict[str, Tensor]:
     Returns   the parts that `decode_nvfp4` takes
     Source    ModelOpt NVFP4
     """
-    values = weights.float()
-    unit = _unit_of(values)
-    blocks = grouped(values, NVFP4_GROUP)
+    unit = _unit_of(weights)
+    codes, block_scale = round_nvfp4(weights, unit)
+    return {"codes": pack_e2m1(codes), "block_scale": block_scale, "global_scale": unit}
+
+
+def round_nvfp4(x: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
+    """x [..., in] in units of `unit`: its E2M1 values, float32 [..., in], and its block scales, e4m3 [..., in/16].
+
+    block scale = e4m3(amax(block) / 6 / unit); value = E2M1(x / (block scale * unit))
+    """
+    blocks = grouped(x.float(), NVFP4_GROUP)
     block_scale = round_e4m3(blocks.abs().amax(-1) / E2M1_MAX / unit)
-    codes = round_e2m1(blocks / one_where_zero(block_scale.float() * unit).unsqueeze(-1))
-    return {
-        "codes": pack_e2m1(ungrouped(codes, values.shape[-1])),
-        "block_scale": block_scale,
-        "global_scale": unit,
-    }
+    values = round_e2m1(blocks / one_where_zero(block_scale.float() * unit).unsqueeze(-1))
+    return ungrouped(values, x.shape[-1]), block_scale
+
+
+def input_unit(x: Tensor, parts: Parts) -> Tensor:
+    """The scale above an input's block scales, float32 []: the static input_scale, or else amax(x) / (6 * 448)."""
+    return parts["input_scale"].float().reshape(()) if "input_scale" in parts else _unit_of(x)
 
 
 def quantize_input_nvfp4(x: Tensor, parts: Parts) -> Tensor:
-    """x rounded to NVFP4 with one e4m3 scale per 16 columns, in units of the input's scale; float32.
+    """x rounded to NVFP4 with one e4m3 scale per 16 columns, in units of `input_unit`; float32.
 
-    The unit is the static input_scale, or else amax(x) / (6 * 448).
-    block scale = e4m3(amax(block) / 6 / unit); code = E2M1(x / (block scale * unit)). A block whose scale rounds to
-    zero becomes zero, as the hardware's quantizers have it.
+    A block whose scale rounds to zero becomes zero, as the hardware's quantizers have it.
     Source   ModelOpt NVFP4: input_scale = amax / (6 * 448); comfy-kitchen's quantize_nvfp4 gives the same numbers
     """
-    x = x.float()
-    unit = parts["input_scale"].float().reshape(()) if "input_scale" in parts else _unit_of(x)
-    blocks = grouped(x, NVFP4_GROUP)
-    block_scale = round_e4m3(blocks.abs().amax(-1, keepdim=True) / E2M1_MAX / unit).float() * unit
-    return ungrouped(round_e2m1(blocks / one_where_zero(block_scale)) * block_scale, x.shape[-1])
+    unit = input_unit(x, parts)
+    values, block_scale = round_nvfp4(x, unit)
+    return scale_groups(values, block_scale.float() * unit, NVFP4_GROUP)
 
 
 def _unit_of(x: Tensor) -> Tensor:
-    return one_where_zero(x.abs().amax() / (E2M1_MAX * E4M3_MAX))
+    return one_where_zero(x.float().abs().amax() / (E2M1_MAX * E4M3_MAX))
 
 
 NVFP4 = Scheme(

@@ -108,7 +108,7 @@ class Scheme:
     def linear(self, x: Tensor, parts: Parts, quantize: bool) -> Tensor:
         """The layer's product without its bias: x [..., in] to float32 [..., out]; `quantize` rounds the input."""
         own = x.float()
-        scaled = _scale_columns(own + parts["shift"].float() if "shift" in parts else own, parts)
+        scaled = scaled_input(own, parts)
         rounded = self.quantize_input(scaled, parts) if quantize and self.quantize_input is not None else scaled
         y = F.linear(rounded, self.decode(parts))
         if "lora_down" in parts:
@@ -168,6 +168,12 @@ def scalar_or_rows(out: int, _in: int) -> tuple[Shape, ...]:
 def per_column(_out: int, in_: int) -> tuple[Shape, ...]:
     """Shape of one number for each input feature."""
     return ((in_,),)
+
+
+def scaled_input(x: Tensor, parts: Parts) -> Tensor:
+    """What a layer's codes multiply once it is rounded, z of the module's formula: x [..., in] to float32 [..., in]."""
+    x = x.float()
+    return _scale_columns(x + parts["shift"].float() if "shift" in parts else x, parts)
 
 
 def _scale_columns(values: Tensor, parts: Parts) -> Tensor:

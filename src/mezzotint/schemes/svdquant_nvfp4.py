@@ -7,7 +7,7 @@ of their own were fused), or absent. smooth, proj_down, proj_up and bias are tho
 import torch
 from torch import Tensor
 
-from mezzotint.schemes.groups import grouped
+from mezzotint.schemes.groups import grouped, one_where_zero, scale_groups, ungrouped
 from mezzotint.schemes.rounding import E2M1_MAX, expand_e2m1, round_e2m1, round_e4m3
 from mezzotint.schemes.scheme import COMMON, FLOATS, Part, Parts, Scheme, groups_of, scalar
 
@@ -37,10 +37,16 @@ def quantize_input_svdquant_nvfp4(x: Tensor, _parts: Parts) -> Tensor:
     There is no scale above the blocks' own, and codes are computed with the scale before it is rounded to e4m3.
     Source   Nunchaku's quantize_w4a4_fp4
     """
+    values, block_scale = round_svdquant_nvfp4(x)
+    return scale_groups(values, block_scale.float(), FP4_GROUP)
+
+
+def round_svdquant_nvfp4(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`quantize_input_svdquant_nvfp4` in two: E2M1 values, float32 [..., in], and block scales, e4m3 [..., in/16]."""
     groups = grouped(x.float(), FP4_GROUP)
-    scale = groups.abs().amax(-1, keepdim=True) / E2M1_MAX
-    safe = torch.where(scale > 0, scale, torch.ones_like(scale))
-    return (round_e2m1(groups / safe) * round_e4m3(scale).float()).flatten(-2)
+    scale = groups.abs().amax(-1) / E2M1_MAX
+    values = round_e2m1(groups / one_where_zero(scale).unsqueeze(-1))
+    return ungrouped(values, x.shape[-1]), round_e4m3(scale)
 
 
 SVDQUANT_NVFP4 = Scheme(

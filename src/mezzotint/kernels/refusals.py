@@ -1,0 +1,50 @@
+"""Why a backend cannot, in the words that a load report shows. Each function returns the reason, or None."""
+
+from collections.abc import Callable, Collection
+
+from mezzotint.kernels.backend import Can, Cannot, Target, WeightSpec
+from mezzotint.schemes import Scheme
+
+
+def answer(*reasons: str | None) -> Can | Cannot:
+    """Can, or Cannot for the first of the reasons that there are."""
+    found = next((reason for reason in reasons if reason is not None), None)
+    return Can() if found is None else Cannot(found)
+
+
+def other_scheme(weight: WeightSpec, *schemes: Scheme) -> str | None:
+    if weight.scheme in schemes:
+        return None
+    return f"multiplies {' and '.join(scheme.title for scheme in schemes)} only, this is {weight.scheme.title}"
+
+
+def other_gpu(target: Target, needed: str, suits: Callable[[tuple[int, int]], bool]) -> str | None:
+    """needed   what a compute capability must be to suit, in words"""
+    if target.kind != "cuda" or target.capability is None:
+        return f"needs a CUDA GPU, this is {target}"
+    return None if suits(target.capability) else f"needs {needed}, this is {target}"
+
+
+def other_parts(weight: WeightSpec, applied: Collection[str]) -> str | None:
+    """applied   the parts, besides those that every layer of the scheme has, that the backend does something with"""
+    unknown = set(weight.parts) - set(weight.scheme.parts) - set(applied)
+    return f"has no way to apply {', '.join(sorted(unknown))}" if unknown else None
+
+
+def absent_parts(weight: WeightSpec, needed: Collection[str]) -> str | None:
+    absent = set(needed) - set(weight.parts)
+    return f"needs {', '.join(sorted(absent))}, which this layer does not have" if absent else None
+
+
+def exact_input(weight: WeightSpec, activations: str, rounding: str) -> str | None:
+    """rounding   what the backend rounds every input to"""
+    if weight.quantizes_input(activations):
+        return None
+    return f"rounds the input to {rounding}, and the inputs of this layer are not quantized"
+
+
+def odd_sides(weight: WeightSpec, rows: int, columns: int) -> str | None:
+    """rows, columns   what the output and the input features must be multiples of"""
+    if weight.shape[0] % rows == 0 and weight.shape[1] % columns == 0:
+        return None
+    return f"needs sides that are multiples of {rows} and {columns}, this is {weight.shape[0]} x {weight.shape[1]}"
