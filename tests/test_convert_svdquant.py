@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -14,6 +16,9 @@ import mezzotint
 from checkpoints import WEIGHTS, rewrite
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.errors import Unsupported
+from mezzotint.families.nunchaku_names import in_nunchaku, stored_layers, stored_tensor
+from mezzotint.formats import write_nunchaku, write_row_major
+from mezzotint.formats.writing import Model, Refusal
 from mezzotint.loading import plan
 from mezzotint.pipelines import meta_model
 from nunchaku_files import CASES, LEGACY, golden, same_bytes
@@ -113,14 +118,22 @@ def test_shifted_and_awq_layers_are_refused_together(data: Path, tmp_path: Path)
     ("source", "reason"),
     [
         ("modelopt_flux1_nvfp4/checkpoint", "is NVFP4, and not SVDQuant"),
-        ("modelopt_wan_fp8/checkpoint", "Nunchaku quantizes no such layer of a WanTransformer3DModel"),
+        ("modelopt_wan_fp8/checkpoint", r"is FP8 \(e4m3\), and not SVDQuant"),
         ("base/flux1", "the layers are unquantized"),
     ],
 )
-def test_other_schemes_and_models_are_refused(data: Path, tmp_path: Path, source: str, reason: str, to: str) -> None:
+def test_other_schemes_are_refused(data: Path, tmp_path: Path, source: str, reason: str, to: str) -> None:
     with pytest.raises(Unsupported, match=reason):
         mezzotint.convert(data / source, tmp_path / "out", to=to)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("writer", [write_nunchaku, write_row_major])
+def test_other_models_are_refused(data: Path, writer: ModuleType) -> None:
+    (piece,) = Checkpoint.open(golden(data, ZIMAGE)).read("layers.0.attention.to_out.0")
+    names = [partial(function, "wan") for function in (stored_layers, stored_tensor, in_nunchaku)]
+    answer = writer.TARGET.writer(Model("WanTransformer3DModel", {}, *names)).layer({"blocks.0.attn1.to_q": [piece]})
+    assert answer == Refusal("Nunchaku quantizes no such layer of a WanTransformer3DModel")
 
 
 def test_a_part_of_a_fused_layer_cannot_be_left_out(data: Path, tmp_path: Path) -> None:

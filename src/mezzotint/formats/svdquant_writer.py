@@ -48,6 +48,9 @@ class FusedNames:
 
         Raises   Unsupported, ShapeMismatch where the modules cannot be stored as one, or not at all
         """
+        foreign = [p.scheme for pieces in group.values() for p in pieces if p.scheme.name not in NUNCHAKU_LAYOUT]
+        if foreign:
+            raise Unsupported(f"is {foreign[0].title}, and not SVDQuant")
         if not all(self.model.in_nunchaku(module) for module in group):
             raise Unsupported(f"Nunchaku quantizes no such layer of a {self.model.transformer}")
         layers = self.model.stored_layers(group, self.row_major)
@@ -74,12 +77,8 @@ def the_one_branch(layers: Mapping[str, Pieces], title: str) -> tuple[Scheme, in
 def fuse(tensors: Sequence[QuantTensor]) -> QuantTensor:
     """One weight of several that multiply the same input, each padded to whole fragments of rows; plain parts.
 
-    Raises   Unsupported for a scheme that neither format has; ShapeMismatch where they differ in what the fused weight
-             has only once (smooth, proj_down)
+    Raises   ShapeMismatch where they differ in what the fused weight has only once (smooth, proj_down)
     """
-    foreign = next((tensor.scheme for tensor in tensors if tensor.scheme.name not in NUNCHAKU_LAYOUT), None)
-    if foreign is not None:
-        raise Unsupported(f"is {foreign.title}, and not SVDQuant")
     return tensors[0] if len(tensors) == 1 else join_rows([_padded_rows(tensor) for tensor in tensors])
 
 
