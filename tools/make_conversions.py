@@ -1,4 +1,4 @@
-"""The table of docs/conversions.md: every readable format and algorithm, converted to every target, and what came of it.
+"""The table of docs/conversions.md: each readable format and algorithm, converted to every target.
 
 PYTHONPATH=src:tests python tools/make_conversions.py
 """
@@ -54,12 +54,18 @@ def outcomes(source: Path, folder: Path) -> dict[str, str | list[str]]:
 
 
 def same_numbers(one: Checkpoint, other: Checkpoint) -> bool:
-    """Whether two checkpoints stand for the same weights, tensor for tensor."""
+    """Whether two checkpoints stand for the same weights, tensor for tensor, and round the same layers' inputs."""
     if set(one.modules) != set(other.modules) or set(one.plain) != set(other.plain):
         return False
-    return all(torch.equal(one.weight(module), other.weight(module)) for module in one.modules) and all(
-        torch.equal(one.tensor(name), other.tensor(name)) for name in one.plain
+    same_layers = all(
+        torch.equal(one.weight(module), other.weight(module)) and rounds(one, module) == rounds(other, module)
+        for module in one.modules
     )
+    return same_layers and all(torch.equal(one.tensor(name), other.tensor(name)) for name in one.plain)
+
+
+def rounds(checkpoint: Checkpoint, module: str) -> list[bool]:
+    return [piece.quantizes_input for piece in checkpoint.outline(module).pieces]
 
 
 def table(case: Case, folder: Path) -> str:
