@@ -58,12 +58,12 @@ def table(facts: Iterable[Fact]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def in_readme() -> str:
-    """The table as it stands in the README."""
-    return README.read_text().partition(BEGIN)[2].partition(END)[0]
+def in_readme(begin: str = BEGIN) -> str:
+    """The table as it stands in the README behind the line `begin`."""
+    return README.read_text().partition(begin)[2].partition(END)[0]
 
 
-def write_readme(new: str) -> None:
-    before, begin, rest = README.read_text().partition(BEGIN)
+def write_readme(new: str, begin: str = BEGIN) -> None:
+    before, _, rest = README.read_text().partition(begin)
     _, end, after = rest.partition(END)
     README.write_text(before + begin + new + end + after)

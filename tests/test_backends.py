@@ -32,9 +32,9 @@ ERROR = 4e-3
 """The output is BF16 (1.7e-3), and so is what leaves the low-rank branch."""
 
 
-def joined() -> QuantTensor:
+def joined(out: int, in_: int) -> QuantTensor:
     """Two NVFP4 matrices on the same input, whose scales are kept by row."""
-    one, two = four_bits.nvfp4(OUT // 2, IN), four_bits.nvfp4(OUT // 2, IN)
+    one, two = four_bits.nvfp4(out // 2, in_), four_bits.nvfp4(out // 2, in_)
     return join_rows([one, two.with_parts({**two.parts, "global_scale": two.parts["global_scale"] * 3}, PLAIN)])
 
 
@@ -57,7 +57,7 @@ FORMS = {
     name: smoothed_exactly(weight)
     for name, weight in {
         **four_bits.all_of(OUT, IN),
-        "nvfp4, joined": joined(),
+        "nvfp4, joined": joined(OUT, IN),
         "svdquant_nvfp4, by row": with_channels(),
     }.items()
 }

@@ -1,9 +1,14 @@
-"""The README's table is what this run's tests have shown."""
+"""The README's tables are what this run's tests have shown, and what backends answer."""
+
+from importlib.machinery import ModuleSpec
 
 import pytest
 
+import kernel_table
 from capabilities import in_readme, table, write_readme
 from conftest import PROVED, proves_all
+from mezzotint.kernels import expand, gemv
+from mezzotint.kernels.libraries import Library
 
 
 def test_the_table_in_the_readme_is_what_tests_have_shown(request: pytest.FixtureRequest) -> None:
@@ -14,3 +19,16 @@ def test_the_table_in_the_readme_is_what_tests_have_shown(request: pytest.Fixtur
     if request.config.getoption("--readme"):
         write_readme(shown)
     assert in_readme() == shown
+
+
+def test_the_table_of_kernels_in_the_readme_is_what_backends_answer(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With every optional library installed; `pytest --readme` writes what it asks for."""
+    monkeypatch.setattr(Library, "missing", lambda _: None)
+    for module in (expand, gemv):
+        monkeypatch.setattr(module, "find_spec", lambda name: ModuleSpec(name, None))
+    answered = kernel_table.table()
+    if request.config.getoption("--readme"):
+        write_readme(answered, kernel_table.BEGIN)
+    assert in_readme(kernel_table.BEGIN) == answered

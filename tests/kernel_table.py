@@ -1,0 +1,66 @@
+"""Who multiplies by what on which GPU, as `can` of every backend says: the table of it that stands in the README."""
+
+from collections.abc import Iterator
+
+import four_bits
+from mezzotint.kernels import AS_STORED, GENERATIONS, Backend, Can, Target, WeightSpec, backends, select
+from mezzotint.kernels.reference import BACKEND as REFERENCE
+from mezzotint.kernels.weight_only import BACKEND as WEIGHT_ONLY
+from mezzotint.schemes import AWQ_W4A16, FP8, INT8, MXFP8, SVDQUANT_INT4, SVDQUANT_NVFP4, Scheme
+
+BEGIN = "<!-- what select answers with every library installed: pytest --readme -->\n"
+SHAPE = (256, 384)
+VERIFIED = {
+    ("FP8", "H100", "scaled_mm"),
+    ("NVFP4", "H100", "expand"),
+    ("SVDQuant INT4", "H100", "expand"),
+    ("SVDQuant NVFP4", "H100", "expand"),
+    ("AWQ W4A16", "H100", "gemv"),
+}
+"""(row, GPU, backend) that a test marked `gpu` has passed on; see docs/numerics.md."""
+
+
+def spec(scheme: Scheme, *optional: str, dynamic: bool = True) -> WeightSpec:
+    """A layer's outline with the parts that every layer of the scheme has, and some of the others."""
+    parts = {name: scheme.part(name).shapes(*SHAPE)[0] for name in (*scheme.parts, *optional)}
+    return WeightSpec(scheme, SHAPE, parts, dynamic)
+
+
+SMOOTHED = ("smooth", "proj_down", "proj_up")
+ROWS = {
+    "FP8": spec(FP8, "input_scale"),
+    "NVFP4": WeightSpec.of(four_bits.nvfp4(*SHAPE)),
+    "NVFP4, inputs in BF16": spec(four_bits.NVFP4, dynamic=False),
+    "SVDQuant INT4": spec(SVDQUANT_INT4, *SMOOTHED),
+    "SVDQuant NVFP4": spec(SVDQUANT_NVFP4, *SMOOTHED),
+    "AWQ W4A16": spec(AWQ_W4A16),
+    "MXFP8": spec(MXFP8),
+    "INT8": spec(INT8),
+}
+COLUMNS = {"CPU": Target("cpu"), **GENERATIONS}
+
+
+def able(weight: WeightSpec, target: Target) -> Iterator[Backend]:
+    """The chosen backend, and then those that would be, without it; the two that can everything only where chosen."""
+    chosen = select(weight, target).backend
+    yield chosen
+    for backend in sorted(backends().values(), key=lambda one: -one.preference):
+        if backend not in (chosen, WEIGHT_ONLY, REFERENCE) and isinstance(backend.can(weight, target, AS_STORED), Can):
+            yield backend
+
+
+def table() -> str:
+    """Markdown: a row for each scheme, a column for each kind of device."""
+    heads = [name if target.capability is None else f"{name} ({target})" for name, target in COLUMNS.items()]
+    lines = [f"| scheme | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+    for row, weight in ROWS.items():
+        cells = (
+            ", ".join(_cell(row, column, backend) for backend in able(weight, target))
+            for column, target in COLUMNS.items()
+        )
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(row: str, column: str, backend: Backend) -> str:
+    return f"**{backend.name}**" if column == "CPU" or (row, column, backend.name) in VERIFIED else backend.name
