@@ -1,22 +1,22 @@
 """Row-major SVDQuant, made from Nunchaku's golden files: vectors row-major or left in fragment order."""
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from checkpoints import rewrite
 from mezzotint.checkpoint import Checkpoint
-from mezzotint.errors import MissingTensor, Unsupported
+from mezzotint.errors import MissingTensor, UnknownFormat, Unsupported
 from mezzotint.families.nunchaku_names import stored_layers
 from mezzotint.formats import read_header, recognise
-from mezzotint.formats.svdquant_order import vectors_order_by_base
 from mezzotint.formats.svdquant_writer import fuse, row_major_tensors
 from mezzotint.formats.write_row_major import CONVERSION
-from mezzotint.layouts.nunchaku import to_vector_fragments
 from mezzotint.loading import plan
 from mezzotint.pipelines import meta_model
-from mezzotint.tensor import QuantTensor
 from nunchaku_files import as_nunchaku, as_rows, changed, golden, same_bytes
 
 FLUX, ZIMAGE = "nunchaku_flux1_nvfp4_r32", "nunchaku_zimage_int4_r32"
@@ -130,19 +130,39 @@ def test_an_order_that_cannot_be_told_is_said_to_be_assumed(data: Path, tmp_path
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_base_weights_settle_the_order_of_the_vectors(data: Path, packed: bool) -> None:
-    base = load_file(data / "base/nunchaku_flux1/diffusion_pytorch_model.safetensors")
-    checkpoint = Checkpoint.open(golden(data, FLUX))
-    for module in ("transformer_blocks.0.attn.to_out.0", "transformer_blocks.0.ff.net.2"):
-        (piece,) = checkpoint.read(module)
-        parts = dict(piece.parts)
-        if packed:
-            parts["smooth"] = to_vector_fragments(parts["smooth"].unsqueeze(1)).squeeze(0)
-        measured = vectors_order_by_base(
-            QuantTensor(piece.scheme, piece.layout, piece.shape, parts), base[f"{module}.weight"]
-        )
-        assert measured.order == ("fragments" if packed else "plain")
-        assert max(measured.errors.values()) > 1.5 * min(measured.errors.values())
+def test_base_weights_settle_the_order_of_the_vectors(data: Path, tmp_path: Path, packed: bool) -> None:
+    """Whatever the file declares."""
+    source = Checkpoint.open(golden(data, FLUX))
+    file = as_rows(source, tmp_path / "a.safetensors", packed, CONVERSION)
+    rows = Checkpoint.open(file, base=data / "base/nunchaku_flux1")
+    assert all(torch.equal(rows.weight(module), source.weight(module)) for module in rows.modules)
+    plain, fragments = (float(error) for error in re.findall(r"error ([\d.]+) row-major, ([\d.]+)", rows.evidence)[0])
+    assert 1.5 * min(plain, fragments) < (plain if packed else fragments)
+    declared = Checkpoint.open(file)
+    same = all(torch.equal(declared.weight(module), source.weight(module)) for module in rows.modules)
+    assert same != packed
+
+
+def test_weights_of_another_model_settle_nothing(data: Path, tmp_path: Path) -> None:
+    file = as_rows(Checkpoint.open(golden(data, FLUX)), tmp_path / "a.safetensors", False, VLLM)
+    base = Path(shutil.copytree(data / "base/nunchaku_flux1", tmp_path / "base"))
+    rewrite(base, lambda tensors: tensors.update({name: value.flip(-1) for name, value in tensors.items()}))
+    with pytest.raises(UnknownFormat, match="in neither order of the vectors"):
+        Checkpoint.open(file, base=base)
+
+
+def test_a_smooth_of_ones_tells_nothing_and_needs_nothing(data: Path, tmp_path: Path) -> None:
+    """Vectors that are constant within runs of 16 are the same in both orders."""
+    file = as_rows(Checkpoint.open(golden(data, FLUX)), tmp_path / "a.safetensors", False, VLLM)
+    rows = Checkpoint.open(file)
+    base = Path(shutil.copytree(data / "base/nunchaku_flux1", tmp_path / "base"))
+
+    def flatten(tensors: dict[str, torch.Tensor]) -> None:
+        tensors |= {key: torch.ones_like(value) for key, value in tensors.items() if key.endswith(".smooth_factor")}
+
+    flat = Checkpoint.open(changed(file, tmp_path / "b.safetensors", flatten))
+    rewrite(base, lambda tensors: tensors.update({f"{m}.weight": flat.weight(m).bfloat16() for m in rows.modules}))
+    assert "which does not tell" in Checkpoint.open(tmp_path / "b.safetensors", base=base).evidence
 
 
 def test_a_missing_smooth_is_an_error_and_not_a_guess(data: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """A checkpoint opened but not loaded: its headers, its format, its family, and its layers under diffusers' names."""
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -19,6 +19,8 @@ from mezzotint.formats.layout_evidence import sample_of
 from mezzotint.formats.layout_inferred import Link, infer_codes, infer_scales
 from mezzotint.formats.layout_measured import Sample, measure
 from mezzotint.formats.supplement import open_header
+from mezzotint.formats.svdquant_measured import in_rows, measure_vectors
+from mezzotint.formats.svdquant_order import smallest
 from mezzotint.hub import AnyPath
 from mezzotint.inspection import Report, report_on
 from mezzotint.schemes import NVFP4, Shape
@@ -108,12 +110,12 @@ class Checkpoint:
 
         Raises  UnknownFormat if no layout agrees
         """
-        samples = [
-            sample for linear in sample_of(self.header, self.contents.linears) for sample in self._samples(linear, base)
-        ]
-        if not samples:
-            return self
-        return replace(self, contents=measure(self.header, self.contents, samples, str(base.header.path)))
+        header, contents, where = self.header, self.contents, str(base.header.path)
+        if samples := self._samples(sample_of(header, contents.linears), base):
+            contents = measure(header, contents, samples, where)
+        if samples := self._samples(smallest(header, in_rows(contents)), base):
+            contents = measure_vectors(header, contents, samples, where)
+        return replace(self, contents=contents)
 
     def inferred(self) -> "Checkpoint":
         """The same checkpoint with what was only assumed of its layout settled by statistics, where they can tell.
@@ -129,8 +131,11 @@ class Checkpoint:
             checkpoint = replace(checkpoint, contents=infer_codes(header, checkpoint.contents, checkpoint._links()))
         return checkpoint
 
-    def _samples(self, linear: StoredLinear, base: "Checkpoint") -> Iterator[Sample]:
-        """Some output features of a stored linear that the base holds unquantized."""
+    def _samples(self, linears: Iterable[StoredLinear], base: "Checkpoint") -> list[Sample]:
+        """Some output features of those stored linears that the base holds unquantized."""
+        return [sample for linear in linears for sample in self._sample(linear, base)]
+
+    def _sample(self, linear: StoredLinear, base: "Checkpoint") -> Iterator[Sample]:
         for module, pieces in self.linears.items():
             rows = _span(pieces, linear)
             if rows is not None and pieces[0].source == linear.module and f"{module}.weight" in base.plain:

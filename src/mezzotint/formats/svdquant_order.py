@@ -10,14 +10,13 @@ Of a file on the Hub no numbers are read: what they would tell is assumed, and s
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mezzotint.errors import CheckpointError
 from mezzotint.formats.contents import StoredLinear
 from mezzotint.formats.header import NUNCHAKU_FOLDER, Header
 from mezzotint.formats.svdquant import QWEIGHT, quantized_modules, scheme_of, stored_linear
@@ -25,7 +24,7 @@ from mezzotint.layouts.nunchaku import WARP, from_code_fragments, from_vector_fr
 from mezzotint.schemes import AWQ_W4A16, SVDQUANT_INT4, Scheme
 from mezzotint.schemes.groups import grouped
 from mezzotint.schemes.rounding import expand_nibbles
-from mezzotint.tensor import Layout, QuantTensor
+from mezzotint.tensor import Layout
 
 FRAGMENTS, ROWS = "fragments", "row_major"
 SAMPLED_COLUMNS, SAMPLED_ROWS = 4096, 256
@@ -105,7 +104,8 @@ def vectors_order(header: Header) -> Order:
         return Order(
             "plain", f"order of vectors not declared, {_NOT_READ.format('vectors', 'row-major')}", assumed=True
         )
-    samples = [_smooth_and_columns(header, linear) for linear in _sampled(header)]
+    linears = [stored_linear(header, module, ROW_LAYOUT["plain"]) for module in quantized_modules(header)]
+    samples = [_smooth_and_columns(header, linear) for linear in smallest(header, linears)]
     plain = _agreement(samples)
     whole = all(len(smooth) % WARP == 0 for smooth, _ in samples)
     fragments = _agreement([(_unpack(smooth), columns) for smooth, columns in samples]) if whole else 0.0
@@ -127,44 +127,20 @@ def assumed(header: Header, vectors: bool) -> frozenset[str]:
     return frozenset(field for field, order in orders.items() if order.assumed)
 
 
-@dataclass(frozen=True)
-class Measured:
-    """The order of a layer's vectors that fits its base weights, and the relative error of each reading."""
-
-    order: str
-    errors: Mapping[str, float]
-
-
-def vectors_order_by_base(tensor: QuantTensor, base: Tensor) -> Measured:
-    """The order of the vectors of one layer, measured: `tensor` is plain but for them, `base` [out, in] its weights."""
-    errors = {}
-    for order in ("plain", FRAGMENTS):
-        vectors = {"smooth", "channel_scale"} & tensor.parts.keys() if order == FRAGMENTS else set()
-        parts = {name: _unpack(part) if name in vectors else part for name, part in tensor.parts.items()}
-        difference = tensor.scheme.dequantize(parts) - base.float()
-        errors[order] = (torch.linalg.norm(difference) / torch.linalg.norm(base.float())).item()
-    return Measured(min(errors, key=errors.__getitem__), errors)
-
-
-def _sampled(header: Header) -> list[StoredLinear]:
-    """The smallest layers whose tensors are all there, enough of them to measure by."""
-    linears = [stored_linear(header, module, ROW_LAYOUT["plain"]) for module in quantized_modules(header)]
+def smallest(header: Header, linears: Iterable[StoredLinear]) -> list[StoredLinear]:
+    """The smallest W4A4 layers whose tensors are all there, enough of them to tell the order of vectors by."""
     sampled: list[StoredLinear] = []
     for linear in sorted(linears, key=lambda linear: math.prod(linear.shape)):
         if sum(own.shape[1] for own in sampled) >= SAMPLED_COLUMNS:
             break
-        if linear.scheme is not AWQ_W4A16 and _is_sound(linear, header):
+        if linear.scheme is not AWQ_W4A16 and _can_be_measured(linear, header):
             sampled.append(linear)
     return sampled
 
 
-def _is_sound(linear: StoredLinear, header: Header) -> bool:
-    """Whether a layer can be measured; what is wrong with one that cannot is said when the file is planned."""
-    try:
-        linear.check(header)
-    except CheckpointError:
-        return False
-    return all(linear.shape) and linear.shape[1] % RUN == 0
+def _can_be_measured(linear: StoredLinear, header: Header) -> bool:
+    """What is wrong with a layer that cannot is said when the file is planned."""
+    return linear.is_sound(header) and all(linear.shape) and linear.shape[1] % RUN == 0
 
 
 def _smooth_and_columns(header: Header, linear: StoredLinear) -> tuple[Tensor, Tensor]:
