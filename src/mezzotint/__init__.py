@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mezzotint.nn import QuantLinear, use_backend
     from mezzotint.pipelines import load, paint
     from mezzotint.quality.comparison import compare
+    from mezzotint.quality.diagnosis import diagnose
     from mezzotint.speed import SpeedReport, speed_up
     from mezzotint.verifying import VerifyReport, verify
 
@@ -41,6 +42,7 @@ __all__ = [
     "VerifyReport",
     "compare",
     "convert",
+    "diagnose",
     "inspect",
     "load",
     "open",
@@ -61,6 +63,7 @@ _HOME = {
     "VerifyReport": "verifying",
     "compare": "quality.comparison",
     "convert": "converting",
+    "diagnose": "quality.diagnosis",
     "inspect": "checkpoint",
     "load": "pipelines",
     "open": "checkpoint",

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from mezzotint.cli import bench, compare, convert, demo, generate, inspect, verify, warmup
+from mezzotint.cli import bench, compare, convert, demo, diagnose, generate, inspect, verify, warmup
 from mezzotint.errors import MezzotintError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.command("inspect")(inspect.inspect)
 app.command("convert")(convert.convert)
 app.command("verify")(verify.verify)
 app.command("compare")(compare.compare)
+app.command("diagnose")(diagnose.diagnose)
 app.command("bench")(bench.bench)
 app.command("warmup")(warmup.warmup)
 app.command("demo")(demo.demo)

@@ -11,7 +11,6 @@ import diffusers
 import torch
 
 from mezzotint._version import VERSION
-from mezzotint.builtin import DATA, DEMO, resolve
 from mezzotint.costs import Laps, Spread
 from mezzotint.errors import BadRequest
 from mezzotint.families import Sampling
@@ -21,7 +20,7 @@ from mezzotint.quality.candidate import Candidate, read_sources
 from mezzotint.quality.floor import Level, NoiseFloor
 from mezzotint.quality.gate import PROFILES, Gate, profile_for, read_gate
 from mezzotint.quality.metrics import PICTURE_METRICS, unavailable
-from mezzotint.quality.prompts import Prompt, read_prompts
+from mezzotint.quality.prompts import Prompt, default_set, read_prompts
 from mezzotint.quality.runs import Run, Shot, paint_run
 from mezzotint.quality.scores import Score, intervals, means, score, step_means, worst_pictures
 
@@ -141,7 +140,7 @@ def compare(
         source.check()
     own = sampling_of(sources[0].model)
     settings = Settings(
-        prompts=read_prompts(prompts or ("demo" if _is_demo(sources[0]) else "default")),
+        prompts=read_prompts(prompts or default_set(sources[0].model)),
         seeds=tuple(range(seeds)),
         sampling=own.but(steps=steps, guidance=guidance, num_frames=frames, **(size or {})),
         metrics=_checked(metrics, [fixed] if fixed else [read_gate(name) for name in PROFILES]),
@@ -223,10 +222,6 @@ def _checked(names: Sequence[str] | None, gates: Sequence[Gate]) -> tuple[str, .
             raise BadRequest(f"there is no metric {name!r}", f"there are: {', '.join(known)}; latents always are.")
     needed = {limit.metric for gate in gates for limit in gate.limits}
     return known if names is None else tuple(name for name in known if name in {*names, *needed})
-
-
-def _is_demo(candidate: Candidate) -> bool:
-    return resolve(candidate.model) == DATA / DEMO
 
 
 def _environment(device: torch.device) -> dict[str, Any]:

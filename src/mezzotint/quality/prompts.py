@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from mezzotint.builtin import DATA
+from mezzotint.builtin import DATA, DEMO, resolve
 from mezzotint.errors import BadRequest
+from mezzotint.hub import AnyPath
 
 SETS = {path.stem: path for path in sorted((DATA / "prompts").glob("*.txt"))}
 """`default`: 24 of what quantization breaks first. `demo`: 24 of the captions that the built-in model knows."""
@@ -16,6 +17,11 @@ class Prompt:
 
     text: str
     about: str = ""
+
+
+def default_set(model: str | AnyPath) -> str:
+    """The set that fits a pipeline: the built-in model knows the captions of its own only."""
+    return "demo" if resolve(model) == DATA / DEMO else "default"
 
 
 def read_prompts(source: str) -> tuple[Prompt, ...]:

@@ -1,0 +1,87 @@
+"""`mezzotint diagnose`: why is a quantized model wrong?"""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+SHOWN = 20
+"""How many suspects the table has; --json has all."""
+
+
+def diagnose(
+    reference: Annotated[str, typer.Argument(help="[NAME=]SOURCE[,OPTION=VALUE...]: a pipeline or a transformer.")],
+    candidate: Annotated[str, typer.Argument(help="The same.")],
+    model: Annotated[
+        str | None, typer.Option(help="Pipeline around sources that are transformers [the reference, or 'demo'].")
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|default|demo", help="One prompt a line [the first of the set that fits the model]."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise that every picture starts from.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps to record.")] = 2,
+    layers: Annotated[str, typer.Option(metavar="GLOB", help="Which layers to look at.")] = "*",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... [the GPU if there is one].")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print suspects and all layers as JSON on stdout.")] = False,
+) -> None:
+    """Find the layers of a candidate that are wrong, and name the cause.
+
+    The reference paints and its layers' inputs are recorded; then each layer of the candidate is read, one at a time:
+    its weight against the reference's, its input scale against the inputs, its product by the chosen backend. A cause
+    is named where undoing it brings the weight back.
+
+    Exits with 0 if nothing is suspicious, 1 if something is, 2 if it could not run.
+
+    Examples:
+
+      mezzotint diagnose demo demo-nvfp4
+
+      mezzotint diagnose ./FLUX.1-dev ./flux1-dev-nvfp4/transformer --steps 4 --json
+
+      mezzotint diagnose ./FLUX.1-dev ./flux1-fp8,backend=scaled_mm --layers "transformer_blocks.0.*"
+    """
+    from mezzotint.cli.output import quiet_libraries, step_progress
+
+    with step_progress() as progress:
+        bar = progress.add_task("loading", total=None)
+        quiet_libraries()
+        from mezzotint.quality.diagnosis import diagnose as run
+
+        diagnosis = run(
+            reference,
+            candidate,
+            model=model,
+            prompts=prompts,
+            seed=seed,
+            steps=steps,
+            layers=layers,
+            device=device,
+            on_progress=lambda done, total, what: progress.update(bar, completed=done, total=total, description=what),
+        )
+    if as_json:
+        print(json.dumps(diagnosis.to_dict(), indent=2))
+    else:
+        _print(diagnosis)
+    if diagnosis.suspects:
+        raise typer.Exit(1)
+
+
+def _print(diagnosis: Any) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from mezzotint.cli.output import console
+
+    out = console()
+    layers = f"{len(diagnosis.layers)} layers and tensors of {diagnosis.candidate.name}"
+    if not diagnosis.suspects:
+        out.print(f"{layers}: nothing suspicious", markup=False, highlight=False)
+        return
+    table = Table("module", "score", "cause", "why", box=None)
+    table.columns[1].justify = "right"
+    for suspect in diagnosis.suspects[:SHOWN]:
+        table.add_row(*map(Text, (suspect.module, f"{suspect.score:.1f}", suspect.cause, suspect.detail)))
+    out.print(table)
+    shown = f", of which {SHOWN} are shown" if len(diagnosis.suspects) > SHOWN else ""
+    out.print(f"{layers}: {len(diagnosis.suspects)} suspects{shown}", markup=False, highlight=False)

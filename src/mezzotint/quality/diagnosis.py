@@ -1,0 +1,221 @@
+"""Why a candidate is wrong: every layer is measured, and the suspects among them are named with a cause."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+import torch
+
+from mezzotint.builtin import resolve
+from mezzotint.errors import BadRequest
+from mezzotint.kernels import best_device
+from mezzotint.pipelines import plan_transformers, sampling_of
+from mezzotint.quality.candidate import Candidate, read_sources
+from mezzotint.quality.input_scales import input_fault
+from mezzotint.quality.layers import PLAIN, Z_RATIO, Layer, Side, measure, with_z
+from mezzotint.quality.prompts import default_set, read_prompts
+from mezzotint.quality.recording import record
+from mezzotint.quality.resident import claim_of
+from mezzotint.quality.signatures import explain
+from mezzotint.schemes import BF16
+
+SCHEMA = "mezzotint.diagnose/1"
+STEPS = 2
+LIMITS = {PLAIN: 0.02, "fp8": 0.08, "int8": 0.08, "mxfp8": 0.08}
+LIMIT_OF_4_BITS = 0.25
+"""Relative errors of a weight that are odd by themselves: round-to-nearest gives 0.03 in 8 bits and 0.1 in 4."""
+KERNEL_LIMIT, KERNEL_RATIO = 0.02, 1.5
+"""A backend is wrong if it is this far from `reference`, and this many times farther from BF16 than `reference` is."""
+Z_LIMIT = 6.0
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A layer that is wrong, and why; the score is how many times a measure exceeds what is usual."""
+
+    module: str
+    score: float
+    cause: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was found, the most suspect first; `to_dict` is what `mezzotint diagnose --json` prints."""
+
+    reference: Candidate
+    candidate: Candidate
+    settings: dict[str, Any]
+    suspects: tuple[Suspect, ...]
+    layers: tuple[Layer, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        values = {
+            "schema": SCHEMA,
+            "reference": self.reference.to_dict(),
+            "candidate": self.candidate.to_dict(),
+            "settings": self.settings,
+            "suspects": [asdict(suspect) for suspect in self.suspects],
+            "layers": [asdict(layer) for layer in self.layers],
+        }
+        finite: dict[str, Any] = _finite(values)
+        return finite
+
+
+def diagnose(
+    reference: str,
+    candidate: str,
+    *,
+    model: str | None = None,
+    prompts: str | None = None,
+    seed: int = 0,
+    steps: int = STEPS,
+    layers: str = "*",
+    device: str | torch.device | None = None,
+    on_progress: Callable[[int, int, str], None] = lambda _done, _total, _what: None,
+) -> Diagnosis:
+    """Record what the reference's layers are given, and hold each of the candidate's layers against the reference's.
+
+    The reference is loaded to paint, and freed; the candidate's layers are then read one at a time.
+
+    reference, candidate   `[NAME=]SOURCE[,OPTION=VALUE...]`, see `candidate.read_sources`
+    prompts       a set or a file, of which all are painted; None for the first of the set that fits the model
+    steps         of each picture
+    layers        which layers to look at, a pattern such as "*.ff.*"
+    on_progress   called with how much is done, of how much, and what
+    Raises        MezzotintError, before anything is painted if the request or a checkpoint cannot be
+    """
+    first, second = read_sources(reference, [candidate], model)
+    chosen = read_prompts(prompts) if prompts else read_prompts(default_set(first.model))[:1]
+    texts = [prompt.text for prompt in chosen]
+    place = torch.device(device) if device is not None else best_device()
+    sides = _sides(first, second, layers)
+    tasks = [(side, name) for side in sides for name in side.names]
+    progress = _Progress(steps * len(texts) + len(tasks), on_progress)
+    recording = record(
+        first,
+        {side.component: side.quantized for side in sides},
+        texts,
+        seed,
+        sampling_of(first.model).but(steps=steps),
+        place,
+        lambda: progress("recording"),
+    )
+    measured = []
+    for side, name in tasks:
+        measured.append(measure(side, name, recording.of(side.component, name), second, place))
+        progress(name)
+    found = with_z(measured)
+    suspects = [
+        suspect for task, layer in zip(tasks, found, strict=True) for suspect in _judge(task, layer, found, place)
+    ]
+    return Diagnosis(
+        reference=first,
+        candidate=second,
+        settings={"prompts": texts, "seed": seed, "steps": steps, "layers": layers, "device": str(place)},
+        suspects=tuple(sorted([*_impostors(sides), *suspects], key=lambda suspect: -suspect.score)),
+        layers=tuple(found),
+    )
+
+
+class _Progress:
+    def __init__(self, total: int, on_progress: Callable[[int, int, str], None]) -> None:
+        self.done, self.total, self.on_progress = 0, total, on_progress
+
+    def __call__(self, what: str) -> None:
+        self.done += 1
+        self.on_progress(self.done, self.total, what)
+
+
+def _sides(reference: Candidate, candidate: Candidate, layers: str) -> list[Side]:
+    """Every transformer of both models. Raises BadRequest if they do not have the same ones, or none such a layer."""
+    first, second = (
+        plan_transformers(resolve(source.model), source.transformer, source.transformer_2, source.activations)
+        for source in (reference, candidate)
+    )
+    if first.keys() != second.keys():
+        raise BadRequest(
+            f"the reference has {' and '.join(first)}, the candidate {' and '.join(second)}",
+            "name a candidate of the same model.",
+        )
+    sides = [Side(name, first[name][0].checkpoint, second[name][0].checkpoint, layers) for name in first]
+    if not any(side.names for side in sides):
+        raise BadRequest(
+            f"--layers is {layers!r}, and no layer is called so", "`mezzotint inspect --layers` lists them."
+        )
+    for side in sides:
+        if side.reference.family != side.candidate.family:
+            titles = f"{side.reference.family.title}, the candidate {side.candidate.family.title}"
+            raise BadRequest(f"the reference is {titles}", "name a reference of the same model.")
+    return sides
+
+
+def _judge(
+    task: tuple[Side, str], layer: Layer, all_layers: Sequence[Layer], device: torch.device
+) -> Iterator[Suspect]:
+    """What is wrong with a layer: its weight, its input scale, its kernel, or else a product that stands out."""
+    found = [*_weight(task, layer, all_layers, device), *_input(layer), *_kernel(layer)]
+    yield from found or _product(layer)
+
+
+def _weight(
+    task: tuple[Side, str], layer: Layer, all_layers: Sequence[Layer], device: torch.device
+) -> Iterator[Suspect]:
+    usual = LIMITS.get(layer.scheme, LIMIT_OF_4_BITS)
+    if layer.weight_error <= usual and layer.weight_z <= Z_LIMIT:
+        return
+    if layer.weight_error <= usual:
+        usual = Z_RATIO * median(other.weight_error for other in all_layers if other.scheme == layer.scheme)
+    side, name = task
+    cause = explain(side.suspicion(name, usual, device))
+    score = layer.weight_error / usual
+    if cause is None:
+        said = f"the weight's error is {layer.weight_error:.3g}, where up to {usual:.3g} is usual"
+        yield Suspect(layer.module, score, UNKNOWN, said)
+    else:
+        yield Suspect(layer.module, score, cause.cause, str(cause))
+
+
+def _input(layer: Layer) -> Iterator[Suspect]:
+    fault = input_fault([step.input for step in layer.steps if step.input is not None])
+    if fault is not None:
+        yield Suspect(layer.module, fault.score, fault.cause, fault.detail)
+
+
+def _kernel(layer: Layer) -> Iterator[Suspect]:
+    worst = max(layer.steps, key=lambda step: step.kernel_error, default=None)
+    if worst is None or worst.kernel_error <= KERNEL_LIMIT:
+        return
+    if not worst.backend_error <= KERNEL_RATIO * worst.output_error:
+        said = f"its product is {worst.kernel_error:.3g} from that of reference in step {worst.step}"
+        yield Suspect(layer.module, worst.kernel_error / KERNEL_LIMIT, f"wrong product of {layer.backend}", said)
+
+
+def _product(layer: Layer) -> Iterator[Suspect]:
+    worst = max(layer.steps, key=lambda step: step.z, default=None)
+    if worst is not None and worst.z > Z_LIMIT:
+        said = f"the product's error {worst.output_error:.3g} stands out in step {worst.step} (z {worst.z:.1f})"
+        yield Suspect(layer.module, worst.z / Z_LIMIT, UNKNOWN, said)
+
+
+def _impostors(sides: Sequence[Side]) -> Iterator[Suspect]:
+    """Transformers whose files say that they are quantized, and of which nothing is."""
+    for side in sides:
+        header, linears = side.candidate.header, side.candidate.contents.linears.values()
+        claim = claim_of(header.path)
+        if claim is not None and all(linear.scheme is BF16 for linear in linears):
+            dtypes = sorted({str(info.dtype).removeprefix("torch.") for info in header.tensors.values()})
+            said = f"{claim} is claimed, and {header.path} holds {' and '.join(dtypes)} only"
+            yield Suspect(side.component, 1.0, "not quantized at all", said)
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for the numbers that JSON does not know."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
