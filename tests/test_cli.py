@@ -52,7 +52,7 @@ def test_help_is_quick_and_imports_no_torch() -> None:
     assert min(spent) < 0.4
 
 
-@pytest.mark.parametrize("command", ["generate", "inspect", "compare", "demo"])
+@pytest.mark.parametrize("command", ["generate", "inspect", "compare", "diagnose", "demo"])
 def test_every_command_has_examples(command: str) -> None:
     assert f"mezzotint {command}" in run(command, "--help").stdout
 

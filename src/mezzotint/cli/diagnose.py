@@ -10,19 +10,21 @@ SHOWN = 20
 
 
 def diagnose(
-    reference: Annotated[str, typer.Argument(help="[NAME=]SOURCE[,OPTION=VALUE...]: a pipeline or a transformer.")],
+    reference: Annotated[str, typer.Argument(help="\\[NAME=]SOURCE\\[,OPTION=VALUE...]: a pipeline or a transformer.")],
     candidate: Annotated[str, typer.Argument(help="The same.")],
     model: Annotated[
-        str | None, typer.Option(help="Pipeline around sources that are transformers [the reference, or 'demo'].")
+        str | None, typer.Option(help="Pipeline around sources that are transformers \\[the reference, or 'demo'].")
     ] = None,
     prompts: Annotated[
         str | None,
-        typer.Option(metavar="FILE|default|demo", help="One prompt a line [the first of the set that fits the model]."),
+        typer.Option(
+            metavar="FILE|default|demo", help="One prompt a line \\[the first of the set that fits the model]."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise that every picture starts from.")] = 0,
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps to record.")] = 2,
     layers: Annotated[str, typer.Option(metavar="GLOB", help="Which layers to look at.")] = "*",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... [the GPU if there is one].")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... \\[the GPU if there is one].")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print suspects and all layers as JSON on stdout.")] = False,
 ) -> None:
     """Find the layers of a candidate that are wrong, and name the cause.

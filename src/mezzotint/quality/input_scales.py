@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from mezzotint.quality.recording import Sample
@@ -49,7 +50,7 @@ class InputFault:
 def input_range(pieces: Sequence[QuantTensor], sample: Sample) -> InputRange | None:
     """How a layer's input scale meets a sample; None where it has none. Of several pieces, the fullest one's."""
     widths = [piece.shape[1] for piece in pieces]
-    columns = zip(pieces, sample.rows.split(widths, dim=-1), sample.amax.split(widths), strict=True)
+    columns = zip(pieces, torch.split(sample.rows, widths, dim=-1), torch.split(sample.amax, widths), strict=True)
     ranges = [_piece_range(*own) for own in columns if own[0].scheme.static_input in own[0].parts]
     return max(ranges, key=lambda found: found.fill, default=None)
 
@@ -85,7 +86,7 @@ def input_fault(ranges: Sequence[InputRange]) -> InputFault | None:
         return InputFault("input scale missing", f"it is exactly 1, a loader's default; {said}", max(1.0, score))
     if score <= 1:
         return None
-    if EMPTY <= fill * scale**2 <= FULL:
+    if 1 / FULL <= fill * scale**2 <= FULL:
         return InputFault("scale direction inverted", f"{said}; the reciprocal of input_scale would fit", score)
     rates = f"{worst.saturation:.1%} saturate, {worst.underflow:.1%} become zero"
     return InputFault(f"input scale too {'small' if fill > 1 else 'large'}", f"{said}: {rates}", score)

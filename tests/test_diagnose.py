@@ -1,0 +1,210 @@
+"""`diagnose`: where a candidate is wrong and why; the causes one by one; what is recorded; the command."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from faults import FAULTS, Fault, plant
+from mezzotint.errors import BadRequest
+from mezzotint.families import Sampling
+from mezzotint.layouts.nunchaku import from_vector_fragments, to_vector_fragments
+from mezzotint.pipelines import load, paint, sampling_of
+from mezzotint.quality.candidate import read_sources
+from mezzotint.quality.diagnosis import SCHEMA, diagnose
+from mezzotint.quality.input_scales import input_fault, input_range
+from mezzotint.quality.layers import z_score
+from mezzotint.quality.prompts import read_prompts
+from mezzotint.quality.recording import ROWS, Sample, record
+from mezzotint.quality.signatures import Suspicion, explain
+from mezzotint.schemes import FP8, NVFP4, Scheme
+from mezzotint.schemes.fp8 import encode_fp8
+from mezzotint.schemes.nvfp4 import encode_nvfp4
+from mezzotint.tensor import PLAIN, QuantTensor
+from test_cli import run
+
+CPU = torch.device("cpu")
+CAUSES = {
+    "nibbles swapped": "nibbles swapped",
+    "scales tiled": "scales tiled",
+    "input scale of 1": "input scale missing",
+    "AdaLN halves swapped": "halves of AdaLN swapped",
+    "a block's scales doubled": "scales off by a factor",
+    "weights zeroed": "weights zeroed",
+    "q and k exchanged": "q/k/v order",
+    "gate and up exchanged": "gate/up order",
+    "BF16 as FP8": "not quantized at all",
+    "smooth vectors in fragments": "vectors in fragment order",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_a_planted_fault_is_found_and_its_cause_named(tmp_path: Path, fault: Fault) -> None:
+    diagnosis = diagnose("demo", str(plant(fault, tmp_path / "faulty")), device="cpu")
+    for suspect in diagnosis.suspects[:3]:
+        print(f"{fault.name}: {suspect}")
+    assert diagnosis.suspects[0].module.startswith(fault.module)
+    assert diagnosis.suspects[0].cause == CAUSES[fault.name]
+
+
+@pytest.mark.parametrize("name", ["demo-fp8", "demo-nvfp4", "demo-nvfp4-comfy"])
+def test_a_sound_copy_has_no_suspect(name: str) -> None:
+    diagnosis = diagnose("demo", name, device="cpu")
+    assert diagnosis.suspects == ()
+    quantized = [layer for layer in diagnosis.layers if layer.scheme != "plain"]
+    assert quantized
+    for layer in quantized:
+        assert layer.backend
+        assert [step.step for step in layer.steps] == [0, 1]
+        for step in layer.steps:
+            assert 0 < step.output_error < 0.2
+            assert step.input is not None
+            assert step.input.saturation < 0.01
+
+
+def suspicion(scheme: Scheme, parts: dict[str, Tensor], expected: Tensor, limit: float = 0.25) -> Suspicion:
+    shape = (expected.shape[0], expected.shape[1])
+    piece = QuantTensor(scheme, PLAIN, shape, parts)
+    return Suspicion("blocks.0.to_q", scheme.dequantize(parts), expected, [piece], lambda _module: None, limit)
+
+
+def matrix(seed: int = 0, rows: int = 128, columns: int = 256) -> Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+def cause_of(case: Suspicion) -> str | None:
+    found = explain(case)
+    return None if found is None else found.cause
+
+
+def vector(columns: int = 256) -> Tensor:
+    return torch.rand(columns, generator=torch.Generator().manual_seed(7)) * 4 + 0.25
+
+
+def test_inverted_scales_are_told_from_a_factor() -> None:
+    weight, scale = matrix(), vector()
+    fp8 = encode_fp8(weight)
+    assert cause_of(suspicion(FP8, fp8, weight)) is None
+    assert (
+        cause_of(suspicion(FP8, fp8 | {"weight_scale": 1 / fp8["weight_scale"]}, weight)) == "scale direction inverted"
+    )
+    assert cause_of(suspicion(FP8, fp8 | {"weight_scale": 3 * fp8["weight_scale"]}, weight)) == "scales off by a factor"
+    smoothed = encode_nvfp4(weight / scale)
+    assert cause_of(suspicion(NVFP4, smoothed | {"pre_quant_scale": scale}, weight)) is None
+    inverted = suspicion(NVFP4, smoothed | {"pre_quant_scale": 1 / scale}, weight)
+    assert cause_of(inverted) == "scale direction inverted"
+
+
+@pytest.mark.parametrize(
+    "stored", [lambda v: to_vector_fragments(v[:, None])[0], lambda v: from_vector_fragments(v[None])[:, 0]]
+)
+def test_vectors_in_fragments_are_told_either_way(stored: Callable[[Tensor], Tensor]) -> None:
+    weight, scale = matrix(), vector()
+    case = suspicion(NVFP4, encode_nvfp4(weight / scale) | {"pre_quant_scale": stored(scale)}, weight)
+    assert cause_of(case) == "vectors in fragment order"
+
+
+def test_a_low_rank_branch_on_the_wrong_input_is_told() -> None:
+    weight, smooth = matrix(), vector()
+    left, sizes, right = torch.linalg.svd(weight, full_matrices=False)
+    up, down = left[:, :64] * sizes[:64], right[:64]
+    parts = encode_nvfp4((weight - up @ down) * smooth) | {"smooth": smooth}
+    sound = {"proj_up": up.bfloat16(), "proj_down": down.bfloat16()}
+    wrong = {"lora_up": sound["proj_up"], "lora_down": sound["proj_down"]}
+    assert cause_of(suspicion(NVFP4, parts | sound, weight)) is None
+    assert cause_of(suspicion(NVFP4, parts | wrong, weight)) == "low-rank fed the wrong x"
+
+
+def test_what_is_not_a_number_is_told() -> None:
+    weight = matrix()
+    parts = encode_fp8(weight)
+    parts["codes"].view(torch.uint8)[3, 5] = 0x7F
+    found = explain(suspicion(FP8, parts, weight))
+    assert found is not None
+    assert (found.cause, found.detail) == ("not a number", "1 values")
+
+
+def test_noise_has_no_cause() -> None:
+    assert cause_of(suspicion(FP8, encode_fp8(matrix(1)), matrix(0))) is None
+
+
+@pytest.mark.parametrize(
+    ("factor", "cause"),
+    [
+        (1.0, None),
+        (0.5, None),
+        (1e-3, "input scale too small"),
+        (1e6, "input scale too large"),
+    ],
+)
+def test_an_input_scale_is_held_against_the_inputs(factor: float, cause: str | None) -> None:
+    x = matrix(2, ROWS)
+    scale = x.abs().max() / 448 * factor
+    piece = QuantTensor(FP8, PLAIN, (128, 256), encode_fp8(matrix()) | {"input_scale": scale})
+    found = input_range([piece], Sample(0, x, x.abs().amax(0)))
+    assert found is not None
+    assert found.fill == pytest.approx(1 / factor, rel=1e-5)
+    fault = input_fault([found])
+    assert (fault and fault.cause) == cause
+    assert (found.saturation > 0.5) is (factor == 1e-3)
+    assert (found.underflow > 0.5) is (factor == 1e6)
+    inverted = QuantTensor(FP8, PLAIN, (128, 256), dict(piece.parts) | {"input_scale": 1 / scale})
+    other = input_range([inverted], Sample(0, x, x.abs().amax(0)))
+    assert other is not None
+    if factor == 1.0:
+        told = input_fault([other])
+        assert told is not None
+        assert told.cause == "scale direction inverted"
+
+
+def test_a_z_score_needs_a_group_and_a_distance() -> None:
+    assert z_score(9.0, [1.0, 1.0, 9.0]) == 0
+    assert z_score(1.2, [1.0, 1.0, 1.0, 1.0, 1.2]) == 0
+    assert z_score(5.0, [1.0, 1.1, 0.9, 1.0, 5.0]) == pytest.approx(4 / (1.4826 * 0.1))
+
+
+def test_what_is_recorded_is_what_the_layer_is_given() -> None:
+    (reference,) = read_sources("demo", [])
+    name, prompt = "transformer_blocks.0.ff.net.2", read_prompts("demo")[0].text
+    sampling: Sampling = sampling_of("demo").but(steps=2)
+    samples = record(reference, {"transformer": [name]}, [prompt], 3, sampling, CPU).of("transformer", name)
+    given: list[Tensor] = []
+    pipe = load("demo", device="cpu")
+    handle = pipe.transformer.get_submodule(name).register_forward_pre_hook(lambda _m, inputs: given.append(inputs[0]))
+    paint(pipe, [prompt], [3], sampling)
+    handle.remove()
+    assert [sample.step for sample in samples] == [0, 1]
+    for sample, x in zip(samples, given, strict=True):
+        tokens = x.flatten(0, -2)
+        assert len(sample.rows) == min(ROWS, len(tokens))
+        assert torch.equal(sample.rows[0], tokens[0])
+        assert torch.equal(sample.rows[-1], tokens[-1])
+        assert torch.equal(sample.amax, tokens.float().abs().amax(0))
+
+
+def test_the_command_prints_suspects_and_says_so_by_its_exit_code(tmp_path: Path) -> None:
+    fault = FAULTS[0]
+    faulty = str(plant(fault, tmp_path / "faulty"))
+    only = ("--layers", fault.module, "--steps", "1", "--device", "cpu")
+    sound = run("diagnose", "demo", "demo-nvfp4", *only)
+    assert (sound.returncode, "nothing suspicious" in sound.stdout) == (0, True), sound.stderr
+    table = run("diagnose", "demo", faulty, *only)
+    assert table.returncode == 1
+    assert "nibbles swapped" in table.stdout
+    done = run("diagnose", "demo", faulty, *only, "--json")
+    assert done.returncode == 1
+    report: dict[str, Any] = json.loads(done.stdout)
+    assert report["schema"] == SCHEMA
+    assert report["suspects"][0].keys() >= {"module", "score", "cause"}
+    assert {layer["module"].removesuffix(".bias") for layer in report["layers"]} == {fault.module}
+    assert run("diagnose", "demo", "demo-fp8", "--layers", "nothing.*").returncode == 2
+
+
+def test_a_layer_that_the_reference_has_not_is_refused() -> None:
+    (reference,) = read_sources("demo", [])
+    with pytest.raises(BadRequest, match="no layer nowhere"):
+        record(reference, {"transformer": ["nowhere"]}, ["a"], 0, sampling_of("demo").but(steps=1), CPU)
