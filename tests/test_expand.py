@@ -109,8 +109,11 @@ def test_rounding_to_a_scheme_costs_what_it_costs_on_gaussian_weights(scheme, en
     [
         (four_bits.nvfp4(48, 128).with_parts(encode_nvfp4(torch.randn(48, 128)), PLAIN), None),
         (FORMS["svdquant_int4"], None),
-        (four_bits.nvfp4(40, 128), "sides that are multiples of 16"),
-        (QuantTensor(FP8, PLAIN, (16, 16), encode_fp8(torch.randn(16, 16))), "expands NVFP4, SVDQuant INT4"),
+        (four_bits.nvfp4(40, 128), "sides that are multiples of 16 and 16"),
+        (
+            QuantTensor(FP8, PLAIN, (16, 16), encode_fp8(torch.randn(16, 16))),
+            "multiplies NVFP4 and SVDQuant INT4 and SVDQuant NVFP4 only",
+        ),
     ],
 )
 def test_what_can_be_expanded(weight: QuantTensor, reason: str | None) -> None:

@@ -59,8 +59,8 @@ def spec(tensor: QuantTensor) -> WeightSpec:
         (dynamic(fp8_tensor()), HOPPER, AS_STORED, "scaled_mm", "scaled_mm is preferred"),
         (dynamic(fp8_tensor()), HOPPER, BF16, "weight_only", "the inputs of this layer are not quantized"),
         (fp8_tensor(), HOPPER, BF16, "weight_only", "the inputs of this layer are not quantized"),
-        (fp8_tensor(out=40), HOPPER, AS_STORED, "weight_only", "multiples of 16, this is 40 x 64"),
-        (nvfp4_tensor(out=40), HOPPER, AS_STORED, "weight_only", "multiplies FP8 only, this is NVFP4"),
+        (fp8_tensor(out=40), HOPPER, AS_STORED, "weight_only", "multiples of 16 and 16, this is 40 x 64"),
+        (nvfp4_tensor(out=40), HOPPER, AS_STORED, "weight_only", "multiplies FP8 (e4m3) only, this is NVFP4"),
     ],
 )
 def test_choice_and_reasons(tensor: QuantTensor, target: Target, activations: str, chosen: str, reason: str) -> None:

@@ -6,15 +6,15 @@ for each row. So there is no second product for the low-rank branch, and the inp
 """
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from mezzotint.kernels.backend import Can, Cannot, Target, WeightSpec
 from mezzotint.kernels.products import FEW, MULTIPLE, fp8_product, scaled_input
+from mezzotint.kernels.refusals import answer, exact_input, odd_sides, other_gpu, other_scheme, without_triton
 from mezzotint.schemes import FP8, NVFP4, SVDQUANT_INT4, SVDQUANT_NVFP4
 from mezzotint.schemes.rounding import E2M1_MAX, E4M3_MAX, expand_e2m1, expand_nibbles, round_e4m3
 from mezzotint.schemes.scheme import Parts
@@ -30,16 +30,11 @@ class Expand:
     wants = PLAIN
 
     def can(self, weight: WeightSpec, target: Target, activations: str) -> Can | Cannot:
-        expandable = can_expand(weight, activations)
-        if isinstance(expandable, Cannot):
-            return expandable
-        if target.kind != "cuda" or target.capability is None:
-            return Cannot(f"needs a CUDA GPU, this is {target}")
-        if target.capability < (8, 9):
-            return Cannot(f"needs FP8 tensor cores (sm_89 or newer), this is {target}")
-        if find_spec("triton") is None:
-            return Cannot("needs Triton, which is not installed")
-        return Can()
+        return answer(
+            *against_expanding(weight, activations),
+            other_gpu(target, "FP8 tensor cores (sm_89 or newer)", lambda own: own >= (8, 9)),
+            without_triton(),
+        )
 
     def prepare(self, weight: QuantTensor) -> Mapping[str, Tensor]:
         """scale, factor [out] float32; column [in], bias [out] float32 where there is something to say."""
@@ -63,20 +58,18 @@ class Expand:
         return product.reshape(*x.shape[:-1], weight.shape[0])
 
 
-def can_expand(weight: WeightSpec, activations: str) -> Can | Cannot:
-    """Whether a weight has an FP8 form that stands for it, on any device."""
-    if weight.scheme not in SCHEMES:
-        return Cannot(f"expands {', '.join(s.title for s in SCHEMES)}, this is {weight.scheme.title}")
-    if not weight.quantizes_input(activations):
-        return Cannot("rounds the input to FP8, and the inputs of this layer are not quantized")
+def against_expanding(weight: WeightSpec, activations: str) -> Iterator[str | None]:
+    """Reasons why a weight has no FP8 form that stands for it, on any device."""
+    yield other_scheme(weight, *SCHEMES)
+    yield exact_input(weight, activations, "FP8")
     if has_static_input(weight.parts) and "proj_down" in weight.parts:
-        return Cannot("has no way to apply a low-rank branch on the layer's own input beside a static input scale")
-    if any(side % MULTIPLE for side in weight.shape) or weight.shape[1] % weight.scheme.group:
-        return Cannot(
-            f"needs sides that are multiples of {MULTIPLE} and whole groups, "
-            f"this is {weight.shape[0]} x {weight.shape[1]}"
-        )
-    return Can()
+        yield "has no way to apply a low-rank branch on the layer's own input beside a static input scale"
+    yield odd_sides(weight, MULTIPLE, max(MULTIPLE, weight.scheme.group))
+
+
+def can_expand(weight: WeightSpec, activations: str) -> Can | Cannot:
+    """Whether a weight has an FP8 form that stands for it."""
+    return answer(*against_expanding(weight, activations))
 
 
 def has_static_input(parts: Mapping[str, object]) -> bool:

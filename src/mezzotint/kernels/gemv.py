@@ -2,7 +2,6 @@
 
 import importlib
 from collections.abc import Mapping
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -10,6 +9,7 @@ from torch.nn import functional as F
 
 from mezzotint.kernels.backend import Can, Cannot, Target, WeightSpec
 from mezzotint.kernels.products import FEW
+from mezzotint.kernels.refusals import answer, other_gpu, other_parts, other_scheme, without_triton
 from mezzotint.schemes import AWQ_W4A16
 from mezzotint.tensor import PLAIN, QuantTensor
 
@@ -22,16 +22,12 @@ class Gemv:
     wants = PLAIN
 
     def can(self, weight: WeightSpec, target: Target, activations: str) -> Can | Cannot:
-        if weight.scheme is not AWQ_W4A16:
-            return Cannot(f"multiplies AWQ W4A16 only, this is {weight.scheme.title}")
-        if target.kind != "cuda":
-            return Cannot(f"needs a CUDA GPU, this is {target}")
-        if find_spec("triton") is None:
-            return Cannot("needs Triton, which is not installed")
-        extra = set(weight.parts) - {"codes", "block_scale", "block_zero", "bias"}
-        if extra:
-            return Cannot(f"has no way to apply {', '.join(sorted(extra))}")
-        return Can()
+        return answer(
+            other_scheme(weight, AWQ_W4A16),
+            other_gpu(target, "BF16 tensor cores (sm_80 or newer)", lambda own: own >= (8, 0)),
+            without_triton(),
+            other_parts(weight, {"bias"}),
+        )
 
     def prepare(self, weight: QuantTensor) -> Mapping[str, Tensor]:
         importlib.import_module("mezzotint.kernels.triton_ops.gemv")

@@ -1,6 +1,7 @@
 """Why a backend cannot, in the words that a load report shows. Each function returns the reason, or None."""
 
 from collections.abc import Callable, Collection
+from importlib.util import find_spec
 
 from mezzotint.kernels.backend import Can, Cannot, Target, WeightSpec
 from mezzotint.schemes import Scheme
@@ -41,6 +42,10 @@ def exact_input(weight: WeightSpec, activations: str, rounding: str) -> str | No
     if weight.quantizes_input(activations):
         return None
     return f"rounds the input to {rounding}, and the inputs of this layer are not quantized"
+
+
+def without_triton() -> str | None:
+    return "needs Triton, which is not installed" if find_spec("triton") is None else None
 
 
 def odd_sides(weight: WeightSpec, rows: int, columns: int) -> str | None:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from mezzotint.kernels.backend import Can, Cannot, Target, WeightSpec
 from mezzotint.kernels.products import MULTIPLE, fp8_product, scaled_input
+from mezzotint.kernels.refusals import answer, exact_input, odd_sides, other_gpu, other_parts, other_scheme
 from mezzotint.schemes import FP8
 from mezzotint.tensor import PLAIN, QuantTensor
 
@@ -16,22 +17,13 @@ class ScaledMM:
     wants = PLAIN
 
     def can(self, weight: WeightSpec, target: Target, activations: str) -> Can | Cannot:
-        if weight.scheme is not FP8:
-            return Cannot(f"multiplies FP8 only, this is {weight.scheme.title}")
-        if target.kind != "cuda" or target.capability is None:
-            return Cannot(f"needs a CUDA GPU, this is {target}")
-        if target.capability < (8, 9):
-            return Cannot(f"needs FP8 tensor cores (sm_89 or newer), this is {target}")
-        extra = set(weight.parts) - {"codes", "weight_scale", "input_scale", "pre_quant_scale"}
-        if extra:
-            return Cannot(f"has no way to apply {', '.join(sorted(extra))}")
-        if not weight.quantizes_input(activations):
-            return Cannot("multiplies FP8 by FP8, and the inputs of this layer are not quantized")
-        if any(side % MULTIPLE for side in weight.shape):
-            return Cannot(
-                f"needs sides that are multiples of {MULTIPLE}, this is {weight.shape[0]} x {weight.shape[1]}"
-            )
-        return Can()
+        return answer(
+            other_scheme(weight, FP8),
+            other_gpu(target, "FP8 tensor cores (sm_89 or newer)", lambda own: own >= (8, 9)),
+            other_parts(weight, {"input_scale", "pre_quant_scale"}),
+            exact_input(weight, activations, "FP8"),
+            odd_sides(weight, MULTIPLE, MULTIPLE),
+        )
 
     def prepare(self, weight: QuantTensor) -> Mapping[str, Tensor]:
         return {}
