@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from faults import FAULTS, Fault, plant
+from faults import FAULTS, Fault, nibbles_swapped, plant
+from mezzotint import kernels
 from mezzotint.errors import BadRequest
 from mezzotint.families import Sampling
+from mezzotint.kernels import Can, Cannot, Target, WeightSpec
 from mezzotint.layouts.nunchaku import from_vector_fragments, to_vector_fragments
 from mezzotint.pipelines import load, paint, sampling_of
 from mezzotint.quality.candidate import read_sources
@@ -64,6 +66,45 @@ def test_a_sound_copy_has_no_suspect(name: str) -> None:
             assert 0 < step.output_error < 0.2
             assert step.input is not None
             assert step.input.saturation < 0.01
+
+
+def test_a_fault_in_every_layer_is_named_in_every_layer(tmp_path: Path) -> None:
+    """What a reader does wrong it does everywhere: no layer stands out then."""
+
+    def swap_all(tensors: dict[str, Tensor], _module: str) -> None:
+        for name in [name for name, value in tensors.items() if value.dtype == torch.uint8]:
+            nibbles_swapped(tensors, name.removesuffix(".weight"))
+
+    faulty = str(plant(Fault("all", "demo-nvfp4", "", swap_all), tmp_path / "faulty"))
+    diagnosis = diagnose("demo", faulty, steps=1, device="cpu")
+    quantized = {layer.module for layer in diagnosis.layers if layer.scheme == "nvfp4"}
+    assert quantized == {suspect.module for suspect in diagnosis.suspects}
+    assert {suspect.cause for suspect in diagnosis.suspects} == {"nibbles swapped"}
+
+
+class Halving:
+    """A backend that is wrong."""
+
+    name, preference, wants = "halving", 1000, PLAIN
+
+    def can(self, weight: WeightSpec, target: Target, activations: str) -> Can | Cannot:
+        return Can() if weight.shape == (768, 256) else Cannot("it halves only some")
+
+    def prepare(self, weight: QuantTensor) -> dict[str, Tensor]:
+        return {}
+
+    def linear(self, x: Tensor, weight: QuantTensor, bias: Tensor | None, activations: str) -> Tensor:
+        return kernels.named("reference").linear(x, weight, bias, activations) / 2
+
+
+def test_a_wrong_kernel_is_told_from_wrong_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(kernels.backends(), "halving", Halving())
+    diagnosis = diagnose("demo", "demo-fp8", layers="single_transformer_blocks.*", steps=1, device="cpu")
+    assert {suspect.module for suspect in diagnosis.suspects} == {
+        f"single_transformer_blocks.{i}.norm.linear" for i in range(3)
+    }
+    assert {suspect.cause for suspect in diagnosis.suspects} == {"wrong product of halving"}
+    assert {layer.steps[0].kernel_error for layer in diagnosis.layers if layer.backend == "halving"} == {0.5}
 
 
 def suspicion(scheme: Scheme, parts: dict[str, Tensor], expected: Tensor, limit: float = 0.25) -> Suspicion:

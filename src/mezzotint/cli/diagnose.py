@@ -86,4 +86,4 @@ def _print(diagnosis: Any) -> None:
         table.add_row(*map(Text, (suspect.module, f"{suspect.score:.1f}", suspect.cause, suspect.detail)))
     out.print(table)
     shown = f", of which {SHOWN} are shown" if len(diagnosis.suspects) > SHOWN else ""
-    out.print(f"{layers}: {len(diagnosis.suspects)} suspects{shown}", markup=False, highlight=False)
+    out.print(f"{layers}: {len(diagnosis.suspects)} suspicious{shown}", markup=False, highlight=False)

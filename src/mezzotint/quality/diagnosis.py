@@ -1,16 +1,18 @@
 """Why a candidate is wrong: every layer is measured, and the suspects among them are named with a cause."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
 import torch
+from torch import nn
 
 from mezzotint.builtin import resolve
 from mezzotint.errors import BadRequest
 from mezzotint.kernels import best_device
+from mezzotint.loading import LoadPlan
 from mezzotint.pipelines import plan_transformers, sampling_of
 from mezzotint.quality.candidate import Candidate, read_sources
 from mezzotint.quality.input_scales import input_fault
@@ -136,21 +138,26 @@ def _sides(reference: Candidate, candidate: Candidate, layers: str) -> list[Side
         plan_transformers(resolve(source.model), source.transformer, source.transformer_2, source.activations)
         for source in (reference, candidate)
     )
-    if first.keys() != second.keys():
+    if _shapes(first) != _shapes(second):
         raise BadRequest(
-            f"the reference has {' and '.join(first)}, the candidate {' and '.join(second)}",
-            "name a candidate of the same model.",
+            "the reference and the candidate are not the same model: their tensors differ in name or shape",
+            "name the unquantized model that the candidate was made of.",
         )
     sides = [Side(name, first[name][0].checkpoint, second[name][0].checkpoint, layers) for name in first]
     if not any(side.names for side in sides):
         raise BadRequest(
             f"--layers is {layers!r}, and no layer is called so", "`mezzotint inspect --layers` lists them."
         )
-    for side in sides:
-        if side.reference.family != side.candidate.family:
-            titles = f"{side.reference.family.title}, the candidate {side.candidate.family.title}"
-            raise BadRequest(f"the reference is {titles}", "name a reference of the same model.")
     return sides
+
+
+def _shapes(plans: Mapping[str, tuple[LoadPlan, nn.Module]]) -> dict[str, tuple[int, ...]]:
+    """{component and tensor: shape} of the models that are to be filled."""
+    return {
+        f"{component}.{name}": tuple(value.shape)
+        for component, (_, model) in plans.items()
+        for name, value in model.state_dict().items()
+    }
 
 
 def _judge(
