@@ -176,14 +176,21 @@ def humming_transform(config: HummingConfig, tensors: dict[str, Tensor]) -> dict
     return dict(tensors)
 
 
+@torch.library.custom_op("stand_ins::humming_gemm", mutates_args=())
 def humming_gemm(
     layer_config: str, inputs: Tensor, weight: Tensor, weight_scale: Tensor, weight_scale_2: Tensor, locks: Tensor
 ) -> Tensor:
+    """An operator, as Humming's product is one where it is traced."""
     config = json.loads(layer_config)
     assert (inputs.dtype, inputs.shape[1]) == (torch.bfloat16, config["shape_k"])
     assert (locks.dtype, locks.numel(), int(locks.abs().sum())) == (torch.int32, 2048, 0)
     scale = weight_scale.float().repeat_interleave(16, dim=1) * weight_scale_2
     return (inputs.float() @ (expand_e2m1(weight.view(torch.uint8)) * scale).T).bfloat16()
+
+
+@humming_gemm.register_fake
+def _(layer_config: str, inputs: Tensor, weight: Tensor, *_: Tensor) -> Tensor:
+    return inputs.new_empty(inputs.shape[0], weight.shape[0])
 
 
 def nunchaku_quantize(input: Tensor, lora_down: Tensor, smooth: Tensor, fp4: bool) -> tuple[Tensor, Tensor, Tensor]:

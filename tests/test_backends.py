@@ -135,10 +135,22 @@ def test_each_of_these_layers_is_taken_on_a_gpu_that_suits(
     assert select(spec, GPU.get(backend, BLACKWELL), only=backend).backend.name == backend
 
 
-@pytest.mark.parametrize("backend", ["torch_nvfp4", "flashinfer", "nunchaku_nvfp4", "weight_only"])
-def test_a_layer_compiles_without_a_graph_break(backend: str, library: Callable[[str], list[str]]) -> None:
+@pytest.mark.parametrize(
+    ("backend", "name"),
+    [
+        ("torch_nvfp4", "svdquant_nvfp4"),
+        ("comfy_kitchen", "svdquant_nvfp4"),
+        ("flashinfer", "svdquant_nvfp4"),
+        ("flashinfer", "svdquant_nvfp4, by row"),
+        ("humming", "nvfp4_svd"),
+        ("nunchaku_int4", "svdquant_int4"),
+        ("nunchaku_nvfp4", "svdquant_nvfp4"),
+        ("weight_only", "svdquant_int4, shifted"),
+    ],
+)
+def test_a_layer_compiles_without_a_graph_break(backend: str, name: str, library: Callable[[str], list[str]]) -> None:
     library(backend)
-    layer = QuantLinear(FORMS["svdquant_nvfp4"], only=backend)
+    layer = QuantLinear(FORMS[name], only=backend)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     assert relative_error(compiled(sample()), layer(sample())) < 1e-3
 
@@ -210,9 +222,10 @@ def test_pytorchs_own_shape_rules_take_the_call(name: str) -> None:
             "NVFP4 and SVDQuant NVFP4 only, this is SVDQuant INT4",
         ),
         ("flashinfer", four_bits.nvfp4(48, 128), BLACKWELL, AS_STORED, "multiples of 32 and 32, this is 48 x 128"),
+        ("flashinfer", FORMS["nvfp4, static"], Target("cuda", (11, 0)), AS_STORED, "sm_121), this is sm_110"),
         ("humming", FORMS["svdquant_nvfp4"], AMPERE, AS_STORED, "multiplies NVFP4 only, this is SVDQuant NVFP4"),
         ("humming", FORMS["nvfp4, static"], Target("cuda", (7, 5)), AS_STORED, "(sm_80 or newer), this is sm_75"),
-        ("humming", four_bits.nvfp4(48, 128), AMPERE, AS_STORED, "multiples of 64 and 64, this is 48 x 128"),
+        ("humming", four_bits.nvfp4(48, 128), AMPERE, AS_STORED, "multiples of 128 and 64, this is 48 x 128"),
         ("nunchaku_int4", FORMS["svdquant_int4"], HOPPER, AS_STORED, "(sm_80, sm_86, sm_89), this is sm_90"),
         ("nunchaku_int4", FORMS["svdquant_int4, shifted"], ADA, AS_STORED, "has no way to apply shift"),
         ("nunchaku_nvfp4", FORMS["svdquant_nvfp4"], BLACKWELL, AS_STORED, "(sm_120, sm_121), this is sm_100"),

@@ -13,12 +13,13 @@ from mezzotint.kernels.backend import Can, Cannot, Target, WeightSpec
 from mezzotint.kernels.branches import around
 from mezzotint.kernels.libraries import Library
 from mezzotint.kernels.nvfp4_product import TILED, input_unit, outer_scale, reasons_against
-from mezzotint.kernels.refusals import answer
+from mezzotint.kernels.refusals import answer, not_among
 from mezzotint.layouts.arrangements import pad
 from mezzotint.schemes import SVDQUANT_NVFP4
 from mezzotint.tensor import QuantTensor
 
 LIBRARY = Library("flashinfer-python", "flashinfer", "0.7.2", "pip install flashinfer-python")
+GPUS = ((10, 0), (10, 3), (12, 0), (12, 1))
 ROWS, COLUMNS = 32, 32
 RANKS = 32
 """The kernel for SVDQuant takes ranks that are multiples of this; others are filled up with zeros."""
@@ -30,7 +31,11 @@ class FlashInfer:
     wants = TILED
 
     def can(self, weight: WeightSpec, target: Target, activations: str) -> Can | Cannot:
-        return answer(*reasons_against(weight, target, activations, ROWS, COLUMNS), LIBRARY.missing())
+        return answer(
+            *reasons_against(weight, target, activations, ROWS, COLUMNS),
+            not_among(target, GPUS, "FlashInfer has NVFP4 kernels for"),
+            LIBRARY.missing(),
+        )
 
     def prepare(self, weight: QuantTensor) -> Mapping[str, Tensor]:
         outer = outer_scale(weight)

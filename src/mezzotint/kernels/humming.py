@@ -20,7 +20,8 @@ from mezzotint.schemes import NVFP4
 from mezzotint.tensor import PLAIN, QuantTensor
 
 LIBRARY = Library("humming-kernels", "humming", "0.1.19", "pip install 'humming-kernels[cu13]'")
-SIDE = 64
+ROWS, COLUMNS = 128, 64
+"""On sm_90 its tiles have 128 rows; elsewhere 64 would do."""
 LOCKS = 2048
 """Counters by which blocks of one product wait for each other; each layer needs its own."""
 
@@ -34,7 +35,7 @@ class Humming:
         return answer(
             other_scheme(weight, NVFP4),
             other_gpu(target, "BF16 tensor cores (sm_80 or newer)", lambda own: own >= (8, 0)),
-            odd_sides(weight, SIDE, SIDE),
+            odd_sides(weight, ROWS, COLUMNS),
             LIBRARY.missing(),
         )
 

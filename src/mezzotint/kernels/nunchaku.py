@@ -16,8 +16,8 @@ from mezzotint.kernels.refusals import (
     absent_parts,
     answer,
     exact_input,
+    not_among,
     odd_sides,
-    other_gpu,
     other_parts,
     other_scheme,
 )
@@ -52,10 +52,9 @@ class Nunchaku:
     preference: int = 50
 
     def can(self, weight: WeightSpec, target: Target, activations: str) -> Can | Cannot:
-        known = ", ".join(f"sm_{major}{minor}" for major, minor in self.gpus)
         return answer(
             other_scheme(weight, self.scheme),
-            other_gpu(target, f"a GPU that Nunchaku has {self.inputs} kernels for ({known})", self.gpus.__contains__),
+            not_among(target, self.gpus, f"Nunchaku has {self.inputs} kernels for"),
             exact_input(weight, activations, self.inputs),
             absent_parts(weight, NEEDED),
             other_parts(weight, APPLIED),

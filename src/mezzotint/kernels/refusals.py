@@ -26,6 +26,12 @@ def other_gpu(target: Target, needed: str, suits: Callable[[tuple[int, int]], bo
     return None if suits(target.capability) else f"needs {needed}, this is {target}"
 
 
+def not_among(target: Target, gpus: Collection[tuple[int, int]], use: str) -> str | None:
+    """use   what the compute capabilities `gpus` are there for, as in "FlashInfer has kernels for" """
+    known = ", ".join(str(Target("cuda", gpu)) for gpu in gpus)
+    return other_gpu(target, f"a GPU that {use} ({known})", gpus.__contains__)
+
+
 def other_parts(weight: WeightSpec, applied: Collection[str]) -> str | None:
     """applied   the parts, besides those that every layer of the scheme has, that the backend does something with"""
     unknown = set(weight.parts) - set(weight.scheme.parts) - set(applied)
