@@ -1,5 +1,6 @@
 """`--to nunchaku` and `--to row-major`: the same bytes come back, and what has no place is refused."""
 
+import gc
 import json
 from collections.abc import Callable
 from functools import partial
@@ -15,9 +16,10 @@ from torch import Tensor
 import mezzotint
 from checkpoints import WEIGHTS, rewrite
 from mezzotint.checkpoint import Checkpoint
+from mezzotint.converting.planning import plan_contents
 from mezzotint.errors import Unsupported
 from mezzotint.families.nunchaku_names import in_nunchaku, stored_layers, stored_tensor
-from mezzotint.formats import write_nunchaku, write_row_major
+from mezzotint.formats import targets, write_nunchaku, write_row_major
 from mezzotint.formats.writing import Model, Refusal
 from mezzotint.loading import plan
 from mezzotint.pipelines import meta_model
@@ -166,6 +168,24 @@ def test_numbers_that_nunchaku_cannot_hold_are_refused_before_anything_is_writte
     with pytest.raises(Unsupported, match=reason):
         mezzotint.convert(folder, tmp_path / "out", to="nunchaku")
     assert [file.name for file in tmp_path.iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize("to", ["nunchaku", "row-major"])
+def test_a_plan_keeps_none_of_the_numbers_that_it_was_decided_by(data: Path, to: str) -> None:
+    """Those of a large model would add up to more than the memory that a conversion may take."""
+    checkpoint = Checkpoint.open(golden(data, ZIMAGE))
+    names = [partial(function, "zimage") for function in (stored_layers, stored_tensor, in_nunchaku)]
+    model = Model("ZImageTransformer2DModel", checkpoint.header.config, *names)
+    assert checkpoint.linears
+    before = real_tensors()
+    contents = plan_contents(checkpoint, targets()[to].writer(model), (), None)
+    assert contents.groups
+    assert real_tensors() <= before
+
+
+def real_tensors() -> int:
+    gc.collect()
+    return sum(type(item) is Tensor and not item.is_meta for item in gc.get_objects())
 
 
 def test_nunchakus_file_needs_the_models_configuration(data: Path, tmp_path: Path) -> None:

@@ -168,15 +168,15 @@ def _quantized(
 def _stored(
     checkpoint: Checkpoint, writer: Writer, outlines: Mapping[str, Outline], tensors: Mapping[str, Tensor]
 ) -> list[tuple[Place, Group]]:
-    """The tensors of one group: what is stored as it is gets copied, what is known already is kept, and the rest is
-    made together."""
+    """The tensors of one group: what is stored as it is gets copied, what is known without reading is kept, and the
+    rest is made together."""
     place = min(_place(info) for outline in outlines.values() for _, info in outline.stored)
     groups, made = [], []
     for key, tensor in tensors.items():
         entry, origin = Entry(key, tensor.dtype, tuple(tensor.shape)), _origin(outlines, tensor)
         if origin is not None:
             groups.append((_place(origin), Group((entry,), _copy(outlines, tensor, origin))))
-        elif not tensor.is_meta:
+        elif not (tensor.is_meta or writer.decisive):
             groups.append((place, Group((entry,), partial(bytes_of, tensor))))
         else:
             made.append(entry)
