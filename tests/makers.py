@@ -13,12 +13,13 @@ from torch import Tensor
 from cases import Case
 from make_header_fixtures import TO_ORIGINAL
 from mezzotint.checkpoint import Checkpoint
-from mezzotint.families.nunchaku_names import TABLES
+from mezzotint.families.nunchaku_names import AWQ, TABLES
 from mezzotint.formats import mezzotint as mezzotint_format
 from mezzotint.formats.notes import MARKER
 from mezzotint.formats.svdquant import GELU_SHIFT, SHIFTED
 from mezzotint.layouts import swap_nibbles, to_tiles
-from mezzotint.schemes import SVDQUANT_INT4, SVDQUANT_NVFP4, Scheme
+from mezzotint.schemes import AWQ_W4A16, SVDQUANT_INT4, SVDQUANT_NVFP4, Scheme
+from mezzotint.schemes.awq import encode_awq
 from mezzotint.tensor import PLAIN, QuantTensor
 from nunchaku_files import as_nunchaku, as_rows
 from quantized import E4M3_MAX, QUANTIZERS, RANK, export, fp8, in_original_names, nvfp4
@@ -115,8 +116,8 @@ def bfl(method: str) -> Maker:
     return lambda case, folder: saved(kitchen(case, method), folder)
 
 
-def svdquant(case: Case, scheme: Scheme, folder: Path) -> Checkpoint:
-    """The blocks' linears as SVDQuant that Nunchaku could hold, in Mezzotint's own format."""
+def svdquant(case: Case, scheme: Scheme, folder: Path, modulation: bool = False) -> Checkpoint:
+    """The blocks' linears as SVDQuant that Nunchaku could hold, in Mezzotint's own format; modulation in AWQ or not."""
     model, config = case.reference.transformer, json.loads(case.reference.transformer.to_json_string())
     tables = TABLES[case.name]
     targets = {target for table in tables for holds in table.layers.values() if holds.rows for target in holds.targets}
@@ -126,6 +127,8 @@ def svdquant(case: Case, scheme: Scheme, folder: Path) -> Checkpoint:
         block, _, leaf = module.partition(".0.")
         if leaf in targets and any(table.block.fullmatch(f"{block}.0") for table in tables):
             layers[module] = _pieces(module, weights[f"{module}.weight"].float(), weights.get(f"{module}.bias"), scheme)
+        elif modulation and leaf in AWQ[case.name]:
+            layers[module] = [_awq(weights[f"{module}.weight"])]
     writer = mezzotint_format.TARGET
     stored = {
         name: value
@@ -149,6 +152,11 @@ def _pieces(module: str, weight: Tensor, bias: Tensor | None, scheme: Scheme) ->
             _svdquant(module.replace("proj_out", "mlp_fc2"), weight[:, width:], None, scheme),
         ]
     return [_svdquant(module, weight, bias, scheme)]
+
+
+def _awq(weight: Tensor) -> QuantTensor:
+    """With a bias of nothing, as not every number less 1 is a BF16 number."""
+    return QuantTensor(AWQ_W4A16, PLAIN, tuple(weight.shape), encode_awq(weight) | {"bias": torch.zeros(len(weight))})
 
 
 def _svdquant(stored: str, weight: Tensor, bias: Tensor | None, scheme: Scheme) -> QuantTensor:

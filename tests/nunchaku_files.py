@@ -68,4 +68,4 @@ def as_rows(checkpoint: Checkpoint, file: Path, vectors_packed: bool, conversion
 def same_bytes(a: Tensor, b: Tensor) -> bool:
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
-    return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+    return torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))

@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import mezzotint
+from cases import Case
 from checkpoints import WEIGHTS, rewrite
+from makers import FILE, svdquant
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.converting.planning import plan_contents
 from mezzotint.errors import Unsupported
@@ -23,6 +25,7 @@ from mezzotint.formats import targets, write_nunchaku, write_row_major
 from mezzotint.formats.writing import Model, Refusal
 from mezzotint.loading import plan
 from mezzotint.pipelines import meta_model
+from mezzotint.schemes import SVDQUANT_INT4, SVDQUANT_NVFP4, Scheme
 from nunchaku_files import CASES, LEGACY, golden, same_bytes
 
 FLUX_INT4, FLUX_NVFP4, ZIMAGE = CASES
@@ -69,6 +72,20 @@ def test_nunchakus_own_file_comes_back_byte_for_byte(
 
 def test_an_older_folder_becomes_the_merged_file(data: Path, tmp_path: Path) -> None:
     same_tensors(through(data / LEGACY, tmp_path, "nunchaku"), golden(data, FLUX_INT4))
+
+
+@pytest.mark.parametrize("scheme", [SVDQUANT_INT4, SVDQUANT_NVFP4], ids=lambda scheme: scheme.name)
+def test_qwen_image_paints_the_same_from_nunchakus_file(
+    cases: Callable[[str], Case], tmp_path: Path, scheme: Scheme
+) -> None:
+    """There is no golden file of it: written as Nunchaku's and read again, AWQ modulation included."""
+    case = cases("qwenimage")
+    ours = tmp_path / "ours"
+    svdquant(case, scheme, ours, modulation=True)
+    file = through(ours, tmp_path, "nunchaku")
+    assert "2 AWQ W4A16" in Checkpoint.open(file).recognised.evidence
+    assert torch.equal(case.paint(transformer=file).latents, case.paint(transformer=ours).latents)
+    same_tensors(through(file, tmp_path, "mezzotint") / WEIGHTS, ours / FILE)
 
 
 @pytest.mark.parametrize("way", [("row-major",), ("row-major", "mezzotint", "row-major")], ids=len)
