@@ -7,7 +7,7 @@ import torch
 
 import four_bits
 from mezzotint.errors import BadRequest
-from mezzotint.kernels import AS_STORED, BF16, Can, Cannot, Target, WeightSpec, select
+from mezzotint.kernels import AS_STORED, BF16, Can, Cannot, Target, WeightSpec, refusals, select
 from mezzotint.kernels.expand import as_fp8, can_expand, expand_by_definition, prepared, scaled_input
 from mezzotint.nn import QuantLinear, quant_linears
 from mezzotint.pipelines import load
@@ -148,3 +148,16 @@ def test_a_backend_may_be_named_for_one_scheme() -> None:
     assert (
         select(WeightSpec.of(FORMS["nvfp4, static"]), Target("cpu")).declined["expand"].startswith("needs a CUDA GPU")
     )
+
+
+def test_weights_stay_stored_where_another_backend_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or else `--backend reference` on a GPU would compute with other numbers than the checkpoint's."""
+    monkeypatch.setattr(refusals, "find_spec", lambda name: name)
+    monkeypatch.setattr(Target, "of", lambda _device: Target("cuda", (9, 0)))
+    monkeypatch.setattr(torch.accelerator, "get_memory_info", lambda _device: (10**9, 10**9))
+    spec, gpu = WeightSpec.of(FORMS["nvfp4, static"]), torch.device("meta")
+    assert settle(None, [spec], 0, gpu, AS_STORED) == "fp8"
+    assert settle(None, [spec], 10**9, gpu, AS_STORED) == "stored"
+    assert settle(None, [spec], 0, gpu, AS_STORED, "reference") == "stored"
+    assert settle(None, [spec], 0, gpu, AS_STORED, {"nvfp4": "reference"}) == "stored"
+    assert settle(None, [spec], 0, gpu, AS_STORED, {"fp8": "reference"}) == "fp8"

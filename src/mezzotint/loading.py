@@ -15,14 +15,11 @@ from mezzotint.checkpoint import Checkpoint
 from mezzotint.costs import resident_bytes
 from mezzotint.errors import BadRequest, MissingTensor, ShapeMismatch, UnexpectedTensor
 from mezzotint.hub import AnyPath
-from mezzotint.kernels import ACTIVATIONS, AS_STORED, BackendUse, WeightSpec, count_uses
+from mezzotint.kernels import ACTIVATIONS, AS_STORED, BackendChoice, BackendUse, WeightSpec, asked_for, count_uses
 from mezzotint.nn import QuantLinear, SplitLinear, quant_linears
 from mezzotint.residency import resident_form, settle
 from mezzotint.schemes import BF16, FP8, Shape
 from mezzotint.tensor import QuantTensor
-
-BackendChoice = str | Mapping[str, str] | None
-"""One backend for all, one for each scheme by name, or the best for each."""
 
 MAX_NAMED = 4
 """How many names an error spells out."""
@@ -112,13 +109,13 @@ def insert_linears(
     resident: str | None = None,
 ) -> None:
     """Replace each nn.Linear that the checkpoint holds quantized by a QuantLinear or SplitLinear, its weights read."""
-    kept = settle(resident, *_weights_of(plan.checkpoint), device, plan.activations)
+    kept = settle(resident, *_weights_of(plan.checkpoint), device, plan.activations, backend)
     for name in plan.checkpoint.linears:
         pieces = plan.checkpoint.read(name)
         if pieces[0].scheme is BF16:
             _restore(model, name, pieces[0], device, dtype)
             continue
-        only = backend.get(pieces[0].scheme.name) if isinstance(backend, Mapping) else backend
+        only = asked_for(backend, pieces[0].scheme)
         pieces = [resident_form(piece.to(device), kept, plan.activations) for piece in pieces]
         own_dtype = _dtype_of(model, name, dtype)
         layer: nn.Module

@@ -18,8 +18,8 @@ from mezzotint.errors import BadRequest, NotACheckpoint, UnknownFormat, UnsoundP
 from mezzotint.families import Sampling, family_with
 from mezzotint.guard import problems_of
 from mezzotint.hub import AnyPath, HubPath, local_copy
-from mezzotint.kernels import AS_STORED, best_device
-from mezzotint.loading import BackendChoice, LoadPlan, plan
+from mezzotint.kernels import AS_STORED, BackendChoice, best_device
+from mezzotint.loading import LoadPlan, plan
 from mezzotint.loading import load as load_model
 
 TRANSFORMER, SECOND = "transformer", "transformer_2"

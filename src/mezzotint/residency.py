@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from mezzotint.errors import BadRequest
-from mezzotint.kernels import AS_STORED, Can, Target, WeightSpec, select
+from mezzotint.kernels import AS_STORED, BackendChoice, Can, Target, WeightSpec, asked_for, select
 from mezzotint.kernels.expand import BACKEND as EXPAND
 from mezzotint.kernels.expand import as_fp8, can_expand
 from mezzotint.tensor import QuantTensor
@@ -19,12 +19,18 @@ text encoders, the VAE and what runs through."""
 
 
 def settle(
-    asked: str | None, weights: Sequence[WeightSpec], other_bytes: int, device: torch.device, activations: str
+    asked: str | None,
+    weights: Sequence[WeightSpec],
+    other_bytes: int,
+    device: torch.device,
+    activations: str,
+    backend: BackendChoice = None,
 ) -> str:
     """What is asked for; or else FP8 where weights would be expanded to FP8 for every product and there is room.
 
     asked         "stored", "fp8", or None
     other_bytes   of everything that is not in `weights`
+    backend       what was asked for to multiply by them
     Raises        BadRequest
     """
     if asked is not None:
@@ -34,8 +40,8 @@ def settle(
     target = Target.of(device)
     if target.kind != "cuda":
         return STORED
-    expanded = [weight for weight in weights if select(weight, target, activations).backend is EXPAND]
-    if not expanded:
+    chosen = [select(weight, target, activations, asked_for(backend, weight.scheme)).backend for weight in weights]
+    if EXPAND not in chosen:
         return STORED
     needed = other_bytes + sum(math.prod(weight.shape) for weight in weights)
     free, _ = torch.accelerator.get_memory_info(device)

@@ -27,12 +27,14 @@ __all__ = [
     "BF16",
     "GENERATIONS",
     "Backend",
+    "BackendChoice",
     "BackendUse",
     "Can",
     "Cannot",
     "Selection",
     "Target",
     "WeightSpec",
+    "asked_for",
     "backends",
     "best_device",
     "count_uses",
@@ -82,6 +84,15 @@ def named(name: str) -> Backend:
     if name not in backends():
         raise BadRequest(f"no backend is called {name!r}", f"there are: {', '.join(backends())}.")
     return backends()[name]
+
+
+BackendChoice = str | Mapping[str, str] | None
+"""One backend for all layers, one for each scheme by name, or the best for each."""
+
+
+def asked_for(choice: BackendChoice, scheme: Scheme) -> str | None:
+    """The backend that was asked for for layers of this scheme, or None."""
+    return choice.get(scheme.name) if isinstance(choice, Mapping) else choice
 
 
 def select(weight: WeightSpec, target: Target, activations: str = AS_STORED, only: str | None = None) -> Selection:

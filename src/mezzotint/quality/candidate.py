@@ -10,8 +10,9 @@ from mezzotint.builtin import DEMO, resolve
 from mezzotint.errors import BadRequest
 from mezzotint.kernels import AS_STORED
 from mezzotint.pipelines import load, plan_transformers
+from mezzotint.residency import STORED
 
-OPTIONS = ("transformer_2", "activations", "backend")
+OPTIONS = ("transformer_2", "activations", "backend", "resident")
 PLAIN_NAMES = ("transformer", "diffusion_pytorch_model", "hf")
 """Parts of a path that many models share, and none is called after."""
 NAMED = re.compile(r"(?P<name>[^/=]+)=(?P<rest>.+)", re.DOTALL)
@@ -19,7 +20,10 @@ NAMED = re.compile(r"(?P<name>[^/=]+)=(?P<rest>.+)", re.DOTALL)
 
 @dataclass(frozen=True)
 class Candidate:
-    """What to load, and what to call it; the fields are those of `mezzotint.load`."""
+    """What to load, and what to call it; the fields are those of `mezzotint.load`.
+
+    resident   as it is stored unless asked, because what is resident is part of the verdict
+    """
 
     name: str
     model: str
@@ -27,11 +31,18 @@ class Candidate:
     transformer_2: str | None = None
     activations: str = AS_STORED
     backend: str | None = None
+    resident: str = STORED
 
     def load(self, device: torch.device) -> Any:
         """The pipeline."""
         return load(
-            self.model, self.transformer, self.transformer_2, device, activations=self.activations, backend=self.backend
+            self.model,
+            self.transformer,
+            self.transformer_2,
+            device,
+            activations=self.activations,
+            backend=self.backend,
+            resident=self.resident,
         )
 
     def check(self) -> None:
@@ -51,7 +62,7 @@ def read_sources(reference: str, candidates: list[str], model: str | None = None
     """The reference and the candidates from `[NAME=]SOURCE[,OPTION=VALUE...]`; transformers run inside `model`.
 
     SOURCE   a pipeline, or a transformer: whatever `load` takes as `model` or as `transformer`
-    OPTION   transformer_2, activations or backend, as `load` takes them
+    OPTION   transformer_2, activations, backend or resident, as `load` takes them
     model    None for the reference, if that is a pipeline, or else the built-in one
     Raises   BadRequest for an option that does not exist, or two of one name
     """
