@@ -38,10 +38,10 @@ def joined(out: int, in_: int) -> QuantTensor:
     return join_rows([one, two.with_parts({**two.parts, "global_scale": two.parts["global_scale"] * 3}, PLAIN)])
 
 
-def with_channels() -> QuantTensor:
+def with_channels(out: int, in_: int) -> QuantTensor:
     """Nunchaku's NVFP4 of fused q, k and v: a scale for each row, and one for the matrix."""
-    own = four_bits.svdquant(SVDQUANT_NVFP4, OUT, IN)
-    scale = (four_bits.random(OUT, seed=5).abs() + 0.5).bfloat16()
+    own = four_bits.svdquant(SVDQUANT_NVFP4, out, in_)
+    scale = (four_bits.random(out, seed=5).abs() + 0.5).bfloat16()
     return own.with_parts({**own.parts, "channel_scale": scale}, PLAIN)
 
 
@@ -53,14 +53,12 @@ def smoothed_exactly(weight: QuantTensor) -> QuantTensor:
     return weight.with_parts({**weight.parts, **{n: p.to(weight.parts[n].dtype) for n, p in powers.items()}}, PLAIN)
 
 
-FORMS = {
-    name: smoothed_exactly(weight)
-    for name, weight in {
-        **four_bits.all_of(OUT, IN),
-        "nvfp4, joined": joined(OUT, IN),
-        "svdquant_nvfp4, by row": with_channels(),
-    }.items()
-}
+def all_forms(out: int, in_: int) -> dict[str, QuantTensor]:
+    others = {"nvfp4, joined": joined(out, in_), "svdquant_nvfp4, by row": with_channels(out, in_)}
+    return {name: smoothed_exactly(own) for name, own in (four_bits.all_of(out, in_) | others).items()}
+
+
+FORMS = all_forms(OUT, IN)
 INTO_FP4 = [name for name in FORMS if "int4" not in name]
 RUNS = [
     *(("torch_nvfp4", name) for name in INTO_FP4),
@@ -81,9 +79,9 @@ def relative_error(candidate: Tensor, reference: Tensor) -> float:
     return float(torch.linalg.norm((candidate - reference).float()) / torch.linalg.norm(reference.float()))
 
 
-def sample() -> Tensor:
-    """What a layer is given, within the range of the static scales once it is smoothed; BF16 [1, 37, 384]."""
-    return (four_bits.random(1, ROWS, IN, seed=9).clamp(-4, 4) / 3).bfloat16()
+def sample(rows: int = ROWS, in_: int = IN) -> Tensor:
+    """What a layer is given, within the range of the static scales once it is smoothed; BF16 [1, rows, in]."""
+    return (four_bits.random(1, rows, in_, seed=9).clamp(-4, 4) / 3).bfloat16()
 
 
 @pytest.fixture
@@ -101,15 +99,18 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[str]]:
 
 def as_standard_nvfp4(weight: QuantTensor) -> QuantTensor:
     """SVDQuant NVFP4 with inputs rounded as NVFP4's are, in units of 1, instead of as Nunchaku rounds them."""
-    parts = dict(weight.parts) | {"input_scale": torch.ones(())}
-    parts["global_scale"] = parts["global_scale"] * parts.pop("channel_scale", torch.ones(1)).float()
+    one = torch.ones_like(weight.parts["global_scale"])
+    parts = dict(weight.parts) | {"input_scale": one}
+    parts["global_scale"] = parts["global_scale"] * parts.pop("channel_scale", one).float()
     return QuantTensor(NVFP4, PLAIN, weight.shape, parts)
 
 
 def expected(backend: str, weight: QuantTensor, x: Tensor) -> Tensor:
+    """What `reference` makes of x, float32, its input rounded as the backend is to round it."""
     if backend in ROUNDS_AS_NVFP4 and weight.scheme is SVDQUANT_NVFP4:
         weight = as_standard_nvfp4(weight)
-    return QuantLinear(weight, torch.float32, BF16 if backend in EXACT_INPUT else AS_STORED)(x.float())
+    activations = BF16 if backend in EXACT_INPUT else AS_STORED
+    return QuantLinear(weight, torch.float32, activations, only="reference")(x.float())
 
 
 @pytest.mark.parametrize(("backend", "name"), RUNS, ids=lambda value: value.replace(", ", "-"))
