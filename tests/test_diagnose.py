@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+import mezzotint
 from faults import FAULTS, Fault, nibbles_swapped, plant
 from mezzotint import kernels
+from mezzotint.builtin import DATA
 from mezzotint.errors import BadRequest
 from mezzotint.families import Sampling
 from mezzotint.kernels import Can, Cannot, Target, WeightSpec
@@ -22,6 +24,7 @@ from mezzotint.quality.input_scales import input_fault, input_range
 from mezzotint.quality.layers import z_score
 from mezzotint.quality.prompts import read_prompts
 from mezzotint.quality.recording import ROWS, Sample, record
+from mezzotint.quality.sensitivity import sensitivity
 from mezzotint.quality.signatures import Suspicion, explain
 from mezzotint.schemes import FP8, NVFP4, Scheme
 from mezzotint.schemes.fp8 import encode_fp8
@@ -249,3 +252,30 @@ def test_a_layer_that_the_reference_has_not_is_refused() -> None:
     (reference,) = read_sources("demo", [])
     with pytest.raises(BadRequest, match="no layer nowhere"):
         record(reference, {"transformer": ["nowhere"]}, ["a"], 0, sampling_of("demo").but(steps=1), CPU)
+
+
+def test_what_is_kept_in_bf16_buys_what_sensitivity_says(tmp_path: Path) -> None:
+    role = "transformer_blocks.*.attn.add_k_proj"
+    foreseen = sensitivity("demo", "demo-nvfp4", layers=role, steps=2, device="cpu")
+    (gain,) = foreseen.gains
+    assert (gain.keep_bf16, gain.layers, gain.fall > 0) == (role, 2, True)
+    assert gain.fall == pytest.approx(foreseen.error["transformer"] - gain.error)
+    mezzotint.convert("demo-nvfp4", tmp_path / "kept", to="modelopt", keep_bf16=[role], base=DATA / "demo/transformer")
+    kept = sensitivity("demo", str(tmp_path / "kept"), layers="*.0.attn.to_q", steps=2, device="cpu")
+    assert kept.error["transformer"] == pytest.approx(gain.error, rel=1e-6)
+
+
+def test_a_faulty_role_is_the_most_sensitive_one(tmp_path: Path) -> None:
+    fault = FAULTS[0]
+    done = run("diagnose", "demo", str(plant(fault, tmp_path / "faulty")), "--sensitivity", "--steps", "1", "--json")
+    assert done.returncode == 0
+    report = json.loads(done.stdout)
+    assert max(report["gains"], key=lambda gain: gain["fall"])["keep_bf16"] == "transformer_blocks.*.ff.net.2"
+    ranked = [gain["fall_per_mib"] for gain in report["gains"]]
+    assert ranked == sorted(ranked, reverse=True)
+    assert report["keep_bf16"] == [gain["keep_bf16"] for gain in report["gains"] if gain["fall"] > 0]
+
+
+def test_nothing_quantized_cannot_be_ranked(tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match="nothing of the candidate is quantized"):
+        sensitivity("demo", f"same={DATA / 'demo/transformer'}", device="cpu")

@@ -24,6 +24,9 @@ def diagnose(
     seed: Annotated[int, typer.Option(min=0, help="Of the noise that every picture starts from.")] = 0,
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps to record.")] = 2,
     layers: Annotated[str, typer.Option(metavar="GLOB", help="Which layers to look at.")] = "*",
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="Rank instead what it buys to keep layers in BF16.")
+    ] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... \\[the GPU if there is one].")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print suspects and all layers as JSON on stdout.")] = False,
 ) -> None:
@@ -32,6 +35,9 @@ def diagnose(
     The reference paints and its layers' inputs are recorded; then each layer of the candidate is read, one at a time:
     its weight against the reference's, its input scale against the inputs, its product by the chosen backend. A cause
     is named where undoing it brings the weight back.
+
+    With --sensitivity, one role of layers at a time is restored to the reference's weights, and ranked by how much
+    nearer, per byte, the transformer's predictions come; the patterns are for `convert --keep-bf16`. Exits with 0.
 
     Exits with 0 if nothing is suspicious, 1 if something is, 2 if it could not run.
 
@@ -42,15 +48,18 @@ def diagnose(
       mezzotint diagnose ./FLUX.1-dev ./flux1-dev-nvfp4/transformer --steps 4 --json
 
       mezzotint diagnose ./FLUX.1-dev ./flux1-fp8,backend=scaled_mm --layers "transformer_blocks.0.*"
+
+      mezzotint diagnose demo demo-nvfp4 --sensitivity
     """
     from mezzotint.cli.output import quiet_libraries, step_progress
 
     with step_progress() as progress:
         bar = progress.add_task("loading", total=None)
         quiet_libraries()
-        from mezzotint.quality.diagnosis import diagnose as run
+        from mezzotint.quality.diagnosis import diagnose as find
+        from mezzotint.quality.sensitivity import sensitivity as rank
 
-        diagnosis = run(
+        found: Any = (rank if sensitivity else find)(
             reference,
             candidate,
             model=model,
@@ -62,14 +71,14 @@ def diagnose(
             on_progress=lambda done, total, what: progress.update(bar, completed=done, total=total, description=what),
         )
     if as_json:
-        print(json.dumps(diagnosis.to_dict(), indent=2))
+        print(json.dumps(found.to_dict(), indent=2))
     else:
-        _print(diagnosis)
-    if diagnosis.suspects:
+        (_print_gains if sensitivity else _print_suspects)(found)
+    if not sensitivity and found.suspects:
         raise typer.Exit(1)
 
 
-def _print(diagnosis: Any) -> None:
+def _print_suspects(diagnosis: Any) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -87,3 +96,20 @@ def _print(diagnosis: Any) -> None:
     out.print(table)
     shown = f", of which {SHOWN} are shown" if len(diagnosis.suspects) > SHOWN else ""
     out.print(f"{layers}: {len(diagnosis.suspects)} suspicious{shown}", markup=False, highlight=False)
+
+
+def _print_gains(found: Any) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from mezzotint.cli.output import console
+
+    table = Table("--keep-bf16", "layers", "more MiB", "error", "fall", "fall per MiB", box=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for gain in found.gains:
+        numbers = f"{gain.bytes / 2**20:.1f}", f"{gain.error:.4f}", f"{gain.fall:+.4f}", f"{gain.fall_per_mib:+.4f}"
+        table.add_row(Text(gain.keep_bf16), str(gain.layers), *numbers)
+    console().print(table)
+    for component, error in found.error.items():
+        print(f"{component}: error of the prediction {error:.4f} with all layers quantized")

@@ -1,23 +1,16 @@
 """Why a candidate is wrong: every layer is measured, and the suspects among them are named with a cause."""
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
 import torch
-from torch import nn
 
-from mezzotint.builtin import resolve
-from mezzotint.errors import BadRequest
-from mezzotint.kernels import best_device
-from mezzotint.loading import LoadPlan
-from mezzotint.pipelines import plan_transformers, sampling_of
-from mezzotint.quality.candidate import Candidate, read_sources
+from mezzotint.quality.candidate import Candidate
 from mezzotint.quality.input_scales import input_fault
 from mezzotint.quality.layers import PLAIN, Z_RATIO, Layer, Side, measure, with_z
-from mezzotint.quality.prompts import default_set, read_prompts
+from mezzotint.quality.pair import Progress, finite_values, open_pair
 from mezzotint.quality.recording import record
 from mezzotint.quality.resident import claim_of
 from mezzotint.quality.signatures import explain
@@ -25,7 +18,7 @@ from mezzotint.schemes import BF16
 
 SCHEMA = "mezzotint.diagnose/1"
 STEPS = 2
-LIMITS = {PLAIN: 0.02, "fp8": 0.08, "int8": 0.08, "mxfp8": 0.08}
+LIMITS = {PLAIN: 0.02, "bf16": 0.02, "fp8": 0.08, "int8": 0.08, "mxfp8": 0.08}
 LIMIT_OF_4_BITS = 0.25
 """Relative errors of a weight that are odd by themselves: round-to-nearest gives 0.03 in 8 bits and 0.1 in 4."""
 KERNEL_LIMIT, KERNEL_RATIO = 0.02, 1.5
@@ -63,8 +56,7 @@ class Diagnosis:
             "suspects": [asdict(suspect) for suspect in self.suspects],
             "layers": [asdict(layer) for layer in self.layers],
         }
-        finite: dict[str, Any] = _finite(values)
-        return finite
+        return finite_values(values)
 
 
 def diagnose(
@@ -90,74 +82,33 @@ def diagnose(
     on_progress   called with how much is done, of how much, and what
     Raises        MezzotintError, before anything is painted if the request or a checkpoint cannot be
     """
-    first, second = read_sources(reference, [candidate], model)
-    chosen = read_prompts(prompts) if prompts else read_prompts(default_set(first.model))[:1]
-    texts = [prompt.text for prompt in chosen]
-    place = torch.device(device) if device is not None else best_device()
-    sides = _sides(first, second, layers)
-    tasks = [(side, name) for side in sides for name in side.names]
-    progress = _Progress(steps * len(texts) + len(tasks), on_progress)
+    pair = open_pair(reference, candidate, model, prompts, seed, steps, layers, device)
+    tasks = [(side, name) for side in pair.sides for name in side.names]
+    progress = Progress(steps * len(pair.prompts) + len(tasks), on_progress)
     recording = record(
-        first,
-        {side.component: side.quantized for side in sides},
-        texts,
+        pair.reference,
+        {side.component: side.quantized for side in pair.sides},
+        pair.prompts,
         seed,
-        sampling_of(first.model).but(steps=steps),
-        place,
+        pair.sampling,
+        pair.device,
         lambda: progress("recording"),
     )
     measured = []
     for side, name in tasks:
-        measured.append(measure(side, name, recording.of(side.component, name), second, place))
+        measured.append(measure(side, name, recording.of(side.component, name), pair.candidate, pair.device))
         progress(name)
     found = with_z(measured)
     suspects = [
-        suspect for task, layer in zip(tasks, found, strict=True) for suspect in _judge(task, layer, found, place)
+        suspect for task, layer in zip(tasks, found, strict=True) for suspect in _judge(task, layer, found, pair.device)
     ]
     return Diagnosis(
-        reference=first,
-        candidate=second,
-        settings={"prompts": texts, "seed": seed, "steps": steps, "layers": layers, "device": str(place)},
-        suspects=tuple(sorted([*_impostors(sides), *suspects], key=lambda suspect: -suspect.score)),
+        reference=pair.reference,
+        candidate=pair.candidate,
+        settings=pair.settings,
+        suspects=tuple(sorted([*_impostors(pair.sides), *suspects], key=lambda suspect: -suspect.score)),
         layers=tuple(found),
     )
-
-
-class _Progress:
-    def __init__(self, total: int, on_progress: Callable[[int, int, str], None]) -> None:
-        self.done, self.total, self.on_progress = 0, total, on_progress
-
-    def __call__(self, what: str) -> None:
-        self.done += 1
-        self.on_progress(self.done, self.total, what)
-
-
-def _sides(reference: Candidate, candidate: Candidate, layers: str) -> list[Side]:
-    """Every transformer of both models. Raises BadRequest if they do not have the same ones, or none such a layer."""
-    first, second = (
-        plan_transformers(resolve(source.model), source.transformer, source.transformer_2, source.activations)
-        for source in (reference, candidate)
-    )
-    if _shapes(first) != _shapes(second):
-        raise BadRequest(
-            "the reference and the candidate are not the same model: their tensors differ in name or shape",
-            "name the unquantized model that the candidate was made of.",
-        )
-    sides = [Side(name, first[name][0].checkpoint, second[name][0].checkpoint, layers) for name in first]
-    if not any(side.names for side in sides):
-        raise BadRequest(
-            f"--layers is {layers!r}, and no layer is called so", "`mezzotint inspect --layers` lists them."
-        )
-    return sides
-
-
-def _shapes(plans: Mapping[str, tuple[LoadPlan, nn.Module]]) -> dict[str, tuple[int, ...]]:
-    """{component and tensor: shape} of the models that are to be filled."""
-    return {
-        f"{component}.{name}": tuple(value.shape)
-        for component, (_, model) in plans.items()
-        for name, value in model.state_dict().items()
-    }
 
 
 def _judge(
@@ -217,12 +168,3 @@ def _impostors(sides: Sequence[Side]) -> Iterator[Suspect]:
             dtypes = sorted({str(info.dtype).removeprefix("torch.") for info in header.tensors.values()})
             said = f"{claim} is claimed, and {header.path} holds {' and '.join(dtypes)} only"
             yield Suspect(side.component, 1.0, "not quantized at all", said)
-
-
-def _finite(value: Any) -> Any:
-    """The same with None for the numbers that JSON does not know."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

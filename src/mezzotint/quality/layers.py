@@ -64,7 +64,12 @@ class Layer:
     @property
     def group(self) -> str:
         """The layer's role: its name without the numbers of blocks."""
-        return re.sub(r"(?<=\.)\d+(?=\.)", "*", self.module)
+        return role_of(self.module)
+
+
+def role_of(module: str) -> str:
+    """A layer's name without the numbers of blocks: a pattern that matches the layers of its role."""
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", module)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,118 @@
+"""A reference and a candidate opened side by side, as `diagnose` looks at them."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from mezzotint.builtin import resolve
+from mezzotint.errors import BadRequest
+from mezzotint.families import Sampling
+from mezzotint.kernels import best_device
+from mezzotint.loading import LoadPlan
+from mezzotint.pipelines import plan_transformers, sampling_of
+from mezzotint.quality.candidate import Candidate, read_sources
+from mezzotint.quality.layers import Side
+from mezzotint.quality.prompts import default_set, read_prompts
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two models, the transformers of both, and what is painted to look at them."""
+
+    reference: Candidate
+    candidate: Candidate
+    sides: tuple[Side, ...]
+    prompts: tuple[str, ...]
+    seed: int
+    sampling: Sampling
+    device: torch.device
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {
+            "prompts": list(self.prompts),
+            "seed": self.seed,
+            "steps": self.sampling.steps,
+            "layers": self.sides[0].pattern,
+            "device": str(self.device),
+        }
+
+
+def open_pair(
+    reference: str,
+    candidate: str,
+    model: str | None,
+    prompts: str | None,
+    seed: int,
+    steps: int,
+    layers: str,
+    device: str | torch.device | None,
+) -> Pair:
+    """Open both, no weight read; the arguments are those of `diagnose`. Raises MezzotintError if they do not fit."""
+    first, second = read_sources(reference, [candidate], model)
+    chosen = read_prompts(prompts) if prompts else read_prompts(default_set(first.model))[:1]
+    return Pair(
+        first,
+        second,
+        tuple(sides_of(first, second, layers)),
+        tuple(prompt.text for prompt in chosen),
+        seed,
+        sampling_of(first.model).but(steps=steps),
+        torch.device(device) if device is not None else best_device(),
+    )
+
+
+def sides_of(reference: Candidate, candidate: Candidate, layers: str) -> list[Side]:
+    """Every transformer of both models. Raises BadRequest if they do not have the same ones, or none such a layer."""
+    first, second = (
+        plan_transformers(resolve(source.model), source.transformer, source.transformer_2, source.activations)
+        for source in (reference, candidate)
+    )
+    if _shapes(first) != _shapes(second):
+        raise BadRequest(
+            "the reference and the candidate are not the same model: their tensors differ in name or shape",
+            "name the unquantized model that the candidate was made of.",
+        )
+    sides = [Side(name, first[name][0].checkpoint, second[name][0].checkpoint, layers) for name in first]
+    if not any(side.names for side in sides):
+        raise BadRequest(
+            f"--layers is {layers!r}, and no layer is called so", "`mezzotint inspect --layers` lists them."
+        )
+    return sides
+
+
+def _shapes(plans: Mapping[str, tuple[LoadPlan, nn.Module]]) -> dict[str, tuple[int, ...]]:
+    """{component and tensor: shape} of the models that are to be filled."""
+    return {
+        f"{component}.{name}": tuple(value.shape)
+        for component, (_, model) in plans.items()
+        for name, value in model.state_dict().items()
+    }
+
+
+class Progress:
+    """Counts what is done, and says so."""
+
+    def __init__(self, total: int, on_progress: Callable[[int, int, str], None]) -> None:
+        self.done, self.total, self.on_progress = 0, total, on_progress
+
+    def __call__(self, what: str) -> None:
+        self.done += 1
+        self.on_progress(self.done, self.total, what)
+
+
+def finite_values(values: dict[str, Any]) -> dict[str, Any]:
+    """The same with None for the numbers that JSON does not know."""
+    return {key: _finite(value) for key, value in values.items()}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return finite_values(value)
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
