@@ -1,6 +1,7 @@
 """`diagnose`: where a candidate is wrong and why; the causes one by one; what is recorded; the command."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 
 import mezzotint
+from cases import Case
+from checkpoints import rewrite
 from faults import FAULTS, Fault, nibbles_swapped, plant
 from mezzotint import kernels
 from mezzotint.builtin import DATA
@@ -17,7 +20,7 @@ from mezzotint.errors import BadRequest
 from mezzotint.families import Sampling
 from mezzotint.kernels import Can, Cannot, Target, WeightSpec
 from mezzotint.layouts.nunchaku import from_vector_fragments, to_vector_fragments
-from mezzotint.pipelines import load, paint, sampling_of
+from mezzotint.pipelines import SAMPLING_FILE, load, paint, sampling_of
 from mezzotint.quality.candidate import read_sources
 from mezzotint.quality.diagnosis import SCHEMA, diagnose
 from mezzotint.quality.input_scales import input_fault, input_range
@@ -30,6 +33,7 @@ from mezzotint.schemes import FP8, NVFP4, Scheme
 from mezzotint.schemes.fp8 import encode_fp8
 from mezzotint.schemes.nvfp4 import encode_nvfp4
 from mezzotint.tensor import PLAIN, QuantTensor
+from quantized import export
 from test_cli import run
 
 CPU = torch.device("cpu")
@@ -83,6 +87,20 @@ def test_a_fault_in_every_layer_is_named_in_every_layer(tmp_path: Path) -> None:
     quantized = {layer.module for layer in diagnosis.layers if layer.scheme == "nvfp4"}
     assert quantized == {suspect.module for suspect in diagnosis.suspects}
     assert {suspect.cause for suspect in diagnosis.suspects} == {"nibbles swapped"}
+
+
+def test_a_layer_of_the_second_expert_is_named(tmp_path: Path, cases: Callable[[str], Case]) -> None:
+    case = cases("wan_a14b")
+    model = shutil.copytree(case.folder, tmp_path / "model")
+    (model / SAMPLING_FILE).write_text(json.dumps({k: v for k, v in vars(case.sampling).items() if v is not None}))
+    first, second = (
+        export(getattr(case.reference, component), largest, "nvfp4", tmp_path / component)
+        for component, largest in case.largest.items()
+    )
+    assert diagnose(str(model), f"sound={first},transformer_2={second}", device="cpu").suspects == ()
+    rewrite(second, lambda tensors: nibbles_swapped(tensors, "blocks.0.attn1.to_v"))
+    (suspect,) = diagnose(str(model), f"faulty={first},transformer_2={second}", device="cpu").suspects
+    assert (suspect.module, suspect.cause) == ("transformer_2.blocks.0.attn1.to_v", "nibbles swapped")
 
 
 class Halving:

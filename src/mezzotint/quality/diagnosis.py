@@ -23,6 +23,9 @@ LIMIT_OF_4_BITS = 0.25
 """Relative errors of a weight that are odd by themselves: round-to-nearest gives 0.03 in 8 bits and 0.1 in 4."""
 KERNEL_LIMIT, KERNEL_RATIO = 0.02, 1.5
 """A backend is wrong if it is this far from `reference`, and this many times farther from BF16 than `reference` is."""
+PRODUCT_LIMIT = 0.25
+"""A product's error that is odd where the weight, the input scale and the kernel are not; below it, a layer that stands
+out may owe it to what its input is like."""
 Z_LIMIT = 6.0
 UNKNOWN = "unknown"
 
@@ -154,9 +157,9 @@ def _kernel(layer: Layer) -> Iterator[Suspect]:
 
 def _product(layer: Layer) -> Iterator[Suspect]:
     worst = max(layer.steps, key=lambda step: step.z, default=None)
-    if worst is not None and worst.z > Z_LIMIT:
+    if worst is not None and worst.z > Z_LIMIT and worst.output_error > PRODUCT_LIMIT:
         said = f"the product's error {worst.output_error:.3g} stands out in step {worst.step} (z {worst.z:.1f})"
-        yield Suspect(layer.module, worst.z / Z_LIMIT, UNKNOWN, said)
+        yield Suspect(layer.module, worst.output_error / PRODUCT_LIMIT, UNKNOWN, said)
 
 
 def _impostors(sides: Sequence[Side]) -> Iterator[Suspect]:
