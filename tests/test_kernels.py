@@ -70,6 +70,12 @@ def test_choice_and_reasons(tensor: QuantTensor, target: Target, activations: st
     assert {chosen, *selection.declined} == set(backends())
 
 
+def test_an_amd_gpu_is_no_cuda_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    target = Target.of(torch.device("cuda"))
+    assert select(spec(nvfp4_tensor()), target).declined["torch_nvfp4"] == "needs a CUDA GPU, this is rocm"
+
+
 def test_a_backend_that_was_asked_for_and_cannot_says_why() -> None:
     with pytest.raises(Unsupported, match="scaled_mm: needs a CUDA GPU"):
         select(spec(fp8_tensor()), CPU, only="scaled_mm")

@@ -39,6 +39,8 @@ class Target:
     def of(cls, device: torch.device) -> "Target":
         if device.type != "cuda":
             return cls(device.type)
+        if torch.version.hip:  # AMD's devices are called cuda there, and number their capabilities otherwise
+            return cls("rocm")
         return cls("cuda", torch.cuda.get_device_capability(device))
 
     def __str__(self) -> str:

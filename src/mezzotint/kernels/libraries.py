@@ -16,14 +16,14 @@ class Library:
     package        what is imported
     least          the oldest version whose functions are called as they are here
     source         what to do to get it
-    holds          a module inside the package that tells it from others of that name
+    holds          a module inside the package, where that tells it from another project of its name
     """
 
     distribution: str
     package: str
     least: str
     source: str
-    holds: str = "__init__"
+    holds: str = ""
 
     def missing(self) -> str | None:
         """Why it cannot be used here, or None."""
@@ -34,7 +34,7 @@ class Library:
             found = version(self.distribution)
         except PackageNotFoundError:
             return f"the {self.package} at {spec.origin} is not {self.distribution} ({self.source})"
-        if PathFinder.find_spec(self.holds, spec.submodule_search_locations) is None:
+        if self.holds and PathFinder.find_spec(self.holds, spec.submodule_search_locations or []) is None:
             return (
                 f"the {self.package} {found} that is installed is an unrelated project of that name: "
                 f"it has no {self.package}.{self.holds} ({self.source})"
