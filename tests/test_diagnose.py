@@ -13,7 +13,7 @@ from torch import Tensor
 import mezzotint
 from cases import Case
 from checkpoints import rewrite
-from faults import FAULTS, Fault, nibbles_swapped, plant
+from faults import FAULTS, Fault, nibbles_swapped, plant, query_and_key_exchanged
 from mezzotint import kernels
 from mezzotint.builtin import DATA
 from mezzotint.errors import BadRequest
@@ -58,6 +58,20 @@ def test_a_planted_fault_is_found_and_its_cause_named(tmp_path: Path, fault: Fau
         print(f"{fault.name}: {suspect}")
     assert diagnosis.suspects[0].module.startswith(fault.module)
     assert diagnosis.suspects[0].cause == CAUSES[fault.name]
+
+
+def test_what_is_not_a_number_comes_first(tmp_path: Path) -> None:
+    def spoil(tensors: dict[str, Tensor], module: str) -> None:
+        query_and_key_exchanged(tensors, module)
+        tensors[f"{module}.to_v.weight"].view(torch.uint8)[0, 0] = 0x7F
+
+    block = "transformer_blocks.0.attn"
+    faulty = str(plant(Fault("not a number", "demo-fp8", block, spoil), tmp_path / "faulty"))
+    diagnosis = diagnose("demo", faulty, layers=f"{block}.*", steps=1, device="cpu")
+    causes = [(suspect.module, suspect.cause) for suspect in diagnosis.suspects]
+    assert causes[0] == (f"{block}.to_v", "not a number")
+    assert {cause for _, cause in causes[1:]} == {"q/k/v order"}
+    json.dumps(diagnosis.to_dict(), allow_nan=False)
 
 
 @pytest.mark.parametrize("name", ["demo-fp8", "demo-nvfp4", "demo-nvfp4-comfy"])

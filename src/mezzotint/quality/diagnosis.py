@@ -28,6 +28,8 @@ PRODUCT_LIMIT = 0.25
 out may owe it to what its input is like."""
 Z_LIMIT = 6.0
 UNKNOWN = "unknown"
+HIGHEST = 1e6
+"""The score of a weight that is not a number."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def _weight(
         usual = Z_RATIO * median(other.weight_error for other in all_layers if other.scheme == layer.scheme)
     side, name = task
     cause = explain(side.suspicion(name, usual, device))
-    score = layer.weight_error / usual
+    score = min(layer.weight_error / usual, HIGHEST)
     if cause is None:
         said = f"the weight's error is {layer.weight_error:.3g}, where up to {usual:.3g} is usual"
         yield Suspect(layer.module, score, UNKNOWN, said)

@@ -4,6 +4,7 @@ A cause that is undone brings a wrong weight back to what rounding alone does to
 order of `SIGNATURES`, the particular ones before the general ones.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -71,9 +72,10 @@ class Signature:
 
 
 def relative_error(values: Tensor, expected: Tensor) -> float:
-    """|values - expected| / |expected| (Frobenius)."""
+    """|values - expected| / |expected| (Frobenius); infinite where something is not a number."""
     tiny = torch.finfo(torch.float32).tiny
-    return float((values.float() - expected.float()).norm() / expected.float().norm().clamp_min(tiny))
+    error = float((values.float() - expected.float()).norm() / expected.float().norm().clamp_min(tiny))
+    return math.inf if math.isnan(error) else error
 
 
 def explain(suspicion: Suspicion) -> Explanation | None:
@@ -82,7 +84,7 @@ def explain(suspicion: Suspicion) -> Explanation | None:
     for signature in SIGNATURES:
         for detail, weight, expected in signature.undo(suspicion):
             after = relative_error(weight, expected)
-            if after <= suspicion.limit and not before < FALL * after:
+            if after <= suspicion.limit and before >= FALL * after:
                 return Explanation(signature.cause, detail, before, after)
     return None
 
