@@ -2,13 +2,16 @@
 
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from cases import Case
 from checkpoints import rewrite
+from makers import row_major
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.errors import MissingTensor, UnknownFormat, Unsupported
 from mezzotint.families.nunchaku_names import stored_layers
@@ -141,6 +144,13 @@ def test_base_weights_settle_the_order_of_the_vectors(data: Path, tmp_path: Path
     declared = Checkpoint.open(file)
     same = all(torch.equal(declared.weight(module), source.weight(module)) for module in rows.modules)
     assert same != packed
+
+
+def test_layers_smaller_than_a_fragment_have_but_one_order(cases: Callable[[str], Case], tmp_path: Path) -> None:
+    case = cases("qwenimage")
+    rows = Checkpoint.open(row_major(case, tmp_path / "made"), base=case.folder)
+    assert re.search(r"vectors row-major, implied by \S+ \(\d+ x \d+, no multiple of 128\)", rows.evidence)
+    assert "measured" not in rows.evidence
 
 
 def test_weights_of_another_model_settle_nothing(data: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from mezzotint.errors import UnknownFormat
 from mezzotint.formats.contents import Contents, StoredLinear
 from mezzotint.formats.header import Header
 from mezzotint.formats.layout_measured import Sample
-from mezzotint.formats.svdquant_order import FRAGMENTS, ROW_LAYOUT
+from mezzotint.formats.svdquant_order import FRAGMENTS, ROW_LAYOUT, is_whole
 from mezzotint.schemes import AWQ_W4A16
 
 LARGEST_ERROR, MARGIN = 0.5, 1.1
@@ -21,8 +21,9 @@ the same all over, both orders give nearly the same weights.
 
 
 def in_rows(contents: Contents) -> list[StoredLinear]:
-    """The row-major SVDQuant layers, whose vectors may lie in either order."""
-    return [linear for linear in contents.linears.values() if _has_two_orders(linear)]
+    """The row-major SVDQuant layers of a file whose vectors may lie in either order: all are whole fragments."""
+    linears = [linear for linear in contents.linears.values() if _is_row_major(linear)]
+    return linears if all(is_whole(linear) for linear in linears) else []
 
 
 def measure_vectors(header: Header, contents: Contents, samples: Sequence[Sample], base: str) -> Contents:
@@ -42,7 +43,7 @@ def measure_vectors(header: Header, contents: Contents, samples: Sequence[Sample
     if errors[other] < MARGIN * errors[best]:
         return replace(contents, evidence=(*contents.evidence, f"{measured}, which does not tell"))
     linears = {
-        name: replace(linear, layout=ROW_LAYOUT[best]) if _has_two_orders(linear) else linear
+        name: replace(linear, layout=ROW_LAYOUT[best]) if _is_row_major(linear) else linear
         for name, linear in contents.linears.items()
     }
     return replace(
@@ -50,7 +51,7 @@ def measure_vectors(header: Header, contents: Contents, samples: Sequence[Sample
     )
 
 
-def _has_two_orders(linear: StoredLinear) -> bool:
+def _is_row_major(linear: StoredLinear) -> bool:
     return linear.layout in ROW_LAYOUT.values() and linear.scheme is not AWQ_W4A16
 
 

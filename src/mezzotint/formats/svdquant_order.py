@@ -105,10 +105,13 @@ def vectors_order(header: Header) -> Order:
             "plain", f"order of vectors not declared, {_NOT_READ.format('vectors', 'row-major')}", assumed=True
         )
     linears = [stored_linear(header, module, ROW_LAYOUT["plain"]) for module in quantized_modules(header)]
+    for linear in linears:
+        if linear.scheme is not AWQ_W4A16 and not is_whole(linear):
+            shape = " x ".join(str(side) for side in linear.shape)
+            return Order("plain", f"vectors row-major, implied by {linear.module} ({shape}, no multiple of {WARP})")
     samples = [_smooth_and_columns(header, linear) for linear in smallest(header, linears)]
     plain = _agreement(samples)
-    whole = all(len(smooth) % WARP == 0 for smooth, _ in samples)
-    fragments = _agreement([(_unpack(smooth), columns) for smooth, columns in samples]) if whole else 0.0
+    fragments = _agreement([(_unpack(smooth), columns) for smooth, columns in samples])
     said = (
         f"smooth follows the residual's columns by {plain:.1f} standard deviations read row-major and by "
         f"{fragments:.1f} read as fragments, in {len(samples)} layers"
@@ -117,6 +120,11 @@ def vectors_order(header: Header) -> Order:
         return Order("plain", f"order of vectors not declared and not to be told ({said}); taken to be row-major")
     order = FRAGMENTS if fragments > plain else "plain"
     return Order(order, f"vectors {'in fragment order' if order == FRAGMENTS else 'row-major'}, inferred: {said}")
+
+
+def is_whole(linear: StoredLinear) -> bool:
+    """Whether its vectors are whole fragments; only such a layer's can have been left in fragment order."""
+    return all(side % WARP == 0 for side in linear.shape)
 
 
 def assumed(header: Header, vectors: bool) -> frozenset[str]:
