@@ -88,6 +88,28 @@ def test_layers_that_lack_a_scale_are_no_sample_and_are_reported(data: Path, tmp
     assert f"{key} is not there" in missing
 
 
+@pytest.mark.parametrize("base", [None, "base/qwenimage"])
+@pytest.mark.parametrize(("value", "said"), [(0.0, "holds 0, expected"), (float("nan"), "is not finite")])
+def test_layers_with_unusable_scales_are_no_sample_and_are_odd(
+    data: Path, tmp_path: Path, base: str | None, value: float, said: str
+) -> None:
+    sampled = "transformer_blocks.0.attn.to_v.weight_scale_2"
+    file = edited(data / COMFY, tmp_path / "a.safetensors", lambda tensors: tensors[sampled].fill_(value))
+    report = inspect(file, base=None if base is None else data / base)
+    assert any(sampled in note and said in note for note in report.notes)
+    assert len(set(report.notes)) == len(report.notes)
+    assert not report.missing
+    assert ("measured on" in report.evidence) == (base is not None)
+
+
+def test_links_with_unusable_scales_are_odd(orderly: Path, tmp_path: Path) -> None:
+    key = "transformer_blocks.0.attn.to_v.weight_scale_2"
+    file = edited(orderly, tmp_path / "a.safetensors", lambda tensors: tensors[key].zero_())
+    report = inspect(file)
+    assert any(f"{key} holds 0" in note for note in report.notes)
+    assert "codes high first: inferred" in report.evidence
+
+
 @pytest.fixture
 def orderly(data: Path, tmp_path: Path) -> Path:
     """A ComfyUI file of weights as training leaves them: rows and columns have sizes, which linked layers share."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.builtin import component_folder, counterpart, resolve
-from mezzotint.errors import BadRequest, MezzotintError
+from mezzotint.errors import BadRequest, BadScale, MezzotintError
 from mezzotint.families import Family, family_of
 from mezzotint.families.links import writers_of
 from mezzotint.families.naming import Naming, Piece
@@ -29,6 +29,7 @@ from mezzotint.tensor import QuantTensor
 SAMPLE_ROWS = 256
 SAMPLE_COLUMNS = 2048
 LINKS = 6
+READER_ROWS = 512
 
 
 def _span(pieces: Sequence[Piece], linear: StoredLinear) -> range | None:
@@ -111,7 +112,8 @@ class Checkpoint:
         Raises  UnknownFormat if no layout agrees
         """
         header, contents, where = self.header, self.contents, str(base.header.path)
-        if samples := self._samples(sample_of(header, contents.linears), base):
+        sound, contents = sample_of(header, contents)
+        if samples := self._samples(sound, base):
             contents = measure(header, contents, samples, where)
         if samples := self._samples(smallest(header, in_rows(contents)), base):
             contents = measure_vectors(header, contents, samples, where)
@@ -128,7 +130,8 @@ class Checkpoint:
         if "scales" in checkpoint.contents.assumed:
             checkpoint = replace(checkpoint, contents=infer_scales(header, checkpoint.contents))
         if "codes" in checkpoint.contents.assumed:
-            checkpoint = replace(checkpoint, contents=infer_codes(header, checkpoint.contents, checkpoint._links()))
+            links, contents = checkpoint._links()
+            checkpoint = replace(checkpoint, contents=infer_codes(contents, links))
         return checkpoint
 
     def _samples(self, linears: Iterable[StoredLinear], base: "Checkpoint") -> list[Sample]:
@@ -143,17 +146,26 @@ class Checkpoint:
                 yield Sample(linear, rows[0], rows[0] + count, base.tensor(f"{module}.weight")[:count])
                 return
 
-    def _links(self) -> list[Link]:
-        """Pairs of layers of which the second, in 4 bits, reads what the first writes; the cheapest to read."""
+    def _links(self) -> tuple[list[Link], Contents]:
+        """Pairs of layers of which the second, in 4 bits, reads what the first writes; the cheapest to read.
+
+        Contents name those with a scale that is no usable number, which are passed over.
+        """
         try:
             modules = self.linears
         except MezzotintError:
-            return []
+            return [], self.contents
         pairs = [(writer, reader) for reader in modules for writer in writers_of(reader)]
         pairs = [pair for pair in pairs if self.stored(modules[pair[1]][0].source).scheme is NVFP4]
         pairs = [pair for pair in pairs if all(self._is_readable(module) for module in pair)]
         pairs.sort(key=lambda pair: math.prod(self.stored(modules[pair[1]][0].source).shape))
-        return [self._link(*pair) for pair in pairs[:LINKS]]
+        links, faults = [], dict(self.contents.faults)
+        for writer, reader in pairs[:LINKS]:
+            try:
+                links.append(self._link(writer, reader))
+            except BadScale as error:
+                faults[reader] = error.message
+        return links, replace(self.contents, faults=faults)
 
     def _is_readable(self, module: str) -> bool:
         """Whether the module is there, quantized and sound or as a plain matrix."""
@@ -164,7 +176,10 @@ class Checkpoint:
     def _link(self, writer: str, reader: str) -> Link:
         (piece, *_) = self.linears[reader]
         linear = self.stored(piece.source)
-        return Link(linear, self._row_sizes(writer, min(linear.shape[1], SAMPLE_COLUMNS)))
+        outputs = self._row_sizes(writer, min(linear.shape[1], SAMPLE_COLUMNS))
+        read = linear.read_rows(self.header, 0, min(linear.shape[0], READER_ROWS))
+        columns = read.scheme.dequantize(read.parts).square().sum(0).clamp(min=1e-12).log()
+        return Link(linear.layout.codes, outputs, columns[: len(outputs)])
 
     def _row_sizes(self, module: str, count: int) -> Tensor:
         """Logarithms of the sizes of the first rows of a layer's weight, quantized or not; an even number of them."""

@@ -101,7 +101,7 @@ def report_on(
         other_tensors=len(contents.plain),
         ignored=ignored,
         missing=tuple(faults.values()),
-        notes=header.notes,
+        notes=(*header.notes, *dict.fromkeys(contents.faults.values())),
         stored_bytes=header.nbytes(),
         outlooks=tuple(_outlooks(header, sound, contents.plain)),
     )

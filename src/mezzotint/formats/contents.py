@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mezzotint.errors import CheckpointError, MissingTensor, ShapeMismatch, UnexpectedTensor
+from mezzotint.errors import BadScale, CheckpointError, MissingTensor, ShapeMismatch, UnexpectedTensor
 from mezzotint.formats.header import Header
 from mezzotint.layouts import convert, plain_dtype, plain_shape, stored_shapes
 from mezzotint.layouts.tiles import TILE_ROWS
@@ -87,6 +87,16 @@ class StoredLinear:
         except CheckpointError:
             return False
         return True
+
+    def scale_fault(self, header: Header) -> str:
+        """What is wrong with the values of a sound layer's scales, or an empty string; reads them."""
+        try:
+            for part in self.keys:
+                if self.scheme.part(part).scale:
+                    self._read_part(header, part)
+        except BadScale as error:
+            return error.message
+        return ""
 
     def nbytes(self, header: Header) -> int:
         return sum(header.tensors[key].nbytes for key in self.keys.values())
@@ -170,6 +180,7 @@ class Contents:
     evidence   one sentence for each thing that the format concluded about the layout, and how
     assumed    fields of Layout that nothing in the header proves
     joined     {module: the linears that lie side by side along its input features}, where it is not one alone
+    faults     {module: what is wrong with its scales} of layers that were to tell the layout, and could not for that
     """
 
     linears: Mapping[str, StoredLinear]
@@ -178,6 +189,7 @@ class Contents:
     evidence: tuple[str, ...] = ()
     assumed: frozenset[str] = frozenset()
     joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    faults: Mapping[str, str] = field(default_factory=dict)
 
 
 class Format(Protocol):

@@ -8,7 +8,7 @@ the others, as trained weights are. *Assumed*: nothing but the habit of the form
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from mezzotint.formats.contents import StoredLinear
+from mezzotint.formats.contents import Contents, StoredLinear
 from mezzotint.formats.header import Header
 from mezzotint.layouts import plain_shape
 from mezzotint.schemes import MXFP8, NVFP4
@@ -72,10 +72,16 @@ def fits(linear: StoredLinear, header: Header, order: str) -> bool:
     return shape is not None and shape in linear.scheme.part("block_scale").shapes(*linear.shape)
 
 
-def sample_of(header: Header, linears: Mapping[str, StoredLinear]) -> list[StoredLinear]:
-    """The few sound linears of an ambiguous scheme that are cheapest to read."""
-    sound = [linear for linear in linears.values() if linear.scheme in AMBIGUOUS and linear.is_sound(header)]
-    return sorted(sound, key=lambda linear: linear.shape[0] * linear.shape[1])[:SAMPLES]
+def sample_of(header: Header, contents: Contents) -> tuple[list[StoredLinear], Contents]:
+    """The few sound linears of an ambiguous scheme that are cheapest to read, and contents with what was wrong before.
+
+    A linear with a scale that is no usable number is passed over, but not more of them than a sample has.
+    """
+    sound = [linear for linear in contents.linears.values() if linear.scheme in AMBIGUOUS and linear.is_sound(header)]
+    cheapest = sorted(sound, key=lambda linear: linear.shape[0] * linear.shape[1])[: 2 * SAMPLES]
+    faults = {linear.module: fault for linear in cheapest if (fault := linear.scale_fault(header))}
+    samples = [linear for linear in cheapest if linear.module not in faults][:SAMPLES]
+    return samples, replace(contents, faults={**contents.faults, **faults})
 
 
 def said_order(order: str) -> str:

@@ -33,7 +33,7 @@ def infer_scales(header: Header, contents: Contents) -> Contents:
     Trained weights have rows and columns of their own size. In the right order the two explain a good part of the
     spread of log(scale); in the wrong order, where each row is made of pieces of four others, less.
     """
-    linears = sample_of(header, contents.linears)
+    linears, contents = sample_of(header, contents)
     if not linears:
         return contents
     spread = {order: _explained(header, linears, order) for order in (TILES, ROWS)}
@@ -68,34 +68,38 @@ def _share(values: Tensor) -> tuple[float, float, float]:
 
 @dataclass(frozen=True)
 class Link:
-    """Two layers of which the second reads what the first writes: `outputs` log sizes [n] of the first one's rows."""
+    """Two layers of which the second reads what the first writes.
 
-    reader: StoredLinear
+    codes     order in which the second one's codes were read
+    outputs   log sizes [n] of the first one's rows
+    inputs    log sizes [n] of the second one's columns
+    """
+
+    codes: str
     outputs: Tensor
+    inputs: Tensor
 
 
-def infer_codes(header: Header, contents: Contents, links: Sequence[Link]) -> Contents:
+def infer_codes(contents: Contents, links: Sequence[Link]) -> Contents:
     """Contents with the nibbles in the order in which layers fit those that feed them, or with a sentence why not.
 
     Where one layer reads what another writes without much in between (values and the attention's output, both ends of
     a feed-forward), training leaves the columns of the one about as large as the rows of the other. Swapped nibbles
     exchange neighbouring columns, and turn the sign of the correlation between neighbours.
     """
-    products = torch.cat([_neighbours(header, link) for link in links]) if links else torch.zeros(0)
+    products = torch.cat([_neighbours(link) for link in links]) if links else torch.zeros(0)
     z = float(products.sum() / products.square().sum().sqrt().clamp(min=1e-12))
     said = f"{len(products)} neighbouring columns follow the layers that feed them with z = {z:.1f}"
     if abs(z) < CERTAIN:
         return _decided(contents, "codes", None, said)
-    own = links[0].reader.layout.codes
+    own = links[0].codes
     order = own if z > 0 else next(order for order in CODE_ORDERS if order != own)
     return _decided(contents, "codes", order, said)
 
 
-def _neighbours(header: Header, link: Link) -> Tensor:
+def _neighbours(link: Link) -> Tensor:
     """Products of the differences between columns 2i and 2i+1, in what is written and in what is read."""
-    weight = link.reader.read_rows(header, 0, min(link.reader.shape[0], 512))
-    columns = weight.scheme.dequantize(weight.parts).square().sum(0).clamp(min=1e-12).log()[: len(link.outputs)]
-    return (columns[0::2] - columns[1::2]) * (link.outputs[0::2] - link.outputs[1::2])
+    return (link.inputs[0::2] - link.inputs[1::2]) * (link.outputs[0::2] - link.outputs[1::2])
 
 
 def _decided(contents: Contents, what: str, order: str | None, reason: str) -> Contents:

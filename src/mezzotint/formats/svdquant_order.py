@@ -148,7 +148,8 @@ def smallest(header: Header, linears: Iterable[StoredLinear]) -> list[StoredLine
 
 def _can_be_measured(linear: StoredLinear, header: Header) -> bool:
     """What is wrong with a layer that cannot is said when the file is planned."""
-    return linear.is_sound(header) and all(linear.shape) and linear.shape[1] % RUN == 0
+    whole = linear.is_sound(header) and all(linear.shape) and linear.shape[1] % RUN == 0
+    return whole and not linear.scale_fault(header)
 
 
 def _smooth_and_columns(header: Header, linear: StoredLinear) -> tuple[Tensor, Tensor]:
