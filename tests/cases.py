@@ -6,6 +6,7 @@ from typing import Any
 
 import diffusers
 import torch
+from PIL import Image
 from torch import nn
 
 import mezzotint
@@ -15,6 +16,8 @@ from mezzotint.pipelines import Painting, paint, sampling_of
 from quantized import calibration
 
 PROMPTS = ["a red fox", "rain"]
+PICTURE = Image.merge("RGB", [Image.linear_gradient("L").rotate(turn).resize((96, 64)) for turn in (0, 90, 180)])
+"""What is edited: 96 x 64, each colour growing in a direction of its own."""
 TOKENS = {"flux1": 48, "flux2": 300, "flux2_klein": 128, "zimage": 64}
 
 
@@ -42,12 +45,13 @@ def small(name: str, folder: Path) -> Sampling:
     return own.but(steps=2, size=32, num_frames=frames, max_sequence_length=TOKENS.get(name, 48))
 
 
-def run_and_watch(pipe: Any, sampling: Sampling) -> tuple[Painting, dict[str, dict[str, float]]]:
+def run_and_watch(name: str, pipe: Any, sampling: Sampling) -> tuple[Painting, dict[str, dict[str, float]]]:
     with (
         calibration(pipe.transformer) as first,
         calibration(getattr(pipe, "transformer_2", None) or nn.Module()) as second,
     ):
-        painting = paint(pipe, PROMPTS, sampling=sampling, guard=False)
+        images = [PICTURE] * len(PROMPTS) if name in tiny.EDITORS else None
+        painting = paint(pipe, PROMPTS, sampling=sampling, guard=False, images=images)
     return painting, {"transformer": first} | ({"transformer_2": second} if second else {})
 
 
@@ -56,4 +60,4 @@ def make_case(name: str, folder: Path) -> Case:
     sampling = small(name, folder)
     pipe = diffusers.DiffusionPipeline.from_pretrained(folder, dtype=torch.bfloat16, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
-    return Case(name, folder, sampling, pipe, *run_and_watch(pipe, sampling))
+    return Case(name, folder, sampling, pipe, *run_and_watch(name, pipe, sampling))

@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src/mezzotint"
 ROOMS = (
     "errors discover _import_hook _version",
-    "hub costs guard",
+    "hub costs guard editing",
     "schemes",
     "tensor",
     "layouts",

@@ -129,6 +129,10 @@ def flux1() -> Any:
     )
 
 
+def flux1_kontext() -> Any:
+    return diffusers.FluxKontextPipeline(**flux1().components)
+
+
 def flux2_transformer(guidance: bool) -> Any:
     return diffusers.Flux2Transformer2DModel(
         in_channels=16,
@@ -164,11 +168,12 @@ def flux2_klein() -> Any:
     )
 
 
-def wan_transformer(channels: int = 16) -> Any:
+def wan_transformer(channels: int = 16, given: int = 0) -> Any:
+    """`given` channels are those of the picture that a video begins with, and of their mask."""
     return diffusers.WanTransformer3DModel(
         num_attention_heads=2,
         attention_head_dim=32,
-        in_channels=channels,
+        in_channels=channels + given,
         out_channels=channels,
         text_dim=32,
         freq_dim=32,
@@ -217,6 +222,18 @@ def wan_ti2v() -> Any:
     )
 
 
+def wan_i2v() -> Any:
+    return diffusers.WanImageToVideoPipeline(
+        tokenizer=tokenizer(end=True),
+        text_encoder=t5("UMT5EncoderModel"),
+        vae=video_vae(),
+        scheduler=wan_scheduler(3.0),
+        transformer=wan_transformer(given=20),
+        transformer_2=wan_transformer(given=20),
+        boundary_ratio=0.9,
+    )
+
+
 def zimage() -> Any:
     transformer = diffusers.ZImageTransformer2DModel(
         in_channels=4,
@@ -262,11 +279,13 @@ def qwenimage() -> Any:
 PIPELINES: dict[str, Callable[[], Any]] = {
     build.__name__: build for build in (flux1, flux2, flux2_klein, wan_a14b, wan_ti2v, zimage, qwenimage)
 }
+EDITORS: dict[str, Callable[[], Any]] = {build.__name__: build for build in (flux1_kontext, wan_i2v)}
+"""Pipelines that were made to edit a picture, or to begin with one."""
 
 
 def save(name: str, folder: Path) -> Path:
     """Build the pipeline of this name from a fixed seed and save it in float32."""
     with torch.random.fork_rng():
         torch.manual_seed(20)
-        PIPELINES[name]().save_pretrained(folder)
+        (PIPELINES | EDITORS)[name]().save_pretrained(folder)
     return folder

@@ -1,5 +1,6 @@
 """A diffusers pipeline around a quantized transformer, and the pictures it paints."""
 
+import inspect
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from mezzotint.builtin import PIPELINE_INDEX, is_pipeline, resolve
 from mezzotint.checkpoint import Checkpoint
+from mezzotint.editing import check_pipeline
 from mezzotint.errors import BadRequest, NotACheckpoint, UnknownFormat, UnsoundPicture
 from mezzotint.families import Sampling, family_with
 from mezzotint.guard import problems_of
@@ -162,6 +164,12 @@ def sampling_of(model: str | AnyPath) -> Sampling:
     return replace(recommended, **{key: value for key, value in json.loads(own.read_text()).items() if key in known})
 
 
+def check_image(model: str | AnyPath, given: bool) -> None:
+    """Raise BadRequest, no weight read yet, if a model cannot edit the picture that is given, or needs one."""
+    folder = resolve(model)
+    check_pipeline(_pipeline_class(_pipeline_index(folder), folder), given)
+
+
 def paint(
     pipe: Any,
     prompts: Sequence[str],
@@ -169,6 +177,7 @@ def paint(
     sampling: Sampling | None = None,
     on_step: Callable[[int, Tensor], None] = lambda _step, _latents: None,
     guard: bool = True,
+    images: Sequence[Image | None] | None = None,
 ) -> Painting:
     """Paint one picture or video for each prompt; number i starts from the noise of seeds[i], drawn on the CPU.
 
@@ -176,16 +185,23 @@ def paint(
     sampling   None for the model's recommended settings
     on_step    called after each step with its number, counted over all pictures, and the latents
     guard      False to be given what the output guard objects to; it is in the painting's `problems` then
-    Raises     BadRequest if there is not one seed for each prompt; UnsoundPicture for NaN, one colour, or noise
+    images     the pictures that are edited, RGB, for pipelines that take one; None for pictures from the prompt alone
+    Raises     BadRequest if there is not one seed and image for each prompt, or the pipeline takes no image;
+               UnsoundPicture for NaN, one colour, or noise
     """
     seeds = range(len(prompts)) if seeds is None else seeds
-    if len(seeds) != len(prompts):
-        raise BadRequest(f"{len(prompts)} prompts and {len(seeds)} seeds", "give one seed for each prompt.")
+    images = [None] * len(prompts) if images is None else images
+    for given, name in ((seeds, "seed"), (images, "image")):
+        if len(given) != len(prompts):
+            raise BadRequest(f"{len(prompts)} prompts and {len(given)} {name}s", f"give one {name} for each prompt.")
+    for image in images:
+        check_pipeline(type(pipe), image is not None)
     sampling = sampling or sampling_of(pipe.config._name_or_path)
     painted: list[Any] = []
     latents: list[Tensor] = []
-    for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
-        one, last = _paint_one(pipe, prompt, seed, sampling, partial(_count_on, on_step, number * sampling.steps))
+    for number, (prompt, seed, image) in enumerate(zip(prompts, seeds, images, strict=True)):
+        count = partial(_count_on, on_step, number * sampling.steps)
+        one, last = _paint_one(pipe, prompt, seed, image, sampling, count)
         painted.append(one)
         latents.append(last)
     video = isinstance(painted[0], list)
@@ -212,7 +228,12 @@ def _count_on(on_step: Callable[[int, Tensor], None], before: int, step: int, la
 
 
 def _paint_one(
-    pipe: Any, prompt: str, seed: int, sampling: Sampling, on_step: Callable[[int, Tensor], None]
+    pipe: Any,
+    prompt: str,
+    seed: int,
+    image: Image | None,
+    sampling: Sampling,
+    on_step: Callable[[int, Tensor], None],
 ) -> tuple[Any, Tensor]:
     """One picture or video and its last latents. Alone in its batch, so that it does not depend on its neighbours."""
     last: list[Tensor] = []
@@ -222,15 +243,23 @@ def _paint_one(
         on_step(step, values["latents"])
         return {}
 
-    family = family_with(type(pipe.transformer).__name__, str(pipe.config._name_or_path))
     with np.errstate(invalid="ignore"):  # the guard reports NaN better than numpy's warning on casting it to a pixel
         output = pipe(
             prompt=[prompt],
             generator=[torch.Generator("cpu").manual_seed(seed)],
             callback_on_step_end=keep,
-            **family.arguments(sampling, 1),
+            **_arguments(pipe, image, sampling),
         )
     return (output.frames if hasattr(output, "frames") else output.images)[0], last[0]
+
+
+def _arguments(pipe: Any, image: Image | None, sampling: Sampling) -> dict[str, Any]:
+    """The settings, and the picture that is edited, as one pipeline takes them."""
+    family = family_with(type(pipe.transformer).__name__, str(pipe.config._name_or_path))
+    given = family.arguments(sampling, 1) | ({} if image is None else {"image": image})
+    if "max_area" in inspect.signature(pipe.__call__).parameters:  # Kontext scales the sides to it, else to 1024 x 1024
+        given["max_area"] = given["height"] * given["width"]
+    return given
 
 
 def _pipeline_index(folder: AnyPath) -> dict[str, Any]:

@@ -28,6 +28,8 @@ Examples:
 
   mezzotint generate "a red star on a white background" "a blue ring on a black background" --count 3 --grid -o grid.png
 
+  mezzotint generate "make it night" --image street.png --model ./FLUX.1-Kontext-dev --transformer ./kontext-fp8
+
   mezzotint generate "a cat on the moon" --model ./wan2.2 --transformer ./high-fp8 --transformer-2 ./low-fp8 -o cat.mp4
 """
 UNSOUND = "-unsound"
@@ -44,6 +46,9 @@ def generate(
     scales_from: Annotated[
         str | None, typer.Option(help="Checkpoint that has the input scales which the transformer lacks.")
     ] = None,
+    image: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Picture to edit, or to begin a video with, where a model can.")
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -53,7 +58,11 @@ def generate(
     steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Denoising steps [model's own].")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Number i starts from the noise of seed + i.")] = 0,
     size: Annotated[
-        str | None, typer.Option(metavar="N|WxH", help="Side of a square, or width x height, in pixels [model's own].")
+        str | None,
+        typer.Option(
+            metavar="N|WxH",
+            help="Side of a square, or width x height, in pixels [model's own area, in the shape of --image].",
+        ),
     ] = None,
     frames: Annotated[int | None, typer.Option(min=1, max=10_000, help="Frames of a video [model's own].")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale [model's own].")] = None,
@@ -85,9 +94,13 @@ def generate(
     with step_progress() as progress:
         bar = progress.add_task("loading", total=None)
         quiet_libraries()
-        from mezzotint.pipelines import load, paint, sampling_of, unsound
+        from mezzotint.editing import read_image
+        from mezzotint.pipelines import check_image, load, paint, sampling_of, unsound
 
+        source = None if image is None else read_image(image)
+        check_image(model, source is not None)
         own = sampling_of(model)
+        own = own if source is None else own.shaped_like(*source.picture.size)
         if frames is not None and own.num_frames is None:
             raise BadRequest("--frames is for videos, and this model paints pictures")
         settings = own.but(steps=steps, guidance=guidance, num_frames=frames, **sides(size))
@@ -111,11 +124,19 @@ def generate(
         seeds = [seed + i for i in range(len(repeated))]
         progress.update(bar, description="painting", total=settings.steps * len(repeated), completed=0)
         painting = paint(
-            pipe, repeated, seeds, settings, lambda step, _: progress.update(bar, completed=step + 1), guard=False
+            pipe,
+            repeated,
+            seeds,
+            settings,
+            lambda step, _: progress.update(bar, completed=step + 1),
+            guard=False,
+            images=[source.picture if source else None] * len(repeated),
         )
 
     common = {"model": model, "transformer": transformer, "format": pipe.load_report.format}
     common |= {"transformer_2": transformer_2} if transformer_2 else {}
+    edited = source.to_dict() if source else {}
+    common |= edited
     common |= {name: value for name, value in vars(settings).items() if value is not None}
     if grid:
         output = _marked(output) if any(painting.problems) else output
@@ -128,7 +149,7 @@ def generate(
     for event in dict.fromkeys(event for report in reports for event in report.events):
         print(f"note: {event}", file=sys.stderr)
     if as_json:
-        result = {"files": [str(p) for p in written], "seeds": seeds, "sampling": vars(settings)}
+        result = {"files": [str(p) for p in written], "seeds": seeds, "sampling": vars(settings)} | edited
         loads = dict(zip(("load", "load_2"), (report.to_dict() for report in reports), strict=False))
         print(json.dumps(result | loads, indent=2))
     else:

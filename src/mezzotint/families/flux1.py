@@ -20,8 +20,10 @@ CONVERTERS_WIDTH = 3072
 """Diffusers' converter splits `linear1` as if every model had this width."""
 
 
-def sampling(_index: Mapping[str, Any], config: Mapping[str, Any]) -> Sampling:
-    """Of dev; schnell is the one without a guidance embedder."""
+def sampling(index: Mapping[str, Any], config: Mapping[str, Any]) -> Sampling:
+    """Of dev and Kontext; schnell is the one without a guidance embedder."""
+    if index.get("_class_name") == "FluxKontextPipeline":
+        return Sampling(size=1024, steps=28, guidance=2.5)
     if config.get("guidance_embeds", True):
         return Sampling(size=1024, steps=28, guidance=3.5)
     return Sampling(size=1024, steps=4, guidance=0.0, max_sequence_length=256)

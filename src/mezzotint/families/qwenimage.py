@@ -11,8 +11,10 @@ from mezzotint.families.spelling import Spelling, holds, nunchaku
 OWN_NAMES = ("txt_norm.weight", "img_in.weight", "transformer_blocks.0.img_mod.1.weight")
 
 
-def sampling(_index: Mapping[str, Any], _config: Mapping[str, Any]) -> Sampling:
-    return Sampling(size=1328, steps=50, guidance=4.0)
+def sampling(index: Mapping[str, Any], _config: Mapping[str, Any]) -> Sampling:
+    """The models that edit paint at the area that their pipelines scale the picture to."""
+    edits = str(index.get("_class_name")).startswith("QwenImageEdit")
+    return Sampling(size=1024 if edits else 1328, steps=50, guidance=4.0)
 
 
 def arguments(sampling: Sampling, prompts: int) -> dict[str, Any]:

@@ -1,0 +1,79 @@
+"""Pictures that are edited: how they are read, and which of diffusers' pipelines take one."""
+
+import hashlib
+import inspect
+import io
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mezzotint.errors import BadRequest, Unsupported
+
+TAKE_ONE = "FluxKontext, Flux2, Flux2Klein, QwenImageEdit, QwenImageEditPlus and WanImageToVideo"
+"""Names of the pipelines that this is tested with, less the `Pipeline` at their ends."""
+FAIL_WITHOUT = "QwenImageEdit"
+"""How pipelines begin that take the size of a picture whose default is None."""
+NEEDS_FTFY = "WanImageToVideoPipeline"
+"""Cleans prompts with a library that diffusers has as an option, and ends with a NameError where it is missing."""
+SMALLEST, LONGEST = 64, 8
+"""Pixels of the shorter side, and how many times it the longer may be: what FLUX.2's pipelines ask for."""
+
+
+@dataclass(frozen=True)
+class SourceImage:
+    """A picture to edit: the bytes of its file as they were when it was read, and what the file is called."""
+
+    path: str
+    data: bytes = field(repr=False)
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.data).hexdigest()
+
+    @property
+    def picture(self) -> Image.Image:
+        """RGB, upright; raises PIL.UnidentifiedImageError if it is none."""
+        with Image.open(io.BytesIO(self.data)) as opened:
+            return ImageOps.exif_transpose(opened).convert("RGB")
+
+    def to_dict(self) -> dict[str, str]:
+        """As parameters of a picture and entries of a report have it."""
+        return {"image": self.path, "image_sha256": self.sha256}
+
+
+def read_image(path: str | Path) -> SourceImage:
+    """Read a picture that is to be edited. Raises BadRequest if it is none, or has a shape that no pipeline takes."""
+    if not Path(path).is_file():
+        raise BadRequest(f"{path}: no such picture is there", "name a PNG, JPEG or WebP file.")
+    image = SourceImage(str(path), Path(path).read_bytes())
+    try:
+        width, height = image.picture.size
+    except (UnidentifiedImageError, OSError) as error:
+        raise BadRequest(f"{path}: is not a whole picture: {error}", "name a PNG, JPEG or WebP file.") from error
+    if min(width, height) < SMALLEST or max(width, height) > LONGEST * min(width, height):
+        raise BadRequest(
+            f"{path}: is {width} x {height} pixels, and {SMALLEST} are needed on each side",
+            f"the longer side may be {LONGEST} times the shorter.",
+        )
+    return image
+
+
+def check_pipeline(pipeline: type[Any], given: bool) -> None:
+    """Whether a diffusers pipeline can do with a picture to edit, or without one.
+
+    Raises  BadRequest if it takes none and one is given, or needs one and has none; Unsupported if it lacks a library
+    """
+    parameter = inspect.signature(pipeline.__call__).parameters.get("image")
+    if given and parameter is None:
+        raise BadRequest(
+            f"{pipeline.__name__} takes no picture, and one is given to be edited",
+            f"those that do are {TAKE_ONE}, as the `_class_name` of model_index.json.",
+        )
+    needed = parameter is not None and parameter.default is inspect.Parameter.empty
+    if not given and (needed or pipeline.__name__.startswith(FAIL_WITHOUT)):
+        raise BadRequest(f"{pipeline.__name__} edits a picture, and none is given", "name one with --image.")
+    if pipeline.__name__ == NEEDS_FTFY and not hasattr(sys.modules[pipeline.__module__], "ftfy"):
+        raise Unsupported(f"{NEEDS_FTFY} needs ftfy, which is not installed", "pip install ftfy")

@@ -1,0 +1,198 @@
+"""Pictures that are edited: which pipelines take one, that it arrives as it is, and that it is accounted for."""
+
+import hashlib
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from cases import PICTURE, PROMPTS, Case
+from mezzotint.cli import app
+from mezzotint.editing import TAKE_ONE, check_pipeline, read_image
+from mezzotint.errors import BadRequest, Unsupported
+from mezzotint.families import Sampling
+from mezzotint.pipelines import paint, sampling_of
+from mezzotint.quality import latent_cosine
+from quantized import export
+
+OTHER = PICTURE.rotate(180)
+EDITS = ("flux1_kontext", "flux2", "flux2_klein", "wan_i2v")
+
+
+@pytest.fixture(autouse=True)
+def _small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kontext scales the picture to one of these; with the tiny autoencoder, 1024 x 1024 is 65,536 tokens. Random
+    weights paint noise, and the guard objects rightly."""
+    monkeypatch.setattr("diffusers.pipelines.flux.pipeline_flux_kontext.PREFERRED_KONTEXT_RESOLUTIONS", [(96, 64)])
+    monkeypatch.setattr("mezzotint.pipelines.problems_of", lambda _frames, _latents: ())
+    ftfy = SimpleNamespace(fix_text=lambda text: text)  # it mends mojibake, of which the prompts have none
+    monkeypatch.setattr("diffusers.pipelines.wan.pipeline_wan_i2v.ftfy", ftfy, raising=False)
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    PICTURE.save(tmp_path / "picture.png")
+    return tmp_path / "picture.png"
+
+
+def edit(pipe: Any, case: Case, *pictures: Image.Image) -> torch.Tensor:
+    return paint(pipe, PROMPTS[: len(pictures)], sampling=case.sampling, guard=False, images=pictures).latents
+
+
+def generate(case: Case, *arguments: object) -> Result:
+    common = ("--model", case.folder, "--device", "cpu", "--steps", 2)
+    return CliRunner().invoke(app, ["generate", "make it night", *map(str, (*common, *arguments))])
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_the_picture_is_what_diffusers_own_call_is_given(cases: Callable[[str], Case], name: str) -> None:
+    case = cases(name)
+    last: list[torch.Tensor] = []
+
+    def keep(_pipe: Any, _step: int, _timestep: Any, values: dict[str, torch.Tensor]) -> dict[str, Any]:
+        last[:] = [values["latents"]]
+        return {}
+
+    case.reference(
+        image=PICTURE,
+        prompt=PROMPTS[0],
+        height=32,
+        width=32,
+        num_inference_steps=2,
+        guidance_scale=case.sampling.guidance,
+        generator=torch.Generator("cpu").manual_seed(0),
+        max_sequence_length=case.sampling.max_sequence_length,
+        callback_on_step_end=keep,
+        **{"flux1_kontext": {"max_area": 32 * 32}, "wan_i2v": {"num_frames": 5}}.get(name, {}),
+    )
+    ours = edit(case.load(), case, PICTURE, OTHER)
+    assert torch.equal(ours[:1], last[0])
+    assert not torch.equal(ours[1:], edit(case.reference, case, OTHER, PICTURE)[1:]), "the picture is not looked at"
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_a_quantized_transformer_edits_near_bf16(cases: Callable[[str], Case], tmp_path: Path, name: str) -> None:
+    """Measured: 0.9989 or more."""
+    case = cases(name)
+    exported = {
+        expert: export(getattr(case.reference, expert), largest, "fp8", tmp_path / expert)
+        for expert, largest in case.largest.items()
+    }
+    expected, found = (edit(pipe, case, PICTURE, OTHER) for pipe in (case.reference, case.load(**exported)))
+    assert not torch.equal(found, expected)
+    assert latent_cosine(expected, found) > 0.997
+
+
+@pytest.mark.parametrize("size", ["48x32", "32"])
+def test_kontext_paints_the_size_that_is_asked_for(
+    cases: Callable[[str], Case], tmp_path: Path, picture: Path, size: str
+) -> None:
+    for given in ((), ("--image", picture)):
+        result = generate(cases("flux1_kontext"), *given, "--size", size, "-o", tmp_path / "a.png")
+        assert result.exit_code == 0, result.exception
+        with Image.open(tmp_path / "a.png") as painted:
+            assert painted.size == ((48, 32) if size == "48x32" else (32, 32))
+
+
+def test_without_a_size_the_picture_gives_the_shape() -> None:
+    assert Sampling(1024, 1, 1).shaped_like(1600, 900) == Sampling(768, 1, 1, width=1376)
+    assert Sampling(704, 1, 1, width=1280).shaped_like(64, 64) == Sampling(960, 1, 1, width=960)
+    assert Sampling(32, 1, 1).shaped_like(8, 1) == Sampling(32, 1, 1, width=96), "no side is 0"
+
+
+def test_the_picture_is_among_the_parameters(cases: Callable[[str], Case], tmp_path: Path, picture: Path) -> None:
+    result = generate(cases("flux2_klein"), "--image", picture, "--size", 32, "-o", tmp_path / "a.png", "--json")
+    expected = {"image": str(picture), "image_sha256": hashlib.sha256(picture.read_bytes()).hexdigest()}
+    with Image.open(tmp_path / "a.png") as painted:
+        parameters = json.loads(painted.info["mezzotint"])
+    for entries in (json.loads(result.stdout), parameters):
+        assert {key: entries[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("zimage", True, "ZImagePipeline takes no picture"),
+        ("wan_ti2v", True, "WanPipeline takes no picture"),
+        ("wan_i2v", False, "WanImageToVideoPipeline edits a picture, and none is given"),
+    ],
+)
+def test_a_picture_too_many_or_too_few_is_refused_before_anything_is_loaded(
+    cases: Callable[[str], Case], picture: Path, monkeypatch: pytest.MonkeyPatch, name: str, given: bool, message: str
+) -> None:
+    case = cases(name)
+    monkeypatch.setattr("mezzotint.pipelines.load_model", lambda *_: pytest.fail("weights are read"))
+    result = generate(case, *(("--image", picture) if given else ()))
+    assert isinstance(result.exception, BadRequest)
+    assert message in str(result.exception)
+    with pytest.raises(BadRequest, match=message):
+        paint(case.reference, PROMPTS, sampling=case.sampling, images=[PICTURE if given else None] * 2)
+
+
+def test_who_takes_a_picture_is_said_by_the_signature() -> None:
+    for name in TAKE_ONE.replace(" and ", ", ").split(", "):
+        check_pipeline(getattr(diffusers, f"{name}Pipeline"), given=True)
+    for name in ("FluxKontextPipeline", "Flux2Pipeline", "FluxPipeline"):
+        check_pipeline(getattr(diffusers, name), given=False)
+    with pytest.raises(BadRequest, match=r"FluxPipeline takes no picture(.|\n)*FluxKontext, Flux2"):
+        check_pipeline(diffusers.FluxPipeline, given=True)
+    with pytest.raises(BadRequest, match="QwenImageEditPlusPipeline edits a picture"):
+        check_pipeline(diffusers.QwenImageEditPlusPipeline, given=False)
+
+
+def test_a_library_that_diffusers_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("diffusers.pipelines.wan.pipeline_wan_i2v.ftfy")
+    with pytest.raises(Unsupported, match="pip install ftfy"):
+        check_pipeline(diffusers.WanImageToVideoPipeline, given=True)
+
+
+def test_one_picture_for_each_prompt(cases: Callable[[str], Case]) -> None:
+    with pytest.raises(BadRequest, match="2 prompts and 1 images"):
+        paint(cases("flux2").reference, PROMPTS, images=[PICTURE])
+
+
+def test_a_picture_is_read_upright_and_without_alpha(tmp_path: Path) -> None:
+    marked = Image.new("RGBA", (96, 64), (255, 0, 0, 128))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter, as cameras do
+    marked.save(tmp_path / "a.png", exif=exif)
+    found = read_image(tmp_path / "a.png").picture
+    assert (found.mode, found.size) == ("RGB", (64, 96))
+    assert np.unique(np.asarray(found).reshape(-1, 3), axis=0).tolist() == [[255, 0, 0]]
+
+
+def encoded(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (None, "no such picture"),
+        (b"not a picture", "is not a whole picture"),
+        (encoded(PICTURE)[:150], "is not a whole picture"),
+        (encoded(Image.new("RGB", (63, 80))), "is 63 x 80 pixels"),
+        (encoded(Image.new("RGB", (577, 72))), "is 577 x 72 pixels"),
+    ],
+)
+def test_what_is_no_picture_is_refused(tmp_path: Path, data: bytes | None, message: str) -> None:
+    if data is not None:
+        (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(BadRequest, match=message):
+        read_image(tmp_path / "a.png")
+
+
+def test_models_that_edit_have_settings_of_their_own(cases: Callable[[str], Case]) -> None:
+    assert sampling_of(cases("flux1_kontext").folder).guidance == 2.5
+    assert sampling_of(cases("flux1").folder).guidance == 3.5
