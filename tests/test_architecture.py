@@ -15,7 +15,7 @@ ROOMS = (
     "formats kernels",
     "nn",
     "families",
-    "builtin inspection speed",
+    "builtin inspection speed schedule",
     "checkpoint",
     "residency",
     "loading saving",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mezzotint.pipelines import load, paint
     from mezzotint.quality.comparison import compare
     from mezzotint.quality.diagnosis import diagnose
+    from mezzotint.schedule import StepSchedule
     from mezzotint.speed import SpeedReport, speed_up
     from mezzotint.verifying import VerifyReport, verify
 
@@ -39,6 +40,7 @@ __all__ = [
     "QuantLinear",
     "Report",
     "SpeedReport",
+    "StepSchedule",
     "VerifyReport",
     "compare",
     "convert",
@@ -60,6 +62,7 @@ _HOME = {
     "QuantLinear": "nn",
     "Report": "inspection",
     "SpeedReport": "speed",
+    "StepSchedule": "schedule",
     "VerifyReport": "verifying",
     "compare": "quality.comparison",
     "convert": "converting",

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from mezzotint import kernels, layouts
-from mezzotint.kernels import AS_STORED, Backend, Selection, Target, WeightSpec
+from mezzotint.kernels import AS_STORED, BF16, Backend, Selection, Target, WeightSpec
 from mezzotint.tensor import PLAIN, QuantTensor
 
 PREPARED = "prepared_"
 """Begins the names of the buffers that hold what the backend made of the parts."""
 
 _forced: Backend | None = None
-"""What `use_backend` sets. A plain global, because torch.compile cannot trace a ContextVar (2.13)."""
+_unrounded = False
+"""What `use_backend` and `unrounded_inputs` set. Plain globals: torch.compile cannot trace a ContextVar (2.13)."""
 
 
 class QuantLinear(nn.Module):
@@ -77,11 +78,14 @@ class QuantLinear(nn.Module):
         return self.scheme.dequantize(layouts.convert(self.weight_tensor, PLAIN).parts)
 
     def forward(self, x: Tensor) -> Tensor:
-        backend, weight = self.selection.backend, self.weight_tensor
-        if _forced is not None and _forced is not backend:
-            backend, weight = _forced, layouts.convert(weight, _forced.wants)
+        own, weight, activations = self.selection.backend, self.weight_tensor, self.activations
+        backend = _forced or own
+        if _unrounded and self.decoder is not None:
+            backend, activations = self.decoder, BF16
+        if backend is not own:
+            weight = layouts.convert(weight, backend.wants)
             weight = replace(weight, prepared=backend.prepare(weight))
-        return backend.linear(x, weight, self.bias, self.activations)
+        return backend.linear(x, weight, self.bias, activations)
 
     def extra_repr(self) -> str:
         return (
@@ -95,9 +99,9 @@ class QuantLinear(nn.Module):
     def _select(self) -> None:
         """Choose the backend for the device that the parts are on, and arrange them as it wants."""
         weight = self.weight_tensor
-        self.selection: Selection = kernels.select(
-            WeightSpec.of(weight), Target.of(self._device()), self.activations, self.only
-        )
+        spec, target = WeightSpec.of(weight), Target.of(self._device())
+        self.selection: Selection = kernels.select(spec, target, self.activations, self.only)
+        self.decoder = kernels.decoder(spec, target) if spec.quantizes_input(self.activations) else None
         backend = self.selection.backend
         arranged = layouts.convert(weight, backend.wants)
         self.layout = arranged.layout
@@ -224,6 +228,25 @@ def use_backend(name: str) -> Iterator[None]:
         _forced = before
 
 
-def forced_backend() -> str | None:
-    """The name of the backend that `use_backend` has set, or None."""
-    return None if _forced is None else _forced.name
+@contextmanager
+def unrounded_inputs() -> Iterator[None]:
+    """Let every quantized linear of the process multiply its input as it is, by its decoded weight, while this is open.
+
+    Where weights have backends of their own for that, a layer takes none: nothing is prepared for a few calls.
+    """
+    global _unrounded
+    before, _unrounded = _unrounded, True
+    try:
+        yield
+    finally:
+        _unrounded = before
+
+
+def inputs_are_unrounded() -> bool:
+    """Whether `unrounded_inputs` is open."""
+    return _unrounded
+
+
+def overrides() -> tuple[str | None, bool]:
+    """What `use_backend` and `unrounded_inputs` have set: all that a layer's product depends on besides its input."""
+    return None if _forced is None else _forced.name, _unrounded

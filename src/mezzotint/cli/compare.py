@@ -44,7 +44,7 @@ def compare(
     candidate is added without painting the reference again.
 
     A source is whatever `generate` takes as --model or --transformer. Before it may stand a name for the report, after
-    it options of its own: backend, activations (as_stored or bf16), transformer_2.
+    it options of its own: backend, activations (as_stored or bf16), resident, bf16_steps (2+1), transformer_2.
 
     Exits with 0 if every candidate passes its gate, 1 if one fails, 2 if it could not run.
 

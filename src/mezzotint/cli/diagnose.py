@@ -25,7 +25,7 @@ def diagnose(
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps to record.")] = 2,
     layers: Annotated[str, typer.Option(metavar="GLOB", help="Which layers to look at.")] = "*",
     sensitivity: Annotated[
-        bool, typer.Option("--sensitivity", help="Rank instead what it buys to keep layers in BF16.")
+        bool, typer.Option("--sensitivity", help="Rank instead what it buys to keep layers, or steps, in BF16.")
     ] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... \\[the GPU if there is one].")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print suspects and all layers as JSON on stdout.")] = False,
@@ -37,7 +37,8 @@ def diagnose(
     is named where undoing it brings the weight back.
 
     With --sensitivity, one role of layers at a time is restored to the reference's weights, and ranked by how much
-    nearer, per byte, the transformer's predictions come; the patterns are for `convert --keep-bf16`. Exits with 0.
+    nearer, per byte, the transformer's predictions come; the patterns are for `convert --keep-bf16`. Then one step at a
+    time is run with BF16 activations; the schedule is for `generate --bf16-steps`. Exits with 0.
 
     Exits with 0 if nothing is suspicious, 1 if something is, 2 if it could not run.
 
@@ -49,7 +50,7 @@ def diagnose(
 
       mezzotint diagnose ./FLUX.1-dev ./flux1-fp8,backend=scaled_mm --layers "transformer_blocks.0.*"
 
-      mezzotint diagnose demo demo-nvfp4 --sensitivity
+      mezzotint diagnose demo demo-nvfp4 --sensitivity --steps 8
     """
     from mezzotint.cli.output import quiet_libraries, step_progress
 
@@ -104,12 +105,25 @@ def _print_gains(found: Any) -> None:
 
     from mezzotint.cli.output import console
 
-    table = Table("--keep-bf16", "layers", "more MiB", "error", "fall", "fall per MiB", box=None)
+    out = console()
+    table = Table("--keep-bf16", "layers", "more MiB", "more ms", "error", "fall", "fall per MiB", box=None)
     for column in table.columns[1:]:
         column.justify = "right"
     for gain in found.gains:
-        numbers = f"{gain.bytes / 2**20:.1f}", f"{gain.error:.4f}", f"{gain.fall:+.4f}", f"{gain.fall_per_mib:+.4f}"
-        table.add_row(Text(gain.keep_bf16), str(gain.layers), *numbers)
-    console().print(table)
+        cost = f"{gain.bytes / 2**20:.1f}", f"{gain.milliseconds:.1f}"
+        bought = f"{gain.error:.4f}", f"{gain.fall:+.4f}", f"{gain.fall_per_mib:+.4f}"
+        table.add_row(Text(gain.keep_bf16), str(gain.layers), *cost, *bought)
+    out.print(table)
     for component, error in found.error.items():
         print(f"{component}: error of the prediction {error:.4f} with all layers quantized")
+    if not found.steps:
+        print("no layer rounds its inputs: BF16 activations in some steps change nothing")
+        return
+    steps = Table("step", "more ms", "error in latents", "fall with BF16 activations", box=None)
+    for column in steps.columns:
+        column.justify = "right"
+    for step in found.steps:
+        steps.add_row(str(step.step), f"{step.milliseconds:.1f}", f"{step.error:.4f}", f"{step.fall:+.4f}")
+    out.print(steps)
+    schedule = found.bf16_steps
+    print("BF16 activations buy nothing" if schedule is None else f"advised: --bf16-steps {schedule}")

@@ -30,6 +30,8 @@ Examples:
 
   mezzotint generate "make it night" --image street.png --model ./FLUX.1-Kontext-dev --transformer ./kontext-fp8
 
+  mezzotint generate "a blue ring on a black background" --transformer demo-nvfp4 --bf16-steps 2+1
+
   mezzotint generate "a cat on the moon" --model ./wan2.2 --transformer ./high-fp8 --transformer-2 ./low-fp8 -o cat.mp4
 """
 UNSOUND = "-unsound"
@@ -87,6 +89,10 @@ def generate(
     attention: Annotated[
         str | None, typer.Option(help="With --fast: fa3, cudnn, sdpa, fa3_fp8 [the fastest exact one].")
     ] = None,
+    bf16_steps: Annotated[
+        str | None,
+        typer.Option(metavar="FIRST+LAST", help="Steps with BF16 activations, as diagnose --sensitivity advises."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON on stdout.")] = False,
 ) -> None:
     from mezzotint.cli.output import quiet_libraries, step_progress
@@ -96,7 +102,9 @@ def generate(
         quiet_libraries()
         from mezzotint.editing import read_image
         from mezzotint.pipelines import check_image, load, paint, sampling_of, unsound
+        from mezzotint.schedule import StepSchedule
 
+        schedule = StepSchedule.read(bf16_steps or "0+0")
         source = None if image is None else read_image(image)
         check_image(model, source is not None)
         own = sampling_of(model)
@@ -131,12 +139,14 @@ def generate(
             lambda step, _: progress.update(bar, completed=step + 1),
             guard=False,
             images=[source.picture if source else None] * len(repeated),
+            bf16_steps=schedule,
         )
 
     common = {"model": model, "transformer": transformer, "format": pipe.load_report.format}
     common |= {"transformer_2": transformer_2} if transformer_2 else {}
     edited = source.to_dict() if source else {}
     common |= edited
+    common |= {"bf16_steps": bf16_steps} if bf16_steps else {}
     common |= {name: value for name, value in vars(settings).items() if value is not None}
     if grid:
         output = _marked(output) if any(painting.problems) else output

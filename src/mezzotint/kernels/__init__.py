@@ -38,6 +38,7 @@ __all__ = [
     "backends",
     "best_device",
     "count_uses",
+    "decoder",
     "named",
     "select",
 ]
@@ -93,6 +94,12 @@ BackendChoice = str | Mapping[str, str] | None
 def asked_for(choice: BackendChoice, scheme: Scheme) -> str | None:
     """The backend that was asked for for layers of this scheme, or None."""
     return choice.get(scheme.name) if isinstance(choice, Mapping) else choice
+
+
+def decoder(weight: WeightSpec, target: Target) -> Backend:
+    """The fastest of the backends that decode the weight at each call, leave the input alone, and prepare nothing."""
+    plain = (named("weight_only"), named("reference"))
+    return next(backend for backend in plain if isinstance(backend.can(weight, target, BF16), Can))
 
 
 def select(weight: WeightSpec, target: Target, activations: str = AS_STORED, only: str | None = None) -> Selection:

@@ -11,8 +11,9 @@ from mezzotint.errors import BadRequest
 from mezzotint.kernels import AS_STORED
 from mezzotint.pipelines import load, plan_transformers
 from mezzotint.residency import STORED
+from mezzotint.schedule import ALL_AS_STORED, StepSchedule
 
-OPTIONS = ("transformer_2", "activations", "backend", "resident")
+OPTIONS = ("transformer_2", "activations", "backend", "resident", "bf16_steps")
 PLAIN_NAMES = ("transformer", "diffusion_pytorch_model", "hf")
 """Parts of a path that many models share, and none is called after."""
 NAMED = re.compile(r"(?P<name>[^/=]+)=(?P<rest>.+)", re.DOTALL)
@@ -20,9 +21,10 @@ NAMED = re.compile(r"(?P<name>[^/=]+)=(?P<rest>.+)", re.DOTALL)
 
 @dataclass(frozen=True)
 class Candidate:
-    """What to load, and what to call it; the fields are those of `mezzotint.load`.
+    """What to load, and what to call it; the fields are those of `mezzotint.load`, and the schedule that of `paint`.
 
-    resident   as it is stored unless asked, because what is resident is part of the verdict
+    resident     as it is stored unless asked, because what is resident is part of the verdict
+    bf16_steps   the step schedule that it paints with
     """
 
     name: str
@@ -32,6 +34,7 @@ class Candidate:
     activations: str = AS_STORED
     backend: str | None = None
     resident: str = STORED
+    bf16_steps: str = str(ALL_AS_STORED)
 
     def load(self, device: torch.device) -> Any:
         """The pipeline."""
@@ -45,8 +48,13 @@ class Candidate:
             resident=self.resident,
         )
 
+    @property
+    def schedule(self) -> StepSchedule:
+        return StepSchedule.read(self.bf16_steps)
+
     def check(self) -> None:
         """Raise what `load` would raise before it reads a weight."""
+        _ = self.schedule
         plan_transformers(resolve(self.model), self.transformer, self.transformer_2, self.activations)
 
     def to_dict(self) -> dict[str, str | None]:
@@ -62,7 +70,7 @@ def read_sources(reference: str, candidates: list[str], model: str | None = None
     """The reference and the candidates from `[NAME=]SOURCE[,OPTION=VALUE...]`; transformers run inside `model`.
 
     SOURCE   a pipeline, or a transformer: whatever `load` takes as `model` or as `transformer`
-    OPTION   transformer_2, activations, backend or resident, as `load` takes them
+    OPTION   transformer_2, activations, backend or resident, as `load` takes them; bf16_steps, a step schedule
     model    None for the reference, if that is a pipeline, or else the built-in one
     Raises   BadRequest for an option that does not exist, or two of one name
     """

@@ -172,7 +172,7 @@ def _paint_missing(
     forget_peak(device)
     paint(pipe, [missing[0].prompt], [0], run.sampling.but(steps=WARM_UP_STEPS), guard=False)
     for shot in sorted(missing, key=lambda shot: shot.other_kernels):  # whose memory is no cost of the model's
-        painted = _paint_one(pipe, shot, run.sampling, device)
+        painted = _paint_one(pipe, run, shot, device)
         if not shot.other_kernels:
             largest = _largest(earlier.get("memory"), [loaded, asdict(memory(device, "painted"))])
             run.keep_facts(facts | {"memory": largest})
@@ -182,7 +182,7 @@ def _paint_missing(
     gc.collect()  # a pipeline is part of reference cycles; the next one is to find its memory free
 
 
-def _paint_one(pipe: Any, shot: Shot, sampling: Sampling, device: torch.device) -> tuple[Painting, Tensor, Laps]:
+def _paint_one(pipe: Any, run: Run, shot: Shot, device: torch.device) -> tuple[Painting, Tensor, Laps]:
     trajectory: list[Tensor] = []
     with clocked(device, _transformers(pipe)) as clock, shot.kernels():
 
@@ -190,7 +190,9 @@ def _paint_one(pipe: Any, shot: Shot, sampling: Sampling, device: torch.device) 
             clock.on_step(step, latents)
             trajectory.append(latents)
 
-        painting = paint(pipe, [shot.prompt], [shot.seed], sampling, on_step, guard=False)
+        painting = paint(
+            pipe, [shot.prompt], [shot.seed], run.sampling, on_step, guard=False, bf16_steps=run.candidate.schedule
+        )
     return painting, torch.stack([latents.cpu() for latents in trajectory]), clock.laps
 
 
@@ -221,6 +223,7 @@ def run_identity(candidate: Candidate, sampling: Sampling, device: torch.device)
         "device": str(Target.of(device)),
         "activations": candidate.activations,
         "backend": candidate.backend,
+        "bf16_steps": candidate.bf16_steps,
         "sampling": vars(sampling),
         "pipeline": pipeline_hash(model, replaced),
         **{name: content_hash(resolve(source)) for name, source in sources.items() if source is not None},

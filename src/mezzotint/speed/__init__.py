@@ -12,7 +12,7 @@ from mezzotint.errors import BadRequest
 from mezzotint.families import family_with
 from mezzotint.kernels import Target
 from mezzotint.kernels.graphs import Graphs
-from mezzotint.nn import forced_backend
+from mezzotint.nn import overrides
 from mezzotint.speed.activations import replace_gelu
 from mezzotint.speed.attention import choose, set_attention
 from mezzotint.speed.attention_layers import replace_layers
@@ -74,7 +74,7 @@ def speed_up(model: nn.Module, attention: str | None = None, plain: bool = False
         replace_gelu(model)
     model.compile_repeated_blocks(fullgraph=True, options=TUNED if on_gpu and not plain else None)  # type: ignore[operator]
     if not plain and on_gpu:
-        model.forward = Graphs(model.forward, forced_backend)
+        model.forward = Graphs(model.forward, overrides)
     return SpeedReport(chosen.name, declined, joined, tuple(apart), one_pass, on_gpu and not plain, str(cache))
 
 

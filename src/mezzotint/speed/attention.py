@@ -2,7 +2,8 @@
 
 cudnn     cuDNN's, through PyTorch; any NVIDIA GPU that it knows
 fa3       FlashAttention 3 in BF16; Hopper
-fa3_fp8   FlashAttention 3 with queries, keys and values rounded to FP8 as they are; Hopper, on request only
+fa3_fp8   FlashAttention 3 with queries, keys and values rounded to FP8 as they are, but in steps that leave inputs
+          unrounded; Hopper, on request only
 sdpa      PyTorch's own choice; anywhere
 """
 
@@ -19,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mezzotint.errors import BadRequest, Unsupported
 from mezzotint.kernels import Can, Cannot, Target
+from mezzotint.nn import inputs_are_unrounded
 from mezzotint.schemes.rounding import round_e4m3
 
 HOPPER = 9
@@ -74,6 +76,8 @@ def _fa3_fp8(
 ) -> Tensor:
     if attn_mask is not None:
         return _cudnn(query, key, value, attn_mask, scale)
+    if inputs_are_unrounded():
+        return _fa3(query, key, value, None, scale)
     q, k, v = (x if x.dtype == torch.float8_e4m3fn else round_e4m3(x.float()) for x in (query, key, value))
     return _fa3(q, k, v, None, scale)
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mezzotint.nn import inputs_are_unrounded
 from mezzotint.speed.attention import Attention
 
 Angles = tuple[Tensor, Tensor]
@@ -75,17 +76,18 @@ class JointAttention:
         mask = _joint_mask(attention_mask, encoder_hidden_states_mask, hidden_states)
         out = _attend(
             self.attention,
-            _turned(q, text_q, attn.norm_q, getattr(attn, "norm_added_q", None), angles, self._fp8(mask)),
-            _turned(k, text_k, attn.norm_k, getattr(attn, "norm_added_k", None), angles, self._fp8(mask)),
+            _turned(
+                q, text_q, attn.norm_q, getattr(attn, "norm_added_q", None), angles, _takes_fp8(self.attention, mask)
+            ),
+            _turned(
+                k, text_k, attn.norm_k, getattr(attn, "norm_added_k", None), angles, _takes_fp8(self.attention, mask)
+            ),
             v,
             mask,
         )
         if text is None:
             return attn.to_out[0](out) if hasattr(attn, "to_out") else out
         return attn.to_out[0](out[:, text.shape[1] :]), attn.to_add_out(out[:, : text.shape[1]])
-
-    def _fp8(self, mask: Tensor | None) -> bool:
-        return self.attention.fp8 and mask is None
 
 
 class ParallelAttention:
@@ -105,7 +107,7 @@ class ParallelAttention:
         *qkv, mlp = torch.split(both, [attn.inner_dim] * 3 + [both.shape[-1] - 3 * attn.inner_dim], dim=-1)
         q, k, v = (_heads(attn, x) for x in qkv)
         angles = _angles(image_rotary_emb)
-        fp8 = self.attention.fp8 and attention_mask is None
+        fp8 = _takes_fp8(self.attention, attention_mask)
         out = _attend(
             self.attention,
             _turned(q, None, attn.norm_q, None, angles, fp8),
@@ -157,6 +159,10 @@ def _turned(picture: Tensor, text: Tensor | None, norm: Any, text_norm: Any, ang
     weight = None if text is None else text_norm.weight
     out: Tensor = torch.ops.mezzotint.norm_rope(picture, text, norm.weight, weight, *angles, norm.eps, fp8)
     return out
+
+
+def _takes_fp8(attention: Attention, mask: Tensor | None) -> bool:
+    return attention.fp8 and mask is None and not inputs_are_unrounded()
 
 
 def _attend(attention: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
