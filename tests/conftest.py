@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -84,6 +85,19 @@ def fp8(tmp_path: Path) -> Path:
 def cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
     """A tiny pipeline of the family, made when it is first asked for."""
     return cache(lambda name: make_case(name, tmp_path_factory.mktemp("tiny") / name))
+
+
+@pytest.fixture
+def editors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the tiny pipelines that edit run.
+
+    Kontext would scale a picture to 1024 x 1024, which is 65,536 tokens with the tiny autoencoder; Wan asks for ftfy,
+    which is not installed; random weights paint noise, and the output guard objects.
+    """
+    monkeypatch.setattr("diffusers.pipelines.flux.pipeline_flux_kontext.PREFERRED_KONTEXT_RESOLUTIONS", [(96, 64)])
+    monkeypatch.setattr("mezzotint.pipelines.problems_of", lambda _frames, _latents: ())
+    ftfy = SimpleNamespace(fix_text=lambda text: text)  # it mends mojibake, of which the prompts have none
+    monkeypatch.setattr("diffusers.pipelines.wan.pipeline_wan_i2v.ftfy", ftfy, raising=False)
 
 
 @pytest.fixture(autouse=True)

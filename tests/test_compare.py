@@ -298,7 +298,7 @@ def test_a_model_is_called_after_the_part_of_its_path_that_tells() -> None:
 
 
 def test_the_sets_have_24_prompts_of_every_kind() -> None:
-    assert list(SETS) == ["default", "demo"]
+    assert list(SETS) == ["default", "demo", "edit"]
     for name in SETS:
         assert len(read_prompts(name)) == 24
     subjects = {prompt.about for prompt in read_prompts("default")}

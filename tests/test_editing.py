@@ -5,7 +5,6 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -24,18 +23,9 @@ from mezzotint.pipelines import paint, sampling_of
 from mezzotint.quality import latent_cosine
 from quantized import export
 
+pytestmark = pytest.mark.usefixtures("editors")
 OTHER = PICTURE.rotate(180)
 EDITS = ("flux1_kontext", "flux2", "flux2_klein", "wan_i2v")
-
-
-@pytest.fixture(autouse=True)
-def _small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kontext scales the picture to one of these; with the tiny autoencoder, 1024 x 1024 is 65,536 tokens. Random
-    weights paint noise, and the guard objects rightly."""
-    monkeypatch.setattr("diffusers.pipelines.flux.pipeline_flux_kontext.PREFERRED_KONTEXT_RESOLUTIONS", [(96, 64)])
-    monkeypatch.setattr("mezzotint.pipelines.problems_of", lambda _frames, _latents: ())
-    ftfy = SimpleNamespace(fix_text=lambda text: text)  # it mends mojibake, of which the prompts have none
-    monkeypatch.setattr("diffusers.pipelines.wan.pipeline_wan_i2v.ftfy", ftfy, raising=False)
 
 
 @pytest.fixture

@@ -18,11 +18,14 @@ def compare(
         str | None, typer.Option(help="Pipeline around sources that are transformers [the reference, or 'demo'].")
     ] = None,
     prompts: Annotated[
-        str | None, typer.Option(metavar="FILE|default|demo", help="One prompt a line [the set that fits the model].")
+        str | None, typer.Option(metavar="FILE|default|demo|edit", help="One prompt a line [the set that fits].")
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Picture that prompts edit which name none of their own.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Pictures for each prompt.")] = 1,
     steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Denoising steps [model's own].")] = None,
-    size: Annotated[str | None, typer.Option(metavar="N|WxH", help="In pixels [model's own].")] = None,
+    size: Annotated[str | None, typer.Option(metavar="N|WxH", help="In pixels [as `generate`].")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale [model's own].")] = None,
     frames: Annotated[int | None, typer.Option(min=1, max=10_000, help="Frames of a video [model's own].")] = None,
     metrics: Annotated[
@@ -46,6 +49,8 @@ def compare(
     A source is whatever `generate` takes as --model or --transformer. Before it may stand a name for the report, after
     it options of its own: backend, activations (as_stored or bf16), resident, bf16_steps (2+1), transformer_2.
 
+    Models that edit are given --image, or a picture after each prompt and a tab in the file of --prompts.
+
     Exits with 0 if every candidate passes its gate, 1 if one fails, 2 if it could not run.
 
     Examples:
@@ -55,6 +60,8 @@ def compare(
       mezzotint compare demo w4a4=demo-nvfp4 w4a16=demo-nvfp4,activations=bf16 -o report --gate w4
 
       mezzotint compare ./FLUX.1-dev ./flux1-dev-fp8/transformer --prompts prompts.txt --seeds 2 --steps 8 -o report
+
+      mezzotint compare ./FLUX.1-Kontext-dev ./kontext-fp8 --image street.png -o report
 
       mezzotint compare ./FLUX.1-dev fast=./flux1-fp8 slow=./flux1-fp8,backend=reference -o report --resume
     """
@@ -76,6 +83,7 @@ def compare(
             output,
             model=model,
             prompts=prompts,
+            image=image,
             seeds=seeds,
             steps=steps,
             size=sides(size),

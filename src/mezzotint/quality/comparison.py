@@ -3,7 +3,7 @@
 import datetime
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ import torch
 
 from mezzotint._version import VERSION
 from mezzotint.costs import Laps, Spread
+from mezzotint.editing import read_image
 from mezzotint.errors import BadRequest
 from mezzotint.families import Sampling
 from mezzotint.kernels import Target, best_device
-from mezzotint.pipelines import sampling_of
+from mezzotint.pipelines import check_image, sampling_of
 from mezzotint.quality.candidate import Candidate, read_sources
 from mezzotint.quality.floor import Level, NoiseFloor
 from mezzotint.quality.gate import PROFILES, Gate, profile_for, read_gate
@@ -43,7 +44,7 @@ class Settings:
 
     def shots(self) -> Shots:
         numbered = enumerate(self.prompts)
-        return {(i, seed): Shot(prompt.text, seed) for i, prompt in numbered for seed in self.seeds}
+        return {(i, seed): shot_of(prompt, seed) for i, prompt in numbered for seed in self.seeds}
 
     @property
     def other_seed(self) -> int:
@@ -93,7 +94,7 @@ class Comparison:
             "verdict": self.verdict,
             "environment": _environment(self.settings.device),
             "settings": {
-                "prompts": [vars(prompt) for prompt in self.settings.prompts],
+                "prompts": [prompt.to_dict() for prompt in self.settings.prompts],
                 "seeds": list(self.settings.seeds),
                 "sampling": vars(self.settings.sampling),
                 "metrics": list(self.settings.metrics),
@@ -112,6 +113,7 @@ def compare(
     *,
     model: str | None = None,
     prompts: str | None = None,
+    image: str | Path | None = None,
     seeds: int = 1,
     steps: int | None = None,
     size: Mapping[str, int] | None = None,
@@ -126,7 +128,9 @@ def compare(
 
     reference, candidates   `[NAME=]SOURCE[,OPTION=VALUE...]`, see `candidate.read_sources`
     output      folder; what was painted there before, by the same files and settings, is not painted again
-    prompts     "default", "demo" or a file; None for the set that fits the model
+    prompts     "default", "demo", "edit" or a file; None for the set that fits the model
+    image       file of the picture that is edited by all prompts that name none of their own
+    size        None for the model's own area in the shape of the first picture that is edited, or the model's own
     metrics     names of picture metrics, None for all; those that a gate has limits on are computed besides
     gate        a profile or a TOML file, None for the profile that fits each candidate
     on_picture  called with how many are painted, of how many, and by whom
@@ -136,17 +140,27 @@ def compare(
     if len(sources) < 2:
         raise BadRequest("there is no candidate to compare", "name at least one after the reference.")
     fixed = None if gate is None else read_gate(gate)
+    edited = None if image is None else read_image(image)
+    chosen = read_prompts(prompts or default_set(sources[0].model, edits=edited is not None), edited)
     for source in sources:
         source.check()
+        for edits in {prompt.image is not None for prompt in chosen}:
+            check_image(source.model, edits)
     own = sampling_of(sources[0].model)
+    first = chosen[0].image
+    own = own if first is None else own.shaped_like(*first.picture.size)
     settings = Settings(
-        prompts=read_prompts(prompts or default_set(sources[0].model)),
+        prompts=chosen,
         seeds=tuple(range(seeds)),
         sampling=own.but(steps=steps, guidance=guidance, num_frames=frames, **(size or {})),
         metrics=_checked(metrics, [fixed] if fixed else [read_gate(name) for name in PROFILES]),
         device=torch.device(device) if device is not None else best_device(),
     )
     return _Comparing(settings, Path(output) / RUNS, len(sources), on_picture).judge(sources, fixed)
+
+
+def shot_of(prompt: Prompt, seed: int) -> Shot:
+    return Shot(prompt.text, seed, image=prompt.image)
 
 
 class _Comparing:
@@ -157,8 +171,9 @@ class _Comparing:
     ) -> None:
         self.settings, self.folder, self.on_picture = settings, folder, on_picture
         self.shots = settings.shots()
-        self.kernels = [Shot(prompt.text, settings.seeds[0], other_kernels=True) for prompt in settings.prompts]
-        self.others = [Shot(prompt.text, settings.other_seed) for prompt in settings.prompts]
+        self.expected = [shot_of(prompt, settings.seeds[0]) for prompt in settings.prompts]
+        self.kernels = [replace(shot, other_kernels=True) for shot in self.expected]
+        self.others = [replace(shot, seed=settings.other_seed) for shot in self.expected]
         self.total = models * len(self.shots) + len(self.kernels) + len(self.others)
         self.done = 0
 
@@ -178,8 +193,7 @@ class _Comparing:
 
     def _floor(self, reference: Run, shots: Sequence[Shot]) -> Level:
         """The reference's own pictures against others of its own, of the same prompts."""
-        expected = [Shot(prompt.text, self.settings.seeds[0]) for prompt in self.settings.prompts]
-        pairs = zip(expected, shots, strict=True)
+        pairs = zip(self.expected, shots, strict=True)
         names = self.settings.metrics
         scores = [score(0, 0, reference.painted(a), reference.painted(b), names) for a, b in pairs]
         return Level(means(scores), step_means(scores))

@@ -1,33 +1,45 @@
-"""What is painted to compare models: two sets that come with the package, and files of the user's."""
+"""What is painted to compare models: three sets that come with the package, and files of the user's."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mezzotint.builtin import DATA, DEMO, resolve
+from mezzotint.editing import SourceImage, read_image
 from mezzotint.errors import BadRequest
 from mezzotint.hub import AnyPath
 
 SETS = {path.stem: path for path in sorted((DATA / "prompts").glob("*.txt"))}
-"""`default`: 24 of what quantization breaks first. `demo`: 24 of the captions that the built-in model knows."""
+"""`default`: 24 of what quantization breaks first. `demo`: 24 of the captions that the built-in model knows.
+`edit`: 24 instructions for any picture."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt and what it is about: the heading above it in its file."""
+    """A prompt, what it is about (the heading above it in its file), and the picture that it edits."""
 
     text: str
     about: str = ""
+    image: SourceImage | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"text": self.text, "about": self.about} | (self.image.to_dict() if self.image else {})
 
 
-def default_set(model: str | AnyPath) -> str:
+def default_set(model: str | AnyPath, edits: bool = False) -> str:
     """The set that fits a pipeline: the built-in model knows the captions of its own only."""
+    if edits:
+        return "edit"
     return "demo" if resolve(model) == DATA / DEMO else "default"
 
 
-def read_prompts(source: str) -> tuple[Prompt, ...]:
+def read_prompts(source: str, image: SourceImage | None = None) -> tuple[Prompt, ...]:
     """The prompts of a set or a text file: one a line, `# heading` above a group, empty lines between.
 
-    Raises  BadRequest if there is no such set or file, it is empty, or has a prompt twice
+    After a prompt and a tab may stand the picture that it edits, a path from where the file is.
+
+    image   what prompts edit that name no picture
+    Raises  BadRequest if there is no such set, file or picture, it is empty, or has a prompt twice for one picture
     """
     path = SETS.get(source, Path(source))
     if not path.is_file():
@@ -38,11 +50,12 @@ def read_prompts(source: str) -> tuple[Prompt, ...]:
         if line.startswith("#"):
             about = line.lstrip("# ").strip()
         elif line.strip():
-            found.append(Prompt(line.strip(), about))
+            text, _, named = (part.strip() for part in line.strip().partition("\t"))
+            found.append(Prompt(text, about, read_image(path.parent / named) if named else image))
     if not found:
         raise BadRequest(f"{path}: holds no prompt", "write one a line.")
-    texts = [prompt.text for prompt in found]
-    twice = next((text for text in texts if texts.count(text) > 1), None)
+    edits = [(prompt.text, prompt.image.data if prompt.image else None) for prompt in found]
+    twice = next((text for text, data in edits if edits.count((text, data)) > 1), None)
     if twice is not None:
         raise BadRequest(f"{path}: has the prompt {twice!r} twice", "leave one; --seeds paints each several times.")
     return tuple(found)

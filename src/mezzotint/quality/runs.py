@@ -25,6 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from mezzotint._version import VERSION
 from mezzotint.builtin import resolve
 from mezzotint.costs import Laps, clocked, forget_peak, memory, now
+from mezzotint.editing import SourceImage
 from mezzotint.families import Sampling
 from mezzotint.hub import AnyPath, HubPath
 from mezzotint.kernels import Target
@@ -43,15 +44,30 @@ WARM_UP_STEPS = 2
 
 @dataclass(frozen=True)
 class Shot:
-    """One picture or video to paint. `other_kernels` computes the attention by other kernels, for the noise floor."""
+    """One picture or video to paint.
+
+    other_kernels   compute the attention by other kernels, for the noise floor
+    image           the picture that is edited; its bytes are part of the key, what it is called is not
+    """
 
     prompt: str
     seed: int
     other_kernels: bool = False
+    image: SourceImage | None = None
 
     @property
     def key(self) -> str:
-        return _digest(asdict(self))
+        return _digest({name: value for name, value in self.to_dict().items() if name != "image"})
+
+    def to_dict(self) -> dict[str, Any]:
+        own = {"prompt": self.prompt, "seed": self.seed, "other_kernels": self.other_kernels}
+        return own | (self.image.to_dict() if self.image else {})
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """What `paint` is asked for."""
+        image = self.image.picture if self.image else None
+        return {"prompts": [self.prompt], "seeds": [self.seed], "images": [image]}
 
     def kernels(self) -> AbstractContextManager[Any]:
         return sdpa_kernel(OTHER_KERNELS) if self.other_kernels else nullcontext()
@@ -110,14 +126,16 @@ class Run:
         return entry
 
     def keep(self, shot: Shot, painting: Painting, trajectory: Tensor, laps: Laps) -> None:
-        parameters = {"prompt": shot.prompt, "seed": shot.seed, "model": self.candidate.name}
+        parameters = shot.to_dict() | {"model": self.candidate.name}
         if painting.videos:
             save_frames(painting.videos[0], self._file(shot, ""), parameters)
         else:
             save_png(painting.images[0], self._file(shot, ".png"), parameters)
         with whole_file(self._file(shot, ".safetensors")) as temporary:
             save_file({"latents": trajectory}, temporary)
-        _write_json(self._file(shot, ".json"), asdict(shot) | {"laps": asdict(laps), "problems": painting.problems[0]})
+        _write_json(
+            self._file(shot, ".json"), shot.to_dict() | {"laps": asdict(laps), "problems": painting.problems[0]}
+        )
 
     def keep_facts(self, facts: dict[str, Any]) -> None:
         _write_json(self.folder / "run.json", facts)
@@ -170,7 +188,7 @@ def _paint_missing(
         "load_seconds": seconds,
     }
     forget_peak(device)
-    paint(pipe, [missing[0].prompt], [0], run.sampling.but(steps=WARM_UP_STEPS), guard=False)
+    paint(pipe, **missing[0].request, sampling=run.sampling.but(steps=WARM_UP_STEPS), guard=False)
     for shot in sorted(missing, key=lambda shot: shot.other_kernels):  # whose memory is no cost of the model's
         painted = _paint_one(pipe, run, shot, device)
         if not shot.other_kernels:
@@ -190,9 +208,8 @@ def _paint_one(pipe: Any, run: Run, shot: Shot, device: torch.device) -> tuple[P
             clock.on_step(step, latents)
             trajectory.append(latents)
 
-        painting = paint(
-            pipe, [shot.prompt], [shot.seed], run.sampling, on_step, guard=False, bf16_steps=run.candidate.schedule
-        )
+        sampling, schedule = run.sampling, run.candidate.schedule
+        painting = paint(pipe, **shot.request, sampling=sampling, on_step=on_step, guard=False, bf16_steps=schedule)
     return painting, torch.stack([latents.cpu() for latents in trajectory]), clock.laps
 
 

@@ -95,6 +95,7 @@ def _gallery(comparison: Comparison) -> Iterator[dict[str, Any]]:
         yield {
             "prompt": comparison.settings.prompts[prompt],
             "seed": seed,
+            "source": data_uri(shot.image.picture) if shot.image else None,
             "size": reference[0].size,
             "video": len(reference) > 1,
             "references": {frame: data_uri(reference[frame]) for frame in {cell["frame"] for cell in cells}},

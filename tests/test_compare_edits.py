@@ -1,0 +1,127 @@
+"""A comparison of models that edit: the picture reaches every model, the key of what is kept, and the report."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cases import PICTURE, Case
+from mezzotint.editing import read_image
+from mezzotint.errors import BadRequest
+from mezzotint.pipelines import paint
+from mezzotint.quality.comparison import Comparison, compare
+from mezzotint.quality.prompts import read_prompts
+from mezzotint.quality.report import write_report
+from mezzotint.quality.runs import Shot
+from quantized import export
+
+pytestmark = pytest.mark.usefixtures("editors")
+OTHER = PICTURE.rotate(180)
+EDITS = ("flux1_kontext", "flux2_klein")
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    """Two prompts: the first names its picture, the second edits the one of --image."""
+    (tmp_path / "set").mkdir()
+    PICTURE.save(tmp_path / "set/own.png")
+    OTHER.save(tmp_path / "other.png")
+    (tmp_path / "set/edits.txt").write_text("# light\nmake it night\town.png\nmake it red\n")
+    return tmp_path / "set/edits.txt"
+
+
+def compared(case: Case, output: Path, prompts: Path, image: Path, **options: Any) -> Comparison:
+    """Against its own FP8 copy, kept beside the prompts."""
+    copy = prompts.parent / "fp8"
+    if not copy.exists():
+        export(case.reference.transformer, case.largest["transformer"], "fp8", copy)
+    settings = {"prompts": str(prompts), "steps": 2, "size": {"size": 32, "width": 32}, "device": "cpu"} | options
+    return compare(str(case.folder), [str(copy)], output, image=image, metrics=["psnr"], **settings)
+
+
+def sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_every_model_edits_the_picture_and_the_report_shows_it(
+    cases: Callable[[str], Case], tmp_path: Path, prompts: Path, name: str
+) -> None:
+    case, other = cases(name), tmp_path / "other.png"
+    comparison = compared(case, tmp_path / "report", prompts, other)
+    shots = comparison.settings.shots().values()
+    texts, sampling = [shot.prompt for shot in shots], comparison.settings.sampling
+    for run in (comparison.reference, comparison.candidates[0].run):
+        pipe = run.candidate.load(torch.device("cpu"))
+        expected = paint(pipe, texts, [0, 0], sampling, images=[PICTURE, OTHER])
+        found = torch.cat([run.painted(shot).trajectory[-1] for shot in shots])
+        assert torch.equal(found, expected.latents)
+    write_report(comparison, tmp_path / "report")
+    entries = json.loads((tmp_path / "report/report.json").read_text())["settings"]["prompts"]
+    own = prompts.parent / "own.png"
+    assert entries == [
+        {"text": "make it night", "about": "light", "image": str(own), "image_sha256": sha256(own)},
+        {"text": "make it red", "about": "light", "image": str(other), "image_sha256": sha256(other)},
+    ]
+    page = (tmp_path / "report/report.html").read_text()
+    assert page.count("<figcaption>what is edited</figcaption>") == 2
+
+
+def test_what_is_kept_goes_by_the_pictures_bytes(cases: Callable[[str], Case], tmp_path: Path, prompts: Path) -> None:
+    case, output, other = cases("flux1_kontext"), tmp_path / "report", tmp_path / "other.png"
+
+    def kept() -> dict[Path, int]:
+        return {file: file.stat().st_mtime_ns for file in output.glob("runs/*/*.png")}
+
+    compared(case, output, prompts, other)
+    before = kept()
+    assert len(before) == 2 * 2 + 2 * 2, "both prompts by both models, and by two runs of the noise floor"
+    moved = Path(shutil.copy(other, tmp_path / "moved.png"))
+    compared(case, output, prompts, moved)
+    assert kept() == before
+    PICTURE.rotate(90).save(moved)
+    compared(case, output, prompts, moved)
+    assert kept().items() > before.items()
+    assert len(kept()) == len(before) + 4, "one of the prompts"
+
+
+def test_the_key_of_what_edits_nothing_is_what_it_was() -> None:
+    """So that what was painted by an earlier version is not painted again."""
+    assert Shot("a red fox", 0).key == "baefa4c1104d4d6eda81"
+
+
+def test_without_a_size_the_first_picture_gives_the_shape(
+    cases: Callable[[str], Case], tmp_path: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = cases("flux1_kontext")
+    monkeypatch.setattr("mezzotint.quality.comparison.sampling_of", lambda _model: case.sampling.but(size=96))
+    comparison = compared(case, tmp_path / "report", prompts, tmp_path / "other.png", size=None)
+    assert (comparison.settings.sampling.width, comparison.settings.sampling.size) == (128, 64)
+
+
+def test_instructions_are_the_set_where_a_picture_is_given(prompts: Path) -> None:
+    image = read_image(prompts.parent / "own.png")
+    assert {prompt.image for prompt in read_prompts("edit", image)} == {image}
+    assert {prompt.image for prompt in read_prompts("edit")} == {None}
+
+
+def test_a_prompt_may_edit_two_pictures_and_one_not_twice(prompts: Path) -> None:
+    prompts.write_text("make it night\town.png\nmake it night\t../other.png\nmake it night\n")
+    assert [prompt.text for prompt in read_prompts(str(prompts))] == ["make it night"] * 3
+    prompts.write_text("make it night\town.png\nmake it night\t./own.png\n")
+    with pytest.raises(BadRequest, match="'make it night' twice"):
+        read_prompts(str(prompts))
+    prompts.write_text("make it night\tabsent.png\n")
+    with pytest.raises(BadRequest, match=r"set/absent\.png: no such picture"):
+        read_prompts(str(prompts))
+
+
+def test_models_that_cannot_edit_are_refused_before_anything_is_painted(tmp_path: Path, prompts: Path) -> None:
+    with pytest.raises(BadRequest, match="FluxPipeline takes no picture"):
+        compare("demo", ["demo-fp8"], tmp_path / "report", image=tmp_path / "other.png", device="cpu")
+    assert not (tmp_path / "report").exists()
