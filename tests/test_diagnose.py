@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,15 @@ def test_a_planted_fault_is_found_and_its_cause_named(tmp_path: Path, fault: Fau
         print(f"{fault.name}: {suspect}")
     assert diagnosis.suspects[0].module.startswith(fault.module)
     assert diagnosis.suspects[0].cause == CAUSES[fault.name]
+
+
+def test_what_was_never_quantized_comes_before_its_layers(tmp_path: Path) -> None:
+    """BF16 weights that were decoded from FP8: each is a little off, and the file is not what it says."""
+    faulty = plant(Fault("decoded", "bf16", "", lambda tensors, _module: None), tmp_path / "faulty")
+    rewrite(faulty, lambda tensors: tensors.update({k: v * 1.05 for k, v in tensors.items() if v.ndim == 2}))
+    first, *others = diagnose("demo", str(faulty), steps=1, device="cpu").suspects
+    assert (first.module, first.cause) == ("transformer", "not quantized at all")
+    assert others
 
 
 def test_what_is_not_a_number_comes_first(tmp_path: Path) -> None:
@@ -182,6 +192,50 @@ def test_vectors_in_fragments_are_told_either_way(stored: Callable[[Tensor], Ten
     weight, scale = matrix(), vector()
     case = suspicion(NVFP4, encode_nvfp4(weight / scale) | {"pre_quant_scale": stored(scale)}, weight)
     assert cause_of(case) == "vectors in fragment order"
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "single_transformer_blocks.0.norm.linear",
+        "transformer_blocks.0.img_mod.1",
+        "layers.0.adaLN_modulation.0",
+        "double_stream_modulation_img.linear",
+    ],
+)
+@pytest.mark.parametrize("order", [(1, 0), (1, 0, 2), (1, 0, 2, 4, 3, 5), (3, 4, 5, 0, 1, 2)])
+def test_shift_and_scale_are_told_among_the_parts_of_a_modulation(module: str, order: tuple[int, ...]) -> None:
+    """AdaLN gives (scale, shift), (shift, scale, gate) or two of the latter; only shift and scale may be exchanged."""
+    weight = matrix(rows=6 * 32)
+    chunks = weight.chunk(len(order))
+    parts = encode_fp8(torch.cat([chunks[i] for i in order]))
+    case = replace(suspicion(FP8, parts, weight), module=module)
+    assert cause_of(case) == "halves of AdaLN swapped"
+
+
+@pytest.mark.parametrize("encode", [encode_fp8, encode_nvfp4])
+def test_weights_of_another_layer_are_told_beside_the_layers_own_scales(
+    encode: Callable[[Tensor], dict[str, Tensor]],
+) -> None:
+    """An exporter that takes to_k for to_q may do so in the codes alone."""
+    query, key = matrix(0), matrix(1) * (1 + vector())
+    scheme = FP8 if encode is encode_fp8 else NVFP4
+    parts = encode(query) | {"codes": encode(key)["codes"]}
+    case = replace(suspicion(scheme, parts, query), sibling=lambda module: key if module.endswith("to_k") else None)
+    found = explain(case)
+    assert found is not None
+    assert (found.cause, found.detail) == ("q/k/v order", "its codes are those of to_k, its scales its own")
+    assert cause_of(replace(case, sibling=lambda _module: matrix(2))) is None
+
+
+def test_zeroed_codes_are_told_beside_a_low_rank_branch() -> None:
+    weight = matrix()
+    left, sizes, right = torch.linalg.svd(weight, full_matrices=False)
+    up, down = left[:, :64] * sizes[:64], right[:64]
+    low_rank = {"proj_up": up.bfloat16(), "proj_down": down.bfloat16(), "smooth": torch.ones(256)}
+    parts = encode_nvfp4(weight - up @ down) | low_rank
+    assert cause_of(suspicion(NVFP4, parts, weight)) is None
+    assert cause_of(suspicion(NVFP4, parts | {"codes": torch.zeros_like(parts["codes"])}, weight)) == "weights zeroed"
 
 
 def test_a_low_rank_branch_on_the_wrong_input_is_told() -> None:

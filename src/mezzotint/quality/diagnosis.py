@@ -29,7 +29,7 @@ out may owe it to what its input is like."""
 Z_LIMIT = 6.0
 UNKNOWN = "unknown"
 HIGHEST = 1e6
-"""The score of a weight that is not a number."""
+"""The score of a weight that is not a number, and of a file that is not what it says."""
 
 
 @dataclass(frozen=True)
@@ -172,4 +172,4 @@ def _impostors(sides: Sequence[Side]) -> Iterator[Suspect]:
         if claim is not None and all(linear.scheme is BF16 for linear in linears):
             dtypes = sorted({str(info.dtype).removeprefix("torch.") for info in header.tensors.values()})
             said = f"{claim} is claimed, and {header.path} holds {' and '.join(dtypes)} only"
-            yield Suspect(side.component, 1.0, "not quantized at all", said)
+            yield Suspect(side.component, HIGHEST, "not quantized at all", said)

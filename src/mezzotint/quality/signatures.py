@@ -5,6 +5,7 @@ order of `SIGNATURES`, the particular ones before the general ones.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,11 @@ DECODED_SCALES = ("weight_scale", "global_scale", "channel_scale", "pre_quant_sc
 VECTORS = ("pre_quant_scale", "smooth", "channel_scale")
 SIBLINGS = (("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj"), ("w1", "w3"))
 """Layers of one parent and one shape that an exporter may take for one another; w1 and w3 are gate and up (Z-Image)."""
+MODULATION = re.compile(r"norm|_mod\b|modulation")
+"""In the names of layers that give AdaLN's shift, scale and gate: FLUX's norms, Qwen-Image's img_mod, FLUX.2's and
+Z-Image's modulations."""
+SHIFT_AND_SCALE = ((1, 0), (1, 0, 2), (1, 0, 2, 4, 3, 5))
+"""The parts of AdaLN's modulation with shift and scale exchanged: alone, with a gate, and two of the latter."""
 LOW_RANK = {"lora_down": "proj_down", "lora_up": "proj_up"}
 
 
@@ -96,9 +102,12 @@ def _not_finite(suspicion: Suspicion) -> Iterator[Trial]:
 
 
 def _zero(suspicion: Suspicion) -> Iterator[Trial]:
-    """Whole output features that are zero."""
+    """Whole output features that are zero, or whose codes are: then a low-rank branch is left."""
     weight, expected = suspicion.weight, suspicion.expected
     empty = (weight == 0).flatten(1).all(1) if weight.ndim > 1 else weight == 0
+    codes = [piece.parts["codes"].view(torch.uint8) for piece in suspicion.pieces if "codes" in piece.parts]
+    if codes and len(codes) == len(suspicion.pieces) and all(len(own) == len(weight) for own in codes):
+        empty = empty | (torch.cat(codes, dim=1) == 0).all(1)
     if empty.any():
         mask = empty.reshape(-1, *[1] * (weight.ndim - 1))
         yield f"{empty.sum()} of {len(empty)} output features", torch.where(mask, expected, weight), expected
@@ -182,18 +191,34 @@ def _siblings(names: Sequence[tuple[str, ...]]) -> Callable[[Suspicion], Iterato
             expected = None if other == leaf else suspicion.sibling(f"{parent}.{other}")
             if expected is not None and expected.shape == suspicion.weight.shape:
                 yield f"it is {other}", suspicion.weight, expected
+                yield f"its codes are those of {other}, its scales its own", _rescaled(suspicion, expected), expected
 
     return undo
 
 
-def _halves(of_norm: bool) -> Callable[[Suspicion], Iterator[Trial]]:
-    """Of the output features; in a norm's linear layer they are shift and scale of AdaLN, else gate and up."""
+def _rescaled(suspicion: Suspicion, expected: Tensor) -> Tensor:
+    """The weight with the scales of its blocks, or else of its rows, as they fit best."""
+    blocks = [piece.parts["block_scale"].shape[1] for piece in suspicion.pieces if "block_scale" in piece.parts]
+    count = sum(blocks) or 1
+    weight, wanted = (values.reshape(len(values), count, -1) for values in (suspicion.weight, expected))
+    tiny = torch.finfo(torch.float32).tiny
+    scales = (weight * wanted).sum(-1, keepdim=True) / weight.square().sum(-1, keepdim=True).clamp_min(tiny)
+    return (weight * scales.clamp_min(0)).flatten(1)
 
-    def undo(suspicion: Suspicion) -> Iterator[Trial]:
-        if ("norm" in suspicion.module) is of_norm and len(suspicion.weight) % 2 == 0:
-            yield "", torch.cat(suspicion.weight.chunk(2)[::-1]), suspicion.expected
 
-    return undo
+def _modulation(suspicion: Suspicion) -> Iterator[Trial]:
+    """Of the output features of a modulation: shift and scale."""
+    for order in SHIFT_AND_SCALE:
+        if MODULATION.search(suspicion.module) and len(suspicion.weight) % len(order) == 0:
+            parts = suspicion.weight.chunk(len(order))
+            detail = f"of {len(order)} parts" if len(order) > 2 else ""
+            yield detail, torch.cat([parts[i] for i in order]), suspicion.expected
+
+
+def _gate_and_up(suspicion: Suspicion) -> Iterator[Trial]:
+    """Halves of the output features of any other layer."""
+    if not MODULATION.search(suspicion.module) and len(suspicion.weight) % 2 == 0:
+        yield "", torch.cat(suspicion.weight.chunk(2)[::-1]), suspicion.expected
 
 
 def _factor(suspicion: Suspicion) -> Iterator[Trial]:
@@ -214,7 +239,7 @@ SIGNATURES = (
     Signature("low-rank fed the wrong x", _low_rank),
     Signature("q/k/v order", _siblings(SIBLINGS[:2])),
     Signature("gate/up order", _siblings(SIBLINGS[2:])),
-    Signature("halves of AdaLN swapped", _halves(of_norm=True)),
-    Signature("gate/up order", _halves(of_norm=False)),
+    Signature("halves of AdaLN swapped", _modulation),
+    Signature("gate/up order", _gate_and_up),
     Signature("scales off by a factor", _factor),
 )
