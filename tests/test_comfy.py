@@ -7,16 +7,21 @@ import comfy_kitchen
 import pytest
 import torch
 from comfy_kitchen.tensor import QuantizedTensor, TensorWiseINT8Layout
-from diffusers import FluxTransformer2DModel
+from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 
+import mezzotint
 from checkpoints import WEIGHTS, edited, load_flux
 from golden import EXACT, assert_stands_for, opened, plain_parts
+from make_header_fixtures import TO_ORIGINAL
 from mezzotint.errors import BrokenFile, MissingTensor, ShapeMismatch, UnknownFormat, Unsupported
+from mezzotint.formats import recognise
+from mezzotint.formats.notes import SCHEME_OF_FORMAT
 from mezzotint.layouts import from_tiles, to_tiles
 from mezzotint.nn import quant_linears
 from mezzotint.schemes import FP8, INT8, MXFP8, NVFP4
 from mezzotint.tensor import PLAIN, Layout
+from quantized import in_original_names
 
 QWEN = "comfy_qwenimage_mixed_nvfp4_fp8"
 QWEN_FILE = f"{QWEN}/checkpoint/qwen-image-mixed.safetensors"
@@ -74,7 +79,7 @@ def test_notes_in_the_header_do_as_well_as_markers(data: Path, tmp_path: Path) -
     assert opened(saved(tmp_path, kept, {"_quantization_metadata": note}))[1].linears == with_markers.linears
 
 
-@pytest.mark.parametrize("prefix", ["model.diffusion_model.", "diffusion_model."])
+@pytest.mark.parametrize("prefix", ["model.diffusion_model.", "diffusion_model.", "transformer."])
 @pytest.mark.parametrize("in_note", [True, False])
 def test_names_may_have_a_prefix_and_notes_leave_it_out(tmp_path: Path, prefix: str, in_note: bool) -> None:
     stored = kitchen("TensorCoreNVFP4Layout", weight(32, 64), format="nvfp4")
@@ -175,6 +180,73 @@ def test_half_of_a_low_rank_pair_is_not_enough_here_either(tmp_path: Path) -> No
 def test_a_note_may_ask_for_products_in_full_precision(tmp_path: Path) -> None:
     stored = kitchen("TensorCoreNVFP4Layout", weight(32, 64), format="nvfp4", full_precision_matrix_mult=True)
     assert not plain_parts(saved(tmp_path, stored))["X"].quantizes_input
+
+
+def test_an_input_scale_beside_products_in_full_precision_is_ignored_with_its_reason(tmp_path: Path) -> None:
+    stored = kitchen("TensorCoreNVFP4Layout", weight(32, 64), format="nvfp4", full_precision_matrix_mult=True)
+    file = saved(tmp_path, stored | {"X.input_scale": torch.tensor(0.5)})
+    assert opened(file)[1].ignored["X.input_scale"] == "the file asks for products in full precision"
+    assert not plain_parts(file)["X"].quantizes_input
+
+
+@pytest.mark.parametrize(("layout", "written"), [("TensorCoreMXFP8Layout", "mxfp8"), ("int8", "int8_tensorwise")])
+def test_notes_that_only_comfyui_writes_outweigh_the_names(tmp_path: Path, layout: str, written: str) -> None:
+    """Black Forest Labs' names without a prefix, and no marker."""
+    matrix, module = weight(32, 64), "double_blocks.0.img_mlp.0"
+    codes = (torch.zeros(32, 64, dtype=torch.int8), torch.tensor(1.0))
+    stored = dict(zip(("X.weight", "X.weight_scale"), codes, strict=True))
+    stored = kitchen(layout, matrix, format=written) if layout != "int8" else stored
+    stored.pop("X.comfy_quant", None)
+    tensors = {key.replace("X.", f"{module}."): value for key, value in stored.items()}
+    note = json.dumps({"layers": {module: {"format": written}}})
+    header, contents = opened(saved(tmp_path, tensors, {"_quantization_metadata": note}))
+    assert contents.linears[module].scheme is SCHEME_OF_FORMAT[written]
+    assert f"with layers in {written}" in recognise(header).evidence
+
+
+def test_nvfp4_scales_may_be_stored_as_bytes(tmp_path: Path) -> None:
+    stored = kitchen("TensorCoreNVFP4Layout", weight(32, 64), format="nvfp4")
+    expected = plain_parts(saved(tmp_path, stored))["X"]
+    stored["X.weight_scale"] = stored["X.weight_scale"].view(torch.uint8)
+    layer = plain_parts(saved(tmp_path, stored))["X"]
+    assert torch.equal(NVFP4.dequantize(layer.parts), NVFP4.dequantize(expected.parts))
+
+
+@pytest.fixture
+def padded(tmp_path: Path) -> tuple[Path, Path]:
+    """FLUX.2 72 wide under its makers' names, layers fused and padded, and the model that it was made from."""
+    torch.manual_seed(0)
+    heads = {"attention_head_dim": 24, "num_attention_heads": 3, "axes_dims_rope": (6, 6, 6, 6)}
+    model = Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        joint_attention_dim=48,
+        timestep_guidance_channels=32,
+        **heads,
+    ).bfloat16()
+    model.save_pretrained(tmp_path / "base")
+    tensors = in_original_names(model.state_dict(), TO_ORIGINAL["flux2"])
+    for name in [name for name in tensors if "_blocks." in name and tensors[name].ndim == 2]:
+        stored = kitchen("TensorCoreNVFP4Layout", tensors.pop(name).float(), format="nvfp4")
+        tensors |= {key.replace("X.", name.removesuffix("weight")): value for key, value in stored.items()}
+    return saved(tmp_path, tensors), tmp_path / "base"
+
+
+def test_a_base_tells_the_padding_of_fused_layers_too(padded: tuple[Path, Path]) -> None:
+    file, base = padded
+    checkpoint, reference = mezzotint.open(file, base=base), mezzotint.open(base)
+    assert "layout measured on 4 layers" in checkpoint.evidence
+    for module in checkpoint.modules:
+        weight, original = checkpoint.weight(module), reference.tensor(f"{module}.weight").float()
+        assert torch.linalg.norm(weight - original) < 0.12 * torch.linalg.norm(original)
+
+
+def test_padding_is_sound_beside_the_base(padded: tuple[Path, Path]) -> None:
+    file, base = padded
+    report = mezzotint.verify(file, base)
+    assert report.exit_code == 0
+    assert sum(layer.scheme == "nvfp4" for layer in report.layers) == 14
 
 
 def legacy(matrix: torch.Tensor, elements: int = 1, input_scale: float | None = None) -> dict[str, torch.Tensor]:

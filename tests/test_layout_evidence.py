@@ -71,6 +71,16 @@ def test_a_base_of_other_weights_is_refused(data: Path, tmp_path: Path) -> None:
         Checkpoint.open(data / COMFY, base=tmp_path)
 
 
+def test_a_base_of_another_size_is_refused(data: Path, tmp_path: Path) -> None:
+    tensors = {
+        name: torch.nn.functional.pad(value, (0, 64)) if value.ndim == 2 else value
+        for name, value in load_file(data / "base/qwenimage" / WEIGHTS).items()
+    }
+    save_file(tensors, tmp_path / WEIGHTS)
+    with pytest.raises(UnknownFormat, match=r"has no unquantized layer that matches transformer_blocks\.0\."):
+        Checkpoint.open(data / COMFY, base=tmp_path)
+
+
 def test_random_weights_tell_nothing_and_that_is_said(data: Path) -> None:
     checkpoint = Checkpoint.open(data / SWAPPED)
     assert nvfp4_layouts(checkpoint) == {HIGH}

@@ -10,8 +10,9 @@ import torch
 from huggingface_hub import constants
 
 import mezzotint
-from checkpoints import WEIGHTS, rewrite
+from checkpoints import WEIGHTS, edited, rewrite
 from hub_server import Hub, serving
+from mezzotint.errors import UnexpectedTensor
 from mezzotint.hub import hub_path, local_copy
 from mezzotint.verifying import Severity, VerifyReport, against_base
 from mezzotint.verifying.against_base import LayerError
@@ -76,6 +77,23 @@ def test_each_damage_is_found_by_the_check_that_is_meant_for_it(
     assert report.exit_code == severity
     (finding,) = [finding for finding in report.findings if finding.severity == severity]
     assert finding.check == check
+
+
+def test_tensors_that_are_no_part_of_the_model_are_named(data: Path, tmp_path: Path) -> None:
+    extra = {"my_extra.weight": torch.zeros(3).bfloat16()}
+    full = data / "bfl_flux2dev_nvfp4/checkpoint/flux2-dev-nvfp4.safetensors"
+    file = edited(
+        full, tmp_path / "own.safetensors", lambda tensors: tensors.update({"final_layer.x_scale": torch.ones(1)})
+    )
+    report = mezzotint.verify(file)
+    assert ("suspicious", "unknown") in found(report)
+    assert any("final_layer.x_scale has no place" in note for note in mezzotint.inspect(file).notes)
+    swapped = data / "comfy_qwenimage_mixed_nvfp4_fp8/checkpoint/qwen-image-mixed.safetensors"
+    file = edited(swapped, tmp_path / "a.safetensors", lambda tensors: tensors.update(extra))
+    (finding,) = [finding for finding in mezzotint.verify(file, data / "base/qwenimage").findings if finding.severity]
+    assert "has no counterpart of its shape for my_extra.weight" in finding.message
+    with pytest.raises(UnexpectedTensor, match=r"my_extra\.weight has no place in a Qwen-Image model"):
+        mezzotint.convert(file, tmp_path / "out", base=data / "base/qwenimage")
 
 
 def test_nibbles_that_are_swapped_throughout_are_one_finding(data: Path) -> None:

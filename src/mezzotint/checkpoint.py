@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.builtin import component_folder, counterpart, resolve
-from mezzotint.errors import BadRequest, BadScale, MezzotintError
+from mezzotint.errors import BadRequest, BadScale, MezzotintError, UnknownFormat
 from mezzotint.families import Family, family_of
 from mezzotint.families.links import writers_of
 from mezzotint.families.naming import Naming, Piece
@@ -85,7 +85,7 @@ class Checkpoint:
         path          a file, a component's folder, a pipeline, a Hub id, a built-in model, or the folder of hf and
                       ckpt that ModelOpt's quantize.py writes
         base          the BF16 model: where nothing proves how bytes are arranged, a few layers are held against it;
-                      without it, statistics of a few layers may tell
+                      without it, statistics of a few layers may tell; its shapes tell what is padding
         component     folder inside a pipeline ["transformer"]; taken from a base that is one, too
         scales_from   a file of the same weights with the input scales that `path` lacks, or ModelOpt's backbone.pt
         Raises        CheckpointError
@@ -94,7 +94,8 @@ class Checkpoint:
         checkpoint = cls.of(open_header(component_folder(resolve(path), component), sister))
         if base is None:
             return checkpoint.inferred()
-        return checkpoint.measured(cls.of(open_header(counterpart(resolve(base), component))))
+        reference = cls.of(open_header(counterpart(resolve(base), component)))
+        return checkpoint.fitted_to(reference).measured(reference)
 
     @classmethod
     def of(cls, header: Header) -> "Checkpoint":
@@ -109,12 +110,17 @@ class Checkpoint:
     def measured(self, base: "Checkpoint") -> "Checkpoint":
         """The same checkpoint with the layout under which its numbers agree with the base's; reads a few layers.
 
-        Raises  UnknownFormat if no layout agrees
+        Raises  UnknownFormat if no layout agrees, or the base has other layers
         """
         header, contents, where = self.header, self.contents, str(base.header.path)
         sound, contents = sample_of(header, contents)
         if samples := self._samples(sound, base):
             contents = measure(header, contents, samples, where)
+        elif sound:
+            raise UnknownFormat(
+                f"{header.path}: {where} has no unquantized layer that matches {sound[0].module} or its like in shape",
+                "is the base the unquantized form of the same model?",
+            )
         if samples := self._samples(smallest(header, in_rows(contents)), base):
             contents = measure_vectors(header, contents, samples, where)
         return replace(self, contents=contents)
@@ -140,10 +146,14 @@ class Checkpoint:
 
     def _sample(self, linear: StoredLinear, base: "Checkpoint") -> Iterator[Sample]:
         for module, pieces in self.linears.items():
-            rows = _span(pieces, linear)
-            if rows is not None and pieces[0].source == linear.module and f"{module}.weight" in base.plain:
-                count = min(len(rows), SAMPLE_ROWS)
-                yield Sample(linear, rows[0], rows[0] + count, base.tensor(f"{module}.weight")[:count])
+            name = f"{module}.weight"
+            rows = _span(pieces, linear) if pieces[0].source == linear.module else None
+            if rows is None or name not in base.plain:
+                continue
+            own, wanted = (len(rows), linear.shape[1]), base.shape(name)
+            if own == wanted or replace(linear, shape=own).may_be_padded_from(wanted):
+                weight = base.tensor(name)[:SAMPLE_ROWS]
+                yield Sample(linear, rows[0], rows[0] + len(weight), weight)
                 return
 
     def _links(self) -> tuple[list[Link], Contents]:
@@ -199,7 +209,16 @@ class Checkpoint:
     def report(self) -> Report:
         """What `mezzotint inspect` prints."""
         family, ignored = self.family.title, self.ignored
-        return report_on(self.header, self.recognised, self.contents, self.evidence, family, ignored)
+        report = report_on(self.header, self.recognised, self.contents, self.evidence, family, ignored)
+        return replace(report, notes=(*report.notes, *self._oddities()))
+
+    def _oddities(self) -> Iterator[str]:
+        """What of the tensors has no place in the model, or that they do not make one up."""
+        try:
+            for name in self.unplaced:
+                yield f"{name} has no place in a {self.family.title} model"
+        except MezzotintError as error:
+            yield error.message
 
     @cached_property
     def family(self) -> Family:
@@ -217,10 +236,16 @@ class Checkpoint:
 
     @cached_property
     def _naming(self) -> Naming:
+        family = self.family
         try:
-            return self.family.naming(self.shapes)
+            return family.naming(self.shapes)
         except MezzotintError as error:
             raise error.at(str(self.header.path)) from error
+
+    @property
+    def places(self) -> Collection[str]:
+        """Names of the model's tensors, of those that the checkpoint has something for."""
+        return self._naming.keys()
 
     @cached_property
     def ignored(self) -> Mapping[str, str]:
@@ -279,12 +304,26 @@ class Checkpoint:
     def fitted(self, places: Mapping[str, Shape]) -> "Checkpoint":
         """The same checkpoint with the padding of its linears recognised as such, {tensor of the model: shape}."""
         linears = dict(self.contents.linears)
-        for module, pieces in self.linears.items():
-            place = places.get(f"{module}.weight", ())
-            linear = self.stored(pieces[0].source)
-            if len(pieces) == 1 and pieces[0].rows is None and linear.may_be_padded_from(place):
-                linears[linear.module] = replace(linear, shape=(place[0], place[1]))
+        for source, modules in self._held().items():
+            wanted = [places.get(f"{module}.weight", ()) for module in modules]
+            if any(len(place) != 2 for place in wanted) or len({place[1] for place in wanted}) != 1:
+                continue
+            shape = (sum(place[0] for place in wanted), wanted[0][1])
+            if linears[source].may_be_padded_from(shape):
+                linears[source] = replace(linears[source], shape=shape)
         return replace(self, contents=replace(self.contents, linears=linears))
+
+    def fitted_to(self, base: "Checkpoint") -> "Checkpoint":
+        """The same checkpoint with the padding of its linears recognised by the shapes that a base has."""
+        return self.fitted({name: base.shape(name) for name in base.plain})
+
+    def _held(self) -> dict[str, list[str]]:
+        """{stored linear: the modules that it holds}, of those whose modules consist of nothing else."""
+        held: dict[str, list[str]] = {}
+        for module, pieces in self.linears.items():
+            if len(pieces) == 1:
+                held.setdefault(pieces[0].source, []).append(module)
+        return held
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a plain tensor, by its diffusers name."""

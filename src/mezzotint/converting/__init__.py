@@ -12,7 +12,7 @@ from typing import Any
 from mezzotint.builtin import component_folder, counterpart, resolve
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.converting.destination import Destination
-from mezzotint.converting.planning import Contents, matching, plan_contents
+from mezzotint.converting.planning import Contents, matching, plan_contents, refuse_unplaced
 from mezzotint.converting.provenance import model_config, plan_name, source_facts, stamps
 from mezzotint.errors import BadRequest
 from mezzotint.families.nunchaku_names import in_nunchaku, stored_layers, stored_tensor
@@ -89,6 +89,8 @@ def convert(
     destination = Destination.of(Path(output), target, component, merged)
     base_checkpoint = None if base is None else Checkpoint.open(counterpart(resolve(base), component))
     checkpoint = _open(source, component, base_checkpoint, scales_from)
+    if base_checkpoint is not None:
+        refuse_unplaced(checkpoint, [name for name in checkpoint.plain if name not in base_checkpoint.places])
     config = model_config(checkpoint, base_checkpoint)
     contents = _contents(checkpoint, target.writer(_model(checkpoint, config)), keep_bf16, base_checkpoint)
     shards = _shards(contents, destination, config, shard_bytes)
@@ -134,8 +136,7 @@ def _open(
 ) -> Checkpoint:
     """The source, its files here, its layout settled, and its padding undone as far as the base tells."""
     place = local_copy(component_folder(resolve(path), component))
-    checkpoint = Checkpoint.open(place, base=None if base is None else base.header.path, scales_from=scales_from)
-    return checkpoint if base is None else checkpoint.fitted({name: base.shape(name) for name in base.plain})
+    return Checkpoint.open(place, base=None if base is None else base.header.path, scales_from=scales_from)
 
 
 def _contents(checkpoint: Checkpoint, writer: Writer, keep_bf16: Sequence[str], base: Checkpoint | None) -> Contents:

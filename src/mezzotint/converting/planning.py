@@ -72,10 +72,17 @@ def _check(checkpoint: Checkpoint) -> None:
     """Every layer has its parts, and every stored tensor a place in the model."""
     for linear in checkpoint.contents.linears.values():
         linear.check(checkpoint.header)
-    if checkpoint.unplaced:
+    refuse_unplaced(checkpoint, checkpoint.unplaced)
+
+
+def refuse_unplaced(checkpoint: Checkpoint, names: Sequence[str]) -> None:
+    """Raise UnexpectedTensor if there are any of these tensors, which are no part of the model."""
+    if names:
+        listed = ", ".join(names[:MAX_NAMED])
+        more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
         raise UnexpectedTensor(
-            f"{checkpoint.header.path}: {checkpoint.unplaced[0]} and {len(checkpoint.unplaced) - 1} more tensors "
-            f"have no place in a {checkpoint.family.title} model",
+            f"{checkpoint.header.path}: {listed}{more} {'has' if len(names) == 1 else 'have'} no place in a "
+            f"{checkpoint.family.title} model",
             "`mezzotint verify PATH` lists what is odd about the file.",
         )
 

@@ -25,6 +25,8 @@ from mezzotint.formats.layout_evidence import TILES, settle_scales, with_order
 from mezzotint.formats.notes import (
     MARKER,
     PREFIXES,
+    REFUSED,
+    SCHEME_OF_FORMAT,
     kitchen_linear,
     markers,
     noted_linear,
@@ -35,6 +37,8 @@ from mezzotint.formats.notes import (
 from mezzotint.schemes import FP8, NVFP4
 
 LEGACY = "scaled_fp8"
+BFL_FORMATS = {"nvfp4", "float8_e4m3fn"}
+FULL_PRECISION = "the file asks for products in full precision"
 OLD_SCALES = {"weight_scale": ".scale_weight", "input_scale": ".scale_input"}
 HIGH_FIRST = (
     "codes high first: as comfy-kitchen writes nvfp4, not verified (other tools have put low first codes under the "
@@ -56,9 +60,9 @@ class Comfy:
             return Match(
                 f"{modelopt.COMFY_NOTE} in the header, beside ModelOpt's quantization_config: written by ModelOpt"
             )
-        if has_bfl_names(header):
-            return NoMatch("its names are Black Forest Labs', and nothing else says ComfyUI")
-        return Match(f"{modelopt.COMFY_NOTE} in the header")
+        if not has_bfl_names(header):
+            return Match(f"{modelopt.COMFY_NOTE} in the header")
+        return NoMatch("its names are Black Forest Labs', and nothing else says ComfyUI")
 
     def contents(self, header: Header) -> Contents:
         if legacy_marker(header) is not None:
@@ -73,7 +77,7 @@ class Comfy:
             )
         linears = {module: noted_linear(header, module, note) for module, note in notes(header).items()}
         settled = settle_scales(header, linears)
-        found = sort_out(header, settled.linears, markers(header))
+        found = sort_out(header, settled.linears, markers(header) | _unwanted_input_scales(header, linears))
         if all(linear.scheme is not NVFP4 for linear in linears.values()):
             return replace(found, evidence=settled.evidence, assumed=settled.assumed)
         return replace(found, evidence=(HIGH_FIRST, *settled.evidence), assumed=settled.assumed | {"codes"})
@@ -89,9 +93,9 @@ def has_bfl_names(header: Header) -> bool:
 
 def bears_comfy_marks(header: Header) -> bool:
     """Whether the file has something that only ComfyUI's files have."""
-    prefixed = any(key.startswith(PREFIXES[1:]) for key in header.tensors)
-    noted = modelopt.COMFY_NOTE in header.metadata
-    return bool(markers(header)) or legacy_marker(header) is not None or (prefixed and noted)
+    if markers(header) or legacy_marker(header) is not None:
+        return True
+    return modelopt.COMFY_NOTE in header.metadata and bool(_prefix(header) or _own_formats(header))
 
 
 def legacy_marker(header: Header) -> str | None:
@@ -112,7 +116,26 @@ def _marks(header: Header) -> str:
         return f"a tensor {legacy_marker(header)}"
     if markers(header):
         return f"{len(markers(header))} {MARKER} tensors"
-    return f"{modelopt.COMFY_NOTE} in the header, and names that begin with {PREFIXES[1]}"
+    if prefix := _prefix(header):
+        return f"{modelopt.COMFY_NOTE} in the header, and names that begin with {prefix}"
+    return f"{modelopt.COMFY_NOTE} in the header, with layers in {' and '.join(_own_formats(header))}"
+
+
+def _prefix(header: Header) -> str:
+    """What ComfyUI's files put before the names, where this one does, or nothing."""
+    return next((prefix for prefix in PREFIXES[1:] if any(key.startswith(prefix) for key in header.tensors)), "")
+
+
+def _own_formats(header: Header) -> list[str]:
+    """Formats in the notes that Black Forest Labs' files do not have."""
+    written = {str(note.get("format")) for note in notes(header).values()}
+    return sorted(written & (SCHEME_OF_FORMAT.keys() | REFUSED) - BFL_FORMATS)
+
+
+def _unwanted_input_scales(header: Header, linears: Mapping[str, StoredLinear]) -> dict[str, str]:
+    """Input scales of layers whose notes ask for products in full precision: {key: reason}"""
+    keys = (f"{module}.input_scale" for module, linear in linears.items() if not linear.quantizes_input)
+    return dict.fromkeys((key for key in keys if key in header.tensors), FULL_PRECISION)
 
 
 def _legacy_contents(header: Header) -> Contents:
@@ -135,7 +158,7 @@ def _legacy_linear(header: Header, module: str, quantize: bool) -> tuple[StoredL
     dropped = {}
     if input_scale in header.tensors:
         if not quantize:
-            dropped[input_scale] = "the file asks for products in full precision"
+            dropped[input_scale] = FULL_PRECISION
         elif header.tensors[input_scale].read().flatten().tolist() == [1.0]:
             dropped[input_scale] = "an input scale of 1.0 stands for none"
         else:

@@ -26,7 +26,7 @@ about as large: the error, the square root of 1 - cosine^2, then grows from 0.10
 
 @dataclass(frozen=True)
 class Sample:
-    """Output features [first, last) of a stored linear, and their BF16 weights [last - first, in]."""
+    """Output features [first, last) of a stored linear, and their BF16 weights [last - first, in], without padding."""
 
     linear: StoredLinear
     first: int
@@ -73,6 +73,6 @@ def _agreement(header: Header, samples: Sequence[Sample], layout: Layout) -> flo
     cosines = []
     for sample in samples:
         read = ordered(sample.linear, layout.codes, layout.scales).read_rows(header, sample.first, sample.last)
-        decoded = read.scheme.dequantize(read.parts)
+        decoded = read.scheme.dequantize(read.parts)[:, : sample.weight.shape[1]]
         cosines.append(F.cosine_similarity(decoded.flatten(), sample.weight.float().flatten(), dim=0))
     return float(torch.stack(cosines).mean())

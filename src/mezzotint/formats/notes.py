@@ -19,7 +19,7 @@ from mezzotint.schemes import FP8, INT8, MXFP8, NVFP4, Scheme
 from mezzotint.tensor import PLAIN, Layout
 
 MARKER = ".comfy_quant"
-PREFIXES = ("", "model.diffusion_model.", "diffusion_model.")
+PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "transformer.")
 SCHEME_OF_FORMAT = {"nvfp4": NVFP4, "float8_e4m3fn": FP8, "mxfp8": MXFP8, "int8_tensorwise": INT8}
 REFUSED = {
     "float8_e5m2": "its numbers have two bits of mantissa, and no scheme here has",

@@ -51,7 +51,7 @@ NUNCHAKU_LAYOUT = {
 GELU_SHIFT = 0.171875
 """Added to what leaves a GELU so that no input of the next layer is negative. Source: DeepCompressor, Nunchaku"""
 SHIFTED = re.compile(
-    r"(single_)?transformer_blocks\.\d+\."
+    r"(.+\.)?(single_)?transformer_blocks\.\d+\."
     r"(mlp_fc2|mlp_context_fc2|ff\.net\.2|ff_context\.net\.2|img_mlp\.net\.2|txt_mlp\.net\.2)"
 )
 """INT4 layers that follow a GELU: FLUX.1's and Qwen-Image's. Z-Image's follow a SwiGLU and are not shifted."""

@@ -76,7 +76,7 @@ NVFP4 = Scheme(
             (torch.uint8,), lambda out, in_: ((out, in_ // 2),), "two E2M1 codes a byte", rows=True, columns=True
         ),
         "block_scale": Part(
-            (torch.float8_e4m3fn,),
+            (torch.float8_e4m3fn, torch.uint8),
             lambda out, in_: ((out, group_count(in_, NVFP4_GROUP)),),
             "one e4m3 scale per 16 columns",
             scale=True,

@@ -21,6 +21,9 @@ from mezzotint.verifying.values import check_linear, check_plain
 
 __all__ = ["Finding", "LayerError", "Repair", "Severity", "VerifyReport", "verify"]
 
+MAX_NAMED = 3
+"""How many tensors a finding on several spells out."""
+
 
 @dataclass(frozen=True)
 class VerifyReport:
@@ -115,7 +118,12 @@ class _Run:
         checkpoint = self._open(findings)
         errors: list[LayerError] = []
         if checkpoint is not None:
+            checkpoint = checkpoint if self.base is None else checkpoint.fitted_to(self.base)
             findings += self._values(checkpoint)
+            findings += [
+                suspicious("unknown", name, f"has no place in a {checkpoint.family.title} model")
+                for name in checkpoint.unplaced
+            ]
             if not any(finding.check == "layers" for finding in findings):
                 findings += _against_config(checkpoint)
             if self.base is not None:
@@ -176,20 +184,26 @@ class _Run:
 
     def _compare(self, checkpoint: Checkpoint, base: Checkpoint, findings: list[Finding]) -> list[LayerError]:
         damaged = {finding.where for finding in findings if finding.severity == Severity.BROKEN}
-        errors: list[LayerError | None] = []
+        errors: list[LayerError] = []
+        lacking: list[str] = []
+
+        def add(name: str, error: LayerError | None) -> None:
+            lacking.append(name) if error is None else errors.append(error)
+
         for module, pieces in checkpoint.linears.items():
             if not any(piece.source in damaged for piece in pieces):
-                errors.append(against_base.compare_layer(checkpoint, module, base))
+                add(module, against_base.compare_layer(checkpoint, module, base))
             self._count(sum(checkpoint.stored(piece.source).nbytes(checkpoint.header) for piece in pieces))
         for name, piece in checkpoint.plain.items():
-            errors.append(against_base.compare_plain(checkpoint, name, base))
+            add(name, against_base.compare_plain(checkpoint, name, base))
             self._count(checkpoint.header.tensors[piece.source].nbytes)
-        compared = [error for error in errors if error is not None]
-        findings += against_base.judge(compared, "decoded to BF16" in self.files.transforms)
-        if len(compared) < len(errors):
-            number = len(errors) - len(compared)
-            findings.append(suspicious("base", str(base.header.path), f"has no counterpart for {number} tensors"))
-        return compared
+        findings += against_base.judge(errors, "decoded to BF16" in self.files.transforms)
+        if lacking:
+            listed = ", ".join(lacking[:MAX_NAMED]) + (
+                f" and {len(lacking) - MAX_NAMED} more" if lacking[MAX_NAMED:] else ""
+            )
+            findings.append(suspicious("base", str(base.header.path), f"has no counterpart of its shape for {listed}"))
+        return errors
 
 
 def _against_config(checkpoint: Checkpoint) -> Iterator[Finding]:
