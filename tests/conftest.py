@@ -1,6 +1,10 @@
 """Paths of the test data, pipelines that tests share, and a record of what tests that pass have shown."""
 
+import os
 import shutil
+
+os.environ.setdefault("TRITON_INTERPRET", "0" if shutil.which("nvidia-smi") else "1")  # before PyTorch imports Triton
+
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
