@@ -95,9 +95,14 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
 def editors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets the tiny pipelines that edit run.
 
-    Kontext would scale a picture to 1024 x 1024, which is 65,536 tokens with the tiny autoencoder; Wan asks for ftfy,
-    which is not installed; random weights paint noise, and the output guard objects.
+    Kontext and Qwen-Image-Edit would scale a picture to 1024 x 1024, which is 65,536 tokens with the tiny autoencoder;
+    Wan asks for ftfy, Qwen-Image-Edit for torchvision, and neither is installed; random weights paint noise, and the
+    output guard objects.
     """
+    monkeypatch.setattr("mezzotint.editing.find_spec", lambda _library: True)
+    qwen = "diffusers.pipelines.qwenimage.pipeline_qwenimage_edit"
+    monkeypatch.setattr(f"{qwen}.calculate_dimensions", lambda _area, _ratio: (96, 64, None))
+    monkeypatch.setattr(f"{qwen}_plus.calculate_dimensions", lambda _area, _ratio: (96, 64))
     monkeypatch.setattr("diffusers.pipelines.flux.pipeline_flux_kontext.PREFERRED_KONTEXT_RESOLUTIONS", [(96, 64)])
     monkeypatch.setattr("mezzotint.pipelines.problems_of", lambda _frames, _latents: ())
     ftfy = SimpleNamespace(fix_text=lambda text: text)  # it mends mojibake, of which the prompts have none

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+import tiny
 from cases import PICTURE, PROMPTS, Case
 from mezzotint.cli import app
 from mezzotint.editing import TAKE_ONE, check_pipeline, read_image
@@ -82,6 +83,18 @@ def test_a_quantized_transformer_edits_near_bf16(cases: Callable[[str], Case], t
     assert latent_cosine(expected, found) > 0.997
 
 
+@pytest.mark.parametrize("kind", ["QwenImageEditPipeline", "QwenImageEditPlusPipeline"])
+def test_qwen_image_edit_is_given_the_picture_too(cases: Callable[[str], Case], tmp_path: Path, kind: str) -> None:
+    """In memory: what `load` would read beside the transformer needs torchvision. Measured: 0.999."""
+    case = cases("qwenimage")
+    copy = export(case.reference.transformer, case.largest["transformer"], "fp8", tmp_path / "fp8")
+    pipes = [tiny.qwenimage_edit(kind, pipe) for pipe in (case.reference, case.load(transformer=copy))]
+    expected, quantized = (edit(pipe, case, PICTURE) for pipe in pipes)
+    print("MEASURE", latent_cosine(expected, quantized))
+    assert latent_cosine(expected, quantized) > 0.997
+    assert not torch.equal(edit(pipes[0], case, OTHER), expected)
+
+
 @pytest.mark.parametrize("size", ["48x32", "32"])
 def test_kontext_paints_the_size_that_is_asked_for(
     cases: Callable[[str], Case], tmp_path: Path, picture: Path, size: str
@@ -140,9 +153,11 @@ def test_who_takes_a_picture_is_said_by_the_signature() -> None:
 
 
 def test_a_library_that_diffusers_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr("diffusers.pipelines.wan.pipeline_wan_i2v.ftfy")
+    monkeypatch.setattr("mezzotint.editing.find_spec", lambda _library: None)
     with pytest.raises(Unsupported, match="pip install ftfy"):
         check_pipeline(diffusers.WanImageToVideoPipeline, given=True)
+    with pytest.raises(Unsupported, match="pip install torchvision"):
+        check_pipeline(diffusers.QwenImageEditPlusPipeline, given=True)
 
 
 def test_one_picture_for_each_prompt(cases: Callable[[str], Case]) -> None:

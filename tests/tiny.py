@@ -80,10 +80,12 @@ def mistral() -> Any:
 
 
 def qwen_vl() -> Any:
+    """Where a text has UNKNOWN, the patches of a picture stand."""
     rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
     config = transformers.Qwen2_5_VLConfig(
         text_config=decoder_config(1) | {"rope_parameters": rope},
         vision_config={"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 1, "out_hidden_size": 16},
+        image_token_id=1,
     )
     return transformers.Qwen2_5_VLForConditionalGeneration(config)
 
@@ -274,6 +276,24 @@ def qwenimage() -> Any:
         tokenizer=tokenizer(1024),
         transformer=transformer,
     )
+
+
+class QwenProcessor:
+    """Stands for Qwen2VLProcessor, which wants torchvision: one token of text for each four patches of the picture."""
+
+    def __init__(self) -> None:
+        self.tokenizer, self.patches = tokenizer(4096), transformers.Qwen2VLImageProcessorPil()
+
+    def __call__(self, text: list[str], images: Any, padding: bool, return_tensors: str) -> Any:
+        pixels = self.patches(images, return_tensors=return_tensors)
+        tokens = int(pixels["image_grid_thw"].prod()) // 4
+        filled = [one.replace("<|image_pad|>", UNKNOWN * tokens) for one in text]
+        return self.tokenizer(filled, padding=padding, return_tensors=return_tensors) | pixels
+
+
+def qwenimage_edit(kind: str, pipe: Any) -> Any:
+    """A pipeline of this class, in memory only, of what a pipeline that paints without a picture is made of."""
+    return getattr(diffusers, kind)(**pipe.components, processor=QwenProcessor())
 
 
 PIPELINES: dict[str, Callable[[], Any]] = {

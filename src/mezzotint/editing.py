@@ -3,8 +3,8 @@
 import hashlib
 import inspect
 import io
-import sys
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ TAKE_ONE = "FluxKontext, Flux2, Flux2Klein, QwenImageEdit, QwenImageEditPlus and
 """Names of the pipelines that this is tested with, less the `Pipeline` at their ends."""
 FAIL_WITHOUT = "QwenImageEdit"
 """How pipelines begin that take the size of a picture whose default is None."""
-NEEDS_FTFY = "WanImageToVideoPipeline"
-"""Cleans prompts with a library that diffusers has as an option, and ends with a NameError where it is missing."""
+LIBRARIES = {"WanImageToVideo": "ftfy", "QwenImageEdit": "torchvision"}
+"""{how pipelines begin: what they do not work without}. The one cleans prompts, the other reads videos if asked to."""
 SMALLEST, LONGEST = 64, 8
 """Pixels of the shorter side, and how many times it the longer may be: what FLUX.2's pipelines ask for."""
 
@@ -75,5 +75,6 @@ def check_pipeline(pipeline: type[Any], given: bool) -> None:
     needed = parameter is not None and parameter.default is inspect.Parameter.empty
     if not given and (needed or pipeline.__name__.startswith(FAIL_WITHOUT)):
         raise BadRequest(f"{pipeline.__name__} edits a picture, and none is given", "name one with --image.")
-    if pipeline.__name__ == NEEDS_FTFY and not hasattr(sys.modules[pipeline.__module__], "ftfy"):
-        raise Unsupported(f"{NEEDS_FTFY} needs ftfy, which is not installed", "pip install ftfy")
+    for begins, library in LIBRARIES.items():
+        if pipeline.__name__.startswith(begins) and find_spec(library) is None:
+            raise Unsupported(f"{pipeline.__name__} needs {library}, which is not installed", f"pip install {library}")

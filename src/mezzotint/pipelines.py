@@ -262,7 +262,7 @@ def _paint_one(
 
 def _arguments(pipe: Any, image: Image | None, sampling: Sampling) -> dict[str, Any]:
     """The settings, and the picture that is edited, as one pipeline takes them."""
-    family = family_with(type(pipe.transformer).__name__, str(pipe.config._name_or_path))
+    family = family_with(type(pipe.transformer).__name__, type(pipe).__name__)
     given = family.arguments(sampling, 1) | ({} if image is None else {"image": image})
     if "max_area" in inspect.signature(pipe.__call__).parameters:  # Kontext scales the sides to it, else to 1024 x 1024
         given["max_area"] = given["height"] * given["width"]
