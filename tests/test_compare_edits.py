@@ -13,11 +13,13 @@ import torch
 from cases import PICTURE, Case
 from mezzotint.editing import read_image
 from mezzotint.errors import BadRequest
-from mezzotint.pipelines import paint
+from mezzotint.pipelines import Painting, paint
 from mezzotint.quality.comparison import Comparison, compare
+from mezzotint.quality.diagnosis import diagnose
 from mezzotint.quality.prompts import read_prompts
 from mezzotint.quality.report import write_report
 from mezzotint.quality.runs import Shot
+from mezzotint.quality.sensitivity import sensitivity
 from quantized import export
 
 pytestmark = pytest.mark.usefixtures("editors")
@@ -99,7 +101,7 @@ def test_without_a_size_the_first_picture_gives_the_shape(
     cases: Callable[[str], Case], tmp_path: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = cases("flux1_kontext")
-    monkeypatch.setattr("mezzotint.quality.comparison.sampling_of", lambda _model: case.sampling.but(size=96))
+    monkeypatch.setattr("mezzotint.quality.prompts.sampling_of", lambda _model: case.sampling.but(size=96))
     comparison = compared(case, tmp_path / "report", prompts, tmp_path / "other.png", size=None)
     assert (comparison.settings.sampling.width, comparison.settings.sampling.size) == (128, 64)
 
@@ -121,7 +123,35 @@ def test_a_prompt_may_edit_two_pictures_and_one_not_twice(prompts: Path) -> None
         read_prompts(str(prompts))
 
 
+@pytest.mark.parametrize(("find", "room"), [(diagnose, "recording"), (sensitivity, "calls")])
+def test_diagnose_lets_the_reference_edit(
+    cases: Callable[[str], Case],
+    tmp_path: Path,
+    prompts: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    find: Callable[..., Any],
+    room: str,
+) -> None:
+    case, other = cases("flux2_klein"), tmp_path / "other.png"
+    folder = Path(shutil.copytree(case.folder, tmp_path / "model"))
+    (folder / "sampling.json").write_text('{"size": 32}')
+    copy = export(case.reference.transformer, case.largest["transformer"], "fp8", tmp_path / "fp8")
+    given: list[bytes] = []
+
+    def spy(*arguments: Any, images: Any, **options: Any) -> Painting:
+        given.extend(image.tobytes() for image in images)
+        return paint(*arguments, images=images, **options)
+
+    monkeypatch.setattr(f"mezzotint.quality.{room}.paint", spy)
+    options = {"prompts": str(prompts), "steps": 1, "layers": "x_embedder", "device": "cpu"}
+    found = find(str(folder), str(copy), image=other, **options)
+    assert given == [PICTURE.tobytes(), OTHER.tobytes()]
+    assert [one["image"] for one in found.settings["images"]] == [str(prompts.parent / "own.png"), str(other)]
+
+
 def test_models_that_cannot_edit_are_refused_before_anything_is_painted(tmp_path: Path, prompts: Path) -> None:
     with pytest.raises(BadRequest, match="FluxPipeline takes no picture"):
         compare("demo", ["demo-fp8"], tmp_path / "report", image=tmp_path / "other.png", device="cpu")
     assert not (tmp_path / "report").exists()
+    with pytest.raises(BadRequest, match="FluxPipeline takes no picture"):
+        diagnose("demo", "demo-fp8", image=tmp_path / "other.png", device="cpu")

@@ -26,7 +26,7 @@ from mezzotint.quality.candidate import read_sources
 from mezzotint.quality.diagnosis import SCHEMA, diagnose
 from mezzotint.quality.input_scales import input_fault, input_range
 from mezzotint.quality.layers import z_score
-from mezzotint.quality.prompts import read_prompts
+from mezzotint.quality.prompts import Prompt, read_prompts
 from mezzotint.quality.recording import ROWS, Sample, record
 from mezzotint.quality.sensitivity import sensitivity
 from mezzotint.quality.signatures import Suspicion, explain
@@ -299,13 +299,13 @@ def test_a_z_score_needs_a_group_and_a_distance() -> None:
 
 def test_what_is_recorded_is_what_the_layer_is_given() -> None:
     (reference,) = read_sources("demo", [])
-    name, prompt = "transformer_blocks.0.ff.net.2", read_prompts("demo")[0].text
+    name, prompt = "transformer_blocks.0.ff.net.2", read_prompts("demo")[0]
     sampling: Sampling = sampling_of("demo").but(steps=2)
     samples = record(reference, {"transformer": [name]}, [prompt], 3, sampling, CPU).of("transformer", name)
     given: list[Tensor] = []
     pipe = load("demo", device="cpu")
     handle = pipe.transformer.get_submodule(name).register_forward_pre_hook(lambda _m, inputs: given.append(inputs[0]))
-    paint(pipe, [prompt], [3], sampling)
+    paint(pipe, [prompt.text], [3], sampling)
     handle.remove()
     assert [sample.step for sample in samples] == [0, 1]
     for sample, x in zip(samples, given, strict=True):
@@ -337,7 +337,7 @@ def test_the_command_prints_suspects_and_says_so_by_its_exit_code(tmp_path: Path
 def test_a_layer_that_the_reference_has_not_is_refused() -> None:
     (reference,) = read_sources("demo", [])
     with pytest.raises(BadRequest, match="no layer nowhere"):
-        record(reference, {"transformer": ["nowhere"]}, ["a"], 0, sampling_of("demo").but(steps=1), CPU)
+        record(reference, {"transformer": ["nowhere"]}, [Prompt("a")], 0, sampling_of("demo").but(steps=1), CPU)
 
 
 def test_what_is_kept_in_bf16_buys_what_sensitivity_says(tmp_path: Path) -> None:

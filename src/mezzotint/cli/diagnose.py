@@ -1,6 +1,7 @@
 """`mezzotint diagnose`: why is a quantized model wrong?"""
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -18,8 +19,11 @@ def diagnose(
     prompts: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE|default|demo", help="One prompt a line \\[the first of the set that fits the model]."
+            metavar="FILE|default|demo|edit", help="One prompt a line \\[the first of the set that fits the model]."
         ),
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Picture that prompts edit which name none of their own.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise that every picture starts from.")] = 0,
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps to record.")] = 2,
@@ -50,6 +54,8 @@ def diagnose(
 
       mezzotint diagnose ./FLUX.1-dev ./flux1-fp8,backend=scaled_mm --layers "transformer_blocks.0.*"
 
+      mezzotint diagnose ./FLUX.1-Kontext-dev ./kontext-fp8 --image street.png
+
       mezzotint diagnose demo demo-nvfp4 --sensitivity --steps 8
     """
     from mezzotint.cli.output import quiet_libraries, step_progress
@@ -65,6 +71,7 @@ def diagnose(
             candidate,
             model=model,
             prompts=prompts,
+            image=image,
             seed=seed,
             steps=steps,
             layers=layers,

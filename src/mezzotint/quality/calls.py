@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mezzotint.costs import now
 from mezzotint.pipelines import paint
 from mezzotint.quality.pair import Pair
+from mezzotint.quality.prompts import request
 from mezzotint.quality.signatures import relative_error
 
 
@@ -71,7 +72,7 @@ def record_calls(pair: Pair, on_step: Callable[[], None]) -> Calls:
 
     components = [side.component for side in pair.sides]
     handles = [getattr(pipe, name).register_forward_hook(keep(name), with_kwargs=True) for name in components]
-    paint(pipe, pair.prompts, [pair.seed] * len(pair.prompts), pair.sampling, count, guard=False)
+    paint(pipe, **request(pair.prompts, pair.seed), sampling=pair.sampling, on_step=count, guard=False)
     for handle in handles:
         handle.remove()
     strides = tuple(pipe.scheduler.sigmas.diff().abs().tolist())

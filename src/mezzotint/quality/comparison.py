@@ -12,16 +12,14 @@ import torch
 
 from mezzotint._version import VERSION
 from mezzotint.costs import Laps, Spread
-from mezzotint.editing import read_image
 from mezzotint.errors import BadRequest
 from mezzotint.families import Sampling
 from mezzotint.kernels import Target, best_device
-from mezzotint.pipelines import check_image, sampling_of
 from mezzotint.quality.candidate import Candidate, read_sources
 from mezzotint.quality.floor import Level, NoiseFloor
 from mezzotint.quality.gate import PROFILES, Gate, profile_for, read_gate
 from mezzotint.quality.metrics import PICTURE_METRICS, unavailable
-from mezzotint.quality.prompts import Prompt, default_set, read_prompts
+from mezzotint.quality.prompts import Prompt, prompts_for, sampling_for
 from mezzotint.quality.runs import Run, Shot, paint_run
 from mezzotint.quality.scores import Score, intervals, means, score, step_means, worst_pictures
 
@@ -140,15 +138,10 @@ def compare(
     if len(sources) < 2:
         raise BadRequest("there is no candidate to compare", "name at least one after the reference.")
     fixed = None if gate is None else read_gate(gate)
-    edited = None if image is None else read_image(image)
-    chosen = read_prompts(prompts or default_set(sources[0].model, edits=edited is not None), edited)
     for source in sources:
         source.check()
-        for edits in {prompt.image is not None for prompt in chosen}:
-            check_image(source.model, edits)
-    own = sampling_of(sources[0].model)
-    first = chosen[0].image
-    own = own if first is None else own.shaped_like(*first.picture.size)
+    chosen = prompts_for([source.model for source in sources], prompts, image)
+    own = sampling_for(sources[0].model, chosen)
     settings = Settings(
         prompts=chosen,
         seeds=tuple(range(seeds)),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -70,6 +71,7 @@ def diagnose(
     *,
     model: str | None = None,
     prompts: str | None = None,
+    image: str | Path | None = None,
     seed: int = 0,
     steps: int = STEPS,
     layers: str = "*",
@@ -82,12 +84,13 @@ def diagnose(
 
     reference, candidate   `[NAME=]SOURCE[,OPTION=VALUE...]`, see `candidate.read_sources`
     prompts       a set or a file, of which all are painted; None for the first of the set that fits the model
+    image         file of the picture that is edited by all prompts that name none of their own
     steps         of each picture
     layers        which layers to look at, a pattern such as "*.ff.*"
     on_progress   called with how much is done, of how much, and what
     Raises        MezzotintError, before anything is painted if the request or a checkpoint cannot be
     """
-    pair = open_pair(reference, candidate, model, prompts, seed, steps, layers, device)
+    pair = open_pair(reference, candidate, model, prompts, image, seed, steps, layers, device)
     tasks = [(side, name) for side in pair.sides for name in side.names]
     progress = Progress(steps * len(pair.prompts) + len(tasks), on_progress)
     recording = record(

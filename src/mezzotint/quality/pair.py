@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +14,10 @@ from mezzotint.errors import BadRequest
 from mezzotint.families import Sampling
 from mezzotint.kernels import best_device
 from mezzotint.loading import LoadPlan
-from mezzotint.pipelines import plan_transformers, sampling_of
+from mezzotint.pipelines import plan_transformers
 from mezzotint.quality.candidate import Candidate, read_sources
 from mezzotint.quality.layers import Side
-from mezzotint.quality.prompts import default_set, read_prompts
+from mezzotint.quality.prompts import Prompt, prompts_for, sampling_for
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Pair:
     reference: Candidate
     candidate: Candidate
     sides: tuple[Side, ...]
-    prompts: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
     seed: int
     sampling: Sampling
     device: torch.device
@@ -34,7 +35,8 @@ class Pair:
     @property
     def settings(self) -> dict[str, Any]:
         return {
-            "prompts": list(self.prompts),
+            "prompts": [prompt.text for prompt in self.prompts],
+            "images": [prompt.image.to_dict() if prompt.image else None for prompt in self.prompts],
             "seed": self.seed,
             "steps": self.sampling.steps,
             "layers": self.sides[0].pattern,
@@ -47,6 +49,7 @@ def open_pair(
     candidate: str,
     model: str | None,
     prompts: str | None,
+    image: str | Path | None,
     seed: int,
     steps: int,
     layers: str,
@@ -54,14 +57,14 @@ def open_pair(
 ) -> Pair:
     """Open both, no weight read; the arguments are those of `diagnose`. Raises MezzotintError if they do not fit."""
     first, second = read_sources(reference, [candidate], model)
-    chosen = read_prompts(prompts) if prompts else read_prompts(default_set(first.model))[:1]
+    chosen = prompts_for([first.model, second.model], prompts, image)[: None if prompts else 1]
     return Pair(
         first,
         second,
         tuple(sides_of(first, second, layers)),
-        tuple(prompt.text for prompt in chosen),
+        chosen,
         seed,
-        sampling_of(first.model).but(steps=steps),
+        sampling_for(first.model, chosen).but(steps=steps),
         torch.device(device) if device is not None else best_device(),
     )
 

@@ -1,13 +1,18 @@
 """What is painted to compare models: three sets that come with the package, and files of the user's."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL.Image import Image
+
 from mezzotint.builtin import DATA, DEMO, resolve
 from mezzotint.editing import SourceImage, read_image
 from mezzotint.errors import BadRequest
+from mezzotint.families import Sampling
 from mezzotint.hub import AnyPath
+from mezzotint.pipelines import check_image, sampling_of
 
 SETS = {path.stem: path for path in sorted((DATA / "prompts").glob("*.txt"))}
 """`default`: 24 of what quantization breaks first. `demo`: 24 of the captions that the built-in model knows.
@@ -22,6 +27,10 @@ class Prompt:
     about: str = ""
     image: SourceImage | None = None
 
+    @property
+    def picture(self) -> Image | None:
+        return self.image.picture if self.image else None
+
     def to_dict(self) -> dict[str, Any]:
         return {"text": self.text, "about": self.about} | (self.image.to_dict() if self.image else {})
 
@@ -31,6 +40,35 @@ def default_set(model: str | AnyPath, edits: bool = False) -> str:
     if edits:
         return "edit"
     return "demo" if resolve(model) == DATA / DEMO else "default"
+
+
+def prompts_for(models: Sequence[str], source: str | None, image: str | Path | None) -> tuple[Prompt, ...]:
+    """The prompts for models that are to be compared; None for the set that fits the first, or a picture to edit.
+
+    image   file of the picture that prompts edit which name none of their own
+    Raises  BadRequest as `read_prompts`, and if a model takes no picture and there is one, or needs one and has none
+    """
+    edited = None if image is None else read_image(image)
+    found = read_prompts(source or default_set(models[0], edits=edited is not None), edited)
+    for model in models:
+        for edits in {prompt.image is not None for prompt in found}:
+            check_image(model, edits)
+    return found
+
+
+def request(prompts: Sequence[Prompt], seed: int) -> dict[str, Any]:
+    """What `paint` is asked for: every prompt from the noise of one seed."""
+    return {
+        "prompts": [prompt.text for prompt in prompts],
+        "seeds": [seed] * len(prompts),
+        "images": [prompt.picture for prompt in prompts],
+    }
+
+
+def sampling_for(model: str, prompts: Sequence[Prompt]) -> Sampling:
+    """The recommended settings of a model, in the shape of the first picture that is edited."""
+    own, first = sampling_of(model), prompts[0].picture
+    return own if first is None else own.shaped_like(*first.size)
 
 
 def read_prompts(source: str, image: SourceImage | None = None) -> tuple[Prompt, ...]:

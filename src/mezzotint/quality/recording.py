@@ -12,6 +12,7 @@ from mezzotint.errors import BadRequest
 from mezzotint.families import Sampling
 from mezzotint.pipelines import paint
 from mezzotint.quality.candidate import Candidate
+from mezzotint.quality.prompts import Prompt, request
 
 ROWS = 64
 """How many rows (tokens) of a layer's input are kept of each step."""
@@ -43,7 +44,7 @@ class Recording:
 def record(
     candidate: Candidate,
     modules: Mapping[str, Collection[str]],
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     seed: int,
     sampling: Sampling,
     device: torch.device,
@@ -65,7 +66,7 @@ def record(
     pipe = candidate.load(device)
     models = {component: getattr(pipe, component) for component in modules}
     with _watched(models, modules, recording, lambda: step):
-        paint(pipe, prompts, [seed] * len(prompts), sampling, count, guard=False)
+        paint(pipe, **request(prompts, seed), sampling=sampling, on_step=count, guard=False)
     del pipe, models
     gc.collect()  # as in runs.py: what comes next is to find the memory free
     return recording

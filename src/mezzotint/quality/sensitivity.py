@@ -5,6 +5,7 @@ activations: which to keep so.
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -103,6 +104,7 @@ def sensitivity(
     *,
     model: str | None = None,
     prompts: str | None = None,
+    image: str | Path | None = None,
     seed: int = 0,
     steps: int = STEPS,
     layers: str = "*",
@@ -114,7 +116,7 @@ def sensitivity(
     Every prediction is from the reference's latents, so that steps do not add up. One model in memory at a time, and
     one role of the reference's layers. The arguments are those of `diagnose`.
     """
-    pair = open_pair(reference, candidate, model, prompts, seed, steps, layers, device)
+    pair = open_pair(reference, candidate, model, prompts, image, seed, steps, layers, device)
     roles = [(side, role) for side in pair.sides for role in sorted({role_of(name) for name in _quantized(side)})]
     if not roles:
         raise BadRequest(
