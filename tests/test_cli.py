@@ -7,13 +7,16 @@ import subprocess
 import sys
 from contextlib import ExitStack, chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
+from rich.markup import render
+from typer.main import get_command
 
 from checkpoints import WEIGHTS, rewrite
 from mezzotint.builtin import DATA
-from mezzotint.cli import main
+from mezzotint.cli import app, main
 
 PROMPT = "a small green triangle on a yellow background"
 
@@ -153,3 +156,10 @@ def test_demo_agrees_with_bf16(tmp_path: Path) -> None:
 
 def test_the_package_data_is_all_there() -> None:
     assert {"demo", "demo-fp8", "demo-nvfp4", "demo-nvfp4-comfy.safetensors"} <= {file.name for file in DATA.iterdir()}
+
+
+@pytest.mark.parametrize("command", get_command(app).commands.values(), ids=lambda command: command.name)
+def test_help_prints_what_stands_in_brackets(command: Any) -> None:
+    """Rich takes [model's own] for markup and prints nothing, unless the bracket is escaped."""
+    for text in (parameter.help for parameter in command.params if parameter.help):
+        assert render(text).plain == text.replace("\\[", "[")

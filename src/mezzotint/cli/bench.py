@@ -13,13 +13,15 @@ def bench(
         str, typer.Argument(help="flux1-dev, flux2-dev, flux2-klein-4b, wan2.2-a14b, z-image-turbo, qwen-image")
     ],
     scheme: Annotated[
-        list[str] | None, typer.Option(help="fp8, nvfp4, svdquant-int4, svdquant-nvfp4; may be repeated [fp8].")
+        list[str] | None, typer.Option(help="fp8, nvfp4, svdquant-int4, svdquant-nvfp4; may be repeated \\[fp8].")
     ] = None,
     baseline: Annotated[bool, typer.Option(help="Also measure BF16, compiled, with cuDNN's attention.")] = True,
-    attention: Annotated[str | None, typer.Option(help="fa3, cudnn, sdpa, fa3_fp8 [the fastest exact one].")] = None,
+    attention: Annotated[str | None, typer.Option(help="fa3, cudnn, sdpa, fa3_fp8 \\[the fastest exact one].")] = None,
     resident: Annotated[str, typer.Option(help="stored, or fp8: 4-bit weights turned into FP8 at load.")] = "stored",
     steps: Annotated[int, typer.Option(min=1, help="Timed calls of the transformer.")] = 20,
-    size: Annotated[int | None, typer.Option(help="Height in pixels, and width [what the model is quoted at].")] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Height in pixels, and width \\[what the model is quoted at].")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures in one call.")] = 1,
     profile: Annotated[
         Path | None, typer.Option(help="Write a Chrome trace of a few calls of the last scheme.")

@@ -11,33 +11,33 @@ from mezzotint.errors import BadRequest
 
 
 def compare(
-    reference: Annotated[str, typer.Argument(help="[NAME=]SOURCE[,OPTION=VALUE...]: a pipeline or a transformer.")],
+    reference: Annotated[str, typer.Argument(help="\\[NAME=]SOURCE\\[,OPTION=VALUE...]: a pipeline or a transformer.")],
     candidates: Annotated[list[str], typer.Argument(metavar="CANDIDATE...", help="The same, one or more.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report and what was painted.")],
     model: Annotated[
-        str | None, typer.Option(help="Pipeline around sources that are transformers [the reference, or 'demo'].")
+        str | None, typer.Option(help="Pipeline around sources that are transformers \\[the reference, or 'demo'].")
     ] = None,
     prompts: Annotated[
-        str | None, typer.Option(metavar="FILE|default|demo|edit", help="One prompt a line [the set that fits].")
+        str | None, typer.Option(metavar="FILE|default|demo|edit", help="One prompt a line \\[the set that fits].")
     ] = None,
     image: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Picture that prompts edit which name none of their own.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Pictures for each prompt.")] = 1,
-    steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Denoising steps [model's own].")] = None,
-    size: Annotated[str | None, typer.Option(metavar="N|WxH", help="In pixels [as `generate`].")] = None,
-    guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale [model's own].")] = None,
-    frames: Annotated[int | None, typer.Option(min=1, max=10_000, help="Frames of a video [model's own].")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Denoising steps \\[model's own].")] = None,
+    size: Annotated[str | None, typer.Option(metavar="N|WxH", help="In pixels \\[as `generate`].")] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale \\[model's own].")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, max=10_000, help="Frames of a video \\[model's own].")] = None,
     metrics: Annotated[
-        str | None, typer.Option(metavar="NAME,...", help="psnr, ssim, ms_ssim, flip, lpips, mae [all].")
+        str | None, typer.Option(metavar="NAME,...", help="psnr, ssim, ms_ssim, flip, lpips, mae \\[all].")
     ] = None,
     gate: Annotated[
-        str | None, typer.Option(metavar="strict|fp8|w4|FILE", help="What a candidate must keep [its own profile].")
+        str | None, typer.Option(metavar="strict|fp8|w4|FILE", help="What a candidate must keep \\[its own profile].")
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on in a folder that is not empty: paint only what is missing there.")
     ] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... [the GPU if there is one].")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... \\[the GPU if there is one].")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json on stdout.")] = False,
 ) -> None:
     """Paint the same prompts from the same noise with every model, and hold the candidates against the reference.

@@ -24,7 +24,7 @@ def convert(
         list[str] | None, typer.Option(metavar="GLOB", help="Layers to write unquantized; may be repeated.")
     ] = None,
     component: Annotated[
-        str | None, typer.Option(help="Folder inside a pipeline, such as transformer_2 [transformer].")
+        str | None, typer.Option(help="Folder inside a pipeline, such as transformer_2 \\[transformer].")
     ] = None,
     merge_into: Annotated[
         str | None, typer.Option(metavar="PIPELINE", help="Make the output a whole pipeline, the rest by hard links.")

@@ -12,7 +12,7 @@ def demo(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Contact sheet; the table lies beside it as JSON.")
     ] = Path("demo.png"),
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... [the GPU if there is one].")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... \\[the GPU if there is one].")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON on stdout.")] = False,
 ) -> None:
     """Paint six prompts with the built-in model in BF16, FP8 and NVFP4, and say how far they agree.

@@ -57,37 +57,38 @@ def generate(
             "--output", "-o", help="PNG; for a video MP4, or a folder for its frames; several get -1, -2, ..."
         ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Denoising steps [model's own].")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Denoising steps \\[model's own].")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Number i starts from the noise of seed + i.")] = 0,
     size: Annotated[
         str | None,
         typer.Option(
             metavar="N|WxH",
-            help="Side of a square, or width x height, in pixels [model's own area, in the shape of --image].",
+            help="Side of a square, or width x height, in pixels \\[model's own area, in the shape of --image].",
         ),
     ] = None,
-    frames: Annotated[int | None, typer.Option(min=1, max=10_000, help="Frames of a video [model's own].")] = None,
-    guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale [model's own].")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, max=10_000, help="Frames of a video \\[model's own].")] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale \\[model's own].")] = None,
     count: Annotated[int, typer.Option(min=1, max=1000, help="Pictures or videos for each prompt.")] = 1,
     grid: Annotated[
         bool, typer.Option("--grid", help="One sheet (rows = prompts) instead of single pictures.")
     ] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... [the GPU if there is one].")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... \\[the GPU if there is one].")] = None,
     activations: Annotated[
         str, typer.Option(help="as_stored or bf16: quantize the layers' inputs or not.")
     ] = "as_stored",
     backend: Annotated[
         list[str] | None,
-        typer.Option(metavar="[SCHEME=]NAME", help="Kernel backend, for all or for a scheme [the best that can]."),
+        typer.Option(metavar="[SCHEME=]NAME", help="Kernel backend, for all or for a scheme \\[the best that can]."),
     ] = None,
     resident: Annotated[
-        str | None, typer.Option(help="stored or fp8: whether 4-bit weights stay 4 bits [by the memory that is free].")
+        str | None,
+        typer.Option(help="stored or fp8: whether 4-bit weights stay 4 bits \\[by the memory that is free]."),
     ] = None,
     fast: Annotated[
         bool, typer.Option("--fast", help="Compile first, some 30 s at the first time: for many pictures.")
     ] = False,
     attention: Annotated[
-        str | None, typer.Option(help="With --fast: fa3, cudnn, sdpa, fa3_fp8 [the fastest exact one].")
+        str | None, typer.Option(help="With --fast: fa3, cudnn, sdpa, fa3_fp8 \\[the fastest exact one].")
     ] = None,
     bf16_steps: Annotated[
         str | None,

@@ -21,7 +21,7 @@ def inspect(
         str | None, typer.Option(help="Checkpoint that has the input scales which this one lacks, or a backbone.pt.")
     ] = None,
     component: Annotated[
-        str | None, typer.Option(help="Folder inside a pipeline, such as transformer_2 [transformer].")
+        str | None, typer.Option(help="Folder inside a pipeline, such as transformer_2 \\[transformer].")
     ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="List every quantized layer.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,

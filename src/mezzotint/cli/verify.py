@@ -19,7 +19,7 @@ def verify(
         str | None, typer.Option(help="Checkpoint that has the input scales which this one lacks.")
     ] = None,
     component: Annotated[
-        str | None, typer.Option(help="Folder inside a pipeline, such as transformer_2 [transformer].")
+        str | None, typer.Option(help="Folder inside a pipeline, such as transformer_2 \\[transformer].")
     ] = None,
     repair: Annotated[
         bool, typer.Option("--repair", help="Fetch broken files again, where the Hub's cache holds them.")

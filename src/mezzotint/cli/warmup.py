@@ -14,13 +14,13 @@ def warmup(
     transformer: Annotated[str | None, typer.Option(help="Quantized transformer, as `generate` takes it.")] = None,
     transformer_2: Annotated[str | None, typer.Option(help="The second expert's, for Wan 2.2 A14B.")] = None,
     size: Annotated[
-        list[str] | None, typer.Option(metavar="N|WxH", help="What will be painted; may be repeated [model's own].")
+        list[str] | None, typer.Option(metavar="N|WxH", help="What will be painted; may be repeated \\[model's own].")
     ] = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Frames of a video [model's own].")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames of a video \\[model's own].")] = None,
     backend: Annotated[list[str] | None, typer.Option(metavar="[SCHEME=]NAME", help="As `generate` takes it.")] = None,
     resident: Annotated[str | None, typer.Option(help="As `generate` takes it.")] = None,
     attention: Annotated[str | None, typer.Option(help="As `generate --fast` takes it.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... [the GPU if there is one].")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... \\[the GPU if there is one].")] = None,
 ) -> None:
     """Fill the compile cache for a model and the sizes it will paint, so that `generate --fast` starts in seconds.
 
