@@ -316,6 +316,40 @@ def test_prompt_files_that_cannot_be_are_refused(tmp_path: Path, text: str, mess
         read_prompts(str(tmp_path / "nothing"))
 
 
+def test_prompt_files_of_other_editors_are_read(tmp_path: Path) -> None:
+    """With a byte order mark, ends of lines as on Windows, an indented heading, and letters of any script."""
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("\ufeffa cat\r\n\r\n  # signs\r\n  日本語の猫 <b>\r\n".encode())
+    assert [(prompt.text, prompt.about) for prompt in read_prompts(str(file))] == [
+        ("a cat", ""),
+        ("日本語の猫 <b>", "signs"),
+    ]
+    file.write_bytes(b"a caf\xe9\n")
+    with pytest.raises(BadRequest, match="is not UTF-8: byte 5 is 0xe9"):
+        read_prompts(str(file))
+
+
+def test_what_cannot_be_kept_is_not_painted(tmp_path: Path, prompts: str) -> None:
+    """A file where the folder is to be, or a backend that does not exist."""
+    file = tmp_path / "file"
+    file.touch()
+    for output in (file, file / "report"):
+        with pytest.raises(BadRequest, match=f"-o is {output}, and there can be no folder"):
+            compared(output, prompts, "demo-fp8")
+    with pytest.raises(BadRequest, match="no backend is called 'none'"):
+        compared(tmp_path / "report", prompts, "demo-fp8,backend=none")
+    assert not list(tmp_path.glob("report/runs/*"))
+
+
+def test_metrics_that_were_not_asked_for_are_null(tmp_path: Path, prompts: str) -> None:
+    done = run("compare", "demo", "demo-fp8", "-o", "report", "--prompts", prompts, "--steps", "1", "--seeds", "2",
+               "--metrics", "psnr, flip", "--device", "cpu", cwd=tmp_path)  # fmt: skip
+    assert done.returncode in (0, 1), done.stderr
+    (candidate,) = json.loads((tmp_path / "report/report.json").read_text())["candidates"]
+    assert candidate["metrics"].keys() == METRICS.keys()
+    assert {name for name, value in candidate["metrics"].items() if value is None} == {"lpips", "ms_ssim", "mae"}
+
+
 def test_a_gate_is_a_file_of_limits(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text("max_bits_per_weight = 5\n[limits.psnr]\nmin = 30\nmax_drift = 0.5\n[limits.lpips]\nmax = 0.1\n")
@@ -340,6 +374,12 @@ def test_a_gate_is_a_file_of_limits(tmp_path: Path) -> None:
         ("min = 1\n", "min: a gate has"),
         ("max_bits_per_weight = 'few'\n", "max_bits_per_weight: a gate has"),
         ("limits = [", "is not TOML"),
+        ("limits = 3\n", "limits = 3"),
+        ("[limits]\npsnr = 30\n", "psnr = 30"),
+        ("[limits.psnr]\nmin = true\n", "min = True"),
+        ("[limits.psnr]\nmin = nan\n", "min = nan"),
+        ("max_bits_per_weight = false\n", "max_bits_per_weight: a gate has"),
+        ("", "has no limit, and every candidate would pass"),
     ],
 )
 def test_gates_that_cannot_be_are_refused(tmp_path: Path, text: str, message: str) -> None:

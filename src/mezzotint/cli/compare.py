@@ -89,7 +89,7 @@ def compare(
             size=sides(size),
             guidance=guidance,
             frames=frames,
-            metrics=None if metrics is None else metrics.split(","),
+            metrics=None if metrics is None else [name.strip() for name in metrics.split(",")],
             gate=gate,
             device=device,
             on_picture=lambda done, total, name: progress.update(bar, completed=done, total=total, description=name),

@@ -8,7 +8,7 @@ import torch
 
 from mezzotint.builtin import DEMO, resolve
 from mezzotint.errors import BadRequest
-from mezzotint.kernels import AS_STORED
+from mezzotint.kernels import AS_STORED, named
 from mezzotint.pipelines import load, plan_transformers
 from mezzotint.residency import STORED
 from mezzotint.schedule import ALL_AS_STORED, StepSchedule
@@ -55,6 +55,7 @@ class Candidate:
     def check(self) -> None:
         """Raise what `load` would raise before it reads a weight."""
         _ = self.schedule
+        _ = None if self.backend is None else named(self.backend)
         plan_transformers(resolve(self.model), self.transformer, self.transformer_2, self.activations)
 
     def to_dict(self) -> dict[str, str | None]:

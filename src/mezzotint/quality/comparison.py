@@ -18,7 +18,7 @@ from mezzotint.kernels import Target, best_device
 from mezzotint.quality.candidate import Candidate, read_sources
 from mezzotint.quality.floor import Level, NoiseFloor
 from mezzotint.quality.gate import PROFILES, Gate, profile_for, read_gate
-from mezzotint.quality.metrics import PICTURE_METRICS, unavailable
+from mezzotint.quality.metrics import METRICS, PICTURE_METRICS, unavailable
 from mezzotint.quality.prompts import Prompt, prompts_for, sampling_for
 from mezzotint.quality.runs import Run, Shot, paint_run
 from mezzotint.quality.scores import Score, intervals, means, score, step_means, worst_pictures
@@ -100,7 +100,7 @@ class Comparison:
             },
             "reference": _model(self.reference, shots),
             "noise_floor": self.floor.to_dict(),
-            "candidates": [_candidate(candidate, shots, self.missing) for candidate in self.candidates],
+            "candidates": [_candidate(candidate, shots) for candidate in self.candidates],
         }
 
 
@@ -149,11 +149,20 @@ def compare(
         metrics=_checked(metrics, [fixed] if fixed else [read_gate(name) for name in PROFILES]),
         device=torch.device(device) if device is not None else best_device(),
     )
-    return _Comparing(settings, Path(output) / RUNS, len(sources), on_picture).judge(sources, fixed)
+    return _Comparing(settings, _folder(Path(output)), len(sources), on_picture).judge(sources, fixed)
 
 
 def shot_of(prompt: Prompt, seed: int) -> Shot:
     return Shot(prompt.text, seed, image=prompt.image)
+
+
+def _folder(output: Path) -> Path:
+    """The folder that is painted into; made now, so that nothing is painted that cannot be kept."""
+    try:
+        (output / RUNS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadRequest(f"-o is {output}, and there can be no folder: {error.strerror}", "name another.") from error
+    return output / RUNS
 
 
 class _Comparing:
@@ -294,17 +303,17 @@ def _activations(memory: Sequence[Mapping[str, Any]]) -> int | None:
     return None
 
 
-def _candidate(judged: Judged, shots: Shots, missing: Mapping[str, str]) -> dict[str, Any]:
+def _candidate(judged: Judged, shots: Shots) -> dict[str, Any]:
     scores = judged.scores
-    absent: dict[str, None] = dict.fromkeys(missing)
+    absent: dict[str, None] = dict.fromkeys(METRICS)
     return {
         "name": judged.name,
         "verdict": judged.verdict,
         "reasons": list(judged.reasons),
         "gate": judged.gate.to_dict(),
-        "metrics": means(scores) | absent,
+        "metrics": absent | means(scores),
         "intervals": intervals(scores),
-        "drift": dict(judged.drift) | absent,
+        "drift": absent | dict(judged.drift),
         "worst": worst_pictures(scores),
         "trajectory": step_means(scores),
         "pictures": [score.to_dict() for score in scores],

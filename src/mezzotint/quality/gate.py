@@ -10,6 +10,7 @@
 A limit on a metric that could not be computed here (LPIPS without its weights) fails: a gate is not silently skipped.
 """
 
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,6 +29,7 @@ else:
 PROFILES = {path.stem: path for path in sorted((DATA / "gates").glob("*.toml"))}
 RESIDENT = ("max_bits_per_weight", "max_unit_input_scales")
 KINDS = ("min", "max", "max_drift")
+NAMES = f"a gate has {', '.join(RESIDENT)}, all numbers, and tables [limits.METRIC]"
 EIGHT_BITS, FOUR_BITS = 12.0, 7.0
 """Resident bits a weight up to which a candidate is held to the profile of 8 and of 4 bits, where none is named."""
 
@@ -104,22 +106,35 @@ def read_gate(source: str) -> Gate:
         )
     try:
         entries = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadRequest(f"{path}: is not TOML: {error}") from error
     limits = tuple(_limits(path, entries.pop("limits", {})))
     resident = {name: entries.pop(name) for name in RESIDENT if name in entries}
-    wrong = [*entries, *(name for name, value in resident.items() if not isinstance(value, float | int))]
+    wrong = [*entries, *(name for name, value in resident.items() if not _is_number(value))]
     if wrong:
-        raise BadRequest(f"{path}: {wrong[0]}: a gate has {' and '.join(RESIDENT)}, both numbers, and [limits.METRIC]")
+        raise BadRequest(f"{path}: {wrong[0]}: {NAMES}")
+    if not limits and not resident:
+        raise BadRequest(f"{path}: has no limit, and every candidate would pass", f"{NAMES}.")
     return Gate(path.stem, limits, **resident)
 
 
-def _limits(path: Path, tables: Mapping[str, Mapping[str, float]]) -> Iterator[Limit]:
+def _is_number(value: object) -> bool:
+    """TOML's true and false are none, and against nan nothing could be held."""
+    return isinstance(value, float | int) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def _limits(path: Path, tables: object) -> Iterator[Limit]:
+    if not isinstance(tables, dict):
+        raise BadRequest(f"{path}: limits = {tables!r}", f"{NAMES}.")
     for metric, bounds in tables.items():
         if metric not in METRICS:
             raise BadRequest(f"{path}: there is no metric {metric}", f"there are: {', '.join(METRICS)}.")
+        if not isinstance(bounds, dict):
+            raise BadRequest(
+                f"{path}: {metric} = {bounds!r}", f"write a table: [limits.{metric}] and min = ... under it."
+            )
         for kind, bound in bounds.items():
-            if kind not in KINDS or not isinstance(bound, float | int):
+            if kind not in KINDS or not _is_number(bound):
                 raise BadRequest(
                     f"{path}: {metric}: {kind} = {bound!r}", f"the limits are numbers: {', '.join(KINDS)}."
                 )

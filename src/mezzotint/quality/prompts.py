@@ -19,6 +19,9 @@ SETS = {path.stem: path for path in sorted((DATA / "prompts").glob("*.txt"))}
 `edit`: 24 instructions for any picture."""
 
 
+RECODE = "save it as UTF-8."
+
+
 @dataclass(frozen=True)
 class Prompt:
     """A prompt, what it is about (the heading above it in its file), and the picture that it edits."""
@@ -84,11 +87,11 @@ def read_prompts(source: str, image: SourceImage | None = None) -> tuple[Prompt,
         raise BadRequest(f"--prompts is {source!r}, and no such file is there", f"the sets are: {', '.join(SETS)}.")
     found: list[Prompt] = []
     about = ""
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in map(str.strip, _text(path).splitlines()):
         if line.startswith("#"):
-            about = line.lstrip("# ").strip()
-        elif line.strip():
-            text, _, named = (part.strip() for part in line.strip().partition("\t"))
+            about = line.lstrip("# ")
+        elif line:
+            text, _, named = (part.strip() for part in line.partition("\t"))
             found.append(Prompt(text, about, read_image(path.parent / named) if named else image))
     if not found:
         raise BadRequest(f"{path}: holds no prompt", "write one a line.")
@@ -97,3 +100,13 @@ def read_prompts(source: str, image: SourceImage | None = None) -> tuple[Prompt,
     if twice is not None:
         raise BadRequest(f"{path}: has the prompt {twice!r} twice", "leave one; --seeds paints each several times.")
     return tuple(found)
+
+
+def _text(path: Path) -> str:
+    """The file's text; a byte order mark, as Windows' editors write it, is no part of the first prompt."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadRequest(
+            f"{path}: is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}", RECODE
+        ) from error
