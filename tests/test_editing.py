@@ -19,13 +19,14 @@ from cases import PICTURE, PROMPTS, Case
 from mezzotint.cli import app
 from mezzotint.editing import TAKE_ONE, check_pipeline, read_image
 from mezzotint.errors import BadRequest, Unsupported
-from mezzotint.families import Sampling
+from mezzotint.families import Sampling, families
 from mezzotint.pipelines import paint, sampling_of
 from mezzotint.quality import latent_cosine
 from quantized import export
 
 pytestmark = pytest.mark.usefixtures("editors")
 OTHER = PICTURE.rotate(180)
+QWEN = ("QwenImageEdit", "QwenImageEditPlus")
 EDITS = ("flux1_kontext", "flux2", "flux2_klein", "wan_i2v")
 
 
@@ -83,14 +84,13 @@ def test_a_quantized_transformer_edits_near_bf16(cases: Callable[[str], Case], t
     assert latent_cosine(expected, found) > 0.997
 
 
-@pytest.mark.parametrize("kind", ["QwenImageEditPipeline", "QwenImageEditPlusPipeline"])
+@pytest.mark.parametrize("kind", [f"{name}Pipeline" for name in QWEN])
 def test_qwen_image_edit_is_given_the_picture_too(cases: Callable[[str], Case], tmp_path: Path, kind: str) -> None:
     """In memory: what `load` would read beside the transformer needs torchvision. Measured: 0.999."""
     case = cases("qwenimage")
     copy = export(case.reference.transformer, case.largest["transformer"], "fp8", tmp_path / "fp8")
     pipes = [tiny.qwenimage_edit(kind, pipe) for pipe in (case.reference, case.load(transformer=copy))]
     expected, quantized = (edit(pipe, case, PICTURE) for pipe in pipes)
-    print("MEASURE", latent_cosine(expected, quantized))
     assert latent_cosine(expected, quantized) > 0.997
     assert not torch.equal(edit(pipes[0], case, OTHER), expected)
 
@@ -160,6 +160,15 @@ def test_a_library_that_diffusers_lacks_is_named(monkeypatch: pytest.MonkeyPatch
         check_pipeline(diffusers.QwenImageEditPlusPipeline, given=True)
 
 
+def test_warmup_edits_too(cases: Callable[[str], Case], picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wan's image to video does nothing without a picture; that compiling is quicker later is a GPU's to show."""
+    monkeypatch.setattr("mezzotint.cli.warmup.make_fast", lambda _pipe, _attention: None)
+    command = ["warmup", str(cases("wan_i2v").folder), "--frames", "5", "--size", "32", "--device", "cpu"]
+    assert isinstance(CliRunner().invoke(app, command).exception, BadRequest)
+    result = CliRunner().invoke(app, [*command, "--image", str(picture)])
+    assert "32x32: ready" in result.stdout
+
+
 def test_one_picture_for_each_prompt(cases: Callable[[str], Case]) -> None:
     with pytest.raises(BadRequest, match="2 prompts and 1 images"):
         paint(cases("flux2").reference, PROMPTS, images=[PICTURE])
@@ -199,5 +208,9 @@ def test_what_is_no_picture_is_refused(tmp_path: Path, data: bytes | None, messa
 
 
 def test_models_that_edit_have_settings_of_their_own(cases: Callable[[str], Case]) -> None:
-    assert sampling_of(cases("flux1_kontext").folder).guidance == 2.5
+    kontext = cases("flux1_kontext").folder
+    assert sampling_of(kontext).guidance == 2.5
+    assert sampling_of(kontext, PICTURE.resize((1600, 900))) == sampling_of(kontext).but(width=1376, size=768)
+    for name in QWEN:
+        assert families()["qwenimage"].sampling({"_class_name": f"{name}Pipeline"}, {}).size == 1024
     assert sampling_of(cases("flux1").folder).guidance == 3.5

@@ -152,17 +152,21 @@ def meta_model(class_name: str, config: dict[str, Any] | Any) -> nn.Module:
     return model
 
 
-def sampling_of(model: str | AnyPath) -> Sampling:
-    """Recommended settings: those of its family's variant, and over them the pipeline folder's own sampling.json."""
+def sampling_of(model: str | AnyPath, edited: Image | None = None) -> Sampling:
+    """Recommended settings: those of its family's variant, and over them the pipeline folder's own sampling.json.
+
+    edited   a picture that gives the shape, of the area that is recommended
+    """
     folder = resolve(model)
     index = _pipeline_index(folder)
     family = family_with(str(_class_of(index, TRANSFORMER)), str(folder))
     recommended = family.sampling(index, _component_config(folder, TRANSFORMER))
     own = folder / SAMPLING_FILE
-    if not own.is_file():
-        return recommended
-    known = {entry.name for entry in fields(Sampling)}
-    return replace(recommended, **{key: value for key, value in json.loads(own.read_text()).items() if key in known})
+    if own.is_file():
+        known = {entry.name for entry in fields(Sampling)}
+        changes = {key: value for key, value in json.loads(own.read_text()).items() if key in known}
+        recommended = replace(recommended, **changes)
+    return recommended if edited is None else recommended.shaped_like(*edited.size)
 
 
 def check_image(model: str | AnyPath, given: bool) -> None:

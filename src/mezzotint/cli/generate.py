@@ -108,8 +108,8 @@ def generate(
         schedule = StepSchedule.read(bf16_steps or "0+0")
         source = None if image is None else read_image(image)
         check_image(model, source is not None)
-        own = sampling_of(model)
-        own = own if source is None else own.shaped_like(*source.picture.size)
+        picture = source.picture if source else None
+        own = sampling_of(model, picture)
         if frames is not None and own.num_frames is None:
             raise BadRequest("--frames is for videos, and this model paints pictures")
         settings = own.but(steps=steps, guidance=guidance, num_frames=frames, **sides(size))
@@ -139,7 +139,7 @@ def generate(
             settings,
             lambda step, _: progress.update(bar, completed=step + 1),
             guard=False,
-            images=[source.picture if source else None] * len(repeated),
+            images=[picture] * len(repeated),
             bf16_steps=schedule,
         )
 

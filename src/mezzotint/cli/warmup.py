@@ -1,6 +1,7 @@
 """`mezzotint warmup`: compile before the first request."""
 
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,6 +16,10 @@ def warmup(
     transformer_2: Annotated[str | None, typer.Option(help="The second expert's, for Wan 2.2 A14B.")] = None,
     size: Annotated[
         list[str] | None, typer.Option(metavar="N|WxH", help="What will be painted; may be repeated \\[model's own].")
+    ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Picture to edit, as `generate` takes it; it is more to compute."),
     ] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Frames of a video \\[model's own].")] = None,
     backend: Annotated[list[str] | None, typer.Option(metavar="[SCHEME=]NAME", help="As `generate` takes it.")] = None,
@@ -31,15 +36,19 @@ def warmup(
     from mezzotint.cli.output import quiet_libraries
 
     quiet_libraries()
-    from mezzotint.pipelines import load, paint, sampling_of
+    from mezzotint.editing import read_image
+    from mezzotint.pipelines import check_image, load, paint, sampling_of
     from mezzotint.speed import cache_folder
 
+    picture = None if image is None else read_image(image).picture
+    check_image(model, picture is not None)
+    own = sampling_of(model, picture)
     pipe = load(model, transformer, transformer_2, device, backend=choice(backend or []), resident=resident)
     make_fast(pipe, attention)
     sizes: list[str | None] = [*(size or ())] or [None]
     for one in sizes:
-        settings = sampling_of(model).but(steps=2 if transformer_2 else 1, num_frames=frames, **sides(one))
+        settings = own.but(steps=2 if transformer_2 else 1, num_frames=frames, **sides(one))
         began = time.perf_counter()
-        paint(pipe, ["a grey stone"], sampling=settings, guard=False)
+        paint(pipe, ["a grey stone"], sampling=settings, guard=False, images=[picture])
         print(f"{settings.width or settings.size}x{settings.size}: ready after {time.perf_counter() - began:.1f} s")
     print(f"kept in {cache_folder()}")

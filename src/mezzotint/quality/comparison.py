@@ -15,11 +15,12 @@ from mezzotint.costs import Laps, Spread
 from mezzotint.errors import BadRequest
 from mezzotint.families import Sampling
 from mezzotint.kernels import Target, best_device
+from mezzotint.pipelines import sampling_of
 from mezzotint.quality.candidate import Candidate, read_sources
 from mezzotint.quality.floor import Level, NoiseFloor
 from mezzotint.quality.gate import PROFILES, Gate, profile_for, read_gate
 from mezzotint.quality.metrics import METRICS, PICTURE_METRICS, unavailable
-from mezzotint.quality.prompts import Prompt, prompts_for, sampling_for
+from mezzotint.quality.prompts import Prompt, prompts_for
 from mezzotint.quality.runs import Run, Shot, paint_run
 from mezzotint.quality.scores import Score, intervals, means, score, step_means, worst_pictures
 
@@ -141,7 +142,7 @@ def compare(
     for source in sources:
         source.check()
     chosen = prompts_for([source.model for source in sources], prompts, image)
-    own = sampling_for(sources[0].model, chosen)
+    own = sampling_of(sources[0].model, chosen[0].picture)
     settings = Settings(
         prompts=chosen,
         seeds=tuple(range(seeds)),

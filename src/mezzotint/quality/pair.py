@@ -14,10 +14,10 @@ from mezzotint.errors import BadRequest
 from mezzotint.families import Sampling
 from mezzotint.kernels import best_device
 from mezzotint.loading import LoadPlan
-from mezzotint.pipelines import plan_transformers
+from mezzotint.pipelines import plan_transformers, sampling_of
 from mezzotint.quality.candidate import Candidate, read_sources
 from mezzotint.quality.layers import Side
-from mezzotint.quality.prompts import Prompt, prompts_for, sampling_for
+from mezzotint.quality.prompts import Prompt, prompts_for
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def open_pair(
         tuple(sides_of(first, second, layers)),
         chosen,
         seed,
-        sampling_for(first.model, chosen).but(steps=steps),
+        sampling_of(first.model, chosen[0].picture).but(steps=steps),
         torch.device(device) if device is not None else best_device(),
     )
 

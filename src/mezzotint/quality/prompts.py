@@ -10,9 +10,8 @@ from PIL.Image import Image
 from mezzotint.builtin import DATA, DEMO, resolve
 from mezzotint.editing import SourceImage, read_image
 from mezzotint.errors import BadRequest
-from mezzotint.families import Sampling
 from mezzotint.hub import AnyPath
-from mezzotint.pipelines import check_image, sampling_of
+from mezzotint.pipelines import check_image
 
 SETS = {path.stem: path for path in sorted((DATA / "prompts").glob("*.txt"))}
 """`default`: 24 of what quantization breaks first. `demo`: 24 of the captions that the built-in model knows.
@@ -66,12 +65,6 @@ def request(prompts: Sequence[Prompt], seed: int) -> dict[str, Any]:
         "seeds": [seed] * len(prompts),
         "images": [prompt.picture for prompt in prompts],
     }
-
-
-def sampling_for(model: str, prompts: Sequence[Prompt]) -> Sampling:
-    """The recommended settings of a model, in the shape of the first picture that is edited."""
-    own, first = sampling_of(model), prompts[0].picture
-    return own if first is None else own.shaped_like(*first.size)
 
 
 def read_prompts(source: str, image: SourceImage | None = None) -> tuple[Prompt, ...]:
