@@ -1,6 +1,7 @@
 """Step schedules: which steps leave inputs in BF16, what a layer does then, and what that buys."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from mezzotint.kernels import BF16
 from mezzotint.nn import QuantLinear, overrides, unrounded_inputs, use_backend
 from mezzotint.pipelines import load, paint, sampling_of
 from mezzotint.quality.candidate import read_sources
+from mezzotint.quality.prompts import read_prompts
 from mezzotint.quality.sensitivity import sensitivity
 from mezzotint.quality.step_sensitivity import StepGain, schedule_for
-from mezzotint.schedule import StepSchedule
-from mezzotint.speed.attention import ATTENTIONS
+from mezzotint.schedule import StepSchedule, scheduled
+from mezzotint.speed.attention import ATTENTIONS, attention_is_exact, exact_attention
 from mezzotint.speed.attention_layers import _takes_fp8
 from test_cli import run
 from test_kernels import fp8_tensor, nvfp4_tensor
@@ -96,12 +98,22 @@ def test_every_picture_follows_the_schedule_from_its_first_step() -> None:
 
 
 def test_a_failure_leaves_no_step_behind() -> None:
-    with pytest.raises(ZeroDivisionError), StepSchedule(1, 0).followed(4):
+    with pytest.raises(ZeroDivisionError), scheduled(StepSchedule(1, 0), StepSchedule(1, 0), 4):
         raise ZeroDivisionError
     assert overrides() == (None, False)
+    assert not attention_is_exact()
 
 
-def test_fp8_attention_takes_bf16_where_inputs_stay_unrounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_has_steps_of_its_own_and_those_of_the_layers() -> None:
+    with scheduled(StepSchedule(0, 1), StepSchedule(1, 0), 3) as done:
+        states = []
+        for step in range(3):
+            states.append((overrides()[1], attention_is_exact()))
+            done(step)
+    assert states == [(False, True), (False, False), (True, True)]
+
+
+def test_fp8_attention_takes_bf16_where_it_is_to_be_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """What decides it; the kernels themselves run on Hopper only."""
     seen: list[torch.dtype] = []
     monkeypatch.setattr(speed.attention, "_fa3", lambda q, *_: seen.append(q.dtype))
@@ -109,10 +121,34 @@ def test_fp8_attention_takes_bf16_where_inputs_stay_unrounded(monkeypatch: pytes
     attention = ATTENTIONS["fa3_fp8"]
     attention.run(q, q, q)
     assert _takes_fp8(attention, None)
-    with unrounded_inputs():
+    with exact_attention():
         attention.run(q, q, q)
         assert not _takes_fp8(attention, None)
     assert seen == [torch.float8_e4m3fn, torch.bfloat16]
+
+
+@pytest.mark.slow
+def test_bf16_attention_in_three_steps_takes_away_most_of_fp8_attentions_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FP8 attention emulated: queries, keys and values are rounded as for the kernel, and the rest is exact."""
+
+    def exact(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+        out: Tensor = ATTENTIONS["sdpa"].run(q.float(), k.float(), v.float(), mask, scale)
+        return out.bfloat16()
+
+    monkeypatch.setattr(speed.attention, "_fa3", exact)
+    pipe = load("demo", device="cpu")
+    speed.attention.set_attention(pipe.transformer, replace(ATTENTIONS["fa3_fp8"], name="emulated"))
+    prompts = [prompt.text for prompt in read_prompts("demo")]
+    latents = {
+        text: paint(pipe, prompts, guard=False, bf16_attention_steps=StepSchedule.read(text)).latents.float()
+        for text in ("8+0", "0+0", "1+1", "2+1")
+    }
+    errors = {
+        text: float((own - latents["8+0"]).flatten(1).square().mean(1).sqrt().mean()) for text, own in latents.items()
+    }
+    print({text: f"{error:.4f}" for text, error in errors.items()})
+    assert 0 < errors["2+1"] < errors["1+1"] < errors["0+0"]
+    assert errors["2+1"] < 0.5 * errors["0+0"]
 
 
 def gains(*falls: float) -> list[StepGain]:

@@ -17,12 +17,13 @@ from mezzotint.errors import BadRequest, Unsupported
 from mezzotint.families import families, family_with
 from mezzotint.kernels import Target
 from mezzotint.nn import GroupedLinear, LinearGroup, QuantLinear
-from mezzotint.pipelines import load, meta_model
+from mezzotint.pipelines import load, meta_model, paint, sampling_of
 from mezzotint.speed import speed_up
 from mezzotint.speed.activations import tanh_gelu
 from mezzotint.speed.attention import ATTENTIONS, choose
 from mezzotint.speed.attention_layers import REPLACED, norm_rope_by_definition
 from mezzotint.speed.fusing import fuse
+from mezzotint.speed.shapes import Announcer
 from test_kernels import fp8_tensor
 
 TINY = {"flux1": tiny.flux1, "flux2": tiny.flux2, "zimage": tiny.zimage, "qwenimage": tiny.qwenimage}
@@ -84,7 +85,8 @@ def defined_on_cpu() -> Iterator[None]:
         "norm_rope(Tensor picture, Tensor? text, Tensor picture_weight, Tensor? text_weight, "
         "Tensor cos, Tensor sin, float eps, bool fp8) -> Tensor"
     )
-    library.define(schema)
+    if not hasattr(torch.ops.mezzotint, "norm_rope"):  # tests/test_triton_ops.py has defined it for good
+        library.define(schema)
     library.impl("norm_rope", norm_rope_by_definition, "CPU")
     yield
     library._destroy()
@@ -124,6 +126,23 @@ def test_every_name_that_a_family_joins_is_one_of_its_layers(cls: str) -> None:
         assert all(any(name.endswith(f".{member}") for name in names) for member in group)
     for end in family_with(cls, "").modulation:
         assert any(name.endswith(end) for name in names)
+
+
+def test_a_new_shape_is_announced_once(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Identity()
+    model.forward = lambda x, mask=None: x  # type: ignore[method-assign,assignment,misc]
+    model.register_forward_pre_hook(Announcer(), with_kwargs=True)
+    for length in (4, 4, 6, 4, 6):
+        model(x=torch.zeros(1, length))
+    assert [record.message.split("`")[0] for record in caplog.records] == [
+        "Identity compiles anew for inputs of another shape: x 1x4 -> 1x6. "
+    ]
+    model(x=torch.zeros(1, 6), mask=torch.zeros(2, 2))
+    model(torch.zeros(1, 6))
+    assert "mask absent -> 2x2" in caplog.records[1].message
+    assert "x 1x6 -> absent, mask 2x2 -> absent, [0] absent -> 1x6" in caplog.records[2].message
+    model(x=torch.zeros(1, 6))
+    assert len(caplog.records) == 3
 
 
 def test_the_choice_of_attention_and_its_reasons() -> None:
@@ -170,7 +189,9 @@ def test_a_quantized_model_slower_than_bf16_is_said_loudly() -> None:
     assert "| 2.00 |" in markdown(results)
 
 
-def test_a_transformer_is_made_fast_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+def test_a_transformer_is_made_fast_once_and_announces_new_sizes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     pipe = load("demo", transformer="demo-fp8", device="cpu")
@@ -180,4 +201,8 @@ def test_a_transformer_is_made_fast_once(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert (report.attention, report.joined, report.graphed, report.one_pass) == ("sdpa", 7, False, 0)
     assert report.cache == str(tmp_path)
     assert compiled == [{"fullgraph": True, "options": None}]
+    for size in (64, 64, 32):
+        paint(pipe, ["a"], sampling=sampling_of("demo").but(steps=1, size=size), guard=False)
+    (record,) = [record for record in caplog.records if record.name == "mezzotint.speed.shapes"]
+    assert "hidden_states 1x64x48 -> 1x16x48" in record.message
     copy.copy(report).to_dict()

@@ -242,11 +242,6 @@ def unrounded_inputs() -> Iterator[None]:
         _unrounded = before
 
 
-def inputs_are_unrounded() -> bool:
-    """Whether `unrounded_inputs` is open."""
-    return _unrounded
-
-
 def overrides() -> tuple[str | None, bool]:
     """What `use_backend` and `unrounded_inputs` have set: all that a layer's product depends on besides its input."""
     return None if _forced is None else _forced.name, _unrounded

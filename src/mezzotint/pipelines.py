@@ -23,7 +23,7 @@ from mezzotint.hub import AnyPath, HubPath, local_copy
 from mezzotint.kernels import AS_STORED, BackendChoice, best_device
 from mezzotint.loading import LoadPlan, plan
 from mezzotint.loading import load as load_model
-from mezzotint.schedule import ALL_AS_STORED, StepSchedule
+from mezzotint.schedule import NO_STEPS, StepSchedule, scheduled
 
 TRANSFORMER, SECOND = "transformer", "transformer_2"
 SAMPLING_FILE = "sampling.json"
@@ -183,7 +183,8 @@ def paint(
     on_step: Callable[[int, Tensor], None] = lambda _step, _latents: None,
     guard: bool = True,
     images: Sequence[Image | None] | None = None,
-    bf16_steps: StepSchedule = ALL_AS_STORED,
+    bf16_steps: StepSchedule = NO_STEPS,
+    bf16_attention_steps: StepSchedule = NO_STEPS,
 ) -> Painting:
     """Paint one picture or video for each prompt; number i starts from the noise of seeds[i], drawn on the CPU.
 
@@ -191,7 +192,8 @@ def paint(
     sampling   None for the model's recommended settings
     on_step    called after each step with its number, counted over all pictures, and the latents
     guard      False to be given what the output guard objects to; it is in the painting's `problems` then
-    bf16_steps which of the steps leave the inputs of quantized layers, and FP8 attention's, in BF16
+    bf16_steps which of the steps leave the inputs of quantized layers, and FP8 attention's, in BF16;
+               `bf16_attention_steps` those that do it for FP8 attention alone
     images     the pictures that are edited, RGB, for pipelines that take one; None for pictures from the prompt alone
     Raises     BadRequest if there is not one seed and image for each prompt, or the pipeline takes no image;
                UnsoundPicture for NaN, one colour, or noise
@@ -207,7 +209,7 @@ def paint(
     painted: list[Any] = []
     latents: list[Tensor] = []
     for number, (prompt, seed, image) in enumerate(zip(prompts, seeds, images, strict=True)):
-        with bf16_steps.followed(sampling.steps) as done:
+        with scheduled(bf16_steps, bf16_attention_steps, sampling.steps) as done:
             count = partial(_count_on, on_step, done, number * sampling.steps)
             one, last = _paint_one(pipe, prompt, seed, image, sampling, count)
         painted.append(one)

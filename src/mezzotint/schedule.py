@@ -1,5 +1,5 @@
-"""Which denoising steps leave the inputs of quantized layers as they are: early steps set out the picture, late ones
-its detail, and an error in either is not mended by the steps between."""
+"""Which denoising steps leave the inputs of quantized layers and of attention as they are: early steps set out the
+picture, late ones its detail, and an error in either is not mended by the steps between."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 from mezzotint.errors import BadRequest
 from mezzotint.nn import unrounded_inputs
+from mezzotint.speed.attention import exact_attention
 
 WRITTEN = re.compile(r"(\d+)\+(\d+)")
 
 
 @dataclass(frozen=True)
 class StepSchedule:
-    """The first and the last steps run with BF16 activations; written "2+1".
+    """The first and the last of the steps; written "2+1".
 
     >>> StepSchedule.read("2+1").covers(27, steps=28)
     True
@@ -40,18 +41,25 @@ class StepSchedule:
         """Whether step number `step`, from 0, is among the first or the last of `steps`."""
         return step < self.first or step >= steps - self.last
 
-    @contextmanager
-    def followed(self, steps: int) -> Iterator[Callable[[int], None]]:
-        """Keep to the schedule while the context is open; yields what is to be told the number of each step done."""
-        with ExitStack() as stack:
 
-            def prepare(step: int) -> None:
-                stack.close()
-                if self.covers(step, steps):
-                    stack.enter_context(unrounded_inputs())
-
-            prepare(0)
-            yield lambda done: prepare(done + 1)
+NO_STEPS = StepSchedule()
 
 
-ALL_AS_STORED = StepSchedule()
+@contextmanager
+def scheduled(layers: StepSchedule, attention: StepSchedule, steps: int) -> Iterator[Callable[[int], None]]:
+    """Keep to two schedules while the context is open; yields what is to be told the number of each step done.
+
+    layers      whose steps leave the inputs of quantized layers in BF16, and FP8 attention's with them
+    attention   whose steps do that for FP8 attention alone
+    """
+    with ExitStack() as stack:
+
+        def prepare(step: int) -> None:
+            stack.close()
+            if layers.covers(step, steps):
+                stack.enter_context(unrounded_inputs())
+            if layers.covers(step, steps) or attention.covers(step, steps):
+                stack.enter_context(exact_attention())
+
+        prepare(0)
+        yield lambda done: prepare(done + 1)

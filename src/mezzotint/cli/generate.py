@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mezzotint.cli.kernels import choice, make_fast
+from mezzotint.cli.kernels import choice, is_fp8, make_fast
 from mezzotint.cli.sides import sides
 from mezzotint.errors import BadRequest
 
@@ -94,6 +94,9 @@ def generate(
         str | None,
         typer.Option(metavar="FIRST+LAST", help="Steps with BF16 activations, as diagnose --sensitivity advises."),
     ] = None,
+    bf16_attention_steps: Annotated[
+        str, typer.Option(metavar="FIRST+LAST", help="Steps with BF16 attention, where --attention is in FP8.")
+    ] = "2+1",
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON on stdout.")] = False,
 ) -> None:
     from mezzotint.cli.output import quiet_libraries, step_progress
@@ -105,7 +108,10 @@ def generate(
         from mezzotint.pipelines import check_image, load, paint, sampling_of, unsound
         from mezzotint.schedule import StepSchedule
 
-        schedule = StepSchedule.read(bf16_steps or "0+0")
+        schedules = {
+            "bf16_steps": StepSchedule.read(bf16_steps or "0+0"),
+            "bf16_attention_steps": StepSchedule.read(bf16_attention_steps if is_fp8(attention) else "0+0"),
+        }
         source = None if image is None else read_image(image)
         check_image(model, source is not None)
         picture = source.picture if source else None
@@ -140,14 +146,14 @@ def generate(
             lambda step, _: progress.update(bar, completed=step + 1),
             guard=False,
             images=[picture] * len(repeated),
-            bf16_steps=schedule,
+            **schedules,
         )
 
     common = {"model": model, "transformer": transformer, "format": pipe.load_report.format}
     common |= {"transformer_2": transformer_2} if transformer_2 else {}
     edited = source.to_dict() if source else {}
     common |= edited
-    common |= {"bf16_steps": bf16_steps} if bf16_steps else {}
+    common |= {name: str(schedule) for name, schedule in schedules.items() if schedule != StepSchedule()}
     common |= {name: value for name, value in vars(settings).items() if value is not None}
     if grid:
         output = _marked(output) if any(painting.problems) else output

@@ -17,6 +17,13 @@ def choice(given: Sequence[str]) -> str | dict[str, str] | None:
     return given[0]
 
 
+def is_fp8(attention: str | None) -> bool:
+    """Whether the attention that was asked for rounds its inputs to FP8."""
+    from mezzotint.speed.attention import ATTENTIONS
+
+    return attention in ATTENTIONS and ATTENTIONS[attention].fp8
+
+
 def make_fast(pipe: Any, attention: str | None) -> None:
     """Make a pipeline's transformers fast, and say on stderr what was left as it was."""
     from mezzotint.speed import speed_up

@@ -11,7 +11,7 @@ from mezzotint.errors import BadRequest
 from mezzotint.kernels import AS_STORED, named
 from mezzotint.pipelines import load, plan_transformers
 from mezzotint.residency import STORED
-from mezzotint.schedule import ALL_AS_STORED, StepSchedule
+from mezzotint.schedule import NO_STEPS, StepSchedule
 
 OPTIONS = ("transformer_2", "activations", "backend", "resident", "bf16_steps")
 PLAIN_NAMES = ("transformer", "diffusion_pytorch_model", "hf")
@@ -34,7 +34,7 @@ class Candidate:
     activations: str = AS_STORED
     backend: str | None = None
     resident: str = STORED
-    bf16_steps: str = str(ALL_AS_STORED)
+    bf16_steps: str = str(NO_STEPS)
 
     def load(self, device: torch.device) -> Any:
         """The pipeline."""

@@ -14,9 +14,10 @@ from mezzotint.kernels import Target
 from mezzotint.kernels.graphs import Graphs
 from mezzotint.nn import overrides
 from mezzotint.speed.activations import replace_gelu
-from mezzotint.speed.attention import choose, set_attention
+from mezzotint.speed.attention import attention_is_exact, choose, set_attention
 from mezzotint.speed.attention_layers import replace_layers
 from mezzotint.speed.fusing import Unfused, fuse
+from mezzotint.speed.shapes import Announcer
 
 __all__ = ["SpeedReport", "Unfused", "speed_up"]
 
@@ -51,8 +52,8 @@ class SpeedReport:
 def speed_up(model: nn.Module, attention: str | None = None, plain: bool = False) -> SpeedReport:
     """Make a diffusers transformer as fast as it can be on the device that it is on, in place.
 
-    Its first call compiles, for each shape of input. What the compiler makes is kept in `cache_folder`, so that the
-    next process starts in seconds.
+    Its first call compiles, for each shape of input; one that is not the first is announced in the log. What the
+    compiler makes is kept in `cache_folder`, so that the next process starts in seconds.
 
     attention   name of one, None for the fastest that changes no more than the order of sums
     plain       only choose the attention and compile the repeated blocks, as diffusers' documentation advises
@@ -72,9 +73,10 @@ def speed_up(model: nn.Module, attention: str | None = None, plain: bool = False
     if not plain and on_gpu:
         one_pass = replace_layers(model, chosen)
         replace_gelu(model)
+    model.register_forward_pre_hook(Announcer(), with_kwargs=True)
     model.compile_repeated_blocks(fullgraph=True, options=TUNED if on_gpu and not plain else None)  # type: ignore[operator]
     if not plain and on_gpu:
-        model.forward = Graphs(model.forward, overrides)
+        model.forward = Graphs(model.forward, lambda: (overrides(), attention_is_exact()))
     return SpeedReport(chosen.name, declined, joined, tuple(apart), one_pass, on_gpu and not plain, str(cache))
 
 

@@ -2,13 +2,14 @@
 
 cudnn     cuDNN's, through PyTorch; any NVIDIA GPU that it knows
 fa3       FlashAttention 3 in BF16; Hopper
-fa3_fp8   FlashAttention 3 with queries, keys and values rounded to FP8 as they are, but in steps that leave inputs
-          unrounded; Hopper, on request only
+fa3_fp8   FlashAttention 3 with queries, keys and values rounded to FP8 as they are, except while `exact_attention` is
+          open; Hopper, on request only
 sdpa      PyTorch's own choice; anywhere
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -20,11 +21,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mezzotint.errors import BadRequest, Unsupported
 from mezzotint.kernels import Can, Cannot, Target
-from mezzotint.nn import inputs_are_unrounded
 from mezzotint.schemes.rounding import round_e4m3
 
 HOPPER = 9
 WHEEL = "fa3_fwd_interface"
+
+_exact = False
+"""What `exact_attention` sets. A plain global, because torch.compile cannot trace a ContextVar (2.13)."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def _fa3_fp8(
 ) -> Tensor:
     if attn_mask is not None:
         return _cudnn(query, key, value, attn_mask, scale)
-    if inputs_are_unrounded():
+    if _exact:
         return _fa3(query, key, value, None, scale)
     q, k, v = (x if x.dtype == torch.float8_e4m3fn else round_e4m3(x.float()) for x in (query, key, value))
     return _fa3(q, k, v, None, scale)
@@ -104,6 +107,22 @@ ATTENTIONS = {
     )
 }
 """{name: attention}, the fastest first."""
+
+
+@contextmanager
+def exact_attention() -> Iterator[None]:
+    """Let FP8 attention be computed in BF16 while this is open; any other is what it is."""
+    global _exact
+    before, _exact = _exact, True
+    try:
+        yield
+    finally:
+        _exact = before
+
+
+def attention_is_exact() -> bool:
+    """Whether `exact_attention` is open."""
+    return _exact
 
 
 def choose(target: Target, name: str | None = None) -> tuple[Attention, dict[str, str]]:

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mezzotint.nn import inputs_are_unrounded
-from mezzotint.speed.attention import Attention
+from mezzotint.speed.attention import Attention, attention_is_exact
 
 Angles = tuple[Tensor, Tensor]
 """cos and sin of each token's and pair's angle, float32 [1 or batch, tokens, width / 2]."""
@@ -162,7 +161,7 @@ def _turned(picture: Tensor, text: Tensor | None, norm: Any, text_norm: Any, ang
 
 
 def _takes_fp8(attention: Attention, mask: Tensor | None) -> bool:
-    return attention.fp8 and mask is None and not inputs_are_unrounded()
+    return attention.fp8 and mask is None and not attention_is_exact()
 
 
 def _attend(attention: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
