@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from cases import Case
+from checkpoints import rewrite
+from faults import Fault, plant, scales_tiled
 from mezzotint.builtin import DATA
 from mezzotint.errors import BadRequest
 from mezzotint.quality.candidate import read_sources
@@ -28,6 +30,7 @@ from mezzotint.quality.metrics import METRICS
 from mezzotint.quality.prompts import SETS, read_prompts
 from mezzotint.quality.report import tables, write_report
 from mezzotint.quality.scores import Score, intervals
+from mezzotint.quality.weights import Weights, weights_of
 from quantized import export
 from test_cli import run
 
@@ -229,6 +232,39 @@ def test_bf16_that_claims_fp8_fails(tmp_path: Path, prompts: str) -> None:
     assert resident == "16.0 bits a weight are resident, and the gate asks for at most 10"
 
 
+def test_a_wrong_layer_that_the_pictures_do_not_show_fails(tmp_path: Path, prompts: str) -> None:
+    """Scales of one layer in tiles, and read as rows: over 24 prompts its drift is that of a sound copy, 0.38."""
+    module = "transformer_blocks.1.attn.to_add_out"
+    faulty = plant(Fault("tiled", "demo-nvfp4", module, scales_tiled), tmp_path / "faulty")
+    sound, wrong = compared(tmp_path / "report", prompts, "demo-nvfp4", f"wrong={faulty}").to_dict()["candidates"]
+    assert (sound["weights"]["wrong"], sound["weights"]["worst"]) == (0, None)
+    assert sound["weights"]["checked"] == 126  # every tensor of the unquantized model
+    assert wrong["verdict"] == "fail"
+    assert (wrong["weights"]["wrong"], wrong["weights"]["worst"]["module"]) == (1, module)
+    assert any(reason.startswith("1 of ") and module in reason for reason in wrong["reasons"])
+
+
+def test_weights_are_held_against_a_quantized_reference_with_what_that_rounds(tmp_path: Path) -> None:
+    def weights(reference: str, candidate: str) -> Weights | None:
+        return weights_of(*read_sources(reference, [candidate]), torch.device("cpu"))
+
+    for reference, candidate in (("demo-nvfp4", "demo-fp8"), ("demo-fp8", "demo"), ("demo-nvfp4", "b=demo-nvfp4")):
+        found = weights(reference, candidate)
+        assert found is not None
+        assert found.wrong == 0
+    other = shutil.copytree(DATA / "demo", tmp_path / "other")
+    config = json.loads((other / "transformer/config.json").read_text())
+    (other / "transformer/config.json").write_text(json.dumps(config | {"num_layers": 1}))
+    rewrite(
+        other / "transformer",
+        lambda tensors: [tensors.pop(name) for name in list(tensors) if name.startswith("transformer_blocks.1.")],
+    )
+    assert weights("demo", str(other)) is None
+    gate = Gate("mine", (), max_wrong_weights=0)
+    (reason,) = gate.reasons({}, {}, 16.0, 0, None)
+    assert reason.startswith("the weights cannot be held against the reference's")
+
+
 def test_the_command_has_three_exit_codes(tmp_path: Path, prompts: str) -> None:
     common = ("--prompts", prompts, "--steps", "2", "--metrics", "psnr,flip", "--device", "cpu")
     good = run("compare", "demo", "demo-fp8", *common, "-o", "report", "--json", cwd=tmp_path)
@@ -358,7 +394,7 @@ def test_a_gate_is_a_file_of_limits(tmp_path: Path) -> None:
         "mine", (Limit("psnr", "min", 30), Limit("psnr", "max_drift", 0.5), Limit("lpips", "max", 0.1)), 5
     )
     metrics, drift = {"psnr": 29.0, "lpips": None}, {"psnr": 0.5}
-    assert list(gate.reasons(metrics, drift, 5.5, 3)) == [
+    assert list(gate.reasons(metrics, drift, 5.5, 3, None)) == [
         "5.5 bits a weight are resident, and the gate asks for at most 5",
         "mean PSNR is 29.0, and the gate asks for at least 30",
         "mean LPIPS could not be computed, and the gate asks for at most 0.1",

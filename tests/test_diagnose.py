@@ -99,6 +99,16 @@ def test_a_sound_copy_has_no_suspect(name: str) -> None:
             assert step.input.saturation < 0.01
 
 
+def test_a_wrong_bias_of_a_quantized_layer_is_named(tmp_path: Path) -> None:
+    def swap(tensors: dict[str, Tensor], module: str) -> None:
+        tensors[f"{module}.bias"] = torch.cat(tensors[f"{module}.bias"].chunk(2)[::-1])
+
+    module = "transformer_blocks.0.norm1.linear"
+    faulty = str(plant(Fault("bias", "demo-nvfp4", module, swap), tmp_path / "faulty"))
+    (suspect,) = diagnose("demo", faulty, steps=1, device="cpu").suspects
+    assert (suspect.module, suspect.cause) == (f"{module}.bias", "halves of AdaLN swapped")
+
+
 def test_a_fault_in_every_layer_is_named_in_every_layer(tmp_path: Path) -> None:
     """What a reader does wrong it does everywhere: no layer stands out then."""
 

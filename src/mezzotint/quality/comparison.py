@@ -23,6 +23,7 @@ from mezzotint.quality.metrics import METRICS, PICTURE_METRICS, unavailable
 from mezzotint.quality.prompts import Prompt, prompts_for
 from mezzotint.quality.runs import Run, Shot, paint_run
 from mezzotint.quality.scores import Score, intervals, means, score, step_means, worst_pictures
+from mezzotint.quality.weights import Weights, weights_of
 
 SCHEMA = "mezzotint.compare/1"
 Shots = Mapping[tuple[int, int], Shot]
@@ -60,6 +61,7 @@ class Judged:
     scores: tuple[Score, ...]
     drift: Mapping[str, float | None]
     reasons: tuple[str, ...]
+    weights: Weights | None
 
     @property
     def name(self) -> str:
@@ -210,8 +212,10 @@ class _Comparing:
         held = run.facts["resident"]
         own = gate or read_gate(profile_for(held["bits_per_weight"], run.facts["claims"]))
         drift = {name: floor.drift(name, value) for name, value in means(scores).items()}
-        kept = own.reasons(means(scores), drift, held["bits_per_weight"], held["unit_input_scales"])
-        return Judged(run, own, scores, drift, (*_impostor(run), *self._unsound(reference, run), *kept))
+        self.on_picture(self.done, self.total, f"{source.name}: weights")
+        weights = weights_of(reference.candidate, source, self.settings.device)
+        kept = own.reasons(means(scores), drift, held["bits_per_weight"], held["unit_input_scales"], weights)
+        return Judged(run, own, scores, drift, (*_impostor(run), *self._unsound(reference, run), *kept), weights)
 
     def _unsound(self, reference: Run, run: Run) -> Iterator[str]:
         """What the output guard objects to in pictures of which the reference's are sound."""
@@ -312,6 +316,7 @@ def _candidate(judged: Judged, shots: Shots) -> dict[str, Any]:
         "verdict": judged.verdict,
         "reasons": list(judged.reasons),
         "gate": judged.gate.to_dict(),
+        "weights": None if judged.weights is None else judged.weights.to_dict(),
         "metrics": absent | means(scores),
         "intervals": intervals(scores),
         "drift": absent | dict(judged.drift),

@@ -10,18 +10,16 @@ import torch
 
 from mezzotint.quality.candidate import Candidate
 from mezzotint.quality.input_scales import input_fault
-from mezzotint.quality.layers import PLAIN, Z_RATIO, Layer, Side, measure, with_z
+from mezzotint.quality.layers import Z_RATIO, Layer, Side, measure, with_z
 from mezzotint.quality.pair import Progress, finite_values, open_pair
 from mezzotint.quality.recording import record
 from mezzotint.quality.resident import claim_of
 from mezzotint.quality.signatures import explain
+from mezzotint.quality.weights import usual_error
 from mezzotint.schemes import BF16
 
 SCHEMA = "mezzotint.diagnose/1"
 STEPS = 2
-LIMITS = {PLAIN: 0.02, "bf16": 0.02, "fp8": 0.08, "int8": 0.08, "mxfp8": 0.08}
-LIMIT_OF_4_BITS = 0.25
-"""Relative errors of a weight that are odd by themselves: round-to-nearest gives 0.03 in 8 bits and 0.1 in 4."""
 KERNEL_LIMIT, KERNEL_RATIO = 0.02, 1.5
 """A backend is wrong if it is this far from `reference`, and this many times farther from BF16 than `reference` is."""
 PRODUCT_LIMIT = 0.25
@@ -114,9 +112,15 @@ def diagnose(
         reference=pair.reference,
         candidate=pair.candidate,
         settings=pair.settings,
-        suspects=tuple(sorted([*_impostors(pair.sides), *suspects], key=lambda suspect: -suspect.score)),
+        suspects=tuple(sorted([*_impostors(pair.sides), *_one_a_layer(suspects)], key=lambda suspect: -suspect.score)),
         layers=tuple(found),
     )
+
+
+def _one_a_layer(suspects: Sequence[Suspect]) -> list[Suspect]:
+    """The suspects without the biases of layers that are suspects themselves."""
+    layers = {suspect.module for suspect in suspects}
+    return [suspect for suspect in suspects if suspect.module.removesuffix(".bias") not in layers - {suspect.module}]
 
 
 def _judge(
@@ -130,12 +134,12 @@ def _judge(
 def _weight(
     task: tuple[Side, str], layer: Layer, all_layers: Sequence[Layer], device: torch.device
 ) -> Iterator[Suspect]:
-    usual = LIMITS.get(layer.scheme, LIMIT_OF_4_BITS)
+    side, name = task
+    usual = usual_error(side, name)
     if layer.weight_error <= usual and layer.weight_z <= Z_LIMIT:
         return
     if layer.weight_error <= usual:
         usual = Z_RATIO * median(other.weight_error for other in all_layers if other.scheme == layer.scheme)
-    side, name = task
     cause = explain(side.suspicion(name, usual, device))
     score = min(layer.weight_error / usual, HIGHEST)
     if cause is None:

@@ -2,6 +2,7 @@
 
     max_bits_per_weight = 10.0       # of the linear layers as they are resident, scales counted
     max_unit_input_scales = 0        # static input scales that are exactly 1: a default, not a calibration
+    max_wrong_weights = 0            # layers farther from the reference's weights than rounding takes them
 
     [limits.latent_cosine_last]
     min = 0.99                       # of the mean over all pictures; max for a distance
@@ -20,6 +21,7 @@ from typing import Any
 from mezzotint.builtin import DATA
 from mezzotint.errors import BadRequest
 from mezzotint.quality.metrics import METRICS
+from mezzotint.quality.weights import Weights
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -27,9 +29,9 @@ else:
     import tomli as tomllib
 
 PROFILES = {path.stem: path for path in sorted((DATA / "gates").glob("*.toml"))}
-RESIDENT = ("max_bits_per_weight", "max_unit_input_scales")
+COUNTED = ("max_bits_per_weight", "max_unit_input_scales", "max_wrong_weights")
 KINDS = ("min", "max", "max_drift")
-NAMES = f"a gate has {', '.join(RESIDENT)}, all numbers, and tables [limits.METRIC]"
+NAMES = f"a gate has {', '.join(COUNTED)}, all numbers, and tables [limits.METRIC]"
 EIGHT_BITS, FOUR_BITS = 12.0, 7.0
 """Resident bits a weight up to which a candidate is held to the profile of 8 and of 4 bits, where none is named."""
 
@@ -66,6 +68,7 @@ class Gate:
     limits: tuple[Limit, ...]
     max_bits_per_weight: float | None = None
     max_unit_input_scales: int | None = None
+    max_wrong_weights: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -76,6 +79,7 @@ class Gate:
         drift: Mapping[str, float | None],
         bits_per_weight: float,
         unit_input_scales: int,
+        weights: Weights | None,
     ) -> Iterator[str]:
         """Why a candidate fails, what is resident first; nothing if it passes."""
         if self.max_bits_per_weight is not None and bits_per_weight > self.max_bits_per_weight:
@@ -88,10 +92,25 @@ class Gate:
                 f"input scales of exactly 1, the default where one is missing: {unit_input_scales}, and the gate asks "
                 f"for at most {self.max_unit_input_scales}"
             )
+        if self.max_wrong_weights is not None:
+            yield from _wrong_weights(weights, self.max_wrong_weights)
         for limit in self.limits:
             reason = limit.broken_by(metrics.get(limit.metric), drift.get(limit.metric))
             if reason is not None:
                 yield reason
+
+
+def _wrong_weights(weights: Weights | None, most: int) -> Iterator[str]:
+    asked = f"and the gate asks for at most {most} wrong ones"
+    if weights is None:
+        yield f"the weights cannot be held against the reference's, which have other names or shapes, {asked}"
+    elif weights.worst is not None and weights.wrong > most:
+        worst = weights.worst
+        yield (
+            f"{weights.wrong} of {weights.checked} weights are farther from the reference's than rounding takes them, "
+            f"the farthest {worst.module} (relative error {worst.error:.2g}, usual up to {worst.usual:g}), {asked}; "
+            "`mezzotint diagnose` looks for the cause"
+        )
 
 
 def read_gate(source: str) -> Gate:
@@ -109,7 +128,7 @@ def read_gate(source: str) -> Gate:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadRequest(f"{path}: is not TOML: {error}") from error
     limits = tuple(_limits(path, entries.pop("limits", {})))
-    resident = {name: entries.pop(name) for name in RESIDENT if name in entries}
+    resident = {name: entries.pop(name) for name in COUNTED if name in entries}
     wrong = [*entries, *(name for name, value in resident.items() if not _is_number(value))]
     if wrong:
         raise BadRequest(f"{path}: {wrong[0]}: {NAMES}")

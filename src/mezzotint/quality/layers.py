@@ -24,6 +24,9 @@ PLAIN = "plain"
 Z_RATIO, FEWEST = 1.5, 4
 """A layer stands out only by this many times its group's median, and in a group of so many."""
 
+KEEP_BIAS = ("fp8", "nvfp4", "int8", "mxfp8")
+"""SVDQuant's and AWQ's biases take in a shift of the input or the 1 of a modulation, and are rounded with that."""
+
 
 @dataclass(frozen=True)
 class StepErrors:
@@ -87,9 +90,16 @@ class Side:
 
     @property
     def names(self) -> list[str]:
-        """The quantized layers, and the unquantized tensors (X.weight, X.bias)."""
+        """The quantized layers and their biases, and the unquantized tensors (X.weight, X.bias)."""
         plain = [name for name in self.candidate.plain if fnmatchcase(name.rpartition(".")[0], self.pattern)]
-        return [*self.quantized, *plain]
+        biases = [f"{name}.bias" for name in self.quantized if self._keeps_bias(name)]
+        return [*self.quantized, *biases, *plain]
+
+    def _keeps_bias(self, name: str) -> bool:
+        """Whether a quantized layer's bias is stored as the model has it."""
+        (piece, *_) = self.candidate.linears[name]
+        scheme = self.candidate.stored(piece.source).scheme.name
+        return scheme in KEEP_BIAS and "bias" in self.candidate.linear_shapes(name)
 
     def module(self, name: str) -> str:
         """What the report calls a layer; those of a second transformer begin with their component."""
@@ -108,15 +118,23 @@ class Side:
     def suspicion(self, name: str, limit: float, device: torch.device) -> Suspicion:
         """What the signatures need to explain the error of a weight."""
         pieces = self.pieces(name, device)
-        weight = decoded(pieces) if pieces else self.candidate.tensor(name).float().to(device)
+        weight = decoded(pieces) if pieces else self._tensor(name).to(device)
         expected = self.expected(f"{name}.weight" if pieces else name)
         assert expected is not None  # noqa: S101
 
         def sibling(module: str) -> Tensor | None:
-            other = self.expected(f"{module}.weight")
+            other = self.expected(f"{module}.{'bias' if name.endswith('.bias') else 'weight'}")
             return None if other is None else other.to(device)
 
         return Suspicion(name.removesuffix(".weight"), weight, expected.to(device), pieces, sibling, limit)
+
+    def _tensor(self, name: str) -> Tensor:
+        """An unquantized tensor of the candidate, or the bias of a quantized layer, float32."""
+        if name in self.candidate.plain:
+            return self.candidate.tensor(name).float()
+        bias = self.candidate.bias(name.removesuffix(".bias"))
+        assert bias is not None  # noqa: S101
+        return bias
 
     def pieces(self, name: str, device: torch.device) -> list[QuantTensor]:
         """A quantized layer's, none of an unquantized tensor."""

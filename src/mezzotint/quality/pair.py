@@ -69,18 +69,24 @@ def open_pair(
     )
 
 
+Opened = Mapping[str, tuple[LoadPlan, nn.Module]]
+"""{component: how one model's transformer would be loaded, and into what}"""
+
+
+def opened(source: Candidate) -> Opened:
+    """The transformers of a model, no weight read."""
+    return plan_transformers(resolve(source.model), source.transformer, source.transformer_2, source.activations)
+
+
 def sides_of(reference: Candidate, candidate: Candidate, layers: str) -> list[Side]:
     """Every transformer of both models. Raises BadRequest if they do not have the same ones, or none such a layer."""
-    first, second = (
-        plan_transformers(resolve(source.model), source.transformer, source.transformer_2, source.activations)
-        for source in (reference, candidate)
-    )
-    if _shapes(first) != _shapes(second):
+    first, second = opened(reference), opened(candidate)
+    if not same_tensors(first, second):
         raise BadRequest(
             "the reference and the candidate are not the same model: their tensors differ in name or shape",
             "name the unquantized model that the candidate was made of.",
         )
-    sides = [Side(name, first[name][0].checkpoint, second[name][0].checkpoint, layers) for name in first]
+    sides = paired(first, second, layers)
     if not any(side.names for side in sides):
         raise BadRequest(
             f"--layers is {layers!r}, and no layer is called so", "`mezzotint inspect --layers` lists them."
@@ -88,7 +94,17 @@ def sides_of(reference: Candidate, candidate: Candidate, layers: str) -> list[Si
     return sides
 
 
-def _shapes(plans: Mapping[str, tuple[LoadPlan, nn.Module]]) -> dict[str, tuple[int, ...]]:
+def paired(reference: Opened, candidate: Opened, layers: str) -> list[Side]:
+    """The transformers of two models of the same tensors, side by side."""
+    return [Side(name, reference[name][0].checkpoint, candidate[name][0].checkpoint, layers) for name in reference]
+
+
+def same_tensors(first: Opened, second: Opened) -> bool:
+    """Whether two models are to be filled with tensors of the same names and shapes."""
+    return _shapes(first) == _shapes(second)
+
+
+def _shapes(plans: Opened) -> dict[str, tuple[int, ...]]:
     """{component and tensor: shape} of the models that are to be filled."""
     return {
         f"{component}.{name}": tuple(value.shape)

@@ -38,7 +38,7 @@ class Suspicion:
     weight     as the candidate's file stands for it, float32; a layer's is [out, in]
     expected   the reference's, of the same shape
     pieces     the quantized parts that `weight` was decoded from; none for an unquantized tensor
-    sibling    gives the reference's weight of another module, or None where it has none
+    sibling    gives the reference's weight, or bias, of another module, or None where it has none
     limit      the relative error that rounding alone may give
     """
 
@@ -186,12 +186,14 @@ def _low_rank(suspicion: Suspicion) -> Iterator[Trial]:
 
 def _siblings(names: Sequence[tuple[str, ...]]) -> Callable[[Suspicion], Iterator[Trial]]:
     def undo(suspicion: Suspicion) -> Iterator[Trial]:
-        parent, _, leaf = suspicion.module.rpartition(".")
+        parent, _, leaf = suspicion.module.removesuffix(".bias").rpartition(".")
         for other in next((group for group in names if leaf in group), ()):
             expected = None if other == leaf else suspicion.sibling(f"{parent}.{other}")
             if expected is not None and expected.shape == suspicion.weight.shape:
                 yield f"it is {other}", suspicion.weight, expected
-                yield f"its codes are those of {other}, its scales its own", _rescaled(suspicion, expected), expected
+                if suspicion.pieces:
+                    fitted = _rescaled(suspicion, expected)
+                    yield f"its codes are those of {other}, its scales its own", fitted, expected
 
     return undo
 
