@@ -7,6 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import mezzotint
+from mezzotint.cli.kernels import choice as kernel_choice
 from mezzotint.errors import BadRequest, Unsupported
 from mezzotint.kernels import AS_STORED, BF16, Target, WeightSpec, backends, select
 from mezzotint.nn import QuantLinear, use_backend
@@ -159,3 +161,20 @@ def test_another_backend_may_be_forced_for_a_while() -> None:
     assert torch.equal(forced, layer(x))
     with pytest.raises(BadRequest), use_backend("magic"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        ("magic", "no backend is called 'magic'"),
+        ({"nvfp4": "magic"}, "no backend is called 'magic'"),
+        ({"nvfp": "reference"}, "no scheme is called 'nvfp'"),
+    ],
+)
+def test_a_choice_of_what_does_not_exist_is_refused(choice: str | dict[str, str], said: str) -> None:
+    with pytest.raises(BadRequest, match=said):
+        mezzotint.load("demo", transformer="demo-nvfp4", device="cpu", backend=choice)
+
+
+def test_a_scheme_may_be_written_as_bench_writes_it() -> None:
+    assert kernel_choice(["svdquant-int4=expand", "fp8=scaled_mm"]) == {"svdquant_int4": "expand", "fp8": "scaled_mm"}

@@ -24,6 +24,7 @@ from mezzotint.speed.attention import ATTENTIONS, choose
 from mezzotint.speed.attention_layers import REPLACED, norm_rope_by_definition
 from mezzotint.speed.fusing import fuse
 from mezzotint.speed.shapes import Announcer
+from test_cli import run
 from test_kernels import fp8_tensor
 
 TINY = {"flux1": tiny.flux1, "flux2": tiny.flux2, "zimage": tiny.zimage, "qwenimage": tiny.qwenimage}
@@ -206,3 +207,19 @@ def test_a_transformer_is_made_fast_once_and_announces_new_sizes(
     (record,) = [record for record in caplog.records if record.name == "mezzotint.speed.shapes"]
     assert "hidden_states 1x64x48 -> 1x16x48" in record.message
     copy.copy(report).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (("nosuch",), "no model is called 'nosuch'"),
+        (("flux1-dev", "--scheme", "int3"), "no scheme is called 'int3'"),
+        (("flux1-dev", "--attention", "flash"), "no attention is called 'flash'"),
+        (("flux1-dev", "--resident", "int8"), "no residency is called 'int8'"),
+        (("flux1-dev", "--no-baseline"), "there is no CUDA GPU here"),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="would be measured")
+def test_bench_looks_at_its_names_before_it_looks_for_a_gpu(wrong: tuple[str, ...], said: str) -> None:
+    done = run("bench", *wrong)
+    assert (done.returncode, said in done.stderr) == (2, True)

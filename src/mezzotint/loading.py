@@ -15,7 +15,16 @@ from mezzotint.checkpoint import Checkpoint
 from mezzotint.costs import resident_bytes
 from mezzotint.errors import BadRequest, MissingTensor, ShapeMismatch, UnexpectedTensor
 from mezzotint.hub import AnyPath
-from mezzotint.kernels import ACTIVATIONS, AS_STORED, BackendChoice, BackendUse, WeightSpec, asked_for, count_uses
+from mezzotint.kernels import (
+    ACTIVATIONS,
+    AS_STORED,
+    BackendChoice,
+    BackendUse,
+    WeightSpec,
+    asked_for,
+    check_choice,
+    count_uses,
+)
 from mezzotint.nn import QuantLinear, SplitLinear, quant_linears
 from mezzotint.residency import resident_form, settle
 from mezzotint.schemes import BF16, FP8, Shape
@@ -93,6 +102,7 @@ def load(
     backend    name of the one backend to use, {scheme: name}, or None for the best
     resident   "stored", "fp8", or None: see `mezzotint.residency.settle`
     """
+    check_choice(backend)
     plan.checkpoint.header.fetch()
     insert_linears(plan, model, device, dtype, backend, resident)
     for name in plan.checkpoint.plain:

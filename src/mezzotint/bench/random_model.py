@@ -17,12 +17,14 @@ from mezzotint.families import Family, Sampling, family_with
 from mezzotint.kernels.expand import as_fp8
 from mezzotint.nn import QuantLinear, quant_linears
 from mezzotint.pipelines import meta_model
+from mezzotint.residency import RESIDENT, STORED
 from mezzotint.schemes import AWQ_W4A16, FP8, NVFP4, SVDQUANT_INT4, SVDQUANT_NVFP4, Scheme
 from mezzotint.schemes.awq import encode_awq
 from mezzotint.schemes.fp8 import encode_fp8
 from mezzotint.schemes.nvfp4 import encode_nvfp4
 from mezzotint.schemes.rounding import E2M1_MAX, E4M3_MAX
 from mezzotint.schemes.svdquant_int4 import encode_svdquant_int4
+from mezzotint.speed.attention import ATTENTIONS
 from mezzotint.tensor import PLAIN, QuantTensor
 
 BF16 = "bf16"
@@ -46,8 +48,9 @@ class Case:
 
     model       a name of `SHAPES`
     scheme      bf16, or a name of `ENCODERS`
-    attention   a name of `mezzotint.attention.ATTENTIONS`; None for the fastest that changes no numbers
+    attention   a name of `mezzotint.speed.attention.ATTENTIONS`; None for the fastest that changes no numbers
     resident    "stored", or "fp8": 4-bit weights are turned into FP8 when they are loaded
+    Raises      BadRequest for a name that is none
     """
 
     model: str
@@ -55,7 +58,17 @@ class Case:
     sampling: Sampling
     batch: int = 1
     attention: str | None = None
-    resident: str = "stored"
+    resident: str = STORED
+
+    def __post_init__(self) -> None:
+        shape_of(self.model)
+        for what, name, known in (
+            ("scheme", self.scheme, (BF16, *ENCODERS)),
+            ("attention", self.attention, tuple(ATTENTIONS)),
+            ("residency", self.resident, RESIDENT),
+        ):
+            if name is not None and name not in known:
+                raise BadRequest(f"no {what} is called {name!r}", f"there are: {', '.join(known)}.")
 
 
 def build(case: Case, device: torch.device) -> nn.Module:
@@ -63,8 +76,6 @@ def build(case: Case, device: torch.device) -> nn.Module:
 
     Quantized are all linears of the repeated blocks; with SVDQuant, those that see one row a picture are AWQ W4A16.
     """
-    if case.scheme != BF16 and case.scheme not in ENCODERS:
-        raise BadRequest(f"no scheme is called {case.scheme!r}", f"there are: {', '.join((BF16, *ENCODERS))}.")
     shape = shape_of(case.model)
     model = meta_model(shape.transformer, shape.config)
     family = family_with(shape.transformer, case.model)

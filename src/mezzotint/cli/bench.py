@@ -41,27 +41,25 @@ def bench(
 
       mezzotint bench wan2.2-a14b --no-baseline --profile trace.json
     """
-    import torch
-
     from mezzotint import bench as benches
     from mezzotint.errors import Unsupported
     from mezzotint.kernels import best_device
 
+    sampling = benches.shape_of(model).sampling.but(size=size)
+    cases = [benches.Case(model, name, sampling, batch, attention, resident) for name in scheme or ["fp8"]]
+    cases = ([benches.Case(model, benches.BF16, sampling, batch)] if baseline else []) + cases
     device = best_device()
     if device.type != "cuda":
         raise Unsupported("bench times a GPU's kernels, and there is no CUDA GPU here")
-    sampling = benches.shape_of(model).sampling.but(size=size)
-    schemes = ([benches.BF16] if baseline else []) + (scheme or ["fp8"])
-    results = []
-    for name in schemes:
-        print(f"{model} {name}: building, compiling, timing", file=sys.stderr)
-        exact = name == benches.BF16
-        case = benches.Case(model, name, sampling, batch, None if exact else attention, "stored" if exact else resident)
-        results.append(benches.measure(case, torch.device(device), steps, profile if name == schemes[-1] else None))
-    rows = [benches.row(result, results[0] if baseline else None) | benches.machine(device) for result in results]
-    if output is not None:
-        with output.open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+    results: list[Any] = []
+    rows: list[dict[str, Any]] = []
+    for case in cases:
+        print(f"{model} {case.scheme}: building, compiling, timing", file=sys.stderr)
+        results.append(benches.measure(case, device, steps, profile if case is cases[-1] else None))
+        rows.append(benches.row(results[-1], results[0] if baseline else None) | benches.machine(device))
+        if output is not None:
+            with output.open("a") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
     if as_json:
         print(json.dumps(rows, indent=2))
     else:

@@ -11,7 +11,7 @@ def choice(given: Sequence[str]) -> str | dict[str, str] | None:
     """What `--backend` stands for: NAME for all layers, or SCHEME=NAME, repeated."""
     pairs = [entry.split("=", 1) for entry in given]
     if all(len(pair) == 2 for pair in pairs):
-        return dict(pairs) or None
+        return {scheme.replace("-", "_"): name for scheme, name in pairs} or None
     if len(given) > 1:
         raise BadRequest("--backend names one backend for all layers and more besides", "give SCHEME=NAME for each.")
     return given[0]

@@ -19,7 +19,7 @@ from mezzotint.kernels.backend import (
     WeightSpec,
     best_device,
 )
-from mezzotint.schemes import Scheme
+from mezzotint.schemes import SCHEMES, Scheme
 
 __all__ = [
     "ACTIVATIONS",
@@ -37,6 +37,7 @@ __all__ = [
     "asked_for",
     "backends",
     "best_device",
+    "check_choice",
     "count_uses",
     "decoder",
     "named",
@@ -89,6 +90,15 @@ def named(name: str) -> Backend:
 
 BackendChoice = str | Mapping[str, str] | None
 """One backend for all layers, one for each scheme by name, or the best for each."""
+
+
+def check_choice(choice: BackendChoice) -> None:
+    """Raise BadRequest, listing those that exist, for the name of a backend or scheme that does not."""
+    for scheme in choice if isinstance(choice, Mapping) else ():
+        if scheme not in SCHEMES:
+            raise BadRequest(f"no scheme is called {scheme!r}", f"there are: {', '.join(SCHEMES)}.")
+    for name in choice.values() if isinstance(choice, Mapping) else filter(None, [choice]):
+        named(name)
 
 
 def asked_for(choice: BackendChoice, scheme: Scheme) -> str | None:
