@@ -14,7 +14,7 @@ from diffusers import FluxTransformer2DModel
 from headers import MODELS, expand, header_of, read_fixture
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.errors import MezzotintError, MissingTensor, UnexpectedTensor, UnknownFormat, Unsupported
-from mezzotint.families import families
+from mezzotint.families import families, family_of
 from mezzotint.families.provenance import trace
 from mezzotint.loading import plan
 from mezzotint.pipelines import meta_model
@@ -31,6 +31,25 @@ TENSORS = {
     "qwen-image": (1933, 1933),
 }
 """{model: how many tensors its diffusers form and its original form have}"""
+
+
+@pytest.mark.parametrize(
+    ("name", "looks"),
+    [
+        ("transformer.transformer_blocks.0.attn.to_q.lora_A.weight", "a LoRA's"),
+        ("lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight", "a LoRA's"),
+        ("decoder.conv_in.weight", "a VAE's"),
+        ("encoder.block.0.layer.0.SelfAttention.k.weight", "a text encoder's"),
+    ],
+)
+def test_what_is_no_transformer_is_named(name: str, looks: str) -> None:
+    with pytest.raises(UnknownFormat, match=f"no model family known here .* they look like {looks}"):
+        family_of({name: (4, 4)}, "file")
+
+
+def test_no_tensors_are_no_model() -> None:
+    with pytest.raises(UnknownFormat, match="file: holds no tensors of a model"):
+        family_of({}, "file")
 
 
 def checkpoint_of(model: str, form: str) -> Checkpoint:

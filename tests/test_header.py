@@ -1,6 +1,7 @@
 """Headers that lie, files that are cut short, shards that do not fit: each is one named error."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,37 @@ def test_an_index_may_not_leave_its_folder(tmp_path: Path) -> None:
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "../other.safetensors"}}))
     with pytest.raises(BrokenFile, match="outside its folder"):
+        read_header(tmp_path)
+
+
+@pytest.mark.parametrize("shard", [1, None, ["a"]])
+def test_an_index_names_shards_by_strings(tmp_path: Path, shard: object) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": shard, "b": "b.safetensors"}}))
+    with pytest.raises(BrokenFile, match="names a shard by what is no string"):
+        read_header(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345678\n", "a pointer of Git LFS"),
+        (b"\n<!DOCTYPE html><html><title>404</title>" * 9, "an HTML page"),
+        (b'{"error":"Repository not found"}', "JSON text"),
+        (b"GGUF" + b"\3\0\0\0" + bytes(99), "a GGUF file"),
+        (pickle.dumps(list(range(99))), "a Python pickle"),
+    ],
+)
+def test_what_is_no_safetensors_file_is_named(tmp_path: Path, content: bytes, kind: str) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(content)
+    with pytest.raises(NotACheckpoint, match=f"is {kind}"):
+        read_header(file)
+
+
+def test_a_file_of_torch_save_is_named(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(3)}, tmp_path / "model.safetensors")
+    with pytest.raises(NotACheckpoint, match=r"is a zip archive, as torch\.save writes them"):
         read_header(tmp_path)
 
 

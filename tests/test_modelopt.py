@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from checkpoints import load_flux, rewrite, run_flux
 from golden import FLOAT, opened, plain_parts
 from mezzotint.checkpoint import Checkpoint
-from mezzotint.errors import MissingTensor, ShapeMismatch, UnexpectedTensor, UnknownFormat
+from mezzotint.errors import BadScale, MissingTensor, ShapeMismatch, UnexpectedTensor, UnknownFormat
 from mezzotint.loading import plan, report
 from mezzotint.nn import quant_linears
 from mezzotint.pipelines import meta_model
@@ -116,6 +116,62 @@ def test_two_declarations_must_agree(nvfp4: Path) -> None:
     (nvfp4 / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "FP8"}}))
     with pytest.raises(UnknownFormat, match=r"config\.json declares NVFP4 and hf_quant_config\.json declares FP8"):
         opened(nvfp4)
+
+
+@pytest.mark.parametrize("value", [None, [1], "text"])
+@pytest.mark.parametrize("key", ["config_groups", "ignore", "producer"])
+def test_what_is_of_no_use_in_a_declaration_says_nothing(nvfp4: Path, key: str, value: object) -> None:
+    sound = opened(nvfp4)[1]
+    declare(nvfp4, {key: value})
+    assert opened(nvfp4)[1].linears == sound.linears
+
+
+def declare(folder: Path, entries: dict[str, object]) -> None:
+    """Change entries of the quantization_config."""
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] |= entries
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_a_group_without_quantized_inputs_may_say_so_by_null(nvfp4: Path) -> None:
+    sound = opened(nvfp4)[1]
+    declare(nvfp4, {"config_groups": {"group_0": {"input_activations": None}, "group_1": None}})
+    assert opened(nvfp4)[1].linears == sound.linears
+
+
+def test_an_algorithm_that_is_no_word_is_refused(nvfp4: Path) -> None:
+    declare(nvfp4, {"quant_algo": ["NVFP4"]})
+    with pytest.raises(UnknownFormat, match=r"quant_algo \['NVFP4'\] of ModelOpt is not one of FP8, NVFP4"):
+        opened(nvfp4)
+
+
+def test_the_nested_file_need_not_name_its_producer(nvfp4: Path) -> None:
+    nested(nvfp4, "NVFP4")
+    (nvfp4 / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "NVFP4"}}))
+    assert len(opened(nvfp4)[1].linears) == 20
+
+
+def test_a_low_rank_pair_of_two_ranks_is_an_error(svd: Path) -> None:
+    layer = "transformer_blocks.0.attn.to_q"
+
+    def cut(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[f"{layer}.svdquant_lora_a"] = tensors[f"{layer}.svdquant_lora_a"][:4].clone()
+
+    rewrite(svd, cut)
+    header, contents = opened(svd)
+    with pytest.raises(ShapeMismatch, match=rf"{layer}\.svdquant_lora_a has rank 4, expected \d+ as in {layer}"):
+        contents.linears[layer].check(header)
+
+
+def test_a_factor_of_zero_is_an_error(svd: Path) -> None:
+    key = "transformer_blocks.0.attn.to_q.pre_quant_scale"
+
+    def zero(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[key][3] = 0
+
+    rewrite(svd, zero)
+    with pytest.raises(BadScale, match=rf"{key} holds 0, expected a positive number"):
+        Checkpoint.open(svd).weight("transformer_blocks.0.attn.to_q")
 
 
 def test_an_algorithm_that_is_not_known_is_refused(nvfp4: Path) -> None:

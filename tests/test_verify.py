@@ -169,6 +169,43 @@ def test_blank_and_saturated_layers_are_suspicious(nvfp4: Path, byte: int | None
     assert message in finding.message
 
 
+def test_a_layer_whose_scales_are_all_zero_is_blank(nvfp4: Path) -> None:
+    rewrite(nvfp4, lambda tensors: tensors[f"{LAYER}.weight_scale"].view(torch.uint8).zero_())
+    (finding,) = mezzotint.verify(nvfp4).findings
+    assert (finding.severity, finding.where) == (Severity.SUSPICIOUS, LAYER)
+    assert "every one of its scales is zero" in finding.message
+
+
+def test_a_factor_that_most_layers_have_is_missed(nvfp4: Path) -> None:
+    def smooth(tensors: dict[str, torch.Tensor]) -> None:
+        for key in [key for key in tensors if key.endswith(".weight_scale_2")]:
+            module = key.removesuffix(".weight_scale_2")
+            tensors[f"{module}.pre_quant_scale"] = torch.ones(tensors[f"{module}.weight"].shape[1] * 2).bfloat16()
+
+    rewrite(nvfp4, smooth)
+    assert mezzotint.verify(nvfp4).findings == ()
+    rewrite(nvfp4, lambda tensors: tensors.pop(f"{LAYER}.pre_quant_scale"))
+    (finding,) = mezzotint.verify(nvfp4).findings
+    assert (finding.severity, finding.where) == (Severity.SUSPICIOUS, LAYER)
+    assert "has no pre_quant_scale, and most other layers have one" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"num_layers": "two"}, "diffusers cannot build a FluxTransformer2DModel of it (TypeError"),
+        ({"num_attention_heads": 10**18}, "diffusers cannot build a FluxTransformer2DModel of it"),
+        ({"num_layers": 10**5}, "num_layers is 100000, and no known model has more than 1000"),
+    ],
+)
+def test_a_config_that_no_model_has_is_broken(nvfp4: Path, entries: dict[str, object], message: str) -> None:
+    config = json.loads((nvfp4 / "config.json").read_text())
+    (nvfp4 / "config.json").write_text(json.dumps(config | entries))
+    (finding,) = mezzotint.verify(nvfp4).findings
+    assert (finding.severity, finding.check) == (Severity.BROKEN, "config")
+    assert message in finding.message
+
+
 def test_codes_and_tensors_that_are_no_numbers_are_broken(fp8: Path) -> None:
     def damage(tensors: dict[str, torch.Tensor]) -> None:
         tensors[f"{LAYER}.weight"].view(torch.uint8)[5, 5] = 0x7F

@@ -309,8 +309,9 @@ class Checkpoint:
             if any(len(place) != 2 for place in wanted) or len({place[1] for place in wanted}) != 1:
                 continue
             shape = (sum(place[0] for place in wanted), wanted[0][1])
-            if linears[source].may_be_padded_from(shape):
-                linears[source] = replace(linears[source], shape=shape)
+            cut = replace(linears[source], shape=shape)
+            if linears[source].may_be_padded_from(shape) and cut.is_sound(self.header):
+                linears[source] = cut
         return replace(self, contents=replace(self.contents, linears=linears))
 
     def fitted_to(self, base: "Checkpoint") -> "Checkpoint":

@@ -184,8 +184,8 @@ def _cached_snapshot(repo: str, revision: str) -> Path:
     folder = cache / "snapshots" / (reference.read_text().strip() if reference.is_file() else revision)
     if not folder.is_dir():
         raise NotACheckpoint(
-            f"{repo}@{revision}: is not in the cache ({cache.parent}), and HF_HUB_OFFLINE is set",
-            "load it once while online.",
+            f"{repo}@{revision}: no such file or folder here, and it is not in the cache ({cache.parent})",
+            "check the path; HF_HUB_OFFLINE is set: for a repository, load it once while online.",
         )
     return folder
 

@@ -30,6 +30,10 @@ SAMPLING_FILE = "sampling.json"
 NEEDED = (".json", ".safetensors", ".txt", ".model", ".jinja")
 VARIANTS = (".fp16.", ".bf16.", ".non_ema.")
 """Which files of a text encoder or VAE on the Hub a pipeline is read from, and which of those are second copies."""
+DEEPEST = 1000
+"""Layers that a configuration may ask for: far more than any model has, and few enough to be built."""
+UNBUILDABLE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What diffusers' classes raise on configurations that make no sense."""
 
 
 @dataclass(frozen=True)
@@ -142,13 +146,25 @@ def plan_transformer(
 
 
 def meta_model(class_name: str, config: dict[str, Any] | Any) -> nn.Module:
-    """The diffusers class built from its configuration with every parameter on the meta device."""
+    """The diffusers class built from its configuration with every parameter on the meta device.
+
+    Raises  UnknownFormat if diffusers cannot build it
+    """
     import diffusers
     from accelerate import init_empty_weights
 
     entries = {key: value for key, value in config.items() if key != "quantization_config"}
-    with init_empty_weights(include_buffers=False):
-        model: nn.Module = getattr(diffusers, class_name).from_config(entries)
+    deep = [key for key, value in entries.items() if key.endswith("layers") and type(value) is int and value > DEEPEST]
+    if deep:
+        raise UnknownFormat(f"config.json: {deep[0]} is {entries[deep[0]]}, and no known model has more than {DEEPEST}")
+    try:
+        with init_empty_weights(include_buffers=False):
+            model: nn.Module = getattr(diffusers, class_name).from_config(entries)
+    except UNBUILDABLE as error:
+        raise UnknownFormat(
+            f"config.json: diffusers cannot build a {class_name} of it ({type(error).__name__}: {error})",
+            "restore the config.json that came with these weights.",
+        ) from error
     return model
 
 

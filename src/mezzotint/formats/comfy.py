@@ -108,7 +108,7 @@ def modelopt_declaration(header: Header) -> Mapping[str, Any]:
     text = header.metadata.get("quantization_config", "")
     if '"modelopt"' not in text:
         return {}
-    return {"file": "the header", **parse_object(text, f"{header.path}: quantization_config")}
+    return {"file": "the header", **modelopt.flat(parse_object(text, f"{header.path}: quantization_config"))}
 
 
 def _marks(header: Header) -> str:

@@ -70,6 +70,7 @@ class StoredLinear:
 
     def check(self, header: Header) -> None:
         """Raise MissingTensor or ShapeMismatch, naming the tensor and the file."""
+        shapes: dict[str, Shape] = {}
         for part, key in self.keys.items():
             if key not in header.tensors:
                 raise _missing(self, part, key, header)
@@ -79,6 +80,19 @@ class StoredLinear:
             if shape is None:
                 raise self._misarranged(part, info.shape, where)
             self.scheme.check_part(part, shape, plain_dtype(self.layout, part, info.dtype), self.shape, where)
+            shapes[part] = shape
+        self._check_ranks(header, shapes)
+
+    def _check_ranks(self, header: Header, shapes: Mapping[str, Shape]) -> None:
+        """Both halves of a low-rank branch have one rank."""
+        for down, up in (("lora_down", "lora_up"), ("proj_down", "proj_up")):
+            if down in shapes and up in shapes and shapes[down][0] != shapes[up][1]:
+                info = header.tensors[self.keys[down]]
+                raise ShapeMismatch(
+                    f"{info.file.name}: {info.name} has rank {shapes[down][0]}, expected {shapes[up][1]} as in "
+                    f"{self.keys[up]}",
+                    "one of the two is from another export; download the file again.",
+                )
 
     def is_sound(self, header: Header) -> bool:
         """Whether all parts are there and have their shapes and dtypes."""

@@ -28,6 +28,21 @@ MAX_NUMBERS = 2**60
 """Product of the sides of a shape, zeros left out; safetensors refuses what does not fit 64 bits."""
 CONNECTIONS = 16
 """How many tensors on the Hub are asked for side by side."""
+SNIFFED = 64
+"""Bytes that are read to say what a file is that is no safetensors file."""
+OTHER_KINDS = {
+    b"version https://git-lfs": ("a pointer of Git LFS", "fetch what it stands for: `git lfs pull`."),
+    b"<!doctype html": ("an HTML page", "the download failed; download it again."),
+    b"<html": ("an HTML page", "the download failed; download it again."),
+    b"<?xml": ("an XML page", "the download failed; download it again."),
+    b'{"': ("JSON text", "the download failed, or it is a configuration; name the weights."),
+    b"GGUF": ("a GGUF file", "Mezzotint does not read GGUF; take the safetensors form of the model."),
+    b"PK\x03\x04": ("a zip archive, as torch.save writes them", "take the safetensors form of the model."),
+    b"\x80\x02": ("a Python pickle", "take the safetensors form of the model; nothing of the file was run."),
+    b"\x80\x04": ("a Python pickle", "take the safetensors form of the model; nothing of the file was run."),
+    b"\x80\x05": ("a Python pickle", "take the safetensors form of the model; nothing of the file was run."),
+}
+"""{how files begin that are taken for safetensors files: (what they are, what to do)}"""
 INDEX_SUFFIX = ".safetensors.index.json"
 NUNCHAKU_FOLDER = ("transformer_blocks.safetensors", "unquantized_layers.safetensors")
 """The two files that make up one component in Nunchaku's older folders, which have no index."""
@@ -214,10 +229,12 @@ def _index_shards(index: AnyPath) -> list[str]:
     weight_map = _read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BrokenFile(f"{index}: has no weight_map")
-    shards = sorted(set(weight_map.values()))
+    shards = dict.fromkeys(map(str, weight_map.values()))
+    if any(not isinstance(shard, str) for shard in weight_map.values()):
+        raise BrokenFile(f"{index}: its weight_map names a shard by what is no string", "download the index again.")
     if any(Path(shard).name != shard for shard in shards):
         raise BrokenFile(f"{index}: names a shard outside its folder")
-    return shards
+    return sorted(shards)
 
 
 def _config_in(metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -252,6 +269,8 @@ def _read_file(file: AnyPath) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         prefix = stream.read(8)
         length = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or length > size - 8:
+            if kind := _other_kind(prefix + stream.read(SNIFFED)):
+                raise NotACheckpoint(f"{file}: is {kind[0]}, not a safetensors file", kind[1])
             raise BrokenFile(
                 f"{file}: says that its header has {length:,} bytes, and the file has {size:,}",
                 "it is truncated, or no safetensors file; download it again.",
@@ -266,6 +285,12 @@ def _read_file(file: AnyPath) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     infos = {name: _tensor_info(file, name, entry, 8 + length) for name, entry in entries.items()}
     _check_coverage(file, infos, 8 + length, size)
     return infos, metadata
+
+
+def _other_kind(start: bytes) -> tuple[str, str] | None:
+    """What a file that begins like this is, and what to do about it; None if it is nothing known."""
+    start = start.lstrip().lower() if start.lstrip()[:1] in b"<{" else start
+    return next((kind for magic, kind in OTHER_KINDS.items() if start.startswith(magic)), None)
 
 
 def _strict_json(text: bytes) -> Any:

@@ -50,6 +50,7 @@ SCHEME_OF_ALGO = {
 WEIGHT_ONLY = {"W4A16_NVFP4"}
 WITH_LOW_RANK = {"NVFP4_SVD"}
 LEFTOVER = "_quantizer."
+IGNORED = ("ignore", "exclude_modules")
 
 
 class ModelOpt:
@@ -66,7 +67,7 @@ class ModelOpt:
             return NoMatch(f"{config['file']} declares {config.get('quant_algo')}, and no weight is quantized")
         if "modelopt_state" in config or "quant_type" in config:
             return NoMatch("its quantization_config is that of diffusers' own ModelOpt checkpoints")
-        producer = config.get("producer", {})
+        producer = config["producer"]
         made_by = f"{producer.get('name', 'modelopt')} {producer.get('version', 'of unknown version')}"
         algo = config.get("quant_algo")
         return Match(f"{config['file']}: quant_method modelopt, quant_algo {algo}, by {made_by}; layout as ModelOpt's")
@@ -104,11 +105,11 @@ def _declarations(header: Header) -> Iterator[Mapping[str, Any]]:
     }
     for file, declared in files.items():
         if isinstance(declared, dict) and declared:
-            yield {"file": file, **_flat(declared)}
+            yield {"file": file, **flat(declared)}
 
 
 def _check_configurations_agree(header: Header) -> None:
-    algos = {config.get("quant_algo"): config["file"] for config in _declarations(header)}
+    algos = {str(config.get("quant_algo")): config["file"] for config in _declarations(header)}
     if len(algos) > 1:
         said = " and ".join(f"{file} declares {algo}" for algo, file in algos.items())
         raise UnknownFormat(
@@ -117,20 +118,30 @@ def _check_configurations_agree(header: Header) -> None:
         )
 
 
-def _flat(declared: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The nested form, {"producer": ..., "quantization": {...}}, as the flat one."""
+def flat(declared: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A declaration in its flat form; the nested one is {"producer": ..., "quantization": {...}}.
+
+    What is looked into is there, and of the type that ModelOpt writes; anything else in its place says nothing.
+    """
+    producer = _object(declared.get("producer"))
     nested = declared.get("quantization")
-    if not isinstance(nested, dict):
-        return declared
-    producer = declared.get("producer", {})
-    return {"quant_method": producer.get("name"), "producer": producer, **nested}
+    if isinstance(nested, dict):
+        declared = {"quant_method": producer.get("name", "modelopt"), **nested}
+    groups = _object(declared.get("config_groups"))
+    inputs = {name: _object(_object(group).get("input_activations")) for name, group in groups.items()}
+    lists = {name: declared[name] for name in IGNORED if isinstance(declared.get(name), list)}
+    kept = {name: value for name, value in declared.items() if name not in IGNORED}
+    return {**kept, "producer": producer, "inputs": inputs, **lists}
+
+
+def _object(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _declared_parts(config: Mapping[str, Any]) -> set[str]:
     """The optional parts that every quantized layer has, by the declared algorithm."""
-    algo = config.get("quant_algo")
-    groups = config.get("config_groups", {}).values()
-    dynamic = any(group.get("input_activations", {}).get("dynamic") for group in groups)
+    algo = str(config.get("quant_algo"))
+    dynamic = any(inputs.get("dynamic") for inputs in config["inputs"].values())
     static = set() if algo in WEIGHT_ONLY or dynamic else {"input_scale"}
     return static | (set(TRANSFORMS) if algo in WITH_LOW_RANK else set())
 

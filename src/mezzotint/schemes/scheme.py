@@ -45,7 +45,8 @@ Shape = tuple[int, ...]
 class Part:
     """What one part of a scheme looks like: accepted dtypes, and its accepted shapes for (out, in).
 
-    scale     its values must be finite and positive
+    scale     its values must be finite and not negative, a single one positive
+    nonzero   none of its values may be zero: they divide, or undo a division
     rows      its first axis is the layer's output features, where it has that many entries
     columns   its last axis runs along the layer's input features
     """
@@ -54,6 +55,7 @@ class Part:
     shapes: Callable[[int, int], tuple[Shape, ...]]
     meaning: str
     scale: bool = False
+    nonzero: bool = False
     rows: bool = False
     columns: bool = False
 
@@ -142,7 +144,8 @@ class Scheme:
         numbers = values.float()
         if not bool(torch.isfinite(numbers).all()):
             raise BadScale(f"{where} holds a value that is not finite", "the export is damaged; make it again.")
-        if bool((numbers < 0).any()) or (numbers.numel() == 1 and numbers.item() == 0):
+        zero_is_bad = numbers.numel() == 1 or self.part(name).nonzero
+        if bool((numbers < 0).any()) or (zero_is_bad and bool((numbers == 0).any())):
             raise BadScale(f"{where} holds {numbers.min().item():g}, expected a positive number")
 
 
@@ -198,8 +201,12 @@ RANK = -1
 INPUT_SCALE = Part(F32, scalar, "static scale of the layer's input", scale=True)
 COMMON = {
     "bias": Part(FLOATS, lambda out, _in: ((out,),), "bias", rows=True),
-    "pre_quant_scale": Part(FLOATS, per_column, "per-column factor of the layer's input", scale=True, columns=True),
-    "smooth": Part(FLOATS, per_column, "per-column divisor of the layer's input", scale=True, columns=True),
+    "pre_quant_scale": Part(
+        FLOATS, per_column, "per-column factor of the layer's input", scale=True, nonzero=True, columns=True
+    ),
+    "smooth": Part(
+        FLOATS, per_column, "per-column divisor of the layer's input", scale=True, nonzero=True, columns=True
+    ),
     "shift": Part(F32, scalar, "what is added to the layer's input"),
     "lora_down": Part(FLOATS, lambda _out, in_: ((RANK, in_),), "low-rank branch, down", columns=True),
     "lora_up": Part(FLOATS, lambda out, _in: ((out, RANK),), "low-rank branch, up", rows=True),

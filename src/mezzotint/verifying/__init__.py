@@ -17,7 +17,7 @@ from mezzotint.verifying.against_base import LayerError
 from mezzotint.verifying.files import Files, check_sum, look_at_files, recorded_but_absent, recorded_checksums
 from mezzotint.verifying.findings import Finding, Progress, Severity, broken, of_error, suspicious
 from mezzotint.verifying.repair import Repair, fetch_again
-from mezzotint.verifying.values import check_linear, check_plain
+from mezzotint.verifying.values import check_linear, check_plain, check_smoothing
 
 __all__ = ["Finding", "LayerError", "Repair", "Severity", "VerifyReport", "verify"]
 
@@ -167,6 +167,7 @@ class _Run:
         for module, linear in checkpoint.contents.linears.items():
             yield from check_linear(module, linear, header)
             self._count(sum(header.tensors[key].nbytes for key in linear.keys.values() if key in header.tensors))
+        yield from check_smoothing(checkpoint.contents.linears)
         for key in checkpoint.contents.plain:
             yield from check_plain(key, header.tensors[key])
             self._count(header.tensors[key].nbytes)

@@ -46,4 +46,4 @@ def suspicious(check: str, where: str, message: str, hint: str = "") -> Finding:
 
 def of_error(check: str, where: str, error: MezzotintError, file: Path | None = None) -> Finding:
     """A deliberate error as a finding."""
-    return broken(check, where, error.message, error.hint, file)
+    return broken(check, where, error.message.removeprefix(f"{where}: "), error.hint, file)

@@ -1,6 +1,6 @@
 """Numbers: scales that are finite and positive, and weights that are neither all alike nor all at their largest."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch import Tensor
 from mezzotint.errors import CheckpointError
 from mezzotint.formats import Header, StoredLinear
 from mezzotint.formats.header import TensorInfo
-from mezzotint.schemes import FP8, NVFP4
+from mezzotint.schemes import BF16, FP8, NVFP4
 from mezzotint.verifying.findings import Finding, broken, of_error, suspicious
 
 BLOCK = 2**24
@@ -27,6 +27,9 @@ def check_linear(module: str, linear: StoredLinear, header: Header) -> Iterator[
         yield of_error("layers", module, error)
         return
     yield from _check_codes(module, linear, parts["codes"])
+    scales = parts.get("block_scale", parts.get("weight_scale"))
+    if scales is not None and not bool(scales.float().any()):
+        yield suspicious("values", module, "every one of its scales is zero: the layer is blank")
     for name, part in parts.items():
         if part.is_floating_point() and name != "codes" and not _finite(part):
             yield broken("values", linear.keys[name], "holds a value that is not finite")
@@ -51,6 +54,14 @@ def _saturated(linear: StoredLinear, raw: Tensor) -> float:
         return float(((sample & 0x7F) == 0x7E).float().mean())
     low, high = (sample & 0x07) == 0x07, (sample & 0x70) == 0x70
     return float((low.float() + high.float()).mean() / 2)
+
+
+def check_smoothing(linears: Mapping[str, StoredLinear]) -> Iterator[Finding]:
+    """Layers without the factor of their input that the others of their scheme have."""
+    quantized = {module: linear for module, linear in linears.items() if linear.scheme is not BF16}
+    lacking = [module for module, linear in quantized.items() if "pre_quant_scale" not in linear.keys]
+    for module in lacking if len(lacking) < len(quantized) / 2 else ():
+        yield suspicious("smoothing", module, "has no pre_quant_scale, and most other layers have one: is it lost?")
 
 
 def check_plain(key: str, info: TensorInfo) -> Iterator[Finding]:
