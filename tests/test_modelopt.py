@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import mezzotint
 from checkpoints import load_flux, rewrite, run_flux
 from golden import FLOAT, opened, plain_parts
 from mezzotint.checkpoint import Checkpoint
@@ -137,6 +138,38 @@ def test_a_group_without_quantized_inputs_may_say_so_by_null(nvfp4: Path) -> Non
     sound = opened(nvfp4)[1]
     declare(nvfp4, {"config_groups": {"group_0": {"input_activations": None}, "group_1": None}})
     assert opened(nvfp4)[1].linears == sound.linears
+
+
+def test_parts_without_their_weight_are_named_without_a_config_of_the_model(nvfp4: Path) -> None:
+    """The layer's other parts would pass for tensors that are stored as they are."""
+    layer = "transformer_blocks.0.attn.to_q"
+    rewrite(nvfp4, lambda tensors: tensors.pop(f"{layer}.weight"))
+    config = json.loads((nvfp4 / "config.json").read_text())
+    del config["_class_name"]
+    (nvfp4 / "config.json").write_text(json.dumps(config))
+    said = f"{layer}.weight_scale belongs to no quantized layer; no weight is beside it"
+    assert any(said in missing for missing in mezzotint.inspect(nvfp4).missing)
+    findings = mezzotint.verify(nvfp4).findings
+    assert any(finding.severity == 2 and said in finding.message for finding in findings)
+
+
+def test_codes_that_are_no_matrix_are_an_error(nvfp4: Path) -> None:
+    layer = "transformer_blocks.0.attn.to_q"
+
+    def deepen(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[f"{layer}.weight"] = tensors[f"{layer}.weight"][None].clone()
+
+    rewrite(nvfp4, deepen)
+    header, contents = opened(nvfp4)
+    with pytest.raises(ShapeMismatch, match=rf"{layer}\.weight has shape \[1, 128, 64\], expected a matrix"):
+        contents.linears[layer].check(header)
+
+
+def test_the_producer_stands_for_a_method_that_is_not_named(nvfp4: Path) -> None:
+    config = json.loads((nvfp4 / "config.json").read_text())
+    del config["quantization_config"]["quant_method"]
+    (nvfp4 / "config.json").write_text(json.dumps(config))
+    assert len(opened(nvfp4)[1].linears) == 20
 
 
 def test_an_algorithm_that_is_no_word_is_refused(nvfp4: Path) -> None:

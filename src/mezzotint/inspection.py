@@ -11,6 +11,7 @@ import torch
 from mezzotint import layouts
 from mezzotint.errors import CheckpointError
 from mezzotint.formats import Contents, Header, Recognised, StoredLinear
+from mezzotint.formats.contents import orphans
 from mezzotint.hub import AnyPath
 from mezzotint.kernels import GENERATIONS, BackendUse, Target, WeightSpec, best_device, count_uses, select
 from mezzotint.schemes import BF16
@@ -100,11 +101,21 @@ def report_on(
         layers=tuple(_layer(linear, header) for linear in contents.linears.values()),
         other_tensors=len(contents.plain),
         ignored=ignored,
-        missing=tuple(faults.values()),
+        missing=(*faults.values(), *(stray(header, contents, key) for key in orphans(contents))),
         notes=(*header.notes, *dict.fromkeys(contents.faults.values())),
         stored_bytes=header.nbytes(),
         outlooks=tuple(_outlooks(header, sound, contents.plain)),
     )
+
+
+def stray(header: Header, contents: Contents, key: str) -> str:
+    """What is wrong with a part that no quantized layer has claimed."""
+    module = key.rpartition(".")[0]
+    where, weight = f"{header.tensors[key].file.name}: {key}", header.tensors.get(f"{module}.weight")
+    if module in contents.linears:
+        return f"{where} is no part of a layer of {contents.linears[module].scheme.title}"
+    beside = "no weight is beside it" if weight is None else f"the weight beside it is {weight.dtype}"
+    return f"{where} belongs to no quantized layer; {beside}"
 
 
 def _fault(linear: StoredLinear, header: Header) -> str:

@@ -76,6 +76,8 @@ class StoredLinear:
                 raise _missing(self, part, key, header)
             info = header.tensors[key]
             where = f"{info.file.name}: {key}"
+            if part == "codes" and len(info.shape) != 2:
+                raise ShapeMismatch(f"{where} has shape {list(info.shape)}, expected a matrix ({self.scheme.title})")
             shape = plain_shape(self.scheme, self.layout, part, self.shape, info.shape)
             if shape is None:
                 raise self._misarranged(part, info.shape, where)
@@ -215,6 +217,19 @@ class Format(Protocol):
     def detect(self, header: Header) -> Match | NoMatch: ...
 
     def contents(self, header: Header) -> Contents: ...
+
+
+PARTS = (
+    *(".weight_scale", ".weight_scale_2", ".input_scale", ".scale_weight", ".scale_input", ".pre_quant_scale"),
+    *(".svdquant_lora_a", ".svdquant_lora_b", ".qweight", ".wscales", ".wzeros", ".wcscales", ".wtscale"),
+    *(".smooth", ".smooth_factor", ".lora_down", ".lora_up", ".proj_down", ".proj_up"),
+)
+"""How names end that only parts of quantized layers have, in any format."""
+
+
+def orphans(contents: Contents) -> list[str]:
+    """Parts of quantized layers that no quantized layer has claimed."""
+    return [key for key in contents.plain if key.endswith(PARTS)]
 
 
 def sort_out(

@@ -127,6 +127,7 @@ def flat(declared: Mapping[str, Any]) -> Mapping[str, Any]:
     nested = declared.get("quantization")
     if isinstance(nested, dict):
         declared = {"quant_method": producer.get("name", "modelopt"), **nested}
+    declared = {"quant_method": producer.get("name"), **declared}
     groups = _object(declared.get("config_groups"))
     inputs = {name: _object(_object(group).get("input_activations")) for name, group in groups.items()}
     lists = {name: declared[name] for name in IGNORED if isinstance(declared.get(name), list)}

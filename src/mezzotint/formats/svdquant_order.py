@@ -136,20 +136,22 @@ def assumed(header: Header, vectors: bool) -> frozenset[str]:
 
 
 def smallest(header: Header, linears: Iterable[StoredLinear]) -> list[StoredLinear]:
-    """The smallest W4A4 layers whose tensors are all there, enough of them to tell the order of vectors by."""
-    sampled: list[StoredLinear] = []
+    """The smallest W4A4 layers whose tensors are all there, enough of them to tell the order of vectors by.
+
+    Those with scales that are no usable numbers are left out.
+    """
+    looked_at: list[StoredLinear] = []
     for linear in sorted(linears, key=lambda linear: math.prod(linear.shape)):
-        if sum(own.shape[1] for own in sampled) >= SAMPLED_COLUMNS:
+        if sum(own.shape[1] for own in looked_at) >= SAMPLED_COLUMNS:
             break
         if linear.scheme is not AWQ_W4A16 and _can_be_measured(linear, header):
-            sampled.append(linear)
-    return sampled
+            looked_at.append(linear)
+    return [linear for linear in looked_at if not linear.scale_fault(header)]
 
 
 def _can_be_measured(linear: StoredLinear, header: Header) -> bool:
     """What is wrong with a layer that cannot is said when the file is planned."""
-    whole = linear.is_sound(header) and all(linear.shape) and linear.shape[1] % RUN == 0
-    return whole and not linear.scale_fault(header)
+    return linear.is_sound(header) and all(linear.shape) and linear.shape[1] % RUN == 0
 
 
 def _smooth_and_columns(header: Header, linear: StoredLinear) -> tuple[Tensor, Tensor]:

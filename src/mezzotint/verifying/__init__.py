@@ -8,8 +8,10 @@ from typing import Any
 from mezzotint.builtin import component_folder, counterpart, resolve
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.errors import CheckpointError
+from mezzotint.formats.contents import orphans
 from mezzotint.formats.supplement import hf_folder, open_header
 from mezzotint.hub import AnyPath, local_copy
+from mezzotint.inspection import stray
 from mezzotint.loading import plan
 from mezzotint.pipelines import meta_model
 from mezzotint.verifying import against_base
@@ -168,6 +170,10 @@ class _Run:
             yield from check_linear(module, linear, header)
             self._count(sum(header.tensors[key].nbytes for key in linear.keys.values() if key in header.tensors))
         yield from check_smoothing(checkpoint.contents.linears)
+        for key in orphans(checkpoint.contents):
+            yield broken(
+                "unclaimed", key, stray(header, checkpoint.contents, key), "its weight is lost, or from another export."
+            )
         for key in checkpoint.contents.plain:
             yield from check_plain(key, header.tensors[key])
             self._count(header.tensors[key].nbytes)

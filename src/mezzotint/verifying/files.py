@@ -76,7 +76,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError("it has no weight_map")
     if any(not isinstance(name, str) or Path(name).name != name for name in weight_map.values()):
-        raise ValueError("it names a file outside its folder")
+        raise ValueError("it names a shard by what is no name of a file in its folder")
     return weight_map
 
 
