@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,17 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from cases import Case
 from checkpoints import rewrite
 from faults import Fault, plant, scales_tiled
+from mezzotint import convert
 from mezzotint.builtin import DATA
 from mezzotint.errors import BadRequest
 from mezzotint.quality.candidate import read_sources
 from mezzotint.quality.comparison import SCHEMA, Comparison, compare
 from mezzotint.quality.floor import Level, NoiseFloor
-from mezzotint.quality.gate import Gate, Limit, read_gate
+from mezzotint.quality.gate import Gate, Limit, profile_for, read_gate
 from mezzotint.quality.metrics import METRICS
 from mezzotint.quality.prompts import SETS, read_prompts
 from mezzotint.quality.report import tables, write_report
+from mezzotint.quality.resident import Resident, resident
 from mezzotint.quality.scores import Score, intervals
 from mezzotint.quality.weights import Weights, weights_of
 from quantized import export
@@ -227,9 +230,10 @@ def test_bf16_that_claims_fp8_fails(tmp_path: Path, prompts: str) -> None:
     shutil.copy(DATA / "demo-fp8/config.json", impostor / "config.json")
     comparison = compared(tmp_path / "report", prompts, str(impostor), metrics=["psnr"])
     assert comparison.verdict == "fail"
-    claimed, resident = comparison.candidates[0].reasons
+    claimed, bits, share = comparison.candidates[0].reasons
     assert claimed == "it claims to be quantized (config.json: FP8), and all its weights are resident as bfloat16"
-    assert resident == "16.0 bits a weight are resident, and the gate asks for at most 10"
+    assert bits == "16.0 bits a weight are resident, and the gate asks for at most 10"
+    assert share.startswith("0% of the linear layers' weights are resident quantized")
 
 
 def test_a_wrong_layer_that_the_pictures_do_not_show_fails(tmp_path: Path, prompts: str) -> None:
@@ -261,7 +265,7 @@ def test_weights_are_held_against_a_quantized_reference_with_what_that_rounds(tm
     )
     assert weights("demo", str(other)) is None
     gate = Gate("mine", (), max_wrong_weights=0)
-    (reason,) = gate.reasons({}, {}, 16.0, 0, None)
+    (reason,) = gate.reasons({}, {}, held(), None)
     assert reason.startswith("the weights cannot be held against the reference's")
 
 
@@ -386,6 +390,26 @@ def test_metrics_that_were_not_asked_for_are_null(tmp_path: Path, prompts: str) 
     assert {name for name, value in candidate["metrics"].items() if value is None} == {"lpips", "ms_ssim", "mae"}
 
 
+def held(**changes: Any) -> Resident:
+    """What a model holds that is NVFP4 but for a quarter in BF16."""
+    return replace(Resident({}, {}, 0.75, 7.4, 4.5, 0), **changes)
+
+
+def test_what_is_kept_in_bf16_does_not_change_the_profile(tmp_path: Path) -> None:
+    """NVFP4 with its modulations in BF16 takes 7.6 bits a weight, and is no worse for it; BF16 is not NVFP4."""
+    convert("demo-nvfp4", tmp_path / "kept", keep_bf16=["*norm*"], base="demo")
+    (candidate,) = read_sources("demo", [str(tmp_path / "kept")])[1:]
+    found = resident(candidate.load(torch.device("cpu")))
+    assert (found.bits_per_weight > 7, found.quantized_bits < 5) == (True, True)
+    gate = read_gate(profile_for(found.quantized_bits, ["NVFP4"]))
+    assert gate.name == "w4"
+    assert list(gate._not_resident(found)) == []
+    assert list(gate._not_resident(held(quantized_share=0.4))) == [
+        "40% of the linear layers' weights are resident quantized, and the gate asks for at least 50%"
+    ]
+    assert next(gate._not_resident(held(quantized_bits=8.5))).startswith("8.5 bits a weight are resident")
+
+
 def test_a_gate_is_a_file_of_limits(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text("max_bits_per_weight = 5\n[limits.psnr]\nmin = 30\nmax_drift = 0.5\n[limits.lpips]\nmax = 0.1\n")
@@ -394,7 +418,7 @@ def test_a_gate_is_a_file_of_limits(tmp_path: Path) -> None:
         "mine", (Limit("psnr", "min", 30), Limit("psnr", "max_drift", 0.5), Limit("lpips", "max", 0.1)), 5
     )
     metrics, drift = {"psnr": 29.0, "lpips": None}, {"psnr": 0.5}
-    assert list(gate.reasons(metrics, drift, 5.5, 3, None)) == [
+    assert list(gate.reasons(metrics, drift, held(quantized_bits=5.5, unit_input_scales=3), None)) == [
         "5.5 bits a weight are resident, and the gate asks for at most 5",
         "mean PSNR is 29.0, and the gate asks for at least 30",
         "mean LPIPS could not be computed, and the gate asks for at most 0.1",

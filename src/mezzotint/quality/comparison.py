@@ -21,6 +21,7 @@ from mezzotint.quality.floor import Level, NoiseFloor
 from mezzotint.quality.gate import PROFILES, Gate, profile_for, read_gate
 from mezzotint.quality.metrics import METRICS, PICTURE_METRICS, unavailable
 from mezzotint.quality.prompts import Prompt, prompts_for
+from mezzotint.quality.resident import Resident
 from mezzotint.quality.runs import Run, Shot, paint_run
 from mezzotint.quality.scores import Score, intervals, means, score, step_means, worst_pictures
 from mezzotint.quality.weights import Weights, weights_of
@@ -209,12 +210,12 @@ class _Comparing:
             score(prompt, seed, reference.painted(shot), run.painted(shot), self.settings.metrics)
             for (prompt, seed), shot in self.shots.items()
         )
-        held = run.facts["resident"]
-        own = gate or read_gate(profile_for(held["bits_per_weight"], run.facts["claims"]))
+        held = Resident(**run.facts["resident"])
+        own = gate or read_gate(profile_for(held.quantized_bits, run.facts["claims"]))
         drift = {name: floor.drift(name, value) for name, value in means(scores).items()}
         self.on_picture(self.done, self.total, f"{source.name}: weights")
         weights = weights_of(reference.candidate, source, self.settings.device)
-        kept = own.reasons(means(scores), drift, held["bits_per_weight"], held["unit_input_scales"], weights)
+        kept = own.reasons(means(scores), drift, held, weights)
         return Judged(run, own, scores, drift, (*_impostor(run), *self._unsound(reference, run), *kept), weights)
 
     def _unsound(self, reference: Run, run: Run) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Limits that a candidate must keep: three profiles that come with the package, and TOML files of the user's.
 
-    max_bits_per_weight = 10.0       # of the linear layers as they are resident, scales counted
+    max_bits_per_weight = 10.0       # of the quantized layers as they are resident, scales counted
+    min_quantized_share = 0.5        # of the weights of all linear layers; the others are kept in BF16
     max_unit_input_scales = 0        # static input scales that are exactly 1: a default, not a calibration
     max_wrong_weights = 0            # layers farther from the reference's weights than rounding takes them
 
@@ -21,6 +22,7 @@ from typing import Any
 from mezzotint.builtin import DATA
 from mezzotint.errors import BadRequest
 from mezzotint.quality.metrics import METRICS
+from mezzotint.quality.resident import Resident
 from mezzotint.quality.weights import Weights
 
 if sys.version_info >= (3, 11):
@@ -29,11 +31,12 @@ else:
     import tomli as tomllib
 
 PROFILES = {path.stem: path for path in sorted((DATA / "gates").glob("*.toml"))}
-COUNTED = ("max_bits_per_weight", "max_unit_input_scales", "max_wrong_weights")
+COUNTED = ("max_bits_per_weight", "min_quantized_share", "max_unit_input_scales", "max_wrong_weights")
 KINDS = ("min", "max", "max_drift")
 NAMES = f"a gate has {', '.join(COUNTED)}, all numbers, and tables [limits.METRIC]"
 EIGHT_BITS, FOUR_BITS = 12.0, 7.0
-"""Resident bits a weight up to which a candidate is held to the profile of 8 and of 4 bits, where none is named."""
+"""Resident bits a weight, of the quantized layers, up to which a candidate is held to the profile of 8 and of 4 bits,
+where none is named."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Gate:
     name: str
     limits: tuple[Limit, ...]
     max_bits_per_weight: float | None = None
+    min_quantized_share: float | None = None
     max_unit_input_scales: int | None = None
     max_wrong_weights: int | None = None
 
@@ -77,27 +81,34 @@ class Gate:
         self,
         metrics: Mapping[str, float | None],
         drift: Mapping[str, float | None],
-        bits_per_weight: float,
-        unit_input_scales: int,
+        held: Resident,
         weights: Weights | None,
     ) -> Iterator[str]:
         """Why a candidate fails, what is resident first; nothing if it passes."""
-        if self.max_bits_per_weight is not None and bits_per_weight > self.max_bits_per_weight:
-            yield (
-                f"{bits_per_weight:.1f} bits a weight are resident, and the gate asks for at most "
-                f"{self.max_bits_per_weight:g}"
-            )
-        if self.max_unit_input_scales is not None and unit_input_scales > self.max_unit_input_scales:
-            yield (
-                f"input scales of exactly 1, the default where one is missing: {unit_input_scales}, and the gate asks "
-                f"for at most {self.max_unit_input_scales}"
-            )
+        yield from self._not_resident(held)
         if self.max_wrong_weights is not None:
             yield from _wrong_weights(weights, self.max_wrong_weights)
         for limit in self.limits:
             reason = limit.broken_by(metrics.get(limit.metric), drift.get(limit.metric))
             if reason is not None:
                 yield reason
+
+    def _not_resident(self, held: Resident) -> Iterator[str]:
+        if self.max_bits_per_weight is not None and held.quantized_bits > self.max_bits_per_weight:
+            yield (
+                f"{held.quantized_bits:.1f} bits a weight are resident, and the gate asks for at most "
+                f"{self.max_bits_per_weight:g}"
+            )
+        if self.min_quantized_share is not None and held.quantized_share < self.min_quantized_share:
+            yield (
+                f"{held.quantized_share:.0%} of the linear layers' weights are resident quantized, and the gate asks "
+                f"for at least {self.min_quantized_share:.0%}"
+            )
+        if self.max_unit_input_scales is not None and held.unit_input_scales > self.max_unit_input_scales:
+            yield (
+                f"input scales of exactly 1, the default where one is missing: {held.unit_input_scales}, and the gate "
+                f"asks for at most {self.max_unit_input_scales}"
+            )
 
 
 def _wrong_weights(weights: Weights | None, most: int) -> Iterator[str]:
@@ -160,11 +171,11 @@ def _limits(path: Path, tables: object) -> Iterator[Limit]:
             yield Limit(metric, kind, float(bound))
 
 
-def profile_for(bits_per_weight: float, claims: Sequence[str]) -> str:
+def profile_for(quantized_bits: float, claims: Sequence[str]) -> str:
     """The profile of a candidate where none is named: by what it claims to be, or else by what is resident."""
-    if bits_per_weight <= FOUR_BITS:
+    if quantized_bits <= FOUR_BITS:
         return "w4"
-    if bits_per_weight <= EIGHT_BITS:
+    if quantized_bits <= EIGHT_BITS:
         return "fp8"
     if not claims:
         return "strict"

@@ -22,6 +22,7 @@ class Resident:
     pipeline_bytes    the same of all components
     quantized_share   of the weights of all linear layers, those that are held quantized
     bits_per_weight   of all linear layers, their scales counted too
+    quantized_bits    the same of those that are held quantized; of all where none is
     unit_input_scales static input scales that are exactly 1, which no calibration gives
     """
 
@@ -29,6 +30,7 @@ class Resident:
     pipeline_bytes: Mapping[str, int]
     quantized_share: float
     bits_per_weight: float
+    quantized_bits: float
     unit_input_scales: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -58,11 +60,12 @@ def resident(pipe: Any) -> Resident:
     others = sum(layer.weight.numel() for layer in plain)
     parts = [product.weight_tensor.parts for layer in quantized for product in layer.products]
     held = sum(buffer.nbytes for layer in quantized for buffer in layer.buffers())
-    held += sum(layer.weight.nbytes for layer in plain)
+    held_plain = sum(layer.weight.nbytes for layer in plain)
     return Resident(
         bytes=resident_bytes(transformers),
         pipeline_bytes=resident_bytes(part for part in pipe.components.values() if isinstance(part, nn.Module)),
         quantized_share=weights / (weights + others),
-        bits_per_weight=8 * held / (weights + others),
+        bits_per_weight=8 * (held + held_plain) / (weights + others),
+        quantized_bits=8 * held / weights if weights else 8 * held_plain / others,
         unit_input_scales=sum(bool((own["input_scale"] == 1).all()) for own in parts if "input_scale" in own),
     )
