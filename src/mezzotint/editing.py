@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -59,6 +60,18 @@ def read_image(path: str | Path) -> SourceImage:
             f"the longer side may be {LONGEST} times the shorter.",
         )
     return image
+
+
+def pipeline_for(pipeline: type[Any], config: Mapping[str, Any], given: bool) -> type[Any]:
+    """The class that paints with a picture, or without: Wan 2.2 TI2V-5B is for both, and published as what takes none.
+
+    config   of the pipeline, or its model_index.json
+    """
+    if given and pipeline.__name__ == "WanPipeline" and config.get("expand_timesteps"):
+        from diffusers import WanImageToVideoPipeline
+
+        return WanImageToVideoPipeline  # type: ignore[no-any-return]
+    return pipeline
 
 
 def check_pipeline(pipeline: type[Any], given: bool) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mezzotint.builtin import PIPELINE_INDEX, is_pipeline, resolve
 from mezzotint.checkpoint import Checkpoint
-from mezzotint.editing import check_pipeline
+from mezzotint.editing import check_pipeline, pipeline_for
 from mezzotint.errors import BadRequest, NotACheckpoint, UnknownFormat, UnsoundPicture
 from mezzotint.families import Sampling, family_with
 from mezzotint.guard import problems_of
@@ -188,7 +188,8 @@ def sampling_of(model: str | AnyPath, edited: Image | None = None) -> Sampling:
 def check_image(model: str | AnyPath, given: bool) -> None:
     """Raise BadRequest, no weight read yet, if a model cannot edit the picture that is given, or needs one."""
     folder = resolve(model)
-    check_pipeline(_pipeline_class(_pipeline_index(folder), folder), given)
+    index = _pipeline_index(folder)
+    check_pipeline(pipeline_for(_pipeline_class(index, folder), index, given), given)
 
 
 def paint(
@@ -219,15 +220,14 @@ def paint(
     for given, name in ((seeds, "seed"), (images, "image")):
         if len(given) != len(prompts):
             raise BadRequest(f"{len(prompts)} prompts and {len(given)} {name}s", f"give one {name} for each prompt.")
-    for image in images:
-        check_pipeline(type(pipe), image is not None)
+    painters = [_painter(pipe, image is not None) for image in images]
     sampling = sampling or sampling_of(pipe.config._name_or_path)
     painted: list[Any] = []
     latents: list[Tensor] = []
-    for number, (prompt, seed, image) in enumerate(zip(prompts, seeds, images, strict=True)):
+    for number, (painter, prompt, seed, image) in enumerate(zip(painters, prompts, seeds, images, strict=True)):
         with scheduled(bf16_steps, bf16_attention_steps, sampling.steps) as done:
             count = partial(_count_on, on_step, done, number * sampling.steps)
-            one, last = _paint_one(pipe, prompt, seed, image, sampling, count)
+            one, last = _paint_one(painter, prompt, seed, image, sampling, count)
         painted.append(one)
         latents.append(last)
     video = isinstance(painted[0], list)
@@ -280,6 +280,17 @@ def _paint_one(
             **_arguments(pipe, image, sampling),
         )
     return (output.frames if hasattr(output, "frames") else output.images)[0], last[0]
+
+
+def _painter(pipe: Any, given: bool) -> Any:
+    """The pipeline itself, or one of its components for what it does with a picture."""
+    wanted = pipeline_for(type(pipe), pipe.config, given)
+    check_pipeline(wanted, given)
+    if wanted is type(pipe):
+        return pipe
+    painter = wanted(**pipe.components, expand_timesteps=pipe.config.expand_timesteps)
+    painter.set_progress_bar_config(disable=True)
+    return painter
 
 
 def _arguments(pipe: Any, image: Image | None, sampling: Sampling) -> dict[str, Any]:
