@@ -211,6 +211,13 @@ def test_what_is_no_picture_is_refused(tmp_path: Path, data: bytes | None, messa
         read_image(tmp_path / "a.png")
 
 
+def test_a_picture_too_large_to_open_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    PICTURE.save(tmp_path / "a.png")
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 96 * 64 // 2 - 1)
+    with pytest.raises(BadRequest, match="exceeds limit"):
+        read_image(tmp_path / "a.png")
+
+
 def test_models_that_edit_have_settings_of_their_own(cases: Callable[[str], Case]) -> None:
     kontext = cases("flux1_kontext").folder
     assert sampling_of(kontext).guidance == 2.5

@@ -52,7 +52,7 @@ def read_image(path: str | Path) -> SourceImage:
     image = SourceImage(str(path), Path(path).read_bytes())
     try:
         width, height = image.picture.size
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
         raise BadRequest(f"{path}: is not a whole picture: {error}", "name a PNG, JPEG or WebP file.") from error
     if min(width, height) < SMALLEST or max(width, height) > LONGEST * min(width, height):
         raise BadRequest(
@@ -83,7 +83,7 @@ def check_pipeline(pipeline: type[Any], given: bool) -> None:
     if given and parameter is None:
         raise BadRequest(
             f"{pipeline.__name__} takes no picture, and one is given to be edited",
-            f"those that do are {TAKE_ONE}, as the `_class_name` of model_index.json.",
+            f"those that do are {TAKE_ONE}, each a ...Pipeline.",
         )
     needed = parameter is not None and parameter.default is inspect.Parameter.empty
     if not given and (needed or pipeline.__name__.startswith(FAIL_WITHOUT)):

@@ -132,7 +132,7 @@ def compare(
     output      folder; what was painted there before, by the same files and settings, is not painted again
     prompts     "default", "demo", "edit" or a file; None for the set that fits the model
     image       file of the picture that is edited by all prompts that name none of their own
-    size        None for the model's own area in the shape of the first picture that is edited, or the model's own
+    size        None for the model's own area in the shape of the first prompt's picture, if it edits one
     metrics     names of picture metrics, None for all; those that a gate has limits on are computed besides
     gate        a profile or a TOML file, None for the profile that fits each candidate
     on_picture  called with how many are painted, of how many, and by whom
