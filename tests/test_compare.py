@@ -378,6 +378,13 @@ def test_what_cannot_be_kept_is_not_painted(tmp_path: Path, prompts: str) -> Non
             compared(output, prompts, "demo-fp8")
     with pytest.raises(BadRequest, match="no backend is called 'none'"):
         compared(tmp_path / "report", prompts, "demo-fp8,backend=none")
+    for option, message in (
+        ({"device": "tpu9"}, "no kind of device is called 'tpu9'"),
+        ({"device": "cuda:99"}, "device is 'cuda:99', and PyTorch finds no such device here"),
+        ({"frames": 5}, "--frames is for videos"),
+    ):
+        with pytest.raises(BadRequest, match=message):
+            compare("demo", ["demo-fp8"], tmp_path / "report", prompts=prompts, **option)
     assert not list(tmp_path.glob("report/runs/*"))
 
 

@@ -20,7 +20,7 @@ from mezzotint.errors import BadRequest, NotACheckpoint, UnknownFormat, UnsoundP
 from mezzotint.families import Sampling, family_with
 from mezzotint.guard import problems_of
 from mezzotint.hub import AnyPath, HubPath, local_copy
-from mezzotint.kernels import AS_STORED, BackendChoice, best_device
+from mezzotint.kernels import AS_STORED, BackendChoice, device_of
 from mezzotint.loading import LoadPlan, plan
 from mezzotint.loading import load as load_model
 from mezzotint.schedule import NO_STEPS, StepSchedule, scheduled
@@ -83,7 +83,7 @@ def load(
     """
     folder = resolve(model)
     index = _pipeline_index(folder)
-    place = torch.device(device) if device is not None else best_device()
+    place = device_of(device)
     planned = plan_transformers(folder, transformer, transformer_2, activations, scales_from)
     reports = {
         component: load_model(ready, module, place, dtype, backend, resident)

@@ -18,6 +18,7 @@ from mezzotint.kernels.backend import (
     Target,
     WeightSpec,
     best_device,
+    device_of,
 )
 from mezzotint.schemes import SCHEMES, Scheme
 
@@ -37,6 +38,7 @@ __all__ = [
     "asked_for",
     "backends",
     "best_device",
+    "device_of",
     "check_choice",
     "count_uses",
     "decoder",

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from mezzotint.errors import BadRequest
 from mezzotint.schemes import Scheme, Shape
 from mezzotint.tensor import Layout, QuantTensor
 
@@ -62,6 +63,21 @@ def best_device() -> torch.device:
     """The accelerator that PyTorch found, or the CPU."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return accelerator if accelerator is not None else torch.device("cpu")
+
+
+def device_of(name: str | torch.device | None) -> torch.device:
+    """The device of this name, or the best one for None. Raises BadRequest if there is none such here."""
+    if name is None:
+        return best_device()
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise BadRequest(f"no kind of device is called {name!r}", "cpu, cuda and cuda:1 are such names.") from error
+    best = best_device()
+    count = torch.accelerator.device_count() if device.type == best.type else 0
+    if device.type not in ("cpu", "meta") and (device.index or 0) >= count:
+        raise BadRequest(f"device is {name!r}, and PyTorch finds no such device here", f"the best it finds is {best}.")
+    return device
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from mezzotint._version import VERSION
 from mezzotint.costs import Laps, Spread
 from mezzotint.errors import BadRequest
 from mezzotint.families import Sampling
-from mezzotint.kernels import Target, best_device
+from mezzotint.kernels import Target, device_of
 from mezzotint.pipelines import sampling_of
 from mezzotint.quality.candidate import Candidate, read_sources
 from mezzotint.quality.floor import Level, NoiseFloor
@@ -146,12 +146,14 @@ def compare(
         source.check()
     chosen = prompts_for([source.model for source in sources], prompts, image)
     own = sampling_of(sources[0].model, chosen[0].picture)
+    if frames is not None and own.num_frames is None:
+        raise BadRequest("--frames is for videos, and this model paints pictures")
     settings = Settings(
         prompts=chosen,
         seeds=tuple(range(seeds)),
         sampling=own.but(steps=steps, guidance=guidance, num_frames=frames, **(size or {})),
         metrics=_checked(metrics, [fixed] if fixed else [read_gate(name) for name in PROFILES]),
-        device=torch.device(device) if device is not None else best_device(),
+        device=device_of(device),
     )
     return _Comparing(settings, _folder(Path(output)), len(sources), on_picture).judge(sources, fixed)
 

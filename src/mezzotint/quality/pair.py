@@ -12,7 +12,7 @@ from torch import nn
 from mezzotint.builtin import resolve
 from mezzotint.errors import BadRequest
 from mezzotint.families import Sampling
-from mezzotint.kernels import best_device
+from mezzotint.kernels import device_of
 from mezzotint.loading import LoadPlan
 from mezzotint.pipelines import plan_transformers, sampling_of
 from mezzotint.quality.candidate import Candidate, read_sources
@@ -65,7 +65,7 @@ def open_pair(
         chosen,
         seed,
         sampling_of(first.model, chosen[0].picture).but(steps=steps),
-        torch.device(device) if device is not None else best_device(),
+        device_of(device),
     )
 
 
