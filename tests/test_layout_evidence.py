@@ -71,6 +71,32 @@ def test_a_base_of_other_weights_is_refused(data: Path, tmp_path: Path) -> None:
         Checkpoint.open(data / COMFY, base=tmp_path)
 
 
+@pytest.mark.parametrize("codes", ["high_first", "low_first"])
+@pytest.mark.parametrize("scales", ["tiles_128x4", "row_major"])
+def test_blocks_that_are_all_about_as_large_are_told_apart_too(
+    data: Path, tmp_path: Path, codes: str, scales: str
+) -> None:
+    """Freshly initialised weights: scales in the wrong order cost little more than rounding does."""
+    base, random = load_file(data / "base/flux1" / WEIGHTS), torch.Generator().manual_seed(7)
+    stored = {}
+    for name in ("attn.to_q", "attn.to_k", "ff.net.0.proj", "ff.net.2"):
+        key = f"transformer_blocks.0.{name}.weight"
+        base[key] = (torch.rand(base[key].shape, generator=random) - 0.5).bfloat16()
+        matrix = base[key].float()
+        scale = matrix.abs().amax() / 2688
+        parts = QuantizedTensor.from_float(matrix, "TensorCoreNVFP4Layout", scale=scale).state_dict(key)
+        if codes == "low_first":
+            parts[key] = swap_nibbles(parts[key])
+        if scales == "row_major":
+            parts[f"{key}_scale"] = layouts.from_tiles(parts[f"{key}_scale"], len(matrix), matrix.shape[1] // 16)
+        marker = torch.tensor(list(b'{"format": "nvfp4"}'), dtype=torch.uint8)
+        stored |= parts | {key.replace("weight", "comfy_quant"): marker}
+    save_file(base, tmp_path / "base.safetensors")
+    save_file(base | stored, tmp_path / "a.safetensors")
+    checkpoint = Checkpoint.open(tmp_path / "a.safetensors", base=tmp_path / "base.safetensors")
+    assert nvfp4_layouts(checkpoint) == {Layout(codes, scales)}
+
+
 def test_a_base_of_another_size_is_refused(data: Path, tmp_path: Path) -> None:
     tensors = {
         name: torch.nn.functional.pad(value, (0, 64)) if value.ndim == 2 else value

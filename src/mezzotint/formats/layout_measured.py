@@ -16,11 +16,12 @@ from mezzotint.formats.layout_evidence import CODE_ORDERS, ROWS, TILES, fits, or
 from mezzotint.schemes import NVFP4
 from mezzotint.tensor import Layout
 
-RIGHT, MARGIN = 0.5, 1.5
-"""A cosine with the base that only nearly right arrangements reach, and how much larger the error of the next best is.
+RIGHT, MARGIN = 0.5, 1.1
+"""A cosine with the base that only nearly right arrangements reach, and how much larger the error of a wrong one is.
 
-Swapped nibbles bring the cosine to 0. Scales in the wrong order only bring it from 0.995 to 0.97 where all blocks are
-about as large: the error, the square root of 1 - cosine^2, then grows from 0.10 to 0.25.
+Swapped nibbles bring the cosine to 0. Scales in the wrong order only bring it from 0.995 to 0.992 where all blocks are
+about as large: the error, the square root of 1 - cosine^2, then grows from 0.10 to 0.13. Where all scales are alike,
+as those of MXFP8 may be, their order makes no difference.
 """
 
 
@@ -37,16 +38,20 @@ class Sample:
 def measure(header: Header, contents: Contents, samples: Sequence[Sample], base: str) -> Contents:
     """The arrangement under which the samples agree with their BF16 weights.
 
-    Raises  UnknownFormat if they agree under none, or under more than one
+    Where two fit alike, it is the one that the format would have.
+
+    Raises  UnknownFormat if they agree under none
     """
     ranked = sorted(((_agreement(header, samples, layout), layout) for layout in _candidates(header, samples)), key=_by)
-    (best, layout), *others = reversed(ranked)
+    (best, layout), *_ = reversed(ranked)
     said = "; ".join(f"{layout}: cosine {cosine:.4f}" for cosine, layout in reversed(ranked))
-    if best < RIGHT or any(_error(cosine) < MARGIN * _error(best) for cosine, _ in others):
+    if not best >= RIGHT:
         raise UnknownFormat(
             f"{header.path}: no arrangement of its bytes agrees with {base} ({said})", "is the base of the same model?"
         )
     before = samples[0].linear.layout
+    alike = [layout for cosine, layout in ranked if _error(cosine) < MARGIN * _error(best)]
+    layout = next((own for own in alike if own.scales == before.scales), layout)
     against = "" if before == layout else f", against what its format would have ({before})"
     evidence = f"layout measured on {len(samples)} layers against {base}{against}: {said}"
     linears = with_order(contents.linears, layout.codes, layout.scales)

@@ -18,6 +18,8 @@ OUTLIER = 6.0
 """Robust z score of a layer's error among those of its scheme; 1.4826 * MAD stands for the standard deviation."""
 OUTLIER_RATIO = 1.5
 """... and how many times the median it must be, as errors of one scheme often lie within a few per cent."""
+NEGLIGIBLE = 0.03
+"""... and a relative error that is no fault of any layer: that of rounding to FP8."""
 FEWEST = 8
 USUAL = {"fp8": 0.08, "nvfp4": 0.25}
 """Relative error above which a scheme's layer is odd by itself: round-to-nearest gives 0.03 and 0.1."""
@@ -101,7 +103,7 @@ def _odd(error: LayerError, typical: Mapping[str, Sequence[float]]) -> str:
     errors = typical[error.scheme]
     middle = median(errors)
     spread = 1.4826 * median(abs(e - middle) for e in errors)
-    if len(errors) < FEWEST or error.relative_error < OUTLIER_RATIO * middle:
+    if len(errors) < FEWEST or error.relative_error < max(OUTLIER_RATIO * middle, NEGLIGIBLE):
         return ""
     if error.relative_error - middle > OUTLIER * spread:
         return f"the median of its {len(errors)} {error.scheme} layers is {middle:.3g}"
