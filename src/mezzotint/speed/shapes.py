@@ -1,5 +1,6 @@
 """A word in the log before a fast model compiles for a new shape of input."""
 
+import inspect
 import logging
 from typing import Any
 
@@ -17,7 +18,8 @@ class Announcer:
         self.last: dict[str, str] = {}
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        leaves = pytree.tree_leaves_with_path((args, kwargs))
+        named = inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments
+        leaves = pytree.tree_leaves_with_path(named)
         shapes = {_name(path): _shape(leaf) for path, leaf in leaves if isinstance(leaf, Tensor)}
         if shapes not in self.seen:
             if self.seen:
@@ -35,10 +37,10 @@ def _changes(before: dict[str, str], after: dict[str, str]) -> list[str]:
     return [f"{name} {before.get(name, 'absent')} -> {after.get(name, 'absent')}" for name in names]
 
 
-def _name(path: pytree.KeyPath) -> str:
-    """hidden_states, or cap_feats[0]: an argument by its name, or its place among those without one."""
-    first, *rest = path[1:]
-    return f"{getattr(first, 'key', None) or pytree.keystr((first,))}{pytree.keystr(tuple(rest))}"
+def _name(path: Any) -> str:
+    """Such as hidden_states, or cap_feats[0]."""
+    first, *rest = path
+    return f"{first.key}{pytree.keystr(tuple(rest))}"
 
 
 def _shape(tensor: Tensor) -> str:
