@@ -10,8 +10,10 @@ import torch
 import four_bits
 from mezzotint.kernels.expand import BACKEND as EXPAND
 from mezzotint.kernels.expand import expand, expand_by_definition, low_rank
+from mezzotint.kernels.graphs import Graphs
 from mezzotint.nn import QuantLinear, quant_linears, use_backend
 from mezzotint.pipelines import load, paint, sampling_of
+from mezzotint.schedule import StepSchedule
 from mezzotint.schemes import AWQ_W4A16
 from mezzotint.schemes.awq import encode_awq
 from mezzotint.speed import speed_up
@@ -214,6 +216,30 @@ def test_a_recorded_transformer_follows_another_backend() -> None:
     assert torch.equal(fast, again)
     assert not torch.equal(fast, slow)
     assert relative_error(fast, slow) <= 2e-2
+
+
+def test_a_schedule_of_bf16_steps_holds_in_a_fast_model() -> None:
+    exact, fast = load("demo", device="cuda"), load("demo", transformer="demo-nvfp4", device="cuda", resident="stored")
+    speed_up(fast.transformer)
+    reference = paint(exact, PROMPTS, guard=False).latents
+    errors = [
+        relative_error(paint(fast, PROMPTS, guard=False, bf16_steps=StepSchedule(first, last)).latents, reference)
+        for first, last in ((0, 0), (2, 2), (8, 0))
+    ]
+    print(f"demo-nvfp4, fast, no step, 2+2 and all steps with BF16 activations: {errors}")
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_recordings_share_their_memory_and_keep_out_of_each_others_way() -> None:
+    weight = torch.randn(4096, 4096, device="cuda") / 64
+    graphs = Graphs(lambda x: (x @ weight).relu() @ weight, lambda: None)
+    inputs = [torch.randn(rows, 4096, device="cuda") for rows in (16384, 8192, 12288, 4096)]
+    expected = [(x @ weight).relu() @ weight for x in inputs]
+    graphs(inputs[0])
+    held = torch.cuda.memory_reserved()
+    for place in (1, 2, 3, 0, 2, 0, 1, 3):
+        torch.testing.assert_close(graphs(inputs[place]), expected[place])
+    assert torch.cuda.memory_reserved() - held < 2 * inputs[0].nbytes + sum(x.nbytes for x in inputs)
 
 
 def test_fp8_attention_costs_what_is_written_of_it() -> None:
