@@ -116,6 +116,14 @@ def test_swapped_nibbles_are_seen_beside_the_base(nvfp4: Path, data: Path) -> No
     assert "nibble order" in finding.hint
 
 
+def test_a_layer_that_lacks_a_part_is_left_out_beside_the_base(nvfp4: Path, data: Path) -> None:
+    rewrite(nvfp4, lambda tensors: tensors.pop(f"{LAYER}.weight_scale"))
+    report = mezzotint.verify(nvfp4, data / "base/flux1")
+    (finding,) = report.findings
+    assert (finding.severity, finding.where) == (Severity.BROKEN, LAYER)
+    assert LAYER not in {layer.name for layer in report.layers}
+
+
 def test_a_flipped_byte_is_a_checksum_that_differs(shards: Path) -> None:
     file = shard(shards, 2)
     content = bytearray(file.read_bytes())

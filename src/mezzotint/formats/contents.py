@@ -115,7 +115,8 @@ class StoredLinear:
         return ""
 
     def nbytes(self, header: Header) -> int:
-        return sum(header.tensors[key].nbytes for key in self.keys.values())
+        """Bytes of the parts that are there."""
+        return sum(header.tensors[key].nbytes for key in self.keys.values() if key in header.tensors)
 
     def outline(self, header: Header, values_of: Collection[str] = ()) -> QuantTensor:
         """What `read` gives, with parts on the meta device, dtypes and shapes without values, but for `values_of`."""
