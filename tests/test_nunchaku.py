@@ -192,6 +192,18 @@ def test_inspect_reports_a_missing_tensor(data: Path, tmp_path: Path) -> None:
     assert key in inspect(file).missing[0]
 
 
+def test_a_prefix_does_not_hide_which_layers_follow_a_gelu(data: Path, tmp_path: Path) -> None:
+    def prefix(tensors: dict[str, torch.Tensor]) -> None:
+        for key in list(tensors):
+            tensors[f"model.diffusion_model.{key}"] = tensors.pop(key)
+
+    plain = Checkpoint.open(golden(data, FLUX_INT4))
+    prefixed = Checkpoint.open(changed(golden(data, FLUX_INT4), tmp_path / "a.safetensors", prefix))
+    module = "transformer_blocks.0.ff.net.2"
+    assert "shift" in plain.parts(module)
+    assert torch.equal(prefixed.bias(module), plain.bias(module))
+
+
 def test_a_scale_that_int4_layers_do_not_have_is_left_over(data: Path, tmp_path: Path) -> None:
     key = "transformer_blocks.0.mlp_fc1.wcscales"
     extra = {key: torch.ones(512).bfloat16()}
