@@ -206,6 +206,11 @@ def bare(checkpoint: Checkpoint) -> dict[str, Any]:
     return {key: value for key, value in checkpoint.header.config.items() if key != "quantization_config"}
 
 
+def cast(case: Case, folder: Path) -> Path:
+    """Everything in e4m3, as ComfyUI saves a model in that dtype."""
+    return saved({name: value.to(torch.float8_e4m3fn) for name, value in original(case).items()}, folder)
+
+
 EVERY = {
     "diffusers": diffusers_names,
     "makers": makers_names,
@@ -213,6 +218,7 @@ EVERY = {
     "backbone": calibrated,
     **{f"comfy {method}": comfy(method) for method in KITCHEN},
     "scaled_fp8": legacy,
+    "cast": cast,
 }
 BFL = {"bfl fp8": bfl("fp8"), "bfl nvfp4": bfl("nvfp4")}
 SVDQUANT = {"nunchaku nvfp4": nunchaku(SVDQUANT_NVFP4), "row-major": row_major}

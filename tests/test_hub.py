@@ -19,8 +19,9 @@ from cases import PROMPTS, Case
 from checkpoints import WEIGHTS
 from headers import read_fixture
 from hub_server import COMMIT, Hub, serving
+from makers import cast
 from mezzotint.checkpoint import Checkpoint, inspect
-from mezzotint.errors import BrokenFile, NotACheckpoint
+from mezzotint.errors import BrokenFile, MissingTensor, NotACheckpoint
 from mezzotint.formats import read_header
 from mezzotint.formats.notes import MARKER
 from mezzotint.hub import FIRST_READ, hub_path
@@ -106,6 +107,24 @@ def test_what_only_numbers_tell_is_assumed_until_a_file_is_loaded(
     (planned, _) = plan_transformer("transformer", "makers/svdq", index, tmp_path, "as_stored", None)
     assert planned.checkpoint.recognised.format.name == "nunchaku"
     assert planned.checkpoint.contents.assumed == frozenset()
+
+
+def test_weights_cast_without_scales_are_taken_on_trust_until_they_are_loaded(
+    hub: Hub, cases: Callable[[str], Case], tmp_path: Path
+) -> None:
+    case = cases("flux1")
+    file = cast(case, tmp_path / "cast")
+    hub.repositories |= {"makers/cast": file.parent, "makers/lost": tmp_path / "lost"}
+    (tmp_path / "lost").mkdir()
+    scaled = {name: (448 * value.float().sign()).to(value.dtype) for name, value in load_file(file).items()}
+    save_file(scaled, tmp_path / "lost/a.safetensors")
+    evidence = Checkpoint.open("makers/cast").evidence
+    assert "which the numbers would tell, and they are not read on the Hub" in evidence
+    index = json.loads((case.folder / "model_index.json").read_text())
+    planned, _ = plan_transformer("transformer", "makers/cast", index, case.folder, "as_stored", None)
+    assert "and not 448 as with a scale" in planned.checkpoint.evidence
+    with pytest.raises(MissingTensor, match="weight_scale is not there"):
+        plan_transformer("transformer", "makers/lost", index, case.folder, "as_stored", None)
 
 
 def test_statistics_are_not_taken_from_weights_on_the_hub(hub: Hub, data: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from mezzotint.formats.svdquant_order import smallest
 from mezzotint.hub import AnyPath
 from mezzotint.inspection import Report, report_on
 from mezzotint.schemes import NVFP4, Shape
-from mezzotint.tensor import QuantTensor
+from mezzotint.tensor import QuantTensor, unquantized
 
 SAMPLE_ROWS = 256
 SAMPLE_COLUMNS = 2048
@@ -333,10 +333,23 @@ class Checkpoint:
         return stored if piece.rows is None else (len(piece.rows), *stored[1:])
 
     def tensor(self, name: str) -> Tensor:
-        """A plain tensor's values, by its diffusers name."""
+        """A plain tensor's values, by its diffusers name, in the dtype that `dtype` says."""
         piece = self.plain[name]
-        stored = self.header.tensors[piece.source].read()
+        stored = self.header.tensors[piece.source].read().to(self.dtype(name))
         return stored if piece.rows is None else stored[piece.rows]
+
+    def dtype(self, name: str) -> torch.dtype:
+        """That of a plain tensor: as it is stored, or BF16, which holds the same numbers, where it is cast to FP8."""
+        return unquantized(self.header.tensors[self.plain[name].source].dtype)
+
+    def is_cast(self, name: str) -> bool:
+        """Whether the numbers of a plain tensor, or of a quantized layer's bias, are FP8's."""
+        if name in self.plain:
+            source = self.plain[name].source
+        else:
+            piece, *_ = self.linears[name.removesuffix(".bias")]
+            source = self.stored(piece.source).keys["bias"]
+        return self.header.tensors[source].dtype is torch.float8_e4m3fn
 
     def linear_shapes(self, module: str) -> dict[str, tuple[int, ...]]:
         """The shapes of a quantized linear's weight and, if it has one, bias."""

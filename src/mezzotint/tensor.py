@@ -118,3 +118,8 @@ def _joined(name: str, tensors: Sequence[QuantTensor]) -> Tensor:
         rows = [tensor.shape[0] for tensor in tensors]
         return torch.cat([part.reshape(-1).expand(count) for part, count in zip(own, rows, strict=True)])
     raise ShapeMismatch(f"weights cannot be joined by rows: each has a {name} of its own")
+
+
+def unquantized(dtype: torch.dtype) -> torch.dtype:
+    """In what a tensor of no quantized layer is held: its own dtype, or BF16 for e4m3, all of whose numbers it has."""
+    return torch.bfloat16 if dtype is torch.float8_e4m3fn else dtype

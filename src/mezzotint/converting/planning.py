@@ -16,6 +16,7 @@ from mezzotint.formats.header import TensorInfo
 from mezzotint.formats.writing import Declaration, Pieces, Refusal, Writer
 from mezzotint.saving import Block, Entry, Group
 from mezzotint.schemes import BF16
+from mezzotint.tensor import unquantized
 
 MAX_NAMED = 3
 """How many layers a refusal spells out."""
@@ -113,11 +114,12 @@ Place = tuple[str, int]
 
 
 def _plain(checkpoint: Checkpoint, name: str, writer: Writer) -> tuple[Place, Group]:
-    """A tensor that is stored as it is."""
+    """A tensor of no quantized layer."""
     piece = checkpoint.plain[name]
     info = checkpoint.header.tensors[piece.source]
-    entry = Entry(writer.plain(name), info.dtype, checkpoint.shape(name))
-    blocks = partial(copied, info) if piece.rows is None else _computed(partial(checkpoint.tensor, name))
+    entry = Entry(writer.plain(name), checkpoint.dtype(name), checkpoint.shape(name))
+    as_it_is = piece.rows is None and entry.dtype == info.dtype
+    blocks = partial(copied, info) if as_it_is else _computed(partial(checkpoint.tensor, name))
     return _place(info), Group((entry,), blocks)
 
 
@@ -146,9 +148,10 @@ def _bias(checkpoint: Checkpoint, outline: Outline, module: str, key: str) -> Gr
     biases = [piece.parts["bias"] for piece in outline.pieces if "bias" in piece.parts]
     if not biases:
         return None
-    entry = Entry(key, biases[0].dtype, tuple(biases[0].shape))
+    entry = Entry(key, unquantized(biases[0].dtype), tuple(biases[0].shape))
     info = outline.origin(biases[0])
-    if len(biases) == 1 and info is not None and not any("shift" in piece.parts for piece in outline.pieces):
+    changed = entry.dtype != biases[0].dtype or any("shift" in piece.parts for piece in outline.pieces)
+    if len(biases) == 1 and info is not None and not changed:
         return Group((entry,), partial(copied, info))
     return Group((entry,), lambda: decoded_bias(checkpoint.read(module), entry.dtype))
 

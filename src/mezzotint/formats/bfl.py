@@ -14,6 +14,7 @@ from dataclasses import replace
 import torch
 
 from mezzotint.errors import UnknownFormat
+from mezzotint.formats.cast import FORMAT as CAST
 from mezzotint.formats.comfy import bears_comfy_marks, has_bfl_names, modelopt_declaration
 from mezzotint.formats.contents import Contents, Match, NoMatch, StoredLinear, sort_out
 from mezzotint.formats.header import Header, TensorInfo
@@ -37,6 +38,8 @@ class BFL:
             return NoMatch("no double_blocks or single_blocks among its names")
         if bears_comfy_marks(header) or modelopt_declaration(header):
             return NoMatch("has Black Forest Labs' names, and the marks of ComfyUI's files")
+        if isinstance(CAST.detect(header), Match):
+            return NoMatch("has Black Forest Labs' names, and weights cast to FP8 without scales")
         quantized = [info for info in header.tensors.values() if _is_quantized(info)]
         if not quantized:
             return NoMatch("has Black Forest Labs' names, and no quantized weight")

@@ -11,6 +11,7 @@ from mezzotint.quality.candidate import Candidate
 from mezzotint.quality.layers import PLAIN, Side
 from mezzotint.quality.pair import finite_values, opened, paired, same_tensors
 from mezzotint.quality.signatures import relative_error
+from mezzotint.schemes import FP8
 
 USUAL: Mapping[str, float] = {PLAIN: 0.02, "bf16": 0.02, "fp8": 0.08, "int8": 0.08, "mxfp8": 0.08}
 USUAL_IN_4_BITS = 0.25
@@ -56,12 +57,13 @@ def _wrong(side: Side, name: str, device: torch.device) -> Wrong | None:
 
 def usual_error(side: Side, name: str) -> float:
     """What rounding may do to a weight, in the coarser of the two models' schemes."""
-    module = name.removesuffix(".weight")
-    schemes = [_scheme(checkpoint, module) for checkpoint in (side.reference, side.candidate)]
+    schemes = [_scheme(checkpoint, name) for checkpoint in (side.reference, side.candidate)]
     return max(USUAL.get(scheme, USUAL_IN_4_BITS) for scheme in schemes)
 
 
-def _scheme(checkpoint: Checkpoint, module: str) -> str:
+def _scheme(checkpoint: Checkpoint, name: str) -> str:
+    module = name.removesuffix(".weight")
     if module not in checkpoint.linears:
-        return PLAIN
+        own = f"{module}.weight" if f"{module}.weight" in checkpoint.plain else name
+        return FP8.name if checkpoint.is_cast(own) else PLAIN
     return checkpoint.stored(checkpoint.linears[module][0].source).scheme.name

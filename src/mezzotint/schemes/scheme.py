@@ -200,7 +200,7 @@ RANK = -1
 """Stands for any length in a part's shape: the rank of a low-rank branch."""
 INPUT_SCALE = Part(F32, scalar, "static scale of the layer's input", scale=True)
 COMMON = {
-    "bias": Part(FLOATS, lambda out, _in: ((out,),), "bias", rows=True),
+    "bias": Part((*FLOATS, torch.float8_e4m3fn), lambda out, _in: ((out,),), "bias", rows=True),
     "pre_quant_scale": Part(
         FLOATS, per_column, "per-column factor of the layer's input", scale=True, nonzero=True, columns=True
     ),

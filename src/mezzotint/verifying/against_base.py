@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.converting.bytes_of import row_blocks
+from mezzotint.schemes import FP8
 from mezzotint.verifying.findings import Finding, broken, suspicious
 
 UNRELATED = 0.5
@@ -51,7 +52,8 @@ def compare_plain(checkpoint: Checkpoint, name: str, base: Checkpoint) -> LayerE
     """The error of a tensor that is stored as it is, or None where the base has none of its name and shape."""
     if name not in base.plain or base.shape(name) != checkpoint.shape(name):
         return None
-    return _error(name, "plain", [checkpoint.tensor(name)], base.tensor(name))
+    scheme = FP8.name if checkpoint.is_cast(name) else "plain"
+    return _error(name, scheme, [checkpoint.tensor(name)], base.tensor(name))
 
 
 def _error(name: str, scheme: str, blocks: Iterable[Tensor], reference: Tensor) -> LayerError:
