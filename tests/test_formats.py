@@ -16,6 +16,7 @@ def test_formats_are_discovered() -> None:
     assert list(formats()) == [
         "bfl",
         "calibrated",
+        "cast",
         "comfy",
         "mezzotint",
         "modelopt",
