@@ -18,6 +18,8 @@ Each carries `message` (what, where, expected, found) and `hint` (what to do nex
 both and exits with 2.
 """
 
+from collections.abc import Sequence
+
 
 class MezzotintError(Exception):
     """Base of all deliberate errors; `hint` is one sentence that says what to do next, or empty."""
@@ -81,3 +83,9 @@ class CannotWrite(MezzotintError):
 
 class BadRequest(MezzotintError):
     """The caller asked for something that does not exist."""
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """Names as a message spells them out, the first few and how many more."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"

@@ -13,7 +13,7 @@ from torch import nn
 
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.costs import resident_bytes
-from mezzotint.errors import BadRequest, MissingTensor, ShapeMismatch, UnexpectedTensor
+from mezzotint.errors import BadRequest, MissingTensor, ShapeMismatch, UnexpectedTensor, listed
 from mezzotint.hub import AnyPath
 from mezzotint.kernels import (
     ACTIVATIONS,
@@ -196,10 +196,7 @@ def _account(checkpoint: Checkpoint, places: Mapping[str, Shape]) -> None:
 
 
 def _some(names: list[str]) -> str:
-    listed = ", ".join(names[:MAX_NAMED])
-    if len(names) == 1:
-        return f"{listed} is"
-    return f"{listed}{f' and {len(names) - MAX_NAMED} more' if len(names) > MAX_NAMED else ''} are"
+    return f"{listed(names, MAX_NAMED)} {'is' if len(names) == 1 else 'are'}"
 
 
 def _them(names: list[str]) -> str:

@@ -11,15 +11,12 @@ from torch import Tensor
 
 from mezzotint.checkpoint import Checkpoint, Outline
 from mezzotint.converting.bytes_of import bytes_of, copied, copied_scale, decoded, decoded_bias
-from mezzotint.errors import BadRequest, CannotWrite, UnexpectedTensor, Unsupported
+from mezzotint.errors import BadRequest, CannotWrite, UnexpectedTensor, Unsupported, listed
 from mezzotint.formats.header import TensorInfo
 from mezzotint.formats.writing import Declaration, Pieces, Refusal, Writer
 from mezzotint.saving import Block, Entry, Group
 from mezzotint.schemes import BF16
 from mezzotint.tensor import unquantized
-
-MAX_NAMED = 3
-"""How many layers a refusal spells out."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +76,8 @@ def _check(checkpoint: Checkpoint) -> None:
 def refuse_unplaced(checkpoint: Checkpoint, names: Sequence[str]) -> None:
     """Raise UnexpectedTensor if there are any of these tensors, which are no part of the model."""
     if names:
-        listed = ", ".join(names[:MAX_NAMED])
-        more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
         raise UnexpectedTensor(
-            f"{checkpoint.header.path}: {listed}{more} {'has' if len(names) == 1 else 'have'} no place in a "
+            f"{checkpoint.header.path}: {listed(names)} {'has' if len(names) == 1 else 'have'} no place in a "
             f"{checkpoint.family.title} model",
             "`mezzotint verify PATH` lists what is odd about the file.",
         )
@@ -238,10 +233,7 @@ def _check_unique(groups: Iterable[Group]) -> None:
 
 
 def _refused(checkpoint: Checkpoint, writer: Writer, refusals: Mapping[str, Sequence[str]]) -> Unsupported:
-    lines = []
-    for reason, modules in refusals.items():
-        more = f" and {len(modules) - MAX_NAMED} more" if len(modules) > MAX_NAMED else ""
-        lines.append(f"\n    {', '.join(modules[:MAX_NAMED])}{more}: {reason}")
+    lines = [f"\n    {listed(modules)}: {reason}" for reason, modules in refusals.items()]
     return Unsupported(
         f"{checkpoint.header.path}: cannot be written as {writer.title}:{''.join(lines)}",
         "nothing was written. --to mezzotint holds every layer; --keep-bf16 GLOB leaves layers unquantized.",

@@ -7,7 +7,7 @@ from typing import Any
 
 from mezzotint.builtin import component_folder, counterpart, resolve
 from mezzotint.checkpoint import Checkpoint
-from mezzotint.errors import CheckpointError
+from mezzotint.errors import CheckpointError, listed
 from mezzotint.formats.contents import orphans
 from mezzotint.formats.supplement import hf_folder, open_header
 from mezzotint.hub import AnyPath, local_copy
@@ -22,9 +22,6 @@ from mezzotint.verifying.repair import Repair, fetch_again
 from mezzotint.verifying.values import check_linear, check_plain, check_smoothing
 
 __all__ = ["Finding", "LayerError", "Repair", "Severity", "VerifyReport", "verify"]
-
-MAX_NAMED = 3
-"""How many tensors a finding on several spells out."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +165,7 @@ class _Run:
         header = checkpoint.header
         for module, linear in checkpoint.contents.linears.items():
             yield from check_linear(module, linear, header)
-            self._count(sum(header.tensors[key].nbytes for key in linear.keys.values() if key in header.tensors))
+            self._count(linear.nbytes(header))
         yield from check_smoothing(checkpoint.contents.linears)
         for key in orphans(checkpoint.contents):
             yield broken(
@@ -206,10 +203,8 @@ class _Run:
             self._count(checkpoint.header.tensors[piece.source].nbytes)
         findings += against_base.judge(errors, "decoded to BF16" in self.files.transforms)
         if lacking:
-            listed = ", ".join(lacking[:MAX_NAMED]) + (
-                f" and {len(lacking) - MAX_NAMED} more" if lacking[MAX_NAMED:] else ""
-            )
-            findings.append(suspicious("base", str(base.header.path), f"has no counterpart of its shape for {listed}"))
+            message = f"has no counterpart of its shape for {listed(lacking)}"
+            findings.append(suspicious("base", str(base.header.path), message))
         return errors
 
 

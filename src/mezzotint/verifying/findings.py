@@ -40,8 +40,8 @@ def broken(check: str, where: str, message: str, hint: str = "", file: Path | No
     return Finding(Severity.BROKEN, check, where, message, hint, file)
 
 
-def suspicious(check: str, where: str, message: str, hint: str = "") -> Finding:
-    return Finding(Severity.SUSPICIOUS, check, where, message, hint)
+def suspicious(check: str, where: str, message: str) -> Finding:
+    return Finding(Severity.SUSPICIOUS, check, where, message)
 
 
 def of_error(check: str, where: str, error: MezzotintError, file: Path | None = None) -> Finding:
