@@ -24,7 +24,7 @@ from mezzotint.formats.svdquant_order import smallest
 from mezzotint.hub import AnyPath
 from mezzotint.inspection import Report, report_on
 from mezzotint.schemes import NVFP4, Shape
-from mezzotint.tensor import QuantTensor, unquantized
+from mezzotint.tensor import QuantTensor, real_weight, unquantized
 
 SAMPLE_ROWS = 256
 SAMPLE_COLUMNS = 2048
@@ -386,7 +386,7 @@ class Checkpoint:
 
     def weight(self, module: str) -> Tensor:
         """The real weights that the file stands for, float32 [out, in]."""
-        return torch.cat([piece.scheme.dequantize(piece.parts) for piece in self.read(module)], dim=1)
+        return real_weight(self.read(module))
 
     def bias(self, module: str) -> Tensor | None:
         """The bias that belongs to `weight`, float32 [out], or None."""

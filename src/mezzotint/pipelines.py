@@ -98,6 +98,12 @@ def load(
     return pipe
 
 
+def transformers_of(pipe: Any) -> dict[str, nn.Module]:
+    """{component: transformer} of a loaded pipeline."""
+    found = {component: getattr(pipe, component, None) for component in (TRANSFORMER, SECOND)}
+    return {component: transformer for component, transformer in found.items() if transformer is not None}
+
+
 def plan_transformers(
     folder: AnyPath,
     transformer: str | AnyPath | None,

@@ -120,6 +120,11 @@ def _joined(name: str, tensors: Sequence[QuantTensor]) -> Tensor:
     raise ShapeMismatch(f"weights cannot be joined by rows: each has a {name} of its own")
 
 
+def real_weight(pieces: Sequence[QuantTensor]) -> Tensor:
+    """What a layer's plain pieces stand for, side by side along its input features: float32 [out, in]."""
+    return torch.cat([piece.scheme.dequantize(piece.parts) for piece in pieces], dim=1)
+
+
 def unquantized(dtype: torch.dtype) -> torch.dtype:
     """In what a tensor of no quantized layer is held: its own dtype, or BF16 for e4m3, all of whose numbers it has."""
     return torch.bfloat16 if dtype is torch.float8_e4m3fn else dtype

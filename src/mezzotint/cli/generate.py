@@ -106,11 +106,11 @@ def generate(
         quiet_libraries()
         from mezzotint.editing import read_image
         from mezzotint.pipelines import check_image, load, paint, sampling_of, unsound
-        from mezzotint.schedule import StepSchedule
+        from mezzotint.schedule import NO_STEPS, StepSchedule
 
         schedules = {
-            "bf16_steps": StepSchedule.read(bf16_steps or "0+0"),
-            "bf16_attention_steps": StepSchedule.read(bf16_attention_steps if is_fp8(attention) else "0+0"),
+            "bf16_steps": StepSchedule.read(bf16_steps) if bf16_steps else NO_STEPS,
+            "bf16_attention_steps": StepSchedule.read(bf16_attention_steps) if is_fp8(attention) else NO_STEPS,
         }
         source = None if image is None else read_image(image)
         check_image(model, source is not None)
@@ -153,7 +153,7 @@ def generate(
     common |= {"transformer_2": transformer_2} if transformer_2 else {}
     edited = source.to_dict() if source else {}
     common |= edited
-    common |= {name: str(schedule) for name, schedule in schedules.items() if schedule != StepSchedule()}
+    common |= {name: str(schedule) for name, schedule in schedules.items() if schedule != NO_STEPS}
     common |= {name: value for name, value in vars(settings).items() if value is not None}
     if grid:
         output = _marked(output) if any(painting.problems) else output

@@ -26,13 +26,12 @@ def is_fp8(attention: str | None) -> bool:
 
 def make_fast(pipe: Any, attention: str | None) -> None:
     """Make a pipeline's transformers fast, and say on stderr what was left as it was."""
+    from mezzotint.pipelines import transformers_of
     from mezzotint.speed import speed_up
 
-    for name in ("transformer", "transformer_2"):
-        model = getattr(pipe, name, None)
-        if model is not None:
-            report = speed_up(model, attention)
-            for unfused in report.apart:
-                print(f"note: {', '.join(unfused.layers)} stay apart: {unfused.reason}", file=sys.stderr)
-            declined = ", ".join(f"{other} {reason}" for other, reason in report.declined.items())
-            print(f"note: {name} runs attention {report.attention}{declined and f' ({declined})'}", file=sys.stderr)
+    for name, model in transformers_of(pipe).items():
+        report = speed_up(model, attention)
+        for unfused in report.apart:
+            print(f"note: {', '.join(unfused.layers)} stay apart: {unfused.reason}", file=sys.stderr)
+        declined = ", ".join(f"{other} {reason}" for other, reason in report.declined.items())
+        print(f"note: {name} runs attention {report.attention}{declined and f' ({declined})'}", file=sys.stderr)

@@ -9,7 +9,7 @@ from mezzotint.formats.header import TensorInfo
 from mezzotint.hub import local_copy
 from mezzotint.saving import FileRange
 from mezzotint.schemes import Scheme
-from mezzotint.tensor import QuantTensor
+from mezzotint.tensor import QuantTensor, real_weight
 
 BLOCK_BYTES = 8 * 2**20
 """How much is copied between two reports of progress."""
@@ -41,8 +41,7 @@ def bytes_of(tensor: Tensor) -> Iterator[memoryview]:
 def decoded(pieces: Sequence[QuantTensor], dtype: torch.dtype) -> Iterator[memoryview]:
     """The real weights [out, in] of a module in `dtype`, some rows at a time."""
     for rows in row_blocks(pieces):
-        weights = [piece.scheme.dequantize(piece.parts) for piece in rows]
-        yield from bytes_of(torch.cat(weights, dim=1).to(dtype))
+        yield from bytes_of(real_weight(rows).to(dtype))
 
 
 def decoded_bias(pieces: Sequence[QuantTensor], dtype: torch.dtype) -> Iterator[memoryview]:

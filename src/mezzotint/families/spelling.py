@@ -6,13 +6,12 @@ from functools import partial
 
 from mezzotint.families.naming import Naming, as_spelled
 from mezzotint.families.nunchaku_names import nunchaku_naming
+from mezzotint.formats.notes import PREFIXES
 from mezzotint.schemes import Shape
 
 Shapes = Mapping[str, Shape]
 """{tensor name: logical shape} of every plain tensor and of every quantized linear's weight."""
 
-PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.")
-"""What single files, and state dicts of whole pipelines, put before every name of the transformer."""
 OTHER_COMPONENTS = ("vae.", "text_encoders.", "first_stage_model.", "cond_stage_model.", "conditioner.")
 """How the names of a single file's other components begin."""
 

@@ -13,6 +13,7 @@ from statistics import median
 import torch
 
 from mezzotint.formats import modelopt
+from mezzotint.formats.comfy import LEGACY
 from mezzotint.formats.contents import PARTS, Contents, Match, NoMatch, StoredLinear, sort_out
 from mezzotint.formats.header import Header, TensorInfo
 from mezzotint.formats.notes import kitchen_linear
@@ -21,7 +22,7 @@ from mezzotint.schemes import FP8
 FLOATS = (torch.float8_e4m3fn, torch.bfloat16, torch.float16, torch.float32)
 SAMPLES, LARGEST = 8, 64.0
 """How many matrices are looked at, and the median of their largest weights above which they must have had scales."""
-LEGACY, DECLARATIONS = "scaled_fp8", ("quantization_config", modelopt.COMFY_NOTE)
+DECLARATIONS = ("quantization_config", modelopt.COMFY_NOTE)
 NOT_READ = frozenset({"scales"})
 """What is assumed of a file on the Hub, whose numbers are read only to load."""
 

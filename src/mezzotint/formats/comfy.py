@@ -100,7 +100,7 @@ def bears_comfy_marks(header: Header) -> bool:
 
 def legacy_marker(header: Header) -> str | None:
     """Name of the `scaled_fp8` tensor, if there is one."""
-    return next((prefix + LEGACY for prefix in PREFIXES if prefix + LEGACY in header.tensors), None)
+    return next((prefix + LEGACY for prefix in ("", *PREFIXES) if prefix + LEGACY in header.tensors), None)
 
 
 def modelopt_declaration(header: Header) -> Mapping[str, Any]:
@@ -123,7 +123,7 @@ def _marks(header: Header) -> str:
 
 def _prefix(header: Header) -> str:
     """What ComfyUI's files put before the names, where this one does, or nothing."""
-    return next((prefix for prefix in PREFIXES[1:] if any(key.startswith(prefix) for key in header.tensors)), "")
+    return next((prefix for prefix in PREFIXES if any(key.startswith(prefix) for key in header.tensors)), "")
 
 
 def _own_formats(header: Header) -> list[str]:

@@ -19,7 +19,8 @@ from mezzotint.schemes import FP8, INT8, MXFP8, NVFP4, Scheme
 from mezzotint.tensor import PLAIN, Layout
 
 MARKER = ".comfy_quant"
-PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "transformer.")
+PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.")
+"""What single files, and state dicts of whole pipelines, put before every name of the transformer."""
 SCHEME_OF_FORMAT = {"nvfp4": NVFP4, "float8_e4m3fn": FP8, "mxfp8": MXFP8, "int8_tensorwise": INT8}
 REFUSED = {
     "float8_e5m2": "its numbers have two bits of mantissa, and no scheme here has",
@@ -112,7 +113,7 @@ def _length(header: Header, key: str | None) -> int | None:
 
 
 def _spelled(header: Header, module: str) -> str:
-    names = (prefix + module for prefix in PREFIXES)
+    names = (prefix + module for prefix in ("", *PREFIXES))
     return next((name for name in names if f"{name}.weight" in header.tensors), module)
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from mezzotint.builtin import DEMO, resolve
+from mezzotint.builtin import DEMO, is_pipeline, resolve
 from mezzotint.errors import BadRequest
-from mezzotint.kernels import AS_STORED, named
+from mezzotint.kernels import AS_STORED, check_choice
 from mezzotint.pipelines import load, plan_transformers
 from mezzotint.residency import STORED
 from mezzotint.schedule import NO_STEPS, StepSchedule
@@ -55,16 +55,11 @@ class Candidate:
     def check(self) -> None:
         """Raise what `load` would raise before it reads a weight."""
         _ = self.schedule
-        _ = None if self.backend is None else named(self.backend)
+        check_choice(self.backend)
         plan_transformers(resolve(self.model), self.transformer, self.transformer_2, self.activations)
 
     def to_dict(self) -> dict[str, str | None]:
         return dict(vars(self))
-
-
-def is_pipeline(source: str) -> bool:
-    """Whether a source is a whole diffusers pipeline, not a transformer."""
-    return (resolve(source) / "model_index.json").is_file()
 
 
 def read_sources(reference: str, candidates: list[str], model: str | None = None) -> tuple[Candidate, ...]:
@@ -76,7 +71,7 @@ def read_sources(reference: str, candidates: list[str], model: str | None = None
     Raises   BadRequest for an option that does not exist, or two of one name
     """
     sources = [_split(text) for text in (reference, *candidates)]
-    around = model or (sources[0][1] if is_pipeline(sources[0][1]) else DEMO)
+    around = model or (sources[0][1] if is_pipeline(resolve(sources[0][1])) else DEMO)
     found = tuple(_candidate(*source, around) for source in sources)
     names = [candidate.name for candidate in found]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -86,7 +81,7 @@ def read_sources(reference: str, candidates: list[str], model: str | None = None
 
 
 def _candidate(name: str, source: str, options: dict[str, str], model: str) -> Candidate:
-    if is_pipeline(source):
+    if is_pipeline(resolve(source)):
         return replace(Candidate(name, source), **options)
     return replace(Candidate(name, model, source), **options)
 

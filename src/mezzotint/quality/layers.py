@@ -18,7 +18,7 @@ from mezzotint.quality.candidate import Candidate
 from mezzotint.quality.input_scales import InputRange, input_range
 from mezzotint.quality.recording import Sample
 from mezzotint.quality.signatures import Suspicion, relative_error
-from mezzotint.tensor import QuantTensor
+from mezzotint.tensor import QuantTensor, real_weight
 
 PLAIN = "plain"
 Z_RATIO, FEWEST = 1.5, 4
@@ -117,8 +117,8 @@ class Side:
 
     def suspicion(self, name: str, limit: float, device: torch.device) -> Suspicion:
         """What the signatures need to explain the error of a weight."""
-        pieces = self.pieces(name, device)
-        weight = decoded(pieces) if pieces else self._tensor(name).to(device)
+        pieces = self._pieces(name, device)
+        weight = real_weight(pieces) if pieces else self._tensor(name).to(device)
         expected = self.expected(f"{name}.weight" if pieces else name)
         assert expected is not None  # noqa: S101
 
@@ -136,14 +136,9 @@ class Side:
         assert bias is not None  # noqa: S101
         return bias
 
-    def pieces(self, name: str, device: torch.device) -> list[QuantTensor]:
+    def _pieces(self, name: str, device: torch.device) -> list[QuantTensor]:
         """A quantized layer's, none of an unquantized tensor."""
         return [piece.to(device) for piece in self.candidate.read(name)] if name in self.candidate.linears else []
-
-
-def decoded(pieces: Sequence[QuantTensor]) -> Tensor:
-    """The real weights that a layer's pieces stand for, float32 [out, in]."""
-    return torch.cat([piece.scheme.dequantize(piece.parts) for piece in pieces], dim=1)
 
 
 def measure(side: Side, name: str, samples: Sequence[Sample], candidate: Candidate, device: torch.device) -> Layer:

@@ -18,9 +18,6 @@ SETS = {path.stem: path for path in sorted((DATA / "prompts").glob("*.txt"))}
 `edit`: 24 instructions for any picture."""
 
 
-RECODE = "save it as UTF-8."
-
-
 @dataclass(frozen=True)
 class Prompt:
     """A prompt, what it is about (the heading above it in its file), and the picture that it edits."""
@@ -37,7 +34,7 @@ class Prompt:
         return {"text": self.text, "about": self.about} | (self.image.to_dict() if self.image else {})
 
 
-def default_set(model: str | AnyPath, edits: bool = False) -> str:
+def default_set(model: str | AnyPath, edits: bool) -> str:
     """The set that fits a pipeline: the built-in model knows the captions of its own only."""
     if edits:
         return "edit"
@@ -100,6 +97,5 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadRequest(
-            f"{path}: is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}", RECODE
-        ) from error
+        wrong = f"byte {error.start} is {error.object[error.start]:#04x}"
+        raise BadRequest(f"{path}: is not UTF-8: {wrong}", "save it as UTF-8.") from error

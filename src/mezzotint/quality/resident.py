@@ -11,7 +11,7 @@ from mezzotint.costs import resident_bytes
 from mezzotint.formats.modelopt import quantization
 from mezzotint.hub import AnyPath
 from mezzotint.nn import quant_linears
-from mezzotint.pipelines import SECOND, TRANSFORMER
+from mezzotint.pipelines import transformers_of
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,7 @@ def claim_of(path: AnyPath) -> str | None:
 
 def resident(pipe: Any) -> Resident:
     """Count what a pipeline's transformers hold."""
-    transformers = [pipe.components.get(name) for name in (TRANSFORMER, SECOND)]
-    transformers = [transformer for transformer in transformers if transformer is not None]
+    transformers = transformers_of(pipe).values()
     quantized = [layer for model in transformers for layer in quant_linears(model).values()]
     plain = [layer for model in transformers for layer in model.modules() if isinstance(layer, nn.Linear)]
     weights = sum(layer.out_features * layer.in_features for layer in quantized)

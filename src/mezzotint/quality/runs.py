@@ -9,7 +9,7 @@ runs/KEY/SHOT.json        written last: times, problems; what has none is painte
 import gc
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,19 +19,20 @@ import diffusers
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mezzotint._version import VERSION
-from mezzotint.builtin import resolve
+from mezzotint.builtin import PIPELINE_INDEX, resolve
 from mezzotint.costs import Laps, clocked, forget_peak, memory, now
 from mezzotint.editing import SourceImage
 from mezzotint.families import Sampling
 from mezzotint.hub import AnyPath, HubPath
 from mezzotint.kernels import Target
 from mezzotint.pictures import save_png
-from mezzotint.pipelines import SAMPLING_FILE, SECOND, TRANSFORMER, Painting, paint
+from mezzotint.pipelines import SAMPLING_FILE, SECOND, TRANSFORMER, Painting, paint, transformers_of
 from mezzotint.quality.candidate import Candidate
+from mezzotint.quality.prompts import Prompt, request
 from mezzotint.quality.resident import claim_of, resident
 from mezzotint.saving import whole_file
 from mezzotint.saving.stream import record_of
@@ -66,8 +67,7 @@ class Shot:
     @property
     def request(self) -> dict[str, Any]:
         """What `paint` is asked for."""
-        image = self.image.picture if self.image else None
-        return {"prompts": [self.prompt], "seeds": [self.seed], "images": [image]}
+        return request([Prompt(self.prompt, image=self.image)], self.seed)
 
     def kernels(self) -> AbstractContextManager[Any]:
         return sdpa_kernel(OTHER_KERNELS) if self.other_kernels else nullcontext()
@@ -150,7 +150,7 @@ def paint_run(
     shots: Sequence[Shot],
     sampling: Sampling,
     device: torch.device,
-    on_picture: Callable[[str], None] = lambda _name: None,
+    on_picture: Callable[[str], None],
 ) -> Run:
     """Paint what is not there yet; the model is loaded only if something is missing, and freed afterwards.
 
@@ -202,7 +202,7 @@ def _paint_missing(
 
 def _paint_one(pipe: Any, run: Run, shot: Shot, device: torch.device) -> tuple[Painting, Tensor, Laps]:
     trajectory: list[Tensor] = []
-    with clocked(device, _transformers(pipe)) as clock, shot.kernels():
+    with clocked(device, transformers_of(pipe).values()) as clock, shot.kernels():
 
         def on_step(step: int, latents: Tensor) -> None:
             clock.on_step(step, latents)
@@ -211,13 +211,6 @@ def _paint_one(pipe: Any, run: Run, shot: Shot, device: torch.device) -> tuple[P
         sampling, schedule = run.sampling, run.candidate.schedule
         painting = paint(pipe, **shot.request, sampling=sampling, on_step=on_step, guard=False, bf16_steps=schedule)
     return painting, torch.stack([latents.cpu() for latents in trajectory]), clock.laps
-
-
-def _transformers(pipe: Any) -> Iterator[nn.Module]:
-    for component in (TRANSFORMER, SECOND):
-        module = getattr(pipe, component, None)
-        if module is not None:
-            yield module
 
 
 def _largest(earlier: list[dict[str, Any]] | None, later: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -251,9 +244,9 @@ def pipeline_hash(folder: AnyPath, replaced: Sequence[str]) -> str:
     """SHA-256 of a pipeline's files, those of the replaced components left out but for their configuration."""
     if isinstance(folder, HubPath):
         return f"{folder.repo.name}@{folder.repo.commit}"
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    index = json.loads((folder / PIPELINE_INDEX).read_text(encoding="utf-8"))
     components = [folder / name for name in index if name not in replaced and (folder / name).is_dir()]
-    small = [folder / "model_index.json", folder / SAMPLING_FILE]
+    small = [folder / PIPELINE_INDEX, folder / SAMPLING_FILE]
     return _hash_files(folder, [*small, *components, *(folder / name / "config.json" for name in replaced)])
 
 

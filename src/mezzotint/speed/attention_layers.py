@@ -73,14 +73,11 @@ class JointAttention:
             v = torch.cat((text_v, v), 1)
         angles = _angles(image_rotary_emb if freqs_cis is None else freqs_cis)
         mask = _joint_mask(attention_mask, encoder_hidden_states_mask, hidden_states)
+        fp8 = _takes_fp8(self.attention, mask)
         out = _attend(
             self.attention,
-            _turned(
-                q, text_q, attn.norm_q, getattr(attn, "norm_added_q", None), angles, _takes_fp8(self.attention, mask)
-            ),
-            _turned(
-                k, text_k, attn.norm_k, getattr(attn, "norm_added_k", None), angles, _takes_fp8(self.attention, mask)
-            ),
+            _turned(q, text_q, attn.norm_q, getattr(attn, "norm_added_q", None), angles, fp8),
+            _turned(k, text_k, attn.norm_k, getattr(attn, "norm_added_k", None), angles, fp8),
             v,
             mask,
         )

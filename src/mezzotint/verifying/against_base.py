@@ -11,6 +11,7 @@ from torch import Tensor
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.converting.bytes_of import row_blocks
 from mezzotint.schemes import FP8
+from mezzotint.tensor import real_weight
 from mezzotint.verifying.findings import Finding, broken, suspicious
 
 UNRELATED = 0.5
@@ -44,8 +45,7 @@ def compare_layer(checkpoint: Checkpoint, module: str, base: Checkpoint) -> Laye
     if name not in base.plain or base.shape(name) != shape:
         return None
     pieces = checkpoint.read(module)
-    decoded = (torch.cat([piece.scheme.dequantize(piece.parts) for piece in rows], 1) for rows in row_blocks(pieces))
-    return _error(module, pieces[0].scheme.name, decoded, base.tensor(name))
+    return _error(module, pieces[0].scheme.name, map(real_weight, row_blocks(pieces)), base.tensor(name))
 
 
 def compare_plain(checkpoint: Checkpoint, name: str, base: Checkpoint) -> LayerError | None:
