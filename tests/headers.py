@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from mezzotint.formats import Header
-from mezzotint.formats.header import TensorInfo
+from mezzotint.formats.safetensors_file import TensorInfo
 
 FOLDER = Path(__file__).parent / "data/headers"
 MODELS = sorted(path.stem for path in FOLDER.glob("*.json"))

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from headers import expand, read_fixture
 from mezzotint.formats import read_header, targets
-from mezzotint.formats.header import DTYPES
 from mezzotint.formats.notes import MARKER
+from mezzotint.formats.safetensors_file import DTYPES
 from mezzotint.schemes import NVFP4
 from mezzotint.tensor import PLAIN, QuantTensor
 from nunchaku_files import CASES

@@ -16,8 +16,8 @@ import fuzz_checkpoints
 import fuzz_headers
 from checkpoints import WEIGHTS
 from mezzotint.errors import BrokenFile
-from mezzotint.formats import header as limits
 from mezzotint.formats import read_header
+from mezzotint.formats import safetensors_file as limits
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**65), 2**65) | st.floats() | st.text(max_size=5),

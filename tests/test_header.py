@@ -11,8 +11,7 @@ from safetensors.torch import save_file
 
 from checkpoints import WEIGHTS
 from mezzotint.errors import BrokenFile, CheckpointError, NotACheckpoint, UnexpectedTensor
-from mezzotint.formats import header as header_module
-from mezzotint.formats import read_header
+from mezzotint.formats import read_header, safetensors_file
 
 
 def write(file: Path, header: dict[str, Any] | bytes, data: bytes = b"") -> Path:
@@ -69,7 +68,7 @@ def test_a_header_that_lies_is_refused(tmp_path: Path, header: Any, data: bytes,
 
 
 def test_a_header_over_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(header_module, "MAX_HEADER_BYTES", 10)
+    monkeypatch.setattr(safetensors_file, "MAX_HEADER_BYTES", 10)
     with pytest.raises(BrokenFile, match="over the limit"):
         read_header(write(tmp_path / "a.safetensors", {"a": entry()}, bytes(8)))
 

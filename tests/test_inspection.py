@@ -12,7 +12,7 @@ import mezzotint
 import sparse
 from cases import Case
 from mezzotint.errors import NotACheckpoint
-from mezzotint.formats.header import TensorInfo
+from mezzotint.formats.safetensors_file import TensorInfo
 from mezzotint.inspection import Outlook
 from quantized import export
 from test_golden import CASES, Golden, loaded, opened

@@ -11,7 +11,7 @@ from mezzotint.checkpoint import Checkpoint
 from mezzotint.errors import ShapeMismatch, Unsupported
 from mezzotint.families.nunchaku_names import nunchaku_naming, stored_layers, stored_tensor
 from mezzotint.formats import Header
-from mezzotint.formats.header import TensorInfo
+from mezzotint.formats.safetensors_file import TensorInfo
 from mezzotint.formats.svdquant_writer import fuse, nunchaku_tensors
 from mezzotint.loading import plan
 from mezzotint.pipelines import meta_model

@@ -14,10 +14,10 @@ from mezzotint.families import Family, family_of
 from mezzotint.families.links import writers_of
 from mezzotint.families.naming import Naming, Piece
 from mezzotint.formats import Contents, Header, Recognised, StoredLinear, recognise
-from mezzotint.formats.header import TensorInfo
 from mezzotint.formats.layout_evidence import sample_of
 from mezzotint.formats.layout_inferred import Link, infer_codes, infer_scales
 from mezzotint.formats.layout_measured import Sample, measure
+from mezzotint.formats.safetensors_file import TensorInfo
 from mezzotint.formats.supplement import open_header
 from mezzotint.formats.svdquant_measured import in_rows, measure_vectors
 from mezzotint.formats.svdquant_order import smallest

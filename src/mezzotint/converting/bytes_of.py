@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from mezzotint.formats.header import TensorInfo
+from mezzotint.formats.safetensors_file import TensorInfo
 from mezzotint.hub import local_copy
 from mezzotint.saving import FileRange
 from mezzotint.schemes import Scheme

@@ -12,7 +12,7 @@ from torch import Tensor
 from mezzotint.checkpoint import Checkpoint, Outline
 from mezzotint.converting.bytes_of import bytes_of, copied, copied_scale, decoded, decoded_bias
 from mezzotint.errors import BadRequest, CannotWrite, UnexpectedTensor, Unsupported, listed
-from mezzotint.formats.header import TensorInfo
+from mezzotint.formats.safetensors_file import TensorInfo
 from mezzotint.formats.writing import Declaration, Pieces, Refusal, Writer
 from mezzotint.saving import Block, Entry, Group
 from mezzotint.schemes import BF16

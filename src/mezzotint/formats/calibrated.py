@@ -18,8 +18,9 @@ from torch import Tensor
 
 from mezzotint.errors import ShapeMismatch
 from mezzotint.formats.contents import Contents, Match, NoMatch, StoredLinear, sort_out
-from mezzotint.formats.header import Header, TensorInfo
+from mezzotint.formats.header import Header
 from mezzotint.formats.modelopt import quantization
+from mezzotint.formats.safetensors_file import TensorInfo
 from mezzotint.schemes import FP8
 from mezzotint.schemes.rounding import E4M3_MAX, round_e4m3
 from mezzotint.tensor import PLAIN, QuantTensor

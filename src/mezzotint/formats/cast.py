@@ -15,8 +15,9 @@ import torch
 from mezzotint.formats import modelopt
 from mezzotint.formats.comfy import LEGACY
 from mezzotint.formats.contents import PARTS, Contents, Match, NoMatch, StoredLinear, sort_out
-from mezzotint.formats.header import Header, TensorInfo
+from mezzotint.formats.header import Header
 from mezzotint.formats.notes import kitchen_linear
+from mezzotint.formats.safetensors_file import TensorInfo
 from mezzotint.schemes import FP8
 
 FLOATS = (torch.float8_e4m3fn, torch.bfloat16, torch.float16, torch.float32)

@@ -19,7 +19,8 @@ import torch
 
 from mezzotint.errors import UnknownFormat
 from mezzotint.formats.contents import Contents, Match, NoMatch, StoredLinear, sort_out
-from mezzotint.formats.header import Header, TensorInfo
+from mezzotint.formats.header import Header
+from mezzotint.formats.safetensors_file import TensorInfo
 from mezzotint.schemes import BF16, FP8, INT8, NVFP4, Scheme
 from mezzotint.tensor import PLAIN
 

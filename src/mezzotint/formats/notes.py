@@ -13,8 +13,9 @@ import torch
 
 from mezzotint.errors import BrokenFile, MissingTensor, UnknownFormat, Unsupported
 from mezzotint.formats.contents import MAX_PADDING, StoredLinear
-from mezzotint.formats.header import Header, read_each
+from mezzotint.formats.header import Header
 from mezzotint.formats.modelopt import COMFY_NOTE, SUFFIXES, optional_keys
+from mezzotint.formats.safetensors_file import read_each
 from mezzotint.schemes import FP8, INT8, MXFP8, NVFP4, Scheme
 from mezzotint.tensor import PLAIN, Layout
 

@@ -19,7 +19,8 @@ import torch
 
 from mezzotint.errors import ShapeMismatch
 from mezzotint.formats.contents import StoredLinear
-from mezzotint.formats.header import Header, TensorInfo
+from mezzotint.formats.header import Header
+from mezzotint.formats.safetensors_file import TensorInfo
 from mezzotint.schemes import AWQ_W4A16, SVDQUANT_INT4, SVDQUANT_NVFP4, Scheme
 from mezzotint.tensor import Layout, QuantTensor
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mezzotint.errors import BrokenFile
-from mezzotint.formats.header import MAX_TENSORS, TensorInfo
 from mezzotint.formats.pickled import Described, Machine, Refused
+from mezzotint.formats.safetensors_file import MAX_TENSORS, TensorInfo
 
 MAX_PICKLE_BYTES = 64 * 2**20
 LOCAL_HEADER_BYTES = 30

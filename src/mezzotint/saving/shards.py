@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from mezzotint.formats.header import DTYPES
+from mezzotint.formats.safetensors_file import DTYPES
 
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 HEADER_MULTIPLE = 8

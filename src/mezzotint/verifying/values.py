@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mezzotint.errors import CheckpointError
 from mezzotint.formats import Header, StoredLinear
-from mezzotint.formats.header import TensorInfo
+from mezzotint.formats.safetensors_file import TensorInfo
 from mezzotint.schemes import BF16, FP8, NVFP4
 from mezzotint.verifying.findings import Finding, broken, of_error, suspicious
 
