@@ -12,7 +12,8 @@ from torch import nn
 import mezzotint
 import tiny
 from mezzotint.families import Sampling
-from mezzotint.pipelines import Painting, paint, sampling_of
+from mezzotint.painting import Painting, paint
+from mezzotint.pipelines import sampling_of
 from quantized import calibration
 
 PROMPTS = ["a red fox", "rain"]

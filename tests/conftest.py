@@ -104,7 +104,7 @@ def editors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"{qwen}.calculate_dimensions", lambda _area, _ratio: (96, 64, None))
     monkeypatch.setattr(f"{qwen}_plus.calculate_dimensions", lambda _area, _ratio: (96, 64))
     monkeypatch.setattr("diffusers.pipelines.flux.pipeline_flux_kontext.PREFERRED_KONTEXT_RESOLUTIONS", [(96, 64)])
-    monkeypatch.setattr("mezzotint.pipelines.problems_of", lambda _frames, _latents: ())
+    monkeypatch.setattr("mezzotint.painting.problems_of", lambda _frames, _latents: ())
     ftfy = SimpleNamespace(fix_text=lambda text: text)  # it mends mojibake, of which the prompts have none
     monkeypatch.setattr("diffusers.pipelines.wan.pipeline_wan_i2v.ftfy", ftfy, raising=False)
 

@@ -17,7 +17,8 @@ from checkpoints import WEIGHTS, rewrite
 from mezzotint.builtin import DATA
 from mezzotint.layouts.nunchaku import to_vector_fragments
 from mezzotint.layouts.tiles import to_tiles
-from mezzotint.pipelines import load, paint, sampling_of
+from mezzotint.painting import paint
+from mezzotint.pipelines import load, sampling_of
 from quantized import linears, nvfp4
 
 FP8, NVFP4, SMOOTH, BF16 = "demo-fp8", "demo-nvfp4", "smooth", "bf16"

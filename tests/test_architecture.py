@@ -21,6 +21,7 @@ ROOMS = (
     "loading saving",
     "diffusers_quantizer pictures converting",
     "pipelines videos",
+    "painting",
     "quality verifying bench",
     "demo",
     "__init__",

@@ -13,7 +13,7 @@ import torch
 from cases import PICTURE, Case
 from mezzotint.editing import read_image
 from mezzotint.errors import BadRequest
-from mezzotint.pipelines import Painting, paint
+from mezzotint.painting import Painting, paint
 from mezzotint.quality.comparison import Comparison, compare
 from mezzotint.quality.diagnosis import diagnose
 from mezzotint.quality.prompts import read_prompts

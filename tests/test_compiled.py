@@ -10,7 +10,7 @@ import torch
 
 from cases import PROMPTS, Case
 from makers import MAKERS
-from mezzotint.pipelines import paint
+from mezzotint.painting import paint
 from mezzotint.quality import latent_cosine
 from mezzotint.schedule import StepSchedule
 from mezzotint.speed import speed_up

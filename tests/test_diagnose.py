@@ -21,7 +21,8 @@ from mezzotint.errors import BadRequest
 from mezzotint.families import Sampling
 from mezzotint.kernels import Can, Cannot, Target, WeightSpec
 from mezzotint.layouts.nunchaku import from_vector_fragments, to_vector_fragments
-from mezzotint.pipelines import SAMPLING_FILE, load, paint, sampling_of
+from mezzotint.painting import paint
+from mezzotint.pipelines import SAMPLING_FILE, load, sampling_of
 from mezzotint.quality.candidate import read_sources
 from mezzotint.quality.diagnosis import SCHEMA, diagnose
 from mezzotint.quality.input_scales import input_fault, input_range

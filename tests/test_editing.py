@@ -20,7 +20,8 @@ from mezzotint.cli import app
 from mezzotint.editing import TAKE_ONE, check_pipeline, read_image
 from mezzotint.errors import BadRequest, Unsupported
 from mezzotint.families import Sampling, families
-from mezzotint.pipelines import paint, sampling_of
+from mezzotint.painting import paint
+from mezzotint.pipelines import sampling_of
 from mezzotint.quality import latent_cosine
 from quantized import export
 

@@ -12,7 +12,7 @@ from cases import PROMPTS, Case
 from conftest import Proves
 from makers import MAKERS
 from mezzotint.checkpoint import Checkpoint
-from mezzotint.pipelines import paint
+from mezzotint.painting import paint
 from mezzotint.quality import latent_cosine
 
 COSINE = {"diffusers": 1.0, "makers": 1.0, "nunchaku int4": 0.9}

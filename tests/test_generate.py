@@ -20,7 +20,7 @@ from mezzotint.videos import save_mp4
 @pytest.fixture(autouse=True)
 def _blind_guard(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random weights paint noise, and the output guard objects rightly; here it is the files that are looked at."""
-    monkeypatch.setattr("mezzotint.pipelines.problems_of", lambda _frames, _latents: ())
+    monkeypatch.setattr("mezzotint.painting.problems_of", lambda _frames, _latents: ())
 
 
 def run(*arguments: object) -> Result:

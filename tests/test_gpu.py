@@ -12,7 +12,8 @@ from mezzotint.kernels.expand import BACKEND as EXPAND
 from mezzotint.kernels.expand import expand, expand_by_definition, low_rank
 from mezzotint.kernels.graphs import Graphs
 from mezzotint.nn import QuantLinear, quant_linears, use_backend
-from mezzotint.pipelines import load, paint, sampling_of
+from mezzotint.painting import paint
+from mezzotint.pipelines import load, sampling_of
 from mezzotint.schedule import StepSchedule
 from mezzotint.schemes import AWQ_W4A16
 from mezzotint.schemes.awq import encode_awq

@@ -15,7 +15,8 @@ from checkpoints import WEIGHTS, rewrite
 from mezzotint.builtin import DATA
 from mezzotint.errors import UnsoundPicture
 from mezzotint.guard import problems_of
-from mezzotint.pipelines import load, paint, sampling_of
+from mezzotint.painting import paint
+from mezzotint.pipelines import load, sampling_of
 from test_cli import run
 
 SOUND = torch.zeros(1, 4)

@@ -25,7 +25,8 @@ from mezzotint.errors import BrokenFile, MissingTensor, NotACheckpoint
 from mezzotint.formats import read_header
 from mezzotint.formats.notes import MARKER
 from mezzotint.hub import FIRST_READ, hub_path
-from mezzotint.pipelines import paint, plan_transformer, sampling_of
+from mezzotint.painting import paint
+from mezzotint.pipelines import plan_transformer, sampling_of
 from nunchaku_files import golden
 from quantized import export
 

@@ -13,7 +13,8 @@ from cases import PROMPTS, Case
 from make_header_fixtures import TO_ORIGINAL
 from mezzotint.errors import BadRequest, UnknownFormat
 from mezzotint.nn import QuantLinear, quant_linears
-from mezzotint.pipelines import Painting, paint, sampling_of
+from mezzotint.painting import Painting, paint
+from mezzotint.pipelines import sampling_of
 from mezzotint.quality import latent_cosine
 from quantized import export, in_original_names, linears
 

@@ -16,7 +16,8 @@ from mezzotint import speed
 from mezzotint.errors import BadRequest
 from mezzotint.kernels import BF16
 from mezzotint.nn import QuantLinear, overrides, unrounded_inputs, use_backend
-from mezzotint.pipelines import load, paint, sampling_of
+from mezzotint.painting import paint
+from mezzotint.pipelines import load, sampling_of
 from mezzotint.quality.candidate import read_sources
 from mezzotint.quality.prompts import read_prompts
 from mezzotint.quality.sensitivity import sensitivity

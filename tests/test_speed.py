@@ -17,7 +17,8 @@ from mezzotint.errors import BadRequest, Unsupported
 from mezzotint.families import families, family_with
 from mezzotint.kernels import Target
 from mezzotint.nn import GroupedLinear, LinearGroup, QuantLinear
-from mezzotint.pipelines import load, meta_model, paint, sampling_of
+from mezzotint.painting import paint
+from mezzotint.pipelines import load, meta_model, sampling_of
 from mezzotint.speed import speed_up
 from mezzotint.speed.activations import tanh_gelu
 from mezzotint.speed.attention import ATTENTIONS, choose

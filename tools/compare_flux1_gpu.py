@@ -25,7 +25,8 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
 
 import tiny  # noqa: E402
-from mezzotint.pipelines import load, paint, sampling_of  # noqa: E402
+from mezzotint.painting import paint  # noqa: E402
+from mezzotint.pipelines import load, sampling_of  # noqa: E402
 from mezzotint.quality.comparison import compare  # noqa: E402
 from mezzotint.quality.report import write_report  # noqa: E402
 from quantized import calibration, export  # noqa: E402

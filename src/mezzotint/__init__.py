@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from mezzotint.inspection import Report
     from mezzotint.loading import LoadReport
     from mezzotint.nn import QuantLinear, use_backend
-    from mezzotint.pipelines import load, paint
+    from mezzotint.painting import paint
+    from mezzotint.pipelines import load
     from mezzotint.quality.comparison import compare
     from mezzotint.quality.diagnosis import diagnose
     from mezzotint.schedule import StepSchedule
@@ -70,7 +71,7 @@ _HOME = {
     "inspect": "checkpoint",
     "load": "pipelines",
     "open": "checkpoint",
-    "paint": "pipelines",
+    "paint": "painting",
     "speed_up": "speed",
     "use_backend": "nn",
     "verify": "verifying",

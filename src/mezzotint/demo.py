@@ -9,8 +9,9 @@ import torch
 from PIL.Image import Image
 
 from mezzotint.builtin import DEMO
+from mezzotint.painting import Painting, paint
 from mezzotint.pictures import sheet
-from mezzotint.pipelines import Painting, load, paint, sampling_of
+from mezzotint.pipelines import load, sampling_of
 from mezzotint.quality.metrics import latent_cosine, psnr, ssim, stack
 from mezzotint.residency import STORED
 

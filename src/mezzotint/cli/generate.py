@@ -13,7 +13,7 @@ from mezzotint.cli.sides import sides
 from mezzotint.errors import BadRequest
 
 if TYPE_CHECKING:
-    from mezzotint.pipelines import Painting
+    from mezzotint.painting import Painting
 
 EXAMPLES = """
 Paint pictures, or videos, with a diffusers pipeline whose transformer may be quantized.
@@ -105,7 +105,8 @@ def generate(
         bar = progress.add_task("loading", total=None)
         quiet_libraries()
         from mezzotint.editing import read_image
-        from mezzotint.pipelines import check_image, load, paint, sampling_of, unsound
+        from mezzotint.painting import paint, unsound
+        from mezzotint.pipelines import check_image, load, sampling_of
         from mezzotint.schedule import NO_STEPS, StepSchedule
 
         schedules = {

@@ -37,7 +37,8 @@ def warmup(
 
     quiet_libraries()
     from mezzotint.editing import read_image
-    from mezzotint.pipelines import check_image, load, paint, sampling_of
+    from mezzotint.painting import paint
+    from mezzotint.pipelines import check_image, load, sampling_of
     from mezzotint.speed import cache_folder
 
     picture = None if image is None else read_image(image).picture

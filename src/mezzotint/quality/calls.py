@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mezzotint.costs import now
-from mezzotint.pipelines import paint
+from mezzotint.painting import paint
 from mezzotint.quality.pair import Pair
 from mezzotint.quality.prompts import request
 from mezzotint.quality.signatures import relative_error

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mezzotint.errors import BadRequest
 from mezzotint.families import Sampling
-from mezzotint.pipelines import paint
+from mezzotint.painting import paint
 from mezzotint.quality.candidate import Candidate
 from mezzotint.quality.prompts import Prompt, request
 

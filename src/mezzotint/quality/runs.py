@@ -29,8 +29,9 @@ from mezzotint.editing import SourceImage
 from mezzotint.families import Sampling
 from mezzotint.hub import AnyPath, HubPath
 from mezzotint.kernels import Target
+from mezzotint.painting import Painting, paint
 from mezzotint.pictures import save_png
-from mezzotint.pipelines import SAMPLING_FILE, SECOND, TRANSFORMER, Painting, paint, transformers_of
+from mezzotint.pipelines import SAMPLING_FILE, SECOND, TRANSFORMER, transformers_of
 from mezzotint.quality.candidate import Candidate
 from mezzotint.quality.prompts import Prompt, request
 from mezzotint.quality.resident import claim_of, resident
