@@ -11,12 +11,12 @@ import diffusers
 import torch
 
 from mezzotint._version import VERSION
-from mezzotint.costs import Laps, Spread
 from mezzotint.errors import BadRequest
 from mezzotint.families import Sampling
 from mezzotint.kernels import Target, device_of
 from mezzotint.pipelines import sampling_of
 from mezzotint.quality.candidate import Candidate, read_sources
+from mezzotint.quality.cost import cost
 from mezzotint.quality.floor import Level, NoiseFloor
 from mezzotint.quality.gate import PROFILES, Gate, profile_for, read_gate
 from mezzotint.quality.metrics import METRICS, PICTURE_METRICS, unavailable
@@ -274,41 +274,6 @@ def _problems(run: Run, shots: Shots) -> Iterator[dict[str, Any]]:
     for (prompt, seed), shot in shots.items():
         if run.problems(shot):
             yield {"prompt": prompt, "seed": seed, "seen": list(run.problems(shot))}
-
-
-def cost(run: Run, shots: Sequence[Shot]) -> dict[str, Any]:
-    """What a run cost; times are spreads over the pictures or steps, the first picture of each session left out."""
-    laps = [run.laps(shot) for shot in shots]
-    return {
-        "load_seconds": run.facts["load_seconds"],
-        "seconds_per_picture": _spread([lap.total for lap in laps]),
-        "seconds_per_step": _spread([step for lap in laps for step in lap.steps]),
-        "stages": _stages(laps),
-        "resident_bytes": run.facts["resident"]["pipeline_bytes"],
-        "activation_bytes": _activations(run.facts["memory"]),
-        "memory": run.facts["memory"],
-    }
-
-
-def _stages(laps: Sequence[Laps]) -> dict[str, Any]:
-    return {
-        "encode": _spread([lap.encode for lap in laps]),
-        "denoise": _spread([sum(lap.steps) for lap in laps]),
-        "decode": _spread([lap.decode for lap in laps]),
-    }
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return vars(Spread.of(values))
-
-
-def _activations(memory: Sequence[Mapping[str, Any]]) -> int | None:
-    """The largest that painting needed beyond what was loaded, by PyTorch's count or else the driver's."""
-    loaded, painted = memory
-    for before, after in (("allocated", "peak_allocated"), ("driver", "driver")):
-        if loaded[before] is not None and painted[after] is not None:
-            return max(0, int(painted[after] - loaded[before]))
-    return None
 
 
 def _candidate(judged: Judged, shots: Shots) -> dict[str, Any]:
