@@ -254,9 +254,7 @@ def _turned_into_fp8(plan: LoadPlan, model: nn.Module) -> Iterator[str]:
     turned = [
         name
         for name, layer in quant_linears(model).items()
-        if layer.products[0].scheme is FP8
-        and name in checkpoint.linears
-        and checkpoint.stored(checkpoint.linears[name][0].source).scheme is not FP8
+        if layer.products[0].scheme is FP8 and name in checkpoint.linears and checkpoint.scheme(name) is not FP8
     ]
     if turned:
         yield f"{len(turned)} layers of 4 bits became FP8, one scale a row; their inputs are rounded to FP8"

@@ -97,9 +97,7 @@ class Side:
 
     def _keeps_bias(self, name: str) -> bool:
         """Whether a quantized layer's bias is stored as the model has it."""
-        (piece, *_) = self.candidate.linears[name]
-        scheme = self.candidate.stored(piece.source).scheme.name
-        return scheme in KEEP_BIAS and "bias" in self.candidate.linear_shapes(name)
+        return self.candidate.scheme(name).name in KEEP_BIAS and "bias" in self.candidate.linear_shapes(name)
 
     def module(self, name: str) -> str:
         """What the report calls a layer; those of a second transformer begin with their component."""

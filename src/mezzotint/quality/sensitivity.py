@@ -159,8 +159,7 @@ def _rounds_inputs(transformer: nn.Module) -> bool:
 
 def _quantized(side: Side) -> list[str]:
     """The layers that are not BF16 already: what a checkpoint has in BF16 and transformed is loaded as it was."""
-    linears = side.candidate.linears
-    return [name for name in side.quantized if side.candidate.stored(linears[name][0].source).scheme is not BF16]
+    return [name for name in side.quantized if side.candidate.scheme(name) is not BF16]
 
 
 @contextmanager

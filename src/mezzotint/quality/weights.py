@@ -66,4 +66,4 @@ def _scheme(checkpoint: Checkpoint, name: str) -> str:
     if module not in checkpoint.linears:
         own = f"{module}.weight" if f"{module}.weight" in checkpoint.plain else name
         return FP8.name if checkpoint.is_cast(own) else PLAIN
-    return checkpoint.stored(checkpoint.linears[module][0].source).scheme.name
+    return checkpoint.scheme(module).name

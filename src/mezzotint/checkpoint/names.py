@@ -1,0 +1,133 @@
+"""What a header's contents are called in diffusers' model."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from mezzotint.errors import MezzotintError
+from mezzotint.families import Family, family_of
+from mezzotint.families.naming import Naming, Piece
+from mezzotint.formats import Contents, Header, StoredLinear
+from mezzotint.schemes import Scheme, Shape
+from mezzotint.tensor import unquantized
+
+
+@dataclass(frozen=True)
+class NamedContents:
+    """A header and what a format found in it, under diffusers' names."""
+
+    header: Header
+    contents: Contents
+
+    @cached_property
+    def family(self) -> Family:
+        return family_of(self.shapes, str(self.header.path))
+
+    @cached_property
+    def shapes(self) -> Mapping[str, Shape]:
+        """{name as the file spells it: logical shape} of every plain tensor and of every quantized linear's weight."""
+        plain = {key: self.header.tensors[key].shape for key in self.contents.plain}
+        shapes = {name: linear.shape for name, linear in self.contents.linears.items()}
+        for module, pieces in self.contents.joined.items():
+            sides = [shapes.pop(piece) for piece in pieces]
+            shapes[module] = (sides[0][0], sum(side[1] for side in sides))
+        return plain | {f"{name}.weight": shape for name, shape in shapes.items()}
+
+    @cached_property
+    def _naming(self) -> Naming:
+        family = self.family
+        try:
+            return family.naming(self.shapes)
+        except MezzotintError as error:
+            raise error.at(str(self.header.path)) from error
+
+    @property
+    def places(self) -> Collection[str]:
+        """Names of the model's tensors, of those that the checkpoint has something for."""
+        return self._naming.keys()
+
+    @cached_property
+    def ignored(self) -> Mapping[str, str]:
+        """{stored tensor: reason} of all that is left aside, by the format or by the family."""
+        ignored = dict(self.contents.ignored)
+        for name, reason in self.family.dropped(self.shapes).items():
+            linear = self.contents.linears.get(name.removesuffix(".weight"))
+            ignored |= dict.fromkeys([name] if linear is None else linear.keys.values(), reason)
+        return ignored
+
+    @property
+    def unplaced(self) -> list[str]:
+        """Stored tensors that are neither ignored nor part of any tensor of the diffusers model."""
+        used = {piece.source for pieces in self._naming.values() for piece in pieces}
+        return [name for name in self.shapes if name not in used and name not in self.ignored]
+
+    @cached_property
+    def linears(self) -> Mapping[str, Sequence[Piece]]:
+        """{diffusers module: its pieces, each of a stored quantized linear}"""
+        quantized: dict[str, tuple[str, ...]] = {f"{name}.weight": (name,) for name in self.contents.linears}
+        quantized |= {f"{module}.weight": pieces for module, pieces in self.contents.joined.items()}
+        return {
+            name.removesuffix(".weight"): [
+                replace(piece, source=source) for piece in pieces for source in quantized[piece.source]
+            ]
+            for name, pieces in self._naming.items()
+            if pieces[0].source in quantized
+        }
+
+    @cached_property
+    def plain(self) -> Mapping[str, Piece]:
+        """{diffusers tensor name: the stored tensor that it is}"""
+        stored = set(self.contents.plain)
+        return {name: pieces[0] for name, pieces in self._naming.items() if pieces[0].source in stored}
+
+    @property
+    def modules(self) -> list[str]:
+        """diffusers names of the quantized linears."""
+        return sorted(self.linears)
+
+    def stored(self, module: str) -> StoredLinear:
+        """The stored linear that a piece names."""
+        return self.contents.linears[module]
+
+    def scheme(self, module: str) -> Scheme:
+        """That of a quantized linear."""
+        return self.stored(self.linears[module][0].source).scheme
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a plain tensor, by its diffusers name."""
+        piece = self.plain[name]
+        stored = self.header.tensors[piece.source].shape
+        return stored if piece.rows is None else (len(piece.rows), *stored[1:])
+
+    def tensor(self, name: str) -> Tensor:
+        """A plain tensor's values, by its diffusers name, in the dtype that `dtype` says."""
+        piece = self.plain[name]
+        stored = self.header.tensors[piece.source].read().to(self.dtype(name))
+        return stored if piece.rows is None else stored[piece.rows]
+
+    def dtype(self, name: str) -> torch.dtype:
+        """That of a plain tensor: as it is stored, or BF16, which holds the same numbers, where it is cast to FP8."""
+        return unquantized(self.header.tensors[self.plain[name].source].dtype)
+
+    def is_cast(self, name: str) -> bool:
+        """Whether the numbers of a plain tensor, or of a quantized layer's bias, are FP8's."""
+        if name in self.plain:
+            source = self.plain[name].source
+        else:
+            piece, *_ = self.linears[name.removesuffix(".bias")]
+            source = self.stored(piece.source).keys["bias"]
+        return self.header.tensors[source].dtype is torch.float8_e4m3fn
+
+    def linear_shapes(self, module: str) -> dict[str, tuple[int, ...]]:
+        """The shapes of a quantized linear's weight and, if it has one, bias."""
+        pieces = self.linears[module]
+        stored = [self.stored(piece.source) for piece in pieces]
+        rows = len(pieces[0].rows) if pieces[0].rows is not None else stored[0].shape[0]
+        columns = [p.columns if p.columns is not None else own.shape[1] for p, own in zip(pieces, stored, strict=True)]
+        shapes: dict[str, tuple[int, ...]] = {"weight": (rows, sum(columns))}
+        if any("bias" in linear.keys for linear in stored):
+            shapes["bias"] = (rows,)
+        return shapes
