@@ -25,7 +25,7 @@ from mezzotint.kernels import (
     check_choice,
     count_uses,
 )
-from mezzotint.nn import QuantLinear, SplitLinear, quant_linears
+from mezzotint.nn import QuantLinear, SplitLinear, linear_of, quant_linears
 from mezzotint.residency import resident_form, settle
 from mezzotint.schemes import BF16, FP8, Shape
 from mezzotint.tensor import QuantTensor
@@ -128,13 +128,8 @@ def insert_linears(
         only = asked_for(backend, pieces[0].scheme)
         pieces = [resident_form(piece.to(device), kept, plan.activations) for piece in pieces]
         own_dtype = _dtype_of(model, name, dtype)
-        layer: nn.Module
-        if len(pieces) == 1:
-            layer = QuantLinear(pieces[0], own_dtype, plan.activations, only)
-        else:
-            layer = SplitLinear(pieces, own_dtype, plan.activations, only)
         parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, layer)
+        setattr(model.get_submodule(parent), leaf, linear_of(pieces, own_dtype, plan.activations, only))
 
 
 def _weights_of(checkpoint: Checkpoint) -> tuple[list[WeightSpec], int]:

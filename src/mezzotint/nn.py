@@ -157,6 +157,18 @@ class SplitLinear(nn.ModuleList):
         return total
 
 
+def linear_of(
+    pieces: Sequence[QuantTensor],
+    dtype: torch.dtype = torch.bfloat16,
+    activations: str = AS_STORED,
+    only: str | None = None,
+) -> QuantLinear | SplitLinear:
+    """The layer that is stored in these pieces, one or several."""
+    if len(pieces) == 1:
+        return QuantLinear(pieces[0], dtype, activations, only)
+    return SplitLinear(pieces, dtype, activations, only)
+
+
 class LinearGroup:
     """Several linear layers on the same input, multiplied as one; each member hands out its own columns.
 

@@ -15,7 +15,7 @@ import torch
 
 from mezzotint.errors import UnknownFormat
 from mezzotint.formats.cast import FORMAT as CAST
-from mezzotint.formats.comfy import bears_comfy_marks, has_bfl_names, modelopt_declaration
+from mezzotint.formats.comfy import comfy_marks, has_bfl_names, modelopt_declaration
 from mezzotint.formats.contents import Contents, Match, NoMatch, StoredLinear, sort_out
 from mezzotint.formats.header import Header
 from mezzotint.formats.layout_evidence import settle_scales
@@ -37,7 +37,7 @@ class BFL:
     def detect(self, header: Header) -> Match | NoMatch:
         if not has_bfl_names(header):
             return NoMatch("no double_blocks or single_blocks among its names")
-        if bears_comfy_marks(header) or modelopt_declaration(header):
+        if comfy_marks(header) or modelopt_declaration(header):
             return NoMatch("has Black Forest Labs' names, and the marks of ComfyUI's files")
         if isinstance(CAST.detect(header), Match):
             return NoMatch("has Black Forest Labs' names, and weights cast to FP8 without scales")

@@ -52,8 +52,8 @@ class Comfy:
     title = "ComfyUI single file"
 
     def detect(self, header: Header) -> Match | NoMatch:
-        if bears_comfy_marks(header):
-            return Match(_marks(header))
+        if marks := comfy_marks(header):
+            return Match(marks)
         if modelopt.COMFY_NOTE not in header.metadata:
             return NoMatch(f"no {modelopt.COMFY_NOTE} in the header, no {MARKER} and no {LEGACY} tensor")
         if modelopt_declaration(header):
@@ -91,11 +91,18 @@ def has_bfl_names(header: Header) -> bool:
     return any(key.startswith(("double_blocks.", "single_blocks.")) for key in header.tensors)
 
 
-def bears_comfy_marks(header: Header) -> bool:
-    """Whether the file has something that only ComfyUI's files have."""
-    if markers(header) or legacy_marker(header) is not None:
-        return True
-    return modelopt.COMFY_NOTE in header.metadata and bool(_prefix(header) or _own_formats(header))
+def comfy_marks(header: Header) -> str:
+    """What of the file only ComfyUI's files have, or an empty string."""
+    if legacy := legacy_marker(header):
+        return f"a tensor {legacy}"
+    if found := markers(header):
+        return f"{len(found)} {MARKER} tensors"
+    if modelopt.COMFY_NOTE not in header.metadata:
+        return ""
+    if prefix := _prefix(header):
+        return f"{modelopt.COMFY_NOTE} in the header, and names that begin with {prefix}"
+    formats = _own_formats(header)
+    return f"{modelopt.COMFY_NOTE} in the header, with layers in {' and '.join(formats)}" if formats else ""
 
 
 def legacy_marker(header: Header) -> str | None:
@@ -109,16 +116,6 @@ def modelopt_declaration(header: Header) -> Mapping[str, Any]:
     if '"modelopt"' not in text:
         return {}
     return {"file": "the header", **modelopt.flat(parse_object(text, f"{header.path}: quantization_config"))}
-
-
-def _marks(header: Header) -> str:
-    if legacy_marker(header) is not None:
-        return f"a tensor {legacy_marker(header)}"
-    if markers(header):
-        return f"{len(markers(header))} {MARKER} tensors"
-    if prefix := _prefix(header):
-        return f"{modelopt.COMFY_NOTE} in the header, and names that begin with {prefix}"
-    return f"{modelopt.COMFY_NOTE} in the header, with layers in {' and '.join(_own_formats(header))}"
 
 
 def _prefix(header: Header) -> str:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -42,8 +43,9 @@ def measure(header: Header, contents: Contents, samples: Sequence[Sample], base:
 
     Raises  UnknownFormat if they agree under none
     """
-    ranked = sorted(((_agreement(header, samples, layout), layout) for layout in _candidates(header, samples)), key=_by)
-    (best, layout), *_ = reversed(ranked)
+    found = [(_agreement(header, samples, layout), layout) for layout in _candidates(header, samples)]
+    ranked = sorted(found, key=itemgetter(0))
+    best, layout = ranked[-1]
     said = "; ".join(f"{layout}: cosine {cosine:.4f}" for cosine, layout in reversed(ranked))
     if not best >= RIGHT:
         raise UnknownFormat(
@@ -60,10 +62,6 @@ def measure(header: Header, contents: Contents, samples: Sequence[Sample], base:
 
 def _error(cosine: float) -> float:
     return math.sqrt(max(1 - cosine**2, 1e-12))
-
-
-def _by(ranked: tuple[float, Layout]) -> float:
-    return ranked[0]
 
 
 def _candidates(header: Header, samples: Sequence[Sample]) -> list[Layout]:

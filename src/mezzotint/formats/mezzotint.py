@@ -10,8 +10,6 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from torch import Tensor
-
 from mezzotint.errors import BrokenFile, UnknownFormat
 from mezzotint.formats.contents import Contents, Match, NoMatch, StoredLinear, sort_out
 from mezzotint.formats.header import Header
@@ -54,11 +52,9 @@ class MezzotintWriter(DiffusersNames):
     file = False
 
     def layer(self, group: Mapping[str, Pieces]) -> Written | Refusal:
-        tensors: dict[str, Tensor] = {}
-        for module, pieces in group.items():
-            for name, piece in zip(_piece_names(module, len(pieces)), pieces, strict=True):
-                tensors |= {key_of(name, part): value for part, value in piece.parts.items()}
-        return Written(tensors)
+        ((module, pieces),) = group.items()
+        named = zip(_piece_names(module, len(pieces)), pieces, strict=True)
+        return Written({key_of(name, part): value for name, piece in named for part, value in piece.parts.items()})
 
     def declare(self, layers: Mapping[str, Pieces], plain: Collection[str]) -> Declaration | Refusal:
         if not layers:

@@ -5,16 +5,16 @@ Names of stored linears, and which of the model's linears each holds, come from 
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from mezzotint import layouts
-from mezzotint.errors import Unsupported
+from mezzotint.errors import ShapeMismatch, Unsupported
 from mezzotint.formats.svdquant import GELU_SHIFT, NUNCHAKU_LAYOUT, SHIFTED, SPLITS, V1, V2, fold_modulation
 from mezzotint.formats.svdquant_order import ROW_LAYOUT
-from mezzotint.formats.writing import Model, Pieces, Refusal
+from mezzotint.formats.writing import Model, Pieces, Refusal, Written
 from mezzotint.layouts.arrangements import grown, pad
 from mezzotint.layouts.nunchaku import WARP
 from mezzotint.schemes import AWQ_W4A16, SVDQUANT_INT4, SVDQUANT_NVFP4, Scheme
@@ -28,13 +28,15 @@ class FusedNames:
     """Half of the two writers: the layers of a model that a file stores as one are written together.
 
     row_major   by row-major files' names, not by Nunchaku's
+    tensors     (name, weight) of a stored linear -> its tensors
     """
 
     decisive: Collection[str] = ("shift", "smooth", "proj_down", "global_scale", "channel_scale")
 
-    def __init__(self, model: Model, row_major: bool) -> None:
-        self.model = model
-        self.row_major = row_major
+    def __init__(
+        self, model: Model, row_major: bool, tensors: Callable[[str, QuantTensor], Mapping[str, Tensor]]
+    ) -> None:
+        self.model, self.row_major, self.tensors = model, row_major, tensors
 
     def groups(self, modules: Collection[str]) -> Iterable[Sequence[str]]:
         layers = self.model.stored_layers(modules, self.row_major)
@@ -43,7 +45,16 @@ class FusedNames:
     def plain(self, name: str) -> str:
         return self.model.stored_tensor(name, self.row_major)
 
-    def fused(self, group: Mapping[str, Pieces]) -> dict[str, QuantTensor]:
+    def layer(self, group: Mapping[str, Pieces]) -> Written | Refusal:
+        tensors: dict[str, Tensor] = {}
+        try:
+            for stored, weight in self._fused(group).items():
+                tensors |= self.tensors(stored, weight)
+        except (Unsupported, ShapeMismatch) as error:
+            return Refusal(error.message)
+        return Written(tensors)
+
+    def _fused(self, group: Mapping[str, Pieces]) -> dict[str, QuantTensor]:
         """{stored layer: its weight}
 
         Raises   Unsupported, ShapeMismatch where the modules cannot be stored as one, or not at all

@@ -41,16 +41,8 @@ class ComfyWriter(DiffusersNames):
     file = True
 
     def layer(self, group: Mapping[str, Pieces]) -> Written | Refusal:
-        tensors: dict[str, Tensor] = {}
-        for module, pieces in group.items():
-            if len(pieces) > 1:
-                return in_pieces(pieces, TITLE)
-            (piece,) = pieces
-            refusal = _refusal(piece)
-            if refusal is not None:
-                return refusal
-            tensors |= _tensors(module, piece)
-        return Written(tensors)
+        ((module, pieces),) = group.items()
+        return in_pieces(pieces, TITLE) or _refusal(pieces[0]) or Written(_tensors(module, pieces[0]))
 
     def declare(self, layers: Mapping[str, Pieces], plain: Collection[str]) -> Declaration | Refusal:
         notes = {module: _note(pieces[0]) for module, pieces in layers.items()}

@@ -38,18 +38,12 @@ class ModelOptWriter(DiffusersNames):
     file = False
 
     def layer(self, group: Mapping[str, Pieces]) -> Written | Refusal:
-        tensors: dict[str, Tensor] = {}
-        transforms: list[str] = []
-        for module, pieces in group.items():
-            if len(pieces) > 1:
-                return in_pieces(pieces, TITLE)
-            (piece,) = pieces
-            refusal = _refusal(piece)
-            if refusal is not None:
-                return refusal
-            tensors |= {module + _suffix(piece, part): _stored(piece, part) for part in piece.parts}
-            transforms += [LEFT_ALONE] if needs_dynamic_input(piece) else []
-        return Written(tensors, tuple(transforms))
+        ((module, pieces),) = group.items()
+        piece, *_ = pieces
+        if refusal := in_pieces(pieces, TITLE) or _refusal(piece):
+            return refusal
+        tensors = {module + _suffix(piece, part): _stored(piece, part) for part in piece.parts}
+        return Written(tensors, (LEFT_ALONE,) if needs_dynamic_input(piece) else ())
 
     def declare(self, layers: Mapping[str, Pieces], plain: Collection[str]) -> Declaration | Refusal:
         weights = {module: pieces[0] for module, pieces in layers.items()}

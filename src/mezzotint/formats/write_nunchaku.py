@@ -2,13 +2,12 @@
 
 import json
 from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Any
 
-from torch import Tensor
-
-from mezzotint.errors import ShapeMismatch, Unsupported
+from mezzotint.errors import listed
 from mezzotint.formats.svdquant_writer import FusedNames, nunchaku_tensors, the_one_branch
-from mezzotint.formats.writing import Declaration, Model, Pieces, Refusal, Writer, Written
+from mezzotint.formats.writing import Declaration, Model, Pieces, Refusal, Writer
 from mezzotint.layouts.arrangements import grown
 from mezzotint.layouts.nunchaku import RANKS
 from mezzotint.schemes import SVDQUANT_NVFP4, Scheme
@@ -30,7 +29,7 @@ class NunchakuTarget:
     file = True
 
     def writer(self, model: Model) -> Writer:
-        return NunchakuWriter(model, row_major=False)
+        return NunchakuWriter(model, False, partial(nunchaku_tensors, v1=model.transformer == FLUX1))
 
 
 TARGET = NunchakuTarget()
@@ -40,15 +39,6 @@ class NunchakuWriter(FusedNames):
     name = NunchakuTarget.name
     title = NunchakuTarget.title
 
-    def layer(self, group: Mapping[str, Pieces]) -> Written | Refusal:
-        tensors: dict[str, Tensor] = {}
-        try:
-            for stored, weight in self.fused(group).items():
-                tensors |= nunchaku_tensors(stored, weight, v1=self.model.transformer == FLUX1)
-        except (Unsupported, ShapeMismatch) as error:
-            return Refusal(error.message)
-        return Written(tensors)
-
     def declare(self, layers: Mapping[str, Pieces], plain: Collection[str]) -> Declaration | Refusal:
         branch = the_one_branch(layers, "Nunchaku")
         if isinstance(branch, Refusal):
@@ -57,8 +47,7 @@ class NunchakuWriter(FusedNames):
             return Refusal("no model configuration was found, and Nunchaku's file carries it; --base names one")
         unquantized = self._unquantized(layers, plain)
         if unquantized:
-            more = f" and {len(unquantized) - 1} more" if len(unquantized) > 1 else ""
-            return Refusal(f"{unquantized[0]}{more}: unquantized, and Nunchaku has quantized weights there")
+            return Refusal(f"{listed(unquantized, 1)}: unquantized, and Nunchaku has quantized weights there")
         scheme, rank = branch
         return Declaration(None, metadata(self.model.transformer, scheme, grown((rank,), (RANKS,))[0], layers))
 

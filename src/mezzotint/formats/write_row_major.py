@@ -3,12 +3,9 @@
 import json
 from collections.abc import Collection, Mapping
 
-from torch import Tensor
-
-from mezzotint.errors import ShapeMismatch, Unsupported
 from mezzotint.formats.svdquant_order import ROWS
 from mezzotint.formats.svdquant_writer import FusedNames, row_major_tensors, the_one_branch
-from mezzotint.formats.writing import Declaration, Model, Pieces, Refusal, Writer, Written
+from mezzotint.formats.writing import Declaration, Model, Pieces, Refusal, Writer
 from mezzotint.schemes import SVDQUANT_NVFP4
 
 CONVERSION = {"tool": "mezzotint", "layout": ROWS, "vectors": ROWS}
@@ -21,7 +18,7 @@ class RowMajorTarget:
     file = False
 
     def writer(self, model: Model) -> Writer:
-        return RowMajorWriter(model, row_major=True)
+        return RowMajorWriter(model, True, row_major_tensors)
 
 
 TARGET = RowMajorTarget()
@@ -30,15 +27,6 @@ TARGET = RowMajorTarget()
 class RowMajorWriter(FusedNames):
     name = RowMajorTarget.name
     title = RowMajorTarget.title
-
-    def layer(self, group: Mapping[str, Pieces]) -> Written | Refusal:
-        tensors: dict[str, Tensor] = {}
-        try:
-            for stored, weight in self.fused(group).items():
-                tensors |= row_major_tensors(stored, weight)
-        except (Unsupported, ShapeMismatch) as error:
-            return Refusal(error.message)
-        return Written(tensors)
 
     def declare(self, layers: Mapping[str, Pieces], plain: Collection[str]) -> Declaration | Refusal:
         branch = the_one_branch(layers, "a row-major file")

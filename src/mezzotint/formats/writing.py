@@ -124,8 +124,10 @@ class DiffusersNames:
         return name
 
 
-def in_pieces(pieces: Pieces, title: str) -> Refusal:
-    """The refusal of a target that cannot hold a layer in several pieces."""
+def in_pieces(pieces: Pieces, title: str) -> Refusal | None:
+    """The refusal of a layer in several pieces, by a target that cannot hold it."""
+    if len(pieces) == 1:
+        return None
     return Refusal(f"is stored in {len(pieces)} pieces side by side, and {title} holds a layer as one")
 
 

@@ -20,6 +20,7 @@ from mezzotint.quality.cost import cost
 from mezzotint.quality.floor import Level, NoiseFloor
 from mezzotint.quality.gate import PROFILES, Gate, profile_for, read_gate
 from mezzotint.quality.metrics import METRICS, PICTURE_METRICS, unavailable
+from mezzotint.quality.pair import Progress
 from mezzotint.quality.prompts import Prompt, prompts_for
 from mezzotint.quality.resident import Resident
 from mezzotint.quality.runs import Run, Shot, paint_run
@@ -172,18 +173,18 @@ def _folder(output: Path) -> Path:
 
 
 class _Comparing:
-    """One comparison at work: counts pictures, and paints into one folder."""
+    """One comparison at work: paints into one folder."""
 
     def __init__(
         self, settings: Settings, folder: Path, models: int, on_picture: Callable[[int, int, str], None]
     ) -> None:
-        self.settings, self.folder, self.on_picture = settings, folder, on_picture
+        self.settings, self.folder = settings, folder
         self.shots = settings.shots()
         self.expected = [shot_of(prompt, settings.seeds[0]) for prompt in settings.prompts]
         self.kernels = [replace(shot, other_kernels=True) for shot in self.expected]
         self.others = [replace(shot, seed=settings.other_seed) for shot in self.expected]
-        self.total = models * len(self.shots) + len(self.kernels) + len(self.others)
-        self.done = 0
+        total = models * len(self.shots) + len(self.kernels) + len(self.others)
+        self.progress = Progress(total, on_picture)
 
     def judge(self, sources: Sequence[Candidate], gate: Gate | None) -> Comparison:
         reference = self._paint(sources[0], [*self.shots.values(), *self.kernels, *self.others])
@@ -193,11 +194,7 @@ class _Comparing:
         return Comparison(self.settings, reference, floor, judged, missing)
 
     def _paint(self, source: Candidate, shots: Sequence[Shot]) -> Run:
-        return paint_run(self.folder, source, shots, self.settings.sampling, self.settings.device, self._count)
-
-    def _count(self, name: str) -> None:
-        self.done += 1
-        self.on_picture(self.done, self.total, name)
+        return paint_run(self.folder, source, shots, self.settings.sampling, self.settings.device, self.progress)
 
     def _floor(self, reference: Run, shots: Sequence[Shot]) -> Level:
         """The reference's own pictures against others of its own, of the same prompts."""
@@ -215,7 +212,7 @@ class _Comparing:
         held = Resident(**run.facts["resident"])
         own = gate or read_gate(profile_for(held.quantized_bits, run.facts["claims"]))
         drift = {name: floor.drift(name, value) for name, value in means(scores).items()}
-        self.on_picture(self.done, self.total, f"{source.name}: weights")
+        self.progress.say(f"{source.name}: weights")
         weights = weights_of(reference.candidate, source, self.settings.device)
         kept = own.reasons(means(scores), drift, held, weights)
         return Judged(run, own, scores, drift, (*_impostor(run), *self._unsound(reference, run), *kept), weights)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.kernels import AS_STORED
-from mezzotint.nn import QuantLinear, SplitLinear, use_backend
+from mezzotint.nn import QuantLinear, SplitLinear, linear_of, use_backend
 from mezzotint.pipelines import TRANSFORMER
 from mezzotint.quality.candidate import Candidate
 from mezzotint.quality.input_scales import InputRange, input_range
@@ -163,11 +163,7 @@ class _Product:
     layer: QuantLinear | SplitLinear = field(init=False)
 
     def __post_init__(self) -> None:
-        activations, only = self.candidate.activations, self.candidate.backend
-        if len(self.pieces) == 1:
-            self.layer = QuantLinear(self.pieces[0], activations=activations, only=only)
-        else:
-            self.layer = SplitLinear(self.pieces, activations=activations, only=only)
+        self.layer = linear_of(self.pieces, activations=self.candidate.activations, only=self.candidate.backend)
         self.bias = None if self.bias is None else self.bias.to(self.device)
 
     @property

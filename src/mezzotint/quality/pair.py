@@ -121,6 +121,9 @@ class Progress:
 
     def __call__(self, what: str) -> None:
         self.done += 1
+        self.say(what)
+
+    def say(self, what: str) -> None:
         self.on_progress(self.done, self.total, what)
 
 
