@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from mezzotint import layouts
-from mezzotint.errors import CheckpointError
 from mezzotint.formats import Contents, Header, Recognised, StoredLinear
 from mezzotint.formats.contents import orphans
 from mezzotint.hub import AnyPath
@@ -88,7 +87,7 @@ def report_on(
     header: Header, recognised: Recognised, contents: Contents, evidence: str, family: str, ignored: Mapping[str, str]
 ) -> Report:
     """The report on a recognised checkpoint: its layout settled on `evidence`, its tensors those of `family`."""
-    faults = {module: fault for module, linear in contents.linears.items() if (fault := _fault(linear, header))}
+    faults = {module: fault for module, linear in contents.linears.items() if (fault := linear.fault(header))}
     sound = [linear for module, linear in contents.linears.items() if module not in faults]
     return Report(
         path=header.path,
@@ -101,30 +100,11 @@ def report_on(
         layers=tuple(_layer(linear, header) for linear in contents.linears.values()),
         other_tensors=len(contents.plain),
         ignored=ignored,
-        missing=(*faults.values(), *(stray(header, contents, key) for key in orphans(contents))),
+        missing=(*faults.values(), *orphans(header, contents).values()),
         notes=(*header.notes, *dict.fromkeys(contents.faults.values())),
         stored_bytes=header.nbytes(),
         outlooks=tuple(_outlooks(header, sound, contents.plain)),
     )
-
-
-def stray(header: Header, contents: Contents, key: str) -> str:
-    """What is wrong with a part that no quantized layer has claimed."""
-    module = key.rpartition(".")[0]
-    where, weight = f"{header.tensors[key].file.name}: {key}", header.tensors.get(f"{module}.weight")
-    if module in contents.linears:
-        return f"{where} is no part of a layer of {contents.linears[module].scheme.title}"
-    beside = "no weight is beside it" if weight is None else f"the weight beside it is {weight.dtype}"
-    return f"{where} belongs to no quantized layer; {beside}"
-
-
-def _fault(linear: StoredLinear, header: Header) -> str:
-    """What is absent or malformed of a layer, or an empty string."""
-    try:
-        linear.check(header)
-    except CheckpointError as error:
-        return error.message
-    return ""
 
 
 def _coverage(header: Header, contents: Contents) -> float:
@@ -137,8 +117,7 @@ def _coverage(header: Header, contents: Contents) -> float:
 
 def _layer(linear: StoredLinear, header: Header) -> Layer:
     present = {part: key for part, key in linear.keys.items() if key in header.tensors}
-    nbytes = sum(header.tensors[key].nbytes for key in present.values())
-    return Layer(linear.module, linear.scheme.name, linear.shape, str(linear.layout), nbytes, present)
+    return Layer(linear.module, linear.scheme.name, linear.shape, str(linear.layout), linear.nbytes(header), present)
 
 
 def _outlooks(header: Header, linears: list[StoredLinear], plain: tuple[str, ...]) -> Iterator[Outlook]:

@@ -83,17 +83,11 @@ class Checkpoint(NamedContents):
         return "; ".join((self.recognised.evidence, *self.contents.evidence))
 
     def measured(self, base: "Checkpoint") -> "Checkpoint":
-        """The same checkpoint with the layout under which its numbers agree with the base's; reads a few layers.
-
-        Raises  UnknownFormat if no layout agrees, or the base has other layers
-        """
+        """The same checkpoint with its layout settled by the base: see `settling.measured`."""
         return replace(self, contents=measured(self, base))
 
     def inferred(self) -> "Checkpoint":
-        """The same checkpoint with what was only assumed of its layout settled by statistics, where they can tell.
-
-        Reads a few rows of a few layers; of files on the Hub none, whose weights only loading asks for.
-        """
+        """The same checkpoint with its layout settled by statistics: see `settling.inferred`."""
         return replace(self, contents=inferred(self))
 
     @cached_property

@@ -96,13 +96,17 @@ class StoredLinear:
                     "one of the two is from another export; download the file again.",
                 )
 
-    def is_sound(self, header: Header) -> bool:
-        """Whether all parts are there and have their shapes and dtypes."""
+    def fault(self, header: Header) -> str:
+        """What is absent or malformed of the parts, or an empty string."""
         try:
             self.check(header)
-        except CheckpointError:
-            return False
-        return True
+        except CheckpointError as error:
+            return error.message
+        return ""
+
+    def is_sound(self, header: Header) -> bool:
+        """Whether all parts are there and have their shapes and dtypes."""
+        return not self.fault(header)
 
     def scale_fault(self, header: Header) -> str:
         """What is wrong with the values of a sound layer's scales, or an empty string; reads them."""
@@ -228,9 +232,18 @@ PARTS = (
 """How names end that only parts of quantized layers have, in any format."""
 
 
-def orphans(contents: Contents) -> list[str]:
-    """Parts of quantized layers that no quantized layer has claimed."""
-    return [key for key in contents.plain if key.endswith(PARTS)]
+def orphans(header: Header, contents: Contents) -> dict[str, str]:
+    """{part of a quantized layer that no quantized layer has claimed: what is wrong with it}"""
+    return {key: _orphaned(header, contents, key) for key in contents.plain if key.endswith(PARTS)}
+
+
+def _orphaned(header: Header, contents: Contents, key: str) -> str:
+    module = key.rpartition(".")[0]
+    where, weight = f"{header.tensors[key].file.name}: {key}", header.tensors.get(f"{module}.weight")
+    if module in contents.linears:
+        return f"{where} is no part of a layer of {contents.linears[module].scheme.title}"
+    beside = "no weight is beside it" if weight is None else f"the weight beside it is {weight.dtype}"
+    return f"{where} belongs to no quantized layer; {beside}"
 
 
 def sort_out(

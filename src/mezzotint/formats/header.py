@@ -138,12 +138,11 @@ def _index_shards(index: AnyPath) -> list[str]:
     weight_map = _read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BrokenFile(f"{index}: has no weight_map")
-    shards = dict.fromkeys(map(str, weight_map.values()))
     if any(not isinstance(shard, str) for shard in weight_map.values()):
         raise BrokenFile(f"{index}: its weight_map names a shard by what is no string", "download the index again.")
-    if any(Path(shard).name != shard for shard in shards):
+    if any(Path(shard).name != shard for shard in weight_map.values()):
         raise BrokenFile(f"{index}: names a shard outside its folder")
-    return sorted(shards)
+    return sorted(set(weight_map.values()))
 
 
 def _config_in(metadata: Mapping[str, str]) -> dict[str, Any]:

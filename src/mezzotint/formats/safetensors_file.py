@@ -137,7 +137,7 @@ def _other_kind(start: bytes) -> tuple[str, str] | None:
     return next((kind for magic, kind in OTHER_KINDS.items() if start.startswith(magic)), None)
 
 
-def _strict_json(text: bytes) -> Any:
+def _strict_json(text: bytes) -> dict[str, Any]:
     """What safetensors calls JSON: UTF-8 from the first brace on, no key twice, no NaN, no -0, no half characters."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -156,7 +156,9 @@ def _strict_json(text: bytes) -> Any:
 
     if text[:1] != b"{":
         raise ValueError("it is no JSON object: it does not begin with a brace")
-    entries = json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse, parse_int=whole)
+    entries: dict[str, Any] = json.loads(
+        text.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse, parse_int=whole
+    )
     if b"\\u" in text:
         json.dumps(entries, ensure_ascii=False).encode("utf-8")  # a lone surrogate cannot be encoded
     return entries
@@ -170,8 +172,6 @@ def _parse_header(file: AnyPath, text: bytes) -> dict[str, Any]:
         entries = _strict_json(text)
     except (ValueError, RecursionError) as error:
         raise BrokenFile(f"{file}: its header is not valid JSON ({error})", "is it a safetensors file?") from error
-    if not isinstance(entries, dict):
-        raise BrokenFile(f"{file}: its header is no JSON object")
     if len(entries) > MAX_TENSORS:
         raise BrokenFile(f"{file}: header names {len(entries):,} tensors, over the limit of {MAX_TENSORS:,}")
     return entries

@@ -11,7 +11,6 @@ from mezzotint.errors import CheckpointError, listed
 from mezzotint.formats.contents import orphans
 from mezzotint.formats.supplement import hf_folder, open_header
 from mezzotint.hub import AnyPath, local_copy
-from mezzotint.inspection import stray
 from mezzotint.loading import plan
 from mezzotint.pipelines import meta_model
 from mezzotint.verifying import against_base
@@ -167,10 +166,8 @@ class _Run:
             yield from check_linear(module, linear, header)
             self._count(linear.nbytes(header))
         yield from check_smoothing(checkpoint.contents.linears)
-        for key in orphans(checkpoint.contents):
-            yield broken(
-                "unclaimed", key, stray(header, checkpoint.contents, key), "its weight is lost, or from another export."
-            )
+        for key, fault in orphans(header, checkpoint.contents).items():
+            yield broken("unclaimed", key, fault, "its weight is lost, or from another export.")
         for key in checkpoint.contents.plain:
             yield from check_plain(key, header.tensors[key])
             self._count(header.tensors[key].nbytes)
