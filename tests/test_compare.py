@@ -24,6 +24,7 @@ from faults import Fault, plant, scales_tiled
 from mezzotint import convert
 from mezzotint.builtin import DATA
 from mezzotint.errors import BadRequest
+from mezzotint.pipelines import sampling_of
 from mezzotint.quality.candidate import read_sources
 from mezzotint.quality.comparison import SCHEMA, Comparison, compare
 from mezzotint.quality.floor import Level, NoiseFloor
@@ -32,6 +33,7 @@ from mezzotint.quality.metrics import METRICS
 from mezzotint.quality.prompts import SETS, read_prompts
 from mezzotint.quality.report import tables, write_report
 from mezzotint.quality.resident import Resident, resident
+from mezzotint.quality.runs import run_identity
 from mezzotint.quality.scores import Score, intervals
 from mezzotint.quality.weights import Weights, weights_of
 from quantized import export
@@ -150,9 +152,26 @@ def test_the_page_needs_nothing_else(done: tuple[Path, dict[str, Any]]) -> None:
     assert all(source.startswith("data:image/") for source in re.findall(r'src="([^"]{11})', page))
     assert page.index('class="verdict pass"') < page.index("<table>")
     assert page.count('type="range"') == 2 * 4
-    assert (output / "report.md").read_text().startswith("# PASS: demo against demo-fp8, w4\n")
+    markdown = (output / "report.md").read_text()
+    assert markdown.startswith("# PASS: demo against demo-fp8, w4\n")
+    for text in (page, markdown):
+        assert "gate fp8, 126 weights checked, none wrong" in text
     with Image.open(output / "sheet.png") as sheet:
         assert sheet.size[1] > 3 * 64
+
+
+def test_weights_that_could_not_be_checked_are_said_to_be(done: tuple[Path, dict[str, Any]]) -> None:
+    candidate = done[1]["candidates"][0]
+    assert "not checked" in tables.judged_by(candidate | {"weights": None})
+    assert "126 weights checked, 2 wrong" in tables.judged_by(candidate | {"weights": {"checked": 126, "wrong": 2}})
+
+
+def test_no_option_finds_what_was_painted_with_another() -> None:
+    options = ("", ",activations=bf16", ",backend=reference", ",resident=fp8", ",bf16_steps=1+1")
+    _, *sources = read_sources("demo", [f"{i}=demo-nvfp4{option}" for i, option in enumerate(options)])
+    sampling = sampling_of(sources[0].model)
+    kept = {json.dumps(run_identity(source, sampling, torch.device("cpu"))) for source in sources}
+    assert len(kept) == len(options)
 
 
 def without_times(report: Path) -> str:

@@ -234,6 +234,7 @@ def run_identity(candidate: Candidate, sampling: Sampling, device: torch.device)
         "device": str(Target.of(device)),
         "activations": candidate.activations,
         "backend": candidate.backend,
+        "resident": candidate.resident,
         "bf16_steps": candidate.bf16_steps,
         "sampling": vars(sampling),
         "pipeline": pipeline_hash(model, replaced),

@@ -20,7 +20,7 @@ def _lines(report: Report) -> Iterator[str]:
         yield f"The reference itself: {tables.reference_problems(report)}."
     yield ""
     for candidate in report["candidates"]:
-        yield f"- **{candidate['name']}**: {candidate['verdict']} (gate {candidate['gate']['name']})"
+        yield f"- **{candidate['name']}**: {candidate['verdict']} ({tables.judged_by(candidate)})"
         yield from (f"  - {reason}" for reason in candidate["reasons"])
     yield ""
     names = tables.shown(report)

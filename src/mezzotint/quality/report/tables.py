@@ -98,6 +98,15 @@ def verdict_sentence(report: Report) -> str:
     return f"{kept} over {pictures} picture{'s' if pictures > 1 else ''} each".capitalize()
 
 
+def judged_by(candidate: Mapping[str, Any]) -> str:
+    """The gate that a candidate was held to, and what came of its weights, which pass silently else."""
+    weights = candidate["weights"]
+    if weights is None:
+        return f"gate {candidate['gate']['name']}, weights not checked: the reference has other tensors"
+    wrong = weights["wrong"] or "none"
+    return f"gate {candidate['gate']['name']}, {weights['checked']} weights checked, {wrong} wrong"
+
+
 def reference_problems(report: Report) -> str:
     """What the output guard saw in the reference's own pictures."""
     problems = report["reference"]["problems"]
