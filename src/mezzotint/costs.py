@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +71,6 @@ class Laps:
     @property
     def total(self) -> float:
         return self.encode + sum(self.steps) + self.decode
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def synchronize(device: torch.device) -> None:

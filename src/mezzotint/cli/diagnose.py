@@ -112,7 +112,6 @@ def _print_gains(found: Any) -> None:
 
     from mezzotint.cli.output import console
 
-    out = console()
     table = Table("--keep-bf16", "layers", "more MiB", "more ms", "error", "fall", "fall per MiB", box=None)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -120,17 +119,25 @@ def _print_gains(found: Any) -> None:
         cost = f"{gain.bytes / 2**20:.1f}", f"{gain.milliseconds:.1f}"
         bought = f"{gain.error:.4f}", f"{gain.fall:+.4f}", f"{gain.fall_per_mib:+.4f}"
         table.add_row(Text(gain.keep_bf16), str(gain.layers), *cost, *bought)
-    out.print(table)
+    console().print(table)
     for component, error in found.error.items():
         print(f"{component}: error of the prediction {error:.4f} with all layers quantized")
-    if not found.steps:
+    if found.steps:
+        _print_steps(found)
+    else:
         print("no layer rounds its inputs: BF16 activations in some steps change nothing")
-        return
-    steps = Table("step", "more ms", "error in latents", "fall with BF16 activations", box=None)
-    for column in steps.columns:
+
+
+def _print_steps(found: Any) -> None:
+    from rich.table import Table
+
+    from mezzotint.cli.output import console
+
+    table = Table("step", "more ms", "error in latents", "fall with BF16 activations", box=None)
+    for column in table.columns:
         column.justify = "right"
     for step in found.steps:
-        steps.add_row(str(step.step), f"{step.milliseconds:.1f}", f"{step.error:.4f}", f"{step.fall:+.4f}")
-    out.print(steps)
+        table.add_row(str(step.step), f"{step.milliseconds:.1f}", f"{step.error:.4f}", f"{step.fall:+.4f}")
+    console().print(table)
     schedule = found.bf16_steps
     print("BF16 activations buy nothing" if schedule is None else f"advised: --bf16-steps {schedule}")

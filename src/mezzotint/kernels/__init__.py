@@ -38,10 +38,10 @@ __all__ = [
     "asked_for",
     "backends",
     "best_device",
-    "device_of",
     "check_choice",
     "count_uses",
     "decoder",
+    "device_of",
     "named",
     "select",
 ]

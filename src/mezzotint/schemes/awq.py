@@ -40,7 +40,6 @@ def encode_awq(weights: Tensor) -> dict[str, Tensor]:
 AWQ_W4A16 = Scheme(
     name="awq_w4a16",
     title="AWQ W4A16",
-    bits=4.5,
     group=AWQ_GROUP,
     parts={
         "codes": Part(

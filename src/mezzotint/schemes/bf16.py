@@ -17,7 +17,6 @@ def decode_bf16(parts: Parts) -> Tensor:
 BF16 = Scheme(
     name="bf16",
     title="BF16",
-    bits=16,
     parts={"codes": Part(FLOATS, lambda out, in_: ((out, in_),), "unquantized weights", rows=True)},
     optional=COMMON,
     decode=decode_bf16,

@@ -49,7 +49,6 @@ def input_scale_by_row(x: Tensor) -> Tensor:
 FP8 = Scheme(
     name="fp8",
     title="FP8 (e4m3)",
-    bits=8,
     parts={
         "codes": Part((torch.float8_e4m3fn,), lambda out, in_: ((out, in_),), "e4m3 weights", rows=True, columns=True),
         "weight_scale": Part(F32, scalar_or_rows, "scale of the weights", scale=True, rows=True),

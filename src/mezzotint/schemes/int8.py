@@ -34,7 +34,6 @@ def quantize_input_int8(x: Tensor, parts: Parts) -> Tensor:
 INT8 = Scheme(
     name="int8",
     title="INT8",
-    bits=8,
     parts={
         "codes": Part((torch.int8,), lambda out, in_: ((out, in_),), "int8 weights", rows=True),
         "weight_scale": Part(

@@ -38,7 +38,6 @@ def quantize_input_mxfp8(x: Tensor, parts: Parts) -> Tensor:
 MXFP8 = Scheme(
     name="mxfp8",
     title="MXFP8",
-    bits=8.25,
     group=MXFP8_GROUP,
     parts={
         "codes": Part((torch.float8_e4m3fn,), lambda out, in_: ((out, in_),), "e4m3 weights", rows=True),

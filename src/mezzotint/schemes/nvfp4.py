@@ -69,7 +69,6 @@ def _unit_of(x: Tensor) -> Tensor:
 NVFP4 = Scheme(
     name="nvfp4",
     title="NVFP4",
-    bits=4.5,
     group=NVFP4_GROUP,
     parts={
         "codes": Part(

@@ -73,7 +73,6 @@ class Scheme:
 
     name: str
     title: str
-    bits: float
     parts: Mapping[str, Part]
     decode: Callable[[Parts], Tensor]
     optional: Mapping[str, Part] = field(default_factory=dict)

@@ -56,7 +56,6 @@ def quantize_input_int4(x: Tensor, parts: Parts) -> Tensor:
 SVDQUANT_INT4 = Scheme(
     name="svdquant_int4",
     title="SVDQuant INT4",
-    bits=4.25,
     group=INT4_GROUP,
     parts={
         "codes": Part(

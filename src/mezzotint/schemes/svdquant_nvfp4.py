@@ -52,7 +52,6 @@ def round_svdquant_nvfp4(x: Tensor) -> tuple[Tensor, Tensor]:
 SVDQUANT_NVFP4 = Scheme(
     name="svdquant_nvfp4",
     title="SVDQuant NVFP4",
-    bits=4.5,
     group=FP4_GROUP,
     parts={
         "codes": Part(
