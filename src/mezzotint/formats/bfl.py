@@ -9,7 +9,6 @@ quantized if its tensors are; the notes in the header, where there are any, must
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 
@@ -18,7 +17,7 @@ from mezzotint.formats.cast import FORMAT as CAST
 from mezzotint.formats.comfy import comfy_marks, has_bfl_names, modelopt_declaration
 from mezzotint.formats.contents import Contents, Match, NoMatch, StoredLinear, sort_out
 from mezzotint.formats.header import Header
-from mezzotint.formats.layout_evidence import settle_scales
+from mezzotint.formats.layout_evidence import assume_codes, settle_scales
 from mezzotint.formats.modelopt import COMFY_NOTE
 from mezzotint.formats.notes import SCHEME_OF_FORMAT, kitchen_linear, notes
 from mezzotint.formats.safetensors_file import TensorInfo
@@ -57,12 +56,8 @@ class BFL:
             if _is_quantized(info)
         }
         _check_notes(header, linears)
-        settled = settle_scales(header, linears)
-        found = sort_out(header, settled.linears, _orphans(header))
-        if all(linear.scheme is not NVFP4 for linear in linears.values()):
-            return found
-        codes = NOTED if COMFY_NOTE in header.metadata else BY_NAME
-        return replace(found, evidence=(codes, *settled.evidence), assumed=settled.assumed | {"codes"})
+        found = settle_scales(header, sort_out(header, linears, _orphans(header)))
+        return assume_codes(found, NOTED if COMFY_NOTE in header.metadata else BY_NAME)
 
 
 FORMAT = BFL()

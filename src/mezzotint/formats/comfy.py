@@ -21,7 +21,7 @@ import torch
 from mezzotint.formats import modelopt
 from mezzotint.formats.contents import Contents, Match, NoMatch, StoredLinear, sort_out
 from mezzotint.formats.header import Header
-from mezzotint.formats.layout_evidence import TILES, settle_scales, with_order
+from mezzotint.formats.layout_evidence import TILES, assume_codes, settle_scales, with_order
 from mezzotint.formats.notes import (
     MARKER,
     PREFIXES,
@@ -34,7 +34,7 @@ from mezzotint.formats.notes import (
     parse_object,
     unpadded,
 )
-from mezzotint.schemes import FP8, NVFP4
+from mezzotint.schemes import FP8
 
 LEGACY = "scaled_fp8"
 BFL_FORMATS = {"nvfp4", "float8_e4m3fn"}
@@ -71,16 +71,11 @@ class Comfy:
         if declaration:
             found = modelopt.read(header, declaration)
             tiled = with_order(found.linears, scales=TILES)
-            settled = settle_scales(header, {module: unpadded(header, linear) for module, linear in tiled.items()})
-            return replace(
-                found, linears=settled.linears, evidence=(LOW_FIRST, *settled.evidence), assumed=settled.assumed
-            )
+            linears = {module: unpadded(header, linear) for module, linear in tiled.items()}
+            return settle_scales(header, replace(found, linears=linears, evidence=(LOW_FIRST,)))
         linears = {module: noted_linear(header, module, note) for module, note in notes(header).items()}
-        settled = settle_scales(header, linears)
-        found = sort_out(header, settled.linears, markers(header) | _unwanted_input_scales(header, linears))
-        if all(linear.scheme is not NVFP4 for linear in linears.values()):
-            return replace(found, evidence=settled.evidence, assumed=settled.assumed)
-        return replace(found, evidence=(HIGH_FIRST, *settled.evidence), assumed=settled.assumed | {"codes"})
+        found = sort_out(header, linears, markers(header) | _unwanted_input_scales(header, linears))
+        return assume_codes(settle_scales(header, found), HIGH_FIRST)
 
 
 FORMAT = Comfy()

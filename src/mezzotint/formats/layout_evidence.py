@@ -6,7 +6,7 @@ the others, as trained weights are. *Assumed*: nothing but the habit of the form
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from mezzotint.formats.contents import Contents, StoredLinear
 from mezzotint.formats.header import Header
@@ -21,30 +21,29 @@ SAMPLES = 4
 """How many layers are read where numbers have to decide."""
 
 
-@dataclass(frozen=True)
-class Settled:
-    """Linears whose layout has been looked at, the sentences that say how, and what is still only assumed."""
-
-    linears: Mapping[str, StoredLinear]
-    evidence: tuple[str, ...]
-    assumed: frozenset[str] = frozenset()
-
-
-def settle_scales(header: Header, linears: Mapping[str, StoredLinear]) -> Settled:
-    """Decide from shapes whether block scales lie in tiles; where every shape allows both, `linears` keep theirs."""
-    blocked = [linear for linear in linears.values() if linear.scheme in AMBIGUOUS]
+def settle_scales(header: Header, contents: Contents) -> Contents:
+    """Decide from shapes whether block scales lie in tiles; where every shape allows both, linears keep their order."""
+    blocked = [linear for linear in contents.linears.values() if linear.scheme in AMBIGUOUS]
     if not blocked:
-        return Settled(linears, ())
+        return contents
     for order, other in ((TILES, ROWS), (ROWS, TILES)):
         only = [linear for linear in blocked if fits(linear, header, order) and not fits(linear, header, other)]
         if only:
             key = only[0].keys["block_scale"]
             shape = list(header.tensors[key].shape)
             said = f"scales {said_order(order)}: implied, {len(only)} have a shape that allows nothing else"
-            return Settled(with_order(linears, scales=order), (f"{said} ({key} is {shape})",))
+            linears = with_order(contents.linears, scales=order)
+            return replace(contents, linears=linears, evidence=(*contents.evidence, f"{said} ({key} is {shape})"))
     order = blocked[0].layout.scales
     said = f"scales {said_order(order)}: assumed as the format has them, their shapes would allow both orders"
-    return Settled(linears, (said,), frozenset({"scales"}))
+    return replace(contents, evidence=(*contents.evidence, said), assumed=contents.assumed | {"scales"})
+
+
+def assume_codes(contents: Contents, said: str) -> Contents:
+    """Contents with this sentence on the order of their 4-bit codes, which only it vouches for, if they have any."""
+    if all(linear.scheme is not NVFP4 for linear in contents.linears.values()):
+        return contents
+    return replace(contents, evidence=(said, *contents.evidence), assumed=contents.assumed | {"codes"})
 
 
 def with_order(
