@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from mezzotint.quality.candidate import Candidate
+from mezzotint.quality.finite import finite_values
 from mezzotint.quality.input_scales import input_fault
 from mezzotint.quality.layers import Z_RATIO, Layer, Side, measure, with_z
-from mezzotint.quality.pair import Progress, finite_values, open_pair
+from mezzotint.quality.pair import Progress, open_pair
 from mezzotint.quality.recording import record
 from mezzotint.quality.resident import claim_of
 from mezzotint.quality.signatures import explain

@@ -1,6 +1,5 @@
 """A reference and a candidate opened side by side, as `diagnose` looks at them."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,16 +124,3 @@ class Progress:
 
     def say(self, what: str) -> None:
         self.on_progress(self.done, self.total, what)
-
-
-def finite_values(values: dict[str, Any]) -> dict[str, Any]:
-    """The same with None for the numbers that JSON does not know."""
-    return {key: _finite(value) for key, value in values.items()}
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return finite_values(value)
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,6 +1,5 @@
 """One model's pictures held against the reference's, and what they come to over all prompts."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from mezzotint.errors import BadRequest
+from mezzotint.quality.finite import finite, finite_values
 from mezzotint.quality.metrics import LAST, LATENT_METRICS, METRICS, latent_metrics, picture_metrics
 from mezzotint.quality.runs import Painted
 
@@ -51,10 +51,10 @@ def score(prompt: int, seed: int, reference: Painted, candidate: Painted, names:
     return Score(
         prompt=prompt,
         seed=seed,
-        metrics=_finite(last | means),
-        worst=_finite(last | worst),
+        metrics=finite_values(last | means),
+        worst=finite_values(last | worst),
         worst_frame=int(np.argmax(frames["flip"])) if "flip" in frames else 0,
-        steps={metric.name: [_number(step[metric.name]) for step in steps] for metric in LATENT_METRICS},
+        steps={metric.name: finite([step[metric.name] for step in steps]) for metric in LATENT_METRICS},
     )
 
 
@@ -112,11 +112,3 @@ def _interval(values: list[float | None]) -> list[float] | None:
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if len(known) == len(values) else None
-
-
-def _finite(numbers: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: _number(value) for name, value in numbers.items()}
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None

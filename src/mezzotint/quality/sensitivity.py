@@ -15,8 +15,9 @@ from mezzotint.errors import BadRequest
 from mezzotint.nn import quant_linears
 from mezzotint.quality.calls import Answer, Calls, answer, record_calls
 from mezzotint.quality.candidate import Candidate
+from mezzotint.quality.finite import finite_values
 from mezzotint.quality.layers import Side, role_of
-from mezzotint.quality.pair import Progress, finite_values, open_pair
+from mezzotint.quality.pair import Progress, open_pair
 from mezzotint.quality.step_sensitivity import StepGain, per_millisecond, schedule_for, step_gains
 from mezzotint.schedule import StepSchedule
 from mezzotint.schemes import BF16

@@ -8,8 +8,9 @@ import torch
 
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.quality.candidate import Candidate
+from mezzotint.quality.finite import finite_values
 from mezzotint.quality.layers import PLAIN, Side
-from mezzotint.quality.pair import finite_values, opened, paired, same_tensors
+from mezzotint.quality.pair import opened, paired, same_tensors
 from mezzotint.quality.signatures import relative_error
 from mezzotint.schemes import FP8
 

@@ -185,19 +185,16 @@ class _Run:
 
     def _compare(self, checkpoint: Checkpoint, base: Checkpoint, findings: list[Finding]) -> list[LayerError]:
         damaged = {finding.where for finding in findings if finding.severity == Severity.BROKEN}
-        errors: list[LayerError] = []
-        lacking: list[str] = []
-
-        def add(name: str, error: LayerError | None) -> None:
-            lacking.append(name) if error is None else errors.append(error)
-
+        found: dict[str, LayerError | None] = {}
         for module, pieces in checkpoint.linears.items():
             if not any(piece.source in damaged for piece in pieces):
-                add(module, against_base.compare_layer(checkpoint, module, base))
+                found[module] = against_base.compare_layer(checkpoint, module, base)
             self._count(sum(checkpoint.stored(piece.source).nbytes(checkpoint.header) for piece in pieces))
         for name, piece in checkpoint.plain.items():
-            add(name, against_base.compare_plain(checkpoint, name, base))
+            found[name] = against_base.compare_plain(checkpoint, name, base)
             self._count(checkpoint.header.tensors[piece.source].nbytes)
+        errors = [error for error in found.values() if error is not None]
+        lacking = [name for name, error in found.items() if error is None]
         findings += against_base.judge(errors, "decoded to BF16" in self.files.transforms)
         if lacking:
             message = f"has no counterpart of its shape for {listed(lacking)}"
