@@ -2,10 +2,8 @@
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 import torch
 from torch import nn
@@ -49,9 +47,9 @@ def step_gains(
     gains = []
     for step, stride in enumerate(calls.strides):
         own = calls.in_step(step)
-        rounded, unrounded = (
-            _answers(transformers, own, device, context) for context in (nullcontext, unrounded_inputs)
-        )
+        rounded = _answers(transformers, own, device)
+        with unrounded_inputs():
+            unrounded = _answers(transformers, own, device)
         moved = [stride * _rms(call) for call in own]
         before, after = (
             fmean(one.error * far for one, far in zip(answers, moved, strict=True)) for answers in (rounded, unrounded)
@@ -77,11 +75,8 @@ def schedule_for(gains: Sequence[StepGain]) -> StepSchedule | None:
     return None
 
 
-def _answers(
-    transformers: dict[str, nn.Module], calls: Sequence[Call], device: torch.device, context: Callable[[], Any]
-) -> list[Answer]:
-    with context():
-        return [answer(transformers[call.component], [call], device) for call in calls]
+def _answers(transformers: dict[str, nn.Module], calls: Sequence[Call], device: torch.device) -> list[Answer]:
+    return [answer(transformers[call.component], [call], device) for call in calls]
 
 
 def _rms(call: Call) -> float:
