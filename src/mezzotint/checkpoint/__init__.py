@@ -88,7 +88,8 @@ class Checkpoint(NamedContents):
 
     def inferred(self) -> "Checkpoint":
         """The same checkpoint with its layout settled by statistics: see `settling.inferred`."""
-        return replace(self, contents=inferred(self))
+        contents = inferred(self)
+        return self if contents is self.contents else replace(self, contents=contents)
 
     @cached_property
     def report(self) -> Report:
