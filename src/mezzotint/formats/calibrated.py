@@ -23,10 +23,10 @@ from mezzotint.formats.modelopt import quantization
 from mezzotint.formats.safetensors_file import TensorInfo
 from mezzotint.schemes import FP8
 from mezzotint.schemes.rounding import E4M3_MAX, round_e4m3
+from mezzotint.schemes.scheme import FLOATS
 from mezzotint.tensor import PLAIN, QuantTensor
 
 RANGES = {"weight_scale": ".weight_quantizer._amax", "input_scale": ".input_quantizer._amax"}
-FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 KEEP_BF16: Mapping[str, tuple[str, ...]] = {
     "FluxTransformer2DModel": (
         "transformer_blocks.*.norm1.linear",

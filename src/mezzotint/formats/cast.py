@@ -19,8 +19,8 @@ from mezzotint.formats.header import Header
 from mezzotint.formats.notes import kitchen_linear
 from mezzotint.formats.safetensors_file import TensorInfo
 from mezzotint.schemes import FP8
+from mezzotint.schemes.scheme import FLOATS
 
-FLOATS = (torch.float8_e4m3fn, torch.bfloat16, torch.float16, torch.float32)
 SAMPLES, LARGEST = 8, 64.0
 """How many matrices are looked at, and the median of their largest weights above which they must have had scales."""
 DECLARATIONS = ("quantization_config", modelopt.COMFY_NOTE)
@@ -58,7 +58,7 @@ def _against(header: Header) -> Iterator[str]:
     if not _matrices(header):
         yield "no weight is a matrix in e4m3"
     for info in header.tensors.values():
-        if info.dtype not in FLOATS:
+        if info.dtype not in (*FLOATS, torch.float8_e4m3fn):
             yield f"{info.name} is {info.dtype}"
         if info.name.endswith((*PARTS, LEGACY)):
             yield f"{info.name} is there, and weights that are cast have no scales"

@@ -11,15 +11,7 @@ from torch import Tensor
 
 from mezzotint.formats.contents import Contents, StoredLinear
 from mezzotint.formats.header import Header
-from mezzotint.formats.layout_evidence import (
-    CODE_ORDERS,
-    ROWS,
-    TILES,
-    ordered,
-    said_order,
-    sample_of,
-    with_order,
-)
+from mezzotint.formats.layout_evidence import CODE_ORDERS, ROWS, TILES, ordered, said_order, sample_of, with_order
 
 CERTAIN = 6.0
 """Standard errors from chance at which a statistic decides."""

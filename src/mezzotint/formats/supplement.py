@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from mezzotint.errors import BadRequest, BrokenFile, Unsupported
-from mezzotint.formats.calibrated import FLOATS, RANGES
+from mezzotint.formats.calibrated import RANGES
 from mezzotint.formats.header import Header, read_header
 from mezzotint.formats.pickled import is_counts
 from mezzotint.formats.torch_file import TorchFile, read_torch_file
 from mezzotint.hub import AnyPath
+from mezzotint.schemes.scheme import FLOATS
 
 INPUT_SCALE = ".input_scale"
 LARGEST_SCALE = ".weight_scale_2", ".weight_scale"
