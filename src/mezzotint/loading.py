@@ -30,9 +30,6 @@ from mezzotint.residency import resident_form, settle
 from mezzotint.schemes import BF16, FP8, Shape
 from mezzotint.tensor import QuantTensor
 
-MAX_NAMED = 4
-"""How many names an error spells out."""
-
 
 @dataclass(frozen=True)
 class LoadPlan:
@@ -191,7 +188,7 @@ def _account(checkpoint: Checkpoint, places: Mapping[str, Shape]) -> None:
 
 
 def _some(names: list[str]) -> str:
-    return f"{listed(names, MAX_NAMED)} {'is' if len(names) == 1 else 'are'}"
+    return f"{listed(names, 4)} {'is' if len(names) == 1 else 'are'}"
 
 
 def _them(names: list[str]) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mezzotint.costs import Laps, Spread
+from mezzotint.costs import Spread
 from mezzotint.quality.runs import Run, Shot
 
 
@@ -14,18 +14,14 @@ def cost(run: Run, shots: Sequence[Shot]) -> dict[str, Any]:
         "load_seconds": run.facts["load_seconds"],
         "seconds_per_picture": _spread([lap.total for lap in laps]),
         "seconds_per_step": _spread([step for lap in laps for step in lap.steps]),
-        "stages": _stages(laps),
+        "stages": {
+            "encode": _spread([lap.encode for lap in laps]),
+            "denoise": _spread([sum(lap.steps) for lap in laps]),
+            "decode": _spread([lap.decode for lap in laps]),
+        },
         "resident_bytes": run.facts["resident"]["pipeline_bytes"],
         "activation_bytes": _activations(run.facts["memory"]),
         "memory": run.facts["memory"],
-    }
-
-
-def _stages(laps: Sequence[Laps]) -> dict[str, Any]:
-    return {
-        "encode": _spread([lap.encode for lap in laps]),
-        "denoise": _spread([sum(lap.steps) for lap in laps]),
-        "decode": _spread([lap.decode for lap in laps]),
     }
 
 
