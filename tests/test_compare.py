@@ -160,6 +160,12 @@ def test_the_page_needs_nothing_else(done: tuple[Path, dict[str, Any]]) -> None:
         assert sheet.size[1] > 3 * 64
 
 
+def test_a_printed_page_has_the_tables_that_are_folded_on_a_screen(done: tuple[Path, dict[str, Any]]) -> None:
+    page = (done[0] / "report.html").read_text()
+    assert page.count("<details>") == len(done[1]["candidates"])
+    assert "details::details-content { content-visibility: visible; }" in page[page.index("@media print") :]
+
+
 def test_weights_that_could_not_be_checked_are_said_to_be(done: tuple[Path, dict[str, Any]]) -> None:
     candidate = done[1]["candidates"][0]
     assert "not checked" in tables.judged_by(candidate | {"weights": None})
