@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 import mezzotint
 from mezzotint.cli.kernels import choice as kernel_choice
 from mezzotint.errors import BadRequest, Unsupported
-from mezzotint.kernels import AS_STORED, BF16, Target, WeightSpec, backends, select
+from mezzotint.kernels import AS_STORED, BF16, BackendUse, Target, WeightSpec, backends, select
 from mezzotint.nn import QuantLinear, use_backend
 from mezzotint.schemes import FP8, NVFP4
 from mezzotint.schemes.rounding import round_e4m3
@@ -178,3 +178,8 @@ def test_a_choice_of_what_does_not_exist_is_refused(choice: str | dict[str, str]
 
 def test_a_scheme_may_be_written_as_bench_writes_it() -> None:
     assert kernel_choice(["svdquant-int4=expand", "fp8=scaled_mm"]) == {"svdquant_int4": "expand", "fp8": "scaled_mm"}
+
+
+def test_reasons_that_several_backends_share_are_said_once() -> None:
+    use = BackendUse("nvfp4", "reference", 3, {"a": "multiplies FP8 only", "b": "needs a GPU", "c": "needs a GPU"})
+    assert use.why == "b, c: needs a GPU; a: multiplies FP8 only"

@@ -223,8 +223,7 @@ def _uses_of(layer: QuantLinear | SplitLinear) -> Iterator[BackendUse]:
 def _events(plan: LoadPlan, backends: tuple[BackendUse, ...]) -> Iterator[str]:
     for use in backends:
         if use.backend == "reference":
-            reasons = "; ".join(f"{name} {why}" for name, why in use.declined.items())
-            yield f"{use.layers} {use.scheme} layers run on the slow reference backend ({reasons})"
+            yield f"{use.layers} {use.scheme} layers run on the slow reference backend ({use.why})"
         if use.backend == "expand":
             yield f"{use.layers} {use.scheme} layers round their inputs to FP8, where the checkpoint means 4 bits"
     linears = plan.checkpoint.contents.linears.values()

@@ -42,7 +42,8 @@ def diagnose(
 
     With --sensitivity, one role of layers at a time is restored to the reference's weights, and ranked by how much
     nearer, per byte, the transformer's predictions come; the patterns are for `convert --keep-bf16`. Then one step at a
-    time is run with BF16 activations; the schedule is for `generate --bf16-steps`. That always exits with 0.
+    time is run with BF16 activations; the schedule is for `generate --bf16-steps`. Nothing that is found
+    makes it exit with 1.
 
     Exits with 0 if nothing is suspicious, 1 if something is, 2 if it could not run.
 

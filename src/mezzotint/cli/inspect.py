@@ -80,8 +80,7 @@ def _facts(report: Any) -> Iterator[tuple[str, str]]:
     yield "stored", _mib(report.stored_bytes)
     for outlook in report.outlooks:
         for use in outlook.backends if outlook.here else ():
-            declined = "".join(f"; {name}: {reason}" for name, reason in use.declined.items())
-            yield "runs here", f"{use.layers} {use.scheme} on {use.backend}{declined}"
+            yield "runs here", f"{use.layers} {use.scheme} on {use.backend}; {use.why}"
     for note in report.notes:
         yield "note", note
 

@@ -68,6 +68,15 @@ class BackendUse:
     def of(cls, scheme: Scheme, selection: Selection, layers: int = 1) -> "BackendUse":
         return cls(scheme.name, selection.backend.name, layers, selection.declined)
 
+    @property
+    def why(self) -> str:
+        """Why each other backend declined: those of one reason together, what most of them say first."""
+        names: dict[str, list[str]] = {}
+        for name, reason in self.declined.items():
+            names.setdefault(reason, []).append(name)
+        ranked = sorted(names.items(), key=lambda said: -len(said[1]))
+        return "; ".join(f"{', '.join(own)}: {reason}" for reason, own in ranked)
+
 
 def count_uses(uses: Iterable[BackendUse]) -> tuple[BackendUse, ...]:
     """The same choices, equal ones as one with all their layers."""
