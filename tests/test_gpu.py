@@ -205,6 +205,30 @@ def test_a_fast_demo_agrees_with_the_same_layers_one_by_one_at_every_step(name: 
     assert max(errors) <= 2e-2
 
 
+@pytest.mark.parametrize("name", ["demo-fp8", "demo-nvfp4"])
+def test_modulation_worked_out_ahead_is_that_of_each_step(name: str) -> None:
+    """Equal, because a step's products have as many rows with the others as without them. 1e-2: against layers in the
+    call, where the compiler does not round what SiLU gives before it is rounded to FP8."""
+    pipe, in_the_call = (load("demo", transformer=name, device="cuda", resident="stored") for _ in range(2))
+    calls = record_calls(pipe)
+    assert speed_up(pipe.transformer, scheduler=pipe.scheduler).modulated == 2 * 2 + 3
+    assert speed_up(in_the_call.transformer).modulated == 0
+    ahead: Any = pipe.transformer.forward
+    with torch.no_grad():
+        together = [pipe.transformer(**call)[0] for call in calls]
+        assert [len(table.places) for table in ahead.tables.values()] == [STEPS]
+        alone = []
+        for call in calls:
+            ahead.tables.clear()
+            alone.append(pipe.transformer(**call)[0])
+        errors = [
+            relative_error(a, in_the_call.transformer(**call)[0]) for a, call in zip(together, calls, strict=True)
+        ]
+    assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
+    print(f"{name}, modulation ahead: relative error against layers in the call {max(errors):.2e}")
+    assert max(errors) <= 1e-2
+
+
 def test_a_recorded_transformer_follows_another_backend() -> None:
     pipe = load("demo", transformer="demo-fp8", device="cuda")
     speed_up(pipe.transformer)

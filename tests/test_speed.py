@@ -200,8 +200,9 @@ def test_a_transformer_is_made_fast_once_and_announces_new_sizes(
     pipe = load("demo", transformer="demo-fp8", device="cpu")
     compiled: list[Any] = []
     monkeypatch.setattr(pipe.transformer, "compile_repeated_blocks", lambda **options: compiled.append(options))
-    report = speed_up(pipe.transformer)
+    report = speed_up(pipe.transformer, scheduler=pipe.scheduler)
     assert (report.attention, report.joined, report.graphed, report.one_pass) == ("sdpa", 7, False, 0)
+    assert report.modulated == 0
     assert report.cache == str(tmp_path)
     assert compiled == [{"fullgraph": True, "options": None}]
     for size in (64, 64, 32):

@@ -15,12 +15,13 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from mezzotint._version import VERSION
-from mezzotint.bench.random_model import BF16, Case, build, calibrate, example
+from mezzotint.bench.random_model import BF16, Case, Steps, build, calibrate, example
 from mezzotint.bench.shapes import shape_of
 from mezzotint.costs import Memory, Spread, forget_peak, memory, now, resident_bytes
 from mezzotint.nn import QuantLinear
 from mezzotint.pipelines import meta_model
 from mezzotint.speed import speed_up
+from mezzotint.speed.modulation import Ahead
 
 WARM_UP = 5
 PROFILED = 3
@@ -46,6 +47,7 @@ class Measured:
     tflops        TFLOP/s: the BF16 model's products and attention, done in the median time
     backends      {backend: how many products it runs}
     kernels_ms    {kind of kernel: GPU time in one call}
+    modulation_ms what a painting spends once on the modulation of all its steps, besides its calls
     """
 
     case: Case
@@ -58,6 +60,7 @@ class Measured:
     backends: Mapping[str, int]
     attention: str
     kernels_ms: Mapping[str, float]
+    modulation_ms: float = 0.0
 
     @property
     def resident_gb(self) -> float:
@@ -82,7 +85,7 @@ def measure(case: Case, device: torch.device, calls: int = 20, trace: Path | Non
         report = speed_up(model, case.attention or "cudnn", plain=True)
     else:
         calibrate(model, inputs)
-        report = speed_up(model, case.attention)
+        report = speed_up(model, case.attention, scheduler=Steps.of(case))
     gc.collect()
     forget_peak(device)
     built = now(device)
@@ -102,6 +105,7 @@ def measure(case: Case, device: torch.device, calls: int = 20, trace: Path | Non
         backends=_backends(model),
         attention=report.attention,
         kernels_ms=_kernels(lambda: model(**inputs), device, trace),
+        modulation_ms=_modulation(model, inputs, device),
     )
     _forget(model, device)
     return measured
@@ -126,6 +130,20 @@ def _timed(call: Callable[[], Any], calls: int, device: torch.device) -> Spread:
         mark.record()
     torch.cuda.synchronize(device)
     return Spread.of([before.elapsed_time(after) for before, after in pairwise(marks)])
+
+
+def _modulation(model: nn.Module, inputs: Mapping[str, Any], device: torch.device) -> float:
+    """Milliseconds of working out the modulation of all steps, the median of some."""
+    ahead: Any = model.forward
+    if not isinstance(ahead, Ahead):
+        return 0.0
+    times = []
+    for _ in range(PROFILED):
+        ahead.tables.clear()
+        began = now(device)
+        ahead.prepare(**inputs)
+        times.append((now(device) - began) * 1e3)
+    return Spread.of(times).median
 
 
 def _backends(model: nn.Module) -> dict[str, int]:

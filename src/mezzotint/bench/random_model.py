@@ -203,6 +203,17 @@ def example(case: Case, device: torch.device) -> dict[str, Any]:
     return arguments
 
 
+@dataclass(frozen=True)
+class Steps:
+    """A painting's time steps, as a scheduler gives them; the first one is an example's."""
+
+    timesteps: Tensor
+
+    @classmethod
+    def of(cls, case: Case) -> "Steps":
+        return cls(torch.linspace(500, 1, case.sampling.steps))
+
+
 def _placed(leaf: Any, device: torch.device) -> Any:
     if not isinstance(leaf, Tensor):
         return leaf

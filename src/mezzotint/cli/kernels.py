@@ -30,7 +30,7 @@ def make_fast(pipe: Any, attention: str | None) -> None:
     from mezzotint.speed import speed_up
 
     for name, model in transformers_of(pipe).items():
-        report = speed_up(model, attention)
+        report = speed_up(model, attention, scheduler=pipe.scheduler)
         for unfused in report.apart:
             print(f"note: {', '.join(unfused.layers)} stay apart: {unfused.reason}", file=sys.stderr)
         declined = ", ".join(f"{other} {reason}" for other, reason in report.declined.items())

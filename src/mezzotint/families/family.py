@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mezzotint.errors import UnknownFormat
 from mezzotint.families.naming import Naming
@@ -67,6 +68,30 @@ def grid(height: int, width: int, axes: int) -> Tensor:
     return ids.flatten(0, 1)
 
 
+def thousandths(timesteps: Tensor, dtype: torch.dtype) -> Tensor:
+    """What most pipelines give their transformer for a scheduler's time steps, rounded as they round."""
+    return timesteps.to(dtype) / 1000
+
+
+@dataclass(frozen=True)
+class TimeEmbedding:
+    """What the modulation of every block is made of, and what that is made of in turn.
+
+    module       name of the module that makes it, [rows, width]
+    arguments    of the transformer's forward that it depends on, the time step first
+    pipelines    (a scheduler's time steps, dtype of those that the transformer is given) -> what the family's pipelines
+                 give it for them
+    activation   what the modulation layers read it through
+    unless       entry of config.json with which blocks read two embeddings
+    """
+
+    module: str
+    arguments: tuple[str, ...]
+    pipelines: Callable[[Tensor, torch.dtype], Tensor] = thousandths
+    activation: Callable[[Tensor], Tensor] = F.silu
+    unless: str | None = None
+
+
 @dataclass(frozen=True)
 class Family:
     """Models that share a transformer class.
@@ -79,6 +104,7 @@ class Family:
                   with as many tokens as the settings ask for
     together      linears of a block that read the same input, by their names in the block
     modulation    ends of the names of linears that see one row a picture
+    embedding     what those of the blocks are given, None where that is not known
     """
 
     name: str
@@ -89,6 +115,7 @@ class Family:
     example: Callable[[Mapping[str, Any], Sampling, int], dict[str, Any]]
     together: tuple[tuple[str, ...], ...]
     modulation: tuple[str, ...] = ()
+    embedding: TimeEmbedding | None = None
     arguments: Callable[[Sampling, int], dict[str, Any]] = picture_arguments
 
     def owns(self, shapes: Shapes) -> bool:

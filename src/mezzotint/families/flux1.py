@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from mezzotint.errors import Unsupported
-from mezzotint.families.family import TEXT_TOKENS, Family, Sampling, grid
+from mezzotint.families.family import TEXT_TOKENS, Family, Sampling, TimeEmbedding, grid
 from mezzotint.families.naming import Naming
 from mezzotint.families.provenance import trace
 from mezzotint.families.spelling import Shapes, Spelling, holds, nunchaku
@@ -79,4 +79,5 @@ FAMILY = Family(
         ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
     ),
     modulation=("norm.linear", "norm1.linear", "norm1_context.linear"),
+    embedding=TimeEmbedding("time_text_embed", ("timestep", "guidance", "pooled_projections")),
 )

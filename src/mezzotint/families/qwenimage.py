@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from mezzotint.families.family import TEXT_TOKENS, Family, Sampling, picture_arguments
+from mezzotint.families.family import TEXT_TOKENS, Family, Sampling, TimeEmbedding, picture_arguments
 from mezzotint.families.spelling import Spelling, holds, nunchaku
 
 OWN_NAMES = ("txt_norm.weight", "img_in.weight", "transformer_blocks.0.img_mod.1.weight")
@@ -46,5 +46,6 @@ FAMILY = Family(
         ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
     ),
     modulation=("img_mod.1", "txt_mod.1"),
+    embedding=TimeEmbedding("time_text_embed", ("timestep", "guidance", "additional_t_cond")),
     arguments=arguments,
 )

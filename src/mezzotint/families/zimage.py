@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
-from mezzotint.families.family import TEXT_TOKENS, Family, Sampling
+from mezzotint.families.family import TEXT_TOKENS, Family, Sampling, TimeEmbedding
 from mezzotint.families.naming import Naming
 from mezzotint.families.provenance import trace
 from mezzotint.families.spelling import Shapes, Spelling, holds, nunchaku
@@ -51,4 +52,11 @@ FAMILY = Family(
     example=example,
     together=(("attention.to_q", "attention.to_k", "attention.to_v"), ("feed_forward.w1", "feed_forward.w3")),
     modulation=("adaLN_modulation.0",),
+    embedding=TimeEmbedding(
+        "t_embedder",
+        ("t",),
+        pipelines=lambda timesteps, _dtype: (1000 - timesteps) / 1000,
+        activation=nn.Identity(),
+        unless="siglip_feat_dim",
+    ),
 )

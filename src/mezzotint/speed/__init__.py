@@ -17,6 +17,7 @@ from mezzotint.speed.activations import replace_gelu
 from mezzotint.speed.attention import attention_is_exact, choose, set_attention
 from mezzotint.speed.attention_layers import replace_layers
 from mezzotint.speed.fusing import Unfused, fuse
+from mezzotint.speed.modulation import Ahead, Scheduler, work_ahead
 from mezzotint.speed.shapes import Announcer
 
 __all__ = ["SpeedReport", "Unfused", "speed_up"]
@@ -33,6 +34,7 @@ class SpeedReport:
     joined         how many products stand for several layers now
     apart          layers on the same input that could not be one product, and why
     one_pass       attention layers that normalise and rotate in one pass
+    modulated      modulation layers whose products are worked out for all steps at once
     graphed        each shape of input is recorded as a CUDA graph
     cache          where compiled kernels are kept
     """
@@ -42,6 +44,7 @@ class SpeedReport:
     joined: int
     apart: tuple[Unfused, ...]
     one_pass: int
+    modulated: int
     graphed: bool
     cache: str
 
@@ -49,7 +52,9 @@ class SpeedReport:
         return asdict(self)
 
 
-def speed_up(model: nn.Module, attention: str | None = None, plain: bool = False) -> SpeedReport:
+def speed_up(
+    model: nn.Module, attention: str | None = None, plain: bool = False, scheduler: Scheduler | None = None
+) -> SpeedReport:
     """Make a diffusers transformer as fast as it can be on the device that it is on, in place.
 
     Its first call compiles, for each shape of input; one that is not the first is announced in the log. What the
@@ -57,16 +62,17 @@ def speed_up(model: nn.Module, attention: str | None = None, plain: bool = False
 
     attention   name of one, None for the fastest that changes no more than the order of sums
     plain       only choose the attention and compile the repeated blocks, as diffusers' documentation advises
+    scheduler   of the model's pipeline; with it, modulation is worked out for all steps at once
     Raises      BadRequest if it was made fast already, Unsupported if the attention cannot run here
     """
-    if isinstance(model.forward, Graphs):
+    if isinstance(model.forward, Graphs | Ahead):
         raise BadRequest("this transformer was made fast already", "load it again for other settings.")
     device = next(model.parameters()).device
     on_gpu = device.type == "cuda"
     cache = cache_folder()
     chosen, declined = choose(Target.of(device), attention)
     set_attention(model, chosen)
-    joined, one_pass = 0, 0
+    joined, one_pass, modulated = 0, 0, 0
     apart: list[Unfused] = []
     if not plain:
         joined, apart = fuse(model, family_with(type(model).__name__, type(model).__name__).together)
@@ -77,7 +83,10 @@ def speed_up(model: nn.Module, attention: str | None = None, plain: bool = False
     model.compile_repeated_blocks(fullgraph=True, options=TUNED if on_gpu and not plain else None)  # type: ignore[operator]
     if not plain and on_gpu:
         model.forward = Graphs(model.forward, lambda: (overrides(), attention_is_exact()))
-    return SpeedReport(chosen.name, declined, joined, tuple(apart), one_pass, on_gpu and not plain, str(cache))
+        modulated = work_ahead(model, scheduler) if scheduler is not None else 0
+    return SpeedReport(
+        chosen.name, declined, joined, tuple(apart), one_pass, modulated, on_gpu and not plain, str(cache)
+    )
 
 
 def cache_folder() -> Path:

@@ -1,0 +1,245 @@
+"""Modulation worked out for all steps ahead gives, at every step, the numbers that each block's own layers give."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import tiny
+from cases import PROMPTS, Case
+from makers import MAKERS
+from mezzotint.families import families
+from mezzotint.nn import QuantLinear, unrounded_inputs
+from mezzotint.painting import paint
+from mezzotint.schedule import StepSchedule
+from mezzotint.speed import modulation, speed_up
+from mezzotint.speed.modulation import KEPT, LONGEST, Ahead, Modulation, products, work_ahead
+from test_kernels import fp8_tensor
+
+TINY = {"flux1": tiny.flux1, "zimage": tiny.zimage, "qwenimage": tiny.qwenimage}
+SCHEDULE = SimpleNamespace(timesteps=torch.linspace(1000, 100, 10))
+"""A scheduler, as far as `work_ahead` looks at one."""
+
+
+@pytest.fixture
+def row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of one step at a time: a CPU sums a product with eight rows in another order than one with one."""
+    monkeypatch.setattr(modulation, "FEW", 1)
+
+
+@pytest.fixture
+def filled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many steps each table has that is made during the test."""
+    made: list[int] = []
+    table = Ahead._table
+
+    def counted(self: Ahead, *args: Any) -> Any:
+        made.append(len(table(self, *args).places))
+        return table(self, *args)
+
+    monkeypatch.setattr(Ahead, "_table", counted)
+    return made
+
+
+def transformer(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    model: nn.Module = TINY[name]().transformer.float().eval()
+    for parameter in model.parameters():
+        parameter.data = torch.randn_like(parameter) * 0.1 + (parameter.ndim == 1)
+    return model
+
+
+def arguments(name: str, model: nn.Module, batch: int = 1) -> dict[str, Any]:
+    family = families()[name]
+    inputs = family.example(model.config, family.sampling({}, {}).but(size=64), batch) | {"return_dict": False}
+    if "cap_feats" in inputs:  # the tiny model has positions for 128 tokens
+        inputs["cap_feats"] = [text[:16] for text in inputs["cap_feats"]]
+    return inputs
+
+
+@torch.no_grad()
+def result(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+    output = model(**inputs)[0]
+    return output if isinstance(output, Tensor) else torch.stack(output)
+
+
+@pytest.mark.parametrize(("name", "tables"), [("flux1", [4, 3] * 2), ("zimage", [4, 3]), ("qwenimage", [4, 3])])
+def test_a_painting_is_the_same(
+    cases: Callable[[str], Case], tmp_path: Path, row_by_row: None, filled: list[int], name: str, tables: list[int]
+) -> None:
+    """FLUX.1 has pooled text in it, so that each prompt has tables of its own; one for inputs rounded, one for not."""
+    case = cases(name)
+    pipe = case.load(transformer=MAKERS[name]["modelopt nvfp4"](case, tmp_path / "made"))
+    sampling = case.sampling.but(steps=4)
+    expected = paint(pipe, PROMPTS, sampling=sampling, guard=False, bf16_steps=StepSchedule(1, 1)).latents
+    assert work_ahead(pipe.transformer, pipe.scheduler) > 0
+    got = paint(pipe, PROMPTS, sampling=sampling, guard=False, bf16_steps=StepSchedule(1, 1)).latents
+    assert torch.equal(got, expected)
+    assert filled == tables
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("few", [1, 8])
+@settings(max_examples=15, deadline=None)
+@given(
+    calls=st.lists(
+        st.tuples(st.sampled_from([1, 2, 3]), st.sampled_from([0.1, 0.3, 0.35, 1.0]), st.sampled_from([1.0, 3.5])),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_calls_in_any_order_are_what_they_are_alone(name: str, few: int, calls: list[Any]) -> None:
+    """Of any batch, at steps that the scheduler knows and others, with any guidance, and with other text in place."""
+    plain = transformer(name)
+    ahead = copy.deepcopy(plain)
+    work_ahead(ahead, SCHEDULE)
+    kept = {batch: arguments(name, plain, batch) for batch in (1, 2, 3)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(modulation, "FEW", few)
+        for batch, step, guidance in calls:
+            inputs = kept[batch]
+            inputs["t" if "t" in inputs else "timestep"] = torch.full((batch,), step)
+            if "guidance" in inputs:
+                inputs["guidance"] = torch.full((batch,), guidance)
+                inputs["pooled_projections"].mul_(guidance)
+            tolerance = {"rtol": 0, "atol": 0} if few == 1 else {"rtol": 1e-4, "atol": 1e-4}
+            torch.testing.assert_close(result(ahead, inputs), result(plain, inputs), **tolerance)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_argument_that_modulation_depends_on_is_named(name: str) -> None:
+    """Those that are not named may change without the embedding changing, those that are named may not."""
+    model = transformer(name)
+    work_ahead(model, SCHEDULE)
+    ahead: Any = model.forward
+    inputs = arguments(name, model)
+
+    def embedded(**changed: Any) -> Tensor:
+        call = ahead.signature.bind(**inputs | changed)
+        out: Tensor = ahead._embedded(call, call.arguments[ahead.embedding.arguments[0]])
+        return out
+
+    with torch.no_grad():
+        for argument, value in inputs.items():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                same = torch.equal(embedded(**{argument: value + 0.25}), embedded())
+                assert same != (argument in ahead.embedding.arguments), argument
+
+
+def test_what_a_table_is_made_for(filled: list[int]) -> None:
+    """A step that is known costs nothing again; states of the layers, guidances and texts have tables of their own."""
+    model = transformer("flux1")
+    assert work_ahead(model, SCHEDULE) == 3
+    inputs = arguments("flux1", model) | {"timestep": torch.full((1,), 0.9)}
+    for step in (0.9, 0.8, 0.1):
+        result(model, inputs | {"timestep": torch.full((1,), step)})
+    assert filled == [9]
+    result(model, inputs | {"hidden_states": inputs["hidden_states"] + 1})
+    result(model, inputs | {"pooled_projections": inputs["pooled_projections"].clone()})
+    assert filled == [9]
+    with unrounded_inputs():
+        result(model, inputs)
+    result(model, inputs | {"guidance": torch.zeros(1)})
+    inputs["pooled_projections"].add_(1)
+    result(model, inputs)
+    assert filled == [9, 9, 9, 9]
+    result(model, inputs | {"timestep": torch.full((1,), 0.87)})
+    assert filled[4:] == [1], "not one of the scheduler's"
+    assert len(model.forward.tables) == KEPT
+
+
+def test_a_table_is_no_longer_than_it_may_be(filled: list[int]) -> None:
+    model = transformer("zimage")
+    work_ahead(model, SimpleNamespace(timesteps=torch.arange(1000.0, 0, -1)))
+    for step in (0.0, 0.063, 0.064):
+        result(model, arguments("zimage", model) | {"t": (1000 - torch.tensor([1000 - step * 1000])) / 1000})
+    assert filled == [LONGEST, LONGEST]
+
+
+def test_a_model_that_was_moved_works_out_its_modulation_anew(row_by_row: None) -> None:
+    plain = transformer("qwenimage")
+    ahead = copy.deepcopy(plain)
+    work_ahead(ahead, SCHEDULE)
+    inputs = arguments("qwenimage", plain)
+    for dtype in (torch.float32, torch.bfloat16, torch.float64, torch.float32):
+        plain, ahead = plain.to(dtype), ahead.to(dtype)
+        own = {key: x.to(dtype) if isinstance(x, Tensor) else x for key, x in inputs.items()}
+        assert torch.equal(result(ahead, own), result(plain, own))
+
+
+def test_text_that_reads_the_first_half_of_two_embeddings() -> None:
+    """Qwen-Image-Edit 2511: a picture that is edited has an embedding of its own, at time step 0."""
+    torch.manual_seed(0)
+    plain = type(tiny.qwenimage().transformer)(
+        **dict(tiny.qwenimage().transformer.config) | {"zero_cond_t": True, "num_layers": 2}
+    ).eval()
+    ahead = copy.deepcopy(plain)
+    assert work_ahead(ahead, SCHEDULE) == 4
+    for batch in (1, 2):
+        inputs = arguments("qwenimage", plain, batch)
+        inputs["img_shapes"] = [[(1, 2, 4), (1, 2, 4)]] * batch
+        torch.testing.assert_close(result(ahead, inputs), result(plain, inputs), rtol=1e-4, atol=1e-5)
+
+
+def test_blocks_that_read_two_embeddings_are_left_alone() -> None:
+    model = transformer("zimage")
+    model.register_to_config(siglip_feat_dim=16)
+    assert work_ahead(model, SCHEDULE) == 0
+    assert not isinstance(model.forward, Ahead)
+
+
+def test_families_whose_modulation_is_not_described_are_left_alone() -> None:
+    assert work_ahead(tiny.flux2().transformer, SCHEDULE) == 0
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 9])
+def test_a_steps_numbers_do_not_depend_on_how_many_are_known(rows: int) -> None:
+    layer = QuantLinear(fp8_tensor(48, 64), torch.float32)
+    x = torch.randn(11, rows, 64)
+    whole = products(layer, x)
+    assert whole.shape == (11, rows, 48)
+    torch.testing.assert_close(whole, layer(x))
+    for step in (0, 7, 10):
+        assert torch.equal(products(layer, x[step : step + 1])[0], whole[step])
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_block_is_compiled_once_however_many_there_are(name: str) -> None:
+    """Each has its own rows in the one buffer, and none is compiled anew for that."""
+    assert compiles(name, 3, ahead=True) == compiles(name, 3, ahead=False)
+    assert compiles(name, 5, ahead=True) == compiles(name, 3, ahead=True) > 0
+
+
+def compiles(name: str, blocks: int, ahead: bool) -> int:
+    torch._dynamo.reset()
+    config = dict(TINY[name]().transformer.config)
+    config |= {key: blocks for key in ("num_layers", "num_single_layers", "n_layers") if key in config}
+    plain = type(TINY[name]().transformer)(**config).eval()
+    model = copy.deepcopy(plain)
+    counter = CompileCounterWithBackend("aot_eager")
+    model.compile_repeated_blocks(fullgraph=True, backend=counter)
+    if ahead:
+        work_ahead(model, SCHEDULE)
+    for _ in range(2):
+        inputs = arguments(name, plain)
+        torch.testing.assert_close(result(model, inputs), result(plain, inputs), rtol=1e-4, atol=1e-4)
+    return int(counter.frame_count)
+
+
+def test_a_layer_that_is_worked_out_ahead_still_owns_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = transformer("flux1")
+    before = {name.replace(".layer", ""): p.shape for name, p in model.named_parameters()}
+    layers = work_ahead(model, SCHEDULE)
+    assert {name.replace(".layer", ""): p.shape for name, p in model.named_parameters()} == before
+    assert sum(isinstance(module, Modulation) for module in model.modules()) == layers
+    monkeypatch.setattr(model, "compile_repeated_blocks", lambda **_options: None)
+    with pytest.raises(Exception, match="made fast already"):
+        speed_up(model)
