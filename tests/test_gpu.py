@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import four_bits
+from mezzotint.kernels import Target, best_device
+from mezzotint.kernels.cublaslt import gelu_product, gelu_product_by_definition, missing
 from mezzotint.kernels.expand import BACKEND as EXPAND
 from mezzotint.kernels.expand import expand, expand_by_definition, low_rank
 from mezzotint.kernels.graphs import Graphs
@@ -17,6 +19,7 @@ from mezzotint.pipelines import load, sampling_of
 from mezzotint.schedule import StepSchedule
 from mezzotint.schemes import AWQ_W4A16
 from mezzotint.schemes.awq import encode_awq
+from mezzotint.schemes.rounding import round_e4m3
 from mezzotint.speed import speed_up
 from mezzotint.speed.attention import ATTENTIONS
 from mezzotint.speed.attention_layers import norm_rope_by_definition
@@ -187,6 +190,25 @@ def test_normalising_and_rotating_in_one_pass_equals_its_definition(fp8: bool, w
     got = torch.ops.mezzotint.norm_rope(*arguments).float()
     assert relative_error(got, expected) <= 1e-3
     assert float((got != expected).float().mean()) <= 1e-3
+
+
+@pytest.mark.parametrize(("rows", "beside"), [(4608, 3072), (4096, 0), (512, 0), (77, 64), (1, 0)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_product_with_gelu_equals_its_definition(rows: int, beside: int, biased: bool) -> None:
+    """What stands beside it exactly; the product's sums are in another order, which moves some to the next code."""
+    if isinstance(reason := missing(Target.of(best_device())), str):
+        pytest.skip(reason)
+    torch.manual_seed(0)
+    x, codes = (round_e4m3(torch.randn(side, 3072, device="cuda") * 8) for side in (rows, 12288))
+    bias = torch.randn(12288, device="cuda").bfloat16() if biased else None
+    left = torch.randn(rows, beside, device="cuda").bfloat16() if beside else None
+    input_scale, weight_scale, inverse = (torch.tensor([s], device="cuda") for s in (1 / 8, 1 / 500, 50.0))
+    given = (x, codes, bias, input_scale, weight_scale, inverse, left)
+    got, expected = (run(*given).float() for run in (gelu_product, gelu_product_by_definition))
+    error = relative_error(got[:, beside:], expected[:, beside:])
+    print(f"product with GELU, {rows} rows, bias={biased}: relative error {error:.2e}")
+    assert torch.equal(got[:, :beside], expected[:, :beside])
+    assert error < 1e-2
 
 
 @pytest.mark.parametrize("name", ["demo-fp8", "demo-nvfp4"])

@@ -6,7 +6,8 @@ r"""`compare` at FLUX.1's real size with random weights, its memory and times he
 
 Makes a pipeline of FLUX.1's transformer and autoencoder, and of text encoders of its widths with one layer each, all of
 random weights, and an FP8 copy of the transformer. Then `compare` runs, while another process asks NVML twenty times a
-second. The last line is JSON: for each model what the report says, what was measured beside it, and their ratio.
+second what the whole GPU has in use; what it had before anything ran is taken off. The last line is JSON: for each
+model what the report says, what was measured beside it, and their ratio.
 """
 
 import argparse
@@ -117,6 +118,14 @@ def event_seconds(source: str | None, model: Path, size: int, steps: int, device
     return sorted(times[1:])[1]
 
 
+def used_by_all() -> int:
+    """Bytes of the first GPU in use, by whatever there is on the machine."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).used)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -128,13 +137,14 @@ def main() -> None:
     parser.add_argument("--single-blocks", type=int, default=38)
     parser.add_argument("--heads", type=int, default=24)
     a = parser.parse_args()
+    gpu = a.device != "cpu"
+    idle = used_by_all() if gpu else 0
     if not (a.folder / "fp8/config.json").exists():
         began = time.time()
         shape = {"num_layers": a.blocks, "num_single_layers": a.single_blocks, "num_attention_heads": a.heads}
         make(a.folder, shape, a.device, min(a.size, 512))
         torch.accelerator.empty_cache() if a.device != "cpu" else None
         print(f"made in {time.time() - began:.0f} s", flush=True)
-    gpu = a.device != "cpu"
     (a.folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
     done: list[tuple[float, str]] = []
     log = a.folder / "nvml.txt"
@@ -156,10 +166,11 @@ def main() -> None:
     write_report(comparison, a.out)
     report = comparison.to_dict()
     used = [(float(when), int(size)) for when, size in (line.split() for line in log.open())] if gpu else []
-    since, rows = 0.0, {}
+    rows = {}
     for model in (report["reference"], *report["candidates"]):
-        until = max(when for when, name in done if name == model["name"])
-        polled = max((size for when, size in used if since < when <= until), default=None)
+        painted_at = [when for when, name in done if name == model["name"]]
+        while_painting = (size for when, size in used if painted_at[0] <= when <= painted_at[-1])
+        polled = max(while_painting, default=idle) - idle
         source = None if model["transformer"] is None else str(a.folder / "fp8")
         events = event_seconds(source, a.folder / "bf16", a.size, a.steps, a.device) if gpu else None
         painted, seconds = model["cost"]["memory"][1], model["cost"]["seconds_per_picture"]["median"]
@@ -167,6 +178,7 @@ def main() -> None:
             "driver_reported": painted["driver"],
             "driver_source": painted["driver_source"],
             "nvml_polled_max": polled,
+            "nvml_idle": idle,
             "memory_ratio": painted["driver"] / polled if polled else None,
             "peak_allocated": painted["peak_allocated"],
             "peak_reserved": painted["peak_reserved"],
@@ -175,7 +187,6 @@ def main() -> None:
             "time_ratio": seconds / events if events else None,
             "resident": model["resident"],
         }
-        since = until
     rows["verdict"] = {candidate["name"]: candidate["reasons"] for candidate in report["candidates"]}
     print(json.dumps(rows))
 

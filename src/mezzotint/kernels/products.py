@@ -29,23 +29,30 @@ def fp8_product(
     input_scale    float32 of one number, or None for amax / 448 of each row of x
     """
     rounded, scale = round_input(x, input_scale)
+    return rounded_product(rounded, scale, codes, weight_scale, bias, x.dtype)
+
+
+def rounded_product(
+    rounded: Tensor, scale: Tensor, codes: Tensor, weight_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """The same of an input that `round_input` has been applied to; [rows, out] in `dtype`."""
     weight_scale = weight_scale.reshape(1, -1)
     if scale.numel() > 1 or weight_scale.numel() > 1:
         # cuBLASLt scales either both sides by row, or neither
-        scale = scale.expand(x.shape[0], 1).contiguous()
+        scale = scale.expand(rounded.shape[0], 1).contiguous()
         weight_scale = weight_scale.expand(1, codes.shape[0]).contiguous()
-    fused = bias is not None and bias.dtype == x.dtype and x.dtype != torch.float32
+    fused = bias is not None and bias.dtype == dtype and dtype != torch.float32
     product = torch._scaled_mm(
         rounded,
         codes.t(),
         scale_a=scale,
         scale_b=weight_scale,
         bias=bias if fused else None,
-        out_dtype=x.dtype,
+        out_dtype=dtype,
         use_fast_accum=True,
     )
     if bias is not None and not fused:  # cuBLASLt adds no bias to a float32 product
-        product = product + bias.to(x.dtype)
+        product = product + bias.to(dtype)
     return product
 
 

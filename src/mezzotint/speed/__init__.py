@@ -17,6 +17,7 @@ from mezzotint.speed.activations import replace_gelu
 from mezzotint.speed.attention import attention_is_exact, choose, set_attention
 from mezzotint.speed.attention_layers import replace_layers
 from mezzotint.speed.fusing import Unfused, fuse
+from mezzotint.speed.gelu_products import replace_gelu_products
 from mezzotint.speed.modulation import Ahead, Scheduler, work_ahead
 from mezzotint.speed.shapes import Announcer
 
@@ -33,6 +34,7 @@ class SpeedReport:
     attention      its name; `declined` says why not the others
     joined         how many products stand for several layers now
     apart          layers on the same input that could not be one product, and why
+    with_gelu      products that compute the GELU behind them and write FP8
     one_pass       attention layers that normalise and rotate in one pass
     modulated      modulation layers whose products are worked out for all steps at once
     graphed        each shape of input is recorded as a CUDA graph
@@ -43,6 +45,7 @@ class SpeedReport:
     declined: Mapping[str, str]
     joined: int
     apart: tuple[Unfused, ...]
+    with_gelu: int
     one_pass: int
     modulated: int
     graphed: bool
@@ -67,25 +70,32 @@ def speed_up(
     """
     if isinstance(model.forward, Graphs | Ahead):
         raise BadRequest("this transformer was made fast already", "load it again for other settings.")
-    device = next(model.parameters()).device
-    on_gpu = device.type == "cuda"
+    target = Target.of(next(model.parameters()).device)
+    whole = not plain and target.kind == "cuda"
+    family = family_with(type(model).__name__, type(model).__name__)
     cache = cache_folder()
-    chosen, declined = choose(Target.of(device), attention)
+    chosen, declined = choose(target, attention)
     set_attention(model, chosen)
-    joined, one_pass, modulated = 0, 0, 0
-    apart: list[Unfused] = []
-    if not plain:
-        joined, apart = fuse(model, family_with(type(model).__name__, type(model).__name__).together)
-    if not plain and on_gpu:
-        one_pass = replace_layers(model, chosen)
+    with_gelu = replace_gelu_products(model, target) if whole else 0
+    joined, apart = (0, []) if plain else fuse(model, family.together)
+    one_pass = replace_layers(model, chosen) if whole else 0
+    if whole:
         replace_gelu(model)
     model.register_forward_pre_hook(Announcer(), with_kwargs=True)
-    model.compile_repeated_blocks(fullgraph=True, options=TUNED if on_gpu and not plain else None)  # type: ignore[operator]
-    if not plain and on_gpu:
+    model.compile_repeated_blocks(fullgraph=True, options=TUNED if whole else None)  # type: ignore[operator]
+    if whole:
         model.forward = Graphs(model.forward, lambda: (overrides(), attention_is_exact()))
-        modulated = work_ahead(model, scheduler) if scheduler is not None else 0
+    modulated = work_ahead(model, scheduler) if whole and scheduler is not None else 0
     return SpeedReport(
-        chosen.name, declined, joined, tuple(apart), one_pass, modulated, on_gpu and not plain, str(cache)
+        attention=chosen.name,
+        declined=declined,
+        joined=joined,
+        apart=tuple(apart),
+        with_gelu=with_gelu,
+        one_pass=one_pass,
+        modulated=modulated,
+        graphed=whole,
+        cache=str(cache),
     )
 
 
