@@ -149,7 +149,7 @@ def main() -> None:
     done: list[tuple[float, str]] = []
     log = a.folder / "nvml.txt"
     poll = subprocess.Popen([sys.executable, "-c", POLL], stdout=log.open("w")) if gpu else None
-    try:
+    try:  # the events are taken while NVML is asked, too: asking slows the process that launches kernels
         comparison = compare(
             f"bf16={a.folder / 'bf16'}",
             [f"fp8={a.folder / 'fp8'}"],
@@ -160,34 +160,34 @@ def main() -> None:
             device=a.device,
             on_picture=lambda _done, _total, name: done.append((time.time(), name)),
         )
+        write_report(comparison, a.out)
+        report = comparison.to_dict()
+        used = [(float(when), int(size)) for when, size in (line.split() for line in log.open())] if gpu else []
+        rows = {}
+        for model in (report["reference"], *report["candidates"]):
+            painted_at = [when for when, name in done if name == model["name"]]
+            while_painting = (size for when, size in used if painted_at[0] <= when <= painted_at[-1])
+            polled = max(while_painting, default=idle) - idle
+            source = None if model["transformer"] is None else str(a.folder / "fp8")
+            events = event_seconds(source, a.folder / "bf16", a.size, a.steps, a.device) if gpu else None
+            painted, seconds = model["cost"]["memory"][1], model["cost"]["seconds_per_picture"]["median"]
+            rows[model["name"]] = {
+                "driver_reported": painted["driver"],
+                "driver_source": painted["driver_source"],
+                "nvml_polled_max": polled,
+                "nvml_idle": idle,
+                "memory_ratio": painted["driver"] / polled if polled else None,
+                "peak_allocated": painted["peak_allocated"],
+                "peak_reserved": painted["peak_reserved"],
+                "seconds_reported": seconds,
+                "seconds_by_events": events,
+                "time_ratio": seconds / events if events else None,
+                "resident": model["resident"],
+            }
+        rows["verdict"] = {candidate["name"]: candidate["reasons"] for candidate in report["candidates"]}
     finally:
         if poll is not None:
             poll.terminate()
-    write_report(comparison, a.out)
-    report = comparison.to_dict()
-    used = [(float(when), int(size)) for when, size in (line.split() for line in log.open())] if gpu else []
-    rows = {}
-    for model in (report["reference"], *report["candidates"]):
-        painted_at = [when for when, name in done if name == model["name"]]
-        while_painting = (size for when, size in used if painted_at[0] <= when <= painted_at[-1])
-        polled = max(while_painting, default=idle) - idle
-        source = None if model["transformer"] is None else str(a.folder / "fp8")
-        events = event_seconds(source, a.folder / "bf16", a.size, a.steps, a.device) if gpu else None
-        painted, seconds = model["cost"]["memory"][1], model["cost"]["seconds_per_picture"]["median"]
-        rows[model["name"]] = {
-            "driver_reported": painted["driver"],
-            "driver_source": painted["driver_source"],
-            "nvml_polled_max": polled,
-            "nvml_idle": idle,
-            "memory_ratio": painted["driver"] / polled if polled else None,
-            "peak_allocated": painted["peak_allocated"],
-            "peak_reserved": painted["peak_reserved"],
-            "seconds_reported": seconds,
-            "seconds_by_events": events,
-            "time_ratio": seconds / events if events else None,
-            "resident": model["resident"],
-        }
-    rows["verdict"] = {candidate["name"]: candidate["reasons"] for candidate in report["candidates"]}
     print(json.dumps(rows))
 
 
