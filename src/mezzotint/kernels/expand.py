@@ -2,7 +2,8 @@
 
 For GPUs whose tensor cores know FP8 and not FP4 (Ada, Hopper), and for SVDQuant everywhere. What is written out is the
 whole matrix that multiplies the layer's input: codes, scales, low-rank branch and smoothing together, with one scale
-for each row. So there is no second product for the low-rank branch, and the input is rounded to FP8 instead of 4 bits.
+for each row, or one for all where the input has a static one: cuBLASLt scales either both by row or neither. So there
+is no second product for the low-rank branch, and the input is rounded to FP8 instead of 4 bits.
 """
 
 import importlib
@@ -54,7 +55,7 @@ class Expand:
             product = few_rows(rows, weight)
             product = (product if bias is None else product + bias.float()).to(x.dtype)
         else:
-            product = fp8_product(rows, expand(weight), ready["scale"], bias, input_scale_fp8(weight))
+            product = fp8_product(rows, expand(weight), weight_scale(weight), bias, input_scale_fp8(weight))
         return product.reshape(*x.shape[:-1], weight.shape[0])
 
 
@@ -79,6 +80,12 @@ def has_static_input(parts: Mapping[str, object]) -> bool:
 def input_scale_fp8(weight: QuantTensor) -> Tensor | None:
     """The FP8 scale of an input whose NVFP4 scale is amax / (6 * 448): amax / 448."""
     return weight.parts["input_scale"] * E2M1_MAX if has_static_input(weight.parts) else None
+
+
+def weight_scale(weight: QuantTensor) -> Tensor:
+    """What a prepared weight's FP8 codes are in units of: float32 [1] beside a static input scale, else [out]."""
+    scale = weight.prepared["scale"]
+    return scale[:1] if has_static_input(weight.parts) else scale
 
 
 def low_rank(parts: Parts) -> tuple[Tensor, Tensor] | None:
@@ -109,13 +116,14 @@ def _column_factor(parts: Parts) -> Tensor | None:
 
 
 def prepared(weight: QuantTensor) -> dict[str, Tensor]:
-    """Per row: the FP8 scale of the whole matrix (amax / 448), and what the codes times their block's scale are then
-    multiplied by; per column: the smoothing, if any; the bias of a shifted layer's shift."""
+    """Per row: its FP8 scale (amax / 448, of the whole matrix beside a static input scale), and what the codes times
+    their block's scale are then multiplied by; per column: the smoothing, if any; the bias of a shifted layer."""
     parts = weight.parts
     outer, column = _outer_scale(parts, weight.shape[0]), _column_factor(parts)
     ones = torch.ones_like(outer)
     whole = _matrix(weight, outer, ones, column)
     scale = whole.abs().amax(1) / E4M3_MAX
+    scale = scale.amax().expand_as(scale) if has_static_input(parts) else scale
     scale = torch.where(scale > 0, scale, ones)
     ready = {"scale": scale, "factor": outer / scale}
     if column is not None:
@@ -158,12 +166,12 @@ def expand_by_definition(weight: QuantTensor) -> Tensor:
 
 
 def as_fp8(weight: QuantTensor) -> QuantTensor:
-    """The same layer with the matrix written out once and for all: FP8 with one scale for each row.
+    """The same layer with the matrix written out once and for all: FP8 with the scales that `weight_scale` has.
 
     What is left of the input's side is a static scale and what that was measured on.
     """
     ready = replace(weight, prepared=prepared(weight))
-    parts = {"codes": expand_by_definition(ready), "weight_scale": ready.prepared["scale"]}
+    parts = {"codes": expand_by_definition(ready), "weight_scale": weight_scale(ready)}
     if "bias" in weight.parts:
         parts["bias"] = (weight.parts["bias"].float() + ready.prepared.get("bias", 0)).to(weight.parts["bias"].dtype)
     static = input_scale_fp8(weight)

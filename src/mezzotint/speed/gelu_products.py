@@ -13,12 +13,9 @@ from torch import Tensor, nn
 from mezzotint.kernels import AS_STORED, Target
 from mezzotint.kernels.cublaslt import missing
 from mezzotint.kernels.products import round_input, rounded_product
+from mezzotint.kernels.static_fp8 import has_static_fp8, static_fp8, static_input_scale
 from mezzotint.nn import QuantLinear, overrides
 from mezzotint.speed.activations import tanh_gelu
-
-BACKEND = "scaled_mm"
-STATIC = {"codes", "weight_scale", "input_scale"}
-"""The parts of a layer with one scale for the matrix and one, measured beforehand, for its input."""
 
 
 class GELUProduct(nn.Module):
@@ -35,19 +32,18 @@ class GELUProduct(nn.Module):
     def __init__(self, layer: QuantLinear, following: QuantLinear) -> None:
         super().__init__()
         self.layer = layer
-        self.register_buffer("inverse", 1 / following.get_buffer("input_scale").float().reshape(1), persistent=False)
+        self.register_buffer("inverse", 1 / static_input_scale(following.weight_tensor), persistent=False)
 
     def forward(self, x: Tensor, beside: Tensor | None = None) -> Tensor:
         """x [..., in] to [..., out]; with `beside` [..., any] to its left, likewise rounded."""
         if not _as_chosen():
             y = tanh_gelu(self.layer(x))
             return y if beside is None else torch.cat((beside, y), -1)
-        weight = self.layer.weight_tensor.parts
-        rows, scale = round_input(x.reshape(-1, x.shape[-1]), weight["input_scale"])
+        codes, weight_scale, input_scale = static_fp8(self.layer.weight_tensor)
+        rows, _scale = round_input(x.reshape(-1, x.shape[-1]), input_scale)
         left = None if beside is None else beside.reshape(-1, beside.shape[-1])
-        bias, weight_scale = self.layer.bias, weight["weight_scale"].reshape(1)
         product: Tensor = torch.ops.mezzotint.gelu_product(
-            rows, weight["codes"], bias, scale.reshape(1), weight_scale, self.inverse, left
+            rows, codes, self.layer.bias, input_scale, weight_scale, self.inverse, left
         )
         return product.reshape(*x.shape[:-1], -1)
 
@@ -63,15 +59,14 @@ class RoundedLinear(nn.Module):
         if x.dtype != torch.float8_e4m3fn:
             own: Tensor = self.layer(x)
             return own
-        weight, rows = self.layer.weight_tensor.parts, x.reshape(-1, x.shape[-1])
-        scale = weight["input_scale"].float().reshape(1, 1)
-        dtype = self.layer.compute_dtype
-        y = rounded_product(rows, scale, weight["codes"], weight["weight_scale"], self.layer.bias, dtype)
+        codes, weight_scale, input_scale = static_fp8(self.layer.weight_tensor)
+        rows, scale = x.reshape(-1, x.shape[-1]), input_scale.reshape(1, 1)
+        y = rounded_product(rows, scale, codes, weight_scale, self.layer.bias, self.layer.compute_dtype)
         return y.reshape(*x.shape[:-1], -1)
 
 
 def replace_gelu_products(model: nn.Module, target: Target) -> int:
-    """Do so wherever both layers are FP8 with static scales, in a model on a GPU that can; returns how often."""
+    """Do so wherever both layers multiply in FP8 with static scales, on a GPU that can; returns how often."""
     if missing(target) is not None:
         return 0
     count = 0
@@ -121,14 +116,12 @@ def _single_block(
 
 
 def _static(*layers: Any) -> bool:
-    """Whether all are FP8 layers in BF16 with one scale for the matrix and one for the input."""
+    """Whether all are layers in BF16 that multiply in FP8 with one scale for the matrix and one for the input."""
     return all(
         isinstance(layer, QuantLinear)
-        and layer.selection.backend.name == BACKEND
         and layer.activations == AS_STORED
         and layer.compute_dtype == torch.bfloat16
-        and set(layer.weight_tensor.parts) == STATIC
-        and layer.get_buffer("weight_scale").numel() == 1
+        and has_static_fp8(layer.weight_tensor, layer.selection.backend.name)
         for layer in layers
     )
 
