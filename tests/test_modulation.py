@@ -21,7 +21,7 @@ from mezzotint.nn import QuantLinear, unrounded_inputs
 from mezzotint.painting import paint
 from mezzotint.schedule import StepSchedule
 from mezzotint.speed import modulation, speed_up
-from mezzotint.speed.modulation import KEPT, LONGEST, Ahead, Modulation, products, work_ahead
+from mezzotint.speed.modulation import KEPT, LONGEST, Ahead, Modulation, by_few, work_ahead
 from test_kernels import fp8_tensor
 
 TINY = {"flux1": tiny.flux1, "zimage": tiny.zimage, "qwenimage": tiny.qwenimage}
@@ -124,7 +124,7 @@ def test_every_argument_that_modulation_depends_on_is_named(name: str) -> None:
 
     def embedded(**changed: Any) -> Tensor:
         call = ahead.signature.bind(**inputs | changed)
-        out: Tensor = ahead._embedded(call, call.arguments[ahead.embedding.arguments[0]])
+        out: Tensor = ahead._embedded(call, call.arguments[ahead.embedding.arguments[0]][None])
         return out
 
     with torch.no_grad():
@@ -204,11 +204,11 @@ def test_families_whose_modulation_is_not_described_are_left_alone() -> None:
 def test_a_steps_numbers_do_not_depend_on_how_many_are_known(rows: int) -> None:
     layer = QuantLinear(fp8_tensor(48, 64), torch.float32)
     x = torch.randn(11, rows, 64)
-    whole = products(layer, x)
+    whole = by_few(layer, x)
     assert whole.shape == (11, rows, 48)
     torch.testing.assert_close(whole, layer(x))
     for step in (0, 7, 10):
-        assert torch.equal(products(layer, x[step : step + 1])[0], whole[step])
+        assert torch.equal(by_few(layer, x[step : step + 1])[0], whole[step])
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -85,7 +85,9 @@ def speed_up(
     model.compile_repeated_blocks(fullgraph=True, options=TUNED if whole else None)  # type: ignore[operator]
     if whole:
         model.forward = Graphs(model.forward, lambda: (overrides(), attention_is_exact()))
-    modulated = work_ahead(model, scheduler) if whole and scheduler is not None else 0
+    modulated = 0
+    if whole and scheduler is not None:
+        modulated = work_ahead(model, scheduler, lambda function: Graphs(function, overrides))
     return SpeedReport(
         attention=chosen.name,
         declined=declined,

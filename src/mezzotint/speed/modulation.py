@@ -5,20 +5,22 @@ text, but never of the latents. One row costs as much as reading the matrix does
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from mezzotint.families import family_with
 from mezzotint.families.family import TimeEmbedding
 from mezzotint.kernels.products import FEW
 from mezzotint.nn import overrides
+
+Products = Callable[[Tensor], Tensor]
+"""Of x [steps, rows, in]: [steps, numbers]."""
 
 LONGEST = 64
 """Steps that are worked out at once: 135 MB for FLUX.1, 283 MB for Qwen-Image."""
@@ -74,16 +76,23 @@ class Ahead:
     Weights are taken not to change, except by moving or casting the model, after which all is worked out anew.
 
     scheduler   knows the steps that are to come; what it does not know is worked out when it is seen
+    record      makes a function of a GPU's tensors launch its kernels at once
     """
 
     def __init__(
-        self, model: nn.Module, embedding: TimeEmbedding, layers: Sequence[Modulation], scheduler: Scheduler
+        self,
+        model: nn.Module,
+        embedding: TimeEmbedding,
+        layers: Sequence[Modulation],
+        scheduler: Scheduler,
+        record: Callable[[Products], Products],
     ) -> None:
         self.function = model.forward
         self.own = MethodType(type(model).forward, model)
         self.signature = inspect.signature(self.own)
         self.embedder = model.get_submodule(embedding.module)
-        self.embedding, self.layers, self.scheduler = embedding, layers, scheduler
+        self.embedding, self.layers, self.scheduler, self.record = embedding, layers, scheduler, record
+        self.products = record(self._products)
         self.widths = [layer.out_features for layer in layers]
         self.tables: dict[Any, Table] = {}
         self.memory: dict[Any, Tensor] = {}
@@ -98,7 +107,7 @@ class Ahead:
         """Give every layer its row for a call with these arguments."""
         if self.layers[0].row.numel() == 0:
             self.tables.clear()
-            self.given = None
+            self.given, self.products = None, self.record(self._products)
         call = self.signature.bind(*args, **kwargs)
         timestep = call.arguments[self.embedding.arguments[0]]
         key, step = self._key(call, timestep), _values(timestep)
@@ -121,13 +130,15 @@ class Ahead:
 
     def _table(self, call: inspect.BoundArguments, timestep: Tensor) -> Table:
         steps = self._steps(timestep)
-        x = self.embedding.activation(torch.stack([self._embedded(call, step) for step in steps]))
-        sizes = [x.shape[1] * width for width in self.widths]
-        rows = x.new_empty(len(steps), sum(sizes))
-        for layer, own in zip(self.layers, torch.split(rows, sizes, 1), strict=True):
-            own.copy_(products(layer.layer, x).flatten(1))
+        embedded = by_few(lambda some: self._embedded(call, some), steps)
+        x = self.embedding.activation(embedded)
         values = steps.reshape(len(steps), -1).tolist()
-        return Table(rows, {tuple(step): place for place, step in enumerate(values)})
+        return Table(by_few(self.products, x), {tuple(step): place for place, step in enumerate(values)})
+
+    def _products(self, x: Tensor) -> Tensor:
+        """What all layers make of x [steps, rows, in], [steps, numbers]."""
+        made = [layer.layer(x.flatten(0, 1)) for layer in self.layers]
+        return torch.cat([product.reshape(len(x), -1) for product in made], 1)
 
     def _steps(self, timestep: Tensor) -> Tensor:
         """This time step and those that follow it, [steps, *timestep.shape], as far as they are known."""
@@ -136,12 +147,22 @@ class Ahead:
         same = (steps == timestep).reshape(len(steps), -1).all(1).tolist()
         return steps[same.index(True) :][:LONGEST] if True in same else timestep[None]
 
-    def _embedded(self, call: inspect.BoundArguments, step: Tensor) -> Tensor:
-        """The embedding of a time step, [rows, width]: the model run as far as that."""
-        changed = call.arguments | {self.embedding.arguments[0]: step}
+    def _embedded(self, call: inspect.BoundArguments, steps: Tensor) -> Tensor:
+        """The embeddings of time steps [steps, batch], [steps, rows, width]: the model run as far as that, once with all
+        steps as one batch if it makes one row for each, else with one after another."""
+        name, *others = self.embedding.arguments
+        repeated = {other: call.arguments[other] for other in others if call.arguments.get(other) is not None}
+        repeated = {other: torch.cat([value] * len(steps)) for other, value in repeated.items()}
+        together = self._reached(call.arguments | repeated | {name: steps.flatten(0, 1)})
+        if len(together) == steps.numel():
+            return together.view(*steps.shape, -1)
+        return torch.stack([self._reached(call.arguments | {name: step}) for step in steps])
+
+    def _reached(self, arguments: Mapping[str, Any]) -> Tensor:
+        """The embedding that the model makes of these arguments, [rows, width]."""
         handle = self.embedder.register_forward_hook(_stop)
         try:
-            self.own(**changed)
+            self.own(**arguments)
         except _Reached as reached:
             return reached.embedded
         finally:
@@ -162,7 +183,9 @@ class Ahead:
                 layer.row = share.view(rows, -1)
 
 
-def work_ahead(model: nn.Module, scheduler: Scheduler) -> int:
+def work_ahead(
+    model: nn.Module, scheduler: Scheduler, record: Callable[[Products], Products] = lambda function: function
+) -> int:
     """Let the modulation of a model's blocks be worked out ahead; returns of how many layers that is.
 
     Comes after whatever else `model.forward` is wrapped in, which sees the layers' numbers change in place.
@@ -175,7 +198,7 @@ def work_ahead(model: nn.Module, scheduler: Scheduler) -> int:
     blocks = [module for module in model.modules() if type(module).__name__ in repeated]
     names = [(block, name) for block in blocks for name in family.modulation if name in dict(block.named_modules())]
     layers = [_replaced(block, name) for block, name in names]
-    model.forward = Ahead(model, embedding, layers, scheduler)
+    model.forward = Ahead(model, embedding, layers, scheduler, record)
     return len(layers)
 
 
@@ -186,16 +209,14 @@ def _replaced(block: nn.Module, name: str) -> Modulation:
     return layer
 
 
-def products(layer: nn.Module, x: Tensor) -> Tensor:
-    """What a layer makes of x [steps, rows, in]: [steps, rows, out].
+def by_few(function: Products, x: Tensor) -> Tensor:
+    """function(x) for x [steps, rows, ...], with FEW rows at a time.
 
-    Of FEW rows at a time, filled up with zeros where there are less, so that a step's numbers do not depend on how many
-    others are known.
+    Filled up with zeros where there are less, so that a step's numbers do not depend on how many others are known.
     """
     at_once = max(1, FEW // x.shape[1])
-    whole = F.pad(x, (0, 0, 0, 0, 0, -len(x) % at_once))
-    parts = [layer(part.flatten(0, 1)) for part in torch.split(whole, at_once)]
-    return torch.cat(parts).reshape(*whole.shape[:2], -1)[: len(x)]
+    filling = x.new_zeros(-len(x) % at_once, *x.shape[1:])
+    return torch.cat([function(part) for part in torch.split(torch.cat((x, filling)), at_once)])[: len(x)]
 
 
 def _values(tensor: Tensor) -> tuple[float, ...]:
