@@ -1,13 +1,16 @@
 """A product with its GELU, by its definition in the kernel's place; tests/test_gpu.py holds the kernel to that."""
 
+import importlib
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from diffusers.models.attention import FeedForward
 
+import four_bits
 from mezzotint.families import families, family_with
-from mezzotint.kernels import Target, static_fp8
+from mezzotint.kernels import Target, fp8_matrix
 from mezzotint.kernels.cublaslt import gelu_product, gelu_product_by_definition, missing
 from mezzotint.kernels.expand import expand_by_definition, prepared
 from mezzotint.nn import PREPARED, QuantLinear, quant_linears, unrounded_inputs, use_backend
@@ -16,7 +19,13 @@ from mezzotint.schemes import FP8
 from mezzotint.schemes.rounding import round_e4m3
 from mezzotint.speed import gelu_products
 from mezzotint.speed.fusing import fuse
-from mezzotint.speed.gelu_products import GELUProduct, RoundedLinear, replace_gelu_products
+from mezzotint.speed.gelu_products import (
+    GELUProduct,
+    GELURounding,
+    RoundedLinear,
+    gelu_round_by_definition,
+    replace_gelu_products,
+)
 
 CPU, H100 = Target("cpu"), Target("cuda", (9, 0))
 
@@ -24,10 +33,14 @@ CPU, H100 = Target("cpu"), Target("cuda", (9, 0))
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(gelu_products, "missing", lambda _target: None)
-    monkeypatch.setattr(static_fp8, "BACKENDS", {"reference"})
-    monkeypatch.setattr(static_fp8, "expand", expand_by_definition)
+    monkeypatch.setattr(fp8_matrix, "BACKENDS", {"reference"})
+    monkeypatch.setattr(fp8_matrix, "expand", expand_by_definition)
     gelu_product.register_kernel("cpu", gelu_product_by_definition)
+    importlib.import_module("mezzotint.kernels.triton_ops.round")
+    library = torch.library.Library("mezzotint", "IMPL")
+    library.impl("gelu_round", gelu_round_by_definition, "CPU")
     yield
+    library._destroy()
     torch.compiler.reset()
 
 
@@ -102,7 +115,7 @@ def test_the_input_of_side_by_side_layers_is_rounded_once(on_cpu: None) -> None:
     assert isinstance(block.proj_mlp, GELUProduct)
 
 
-def test_scales_by_row_and_dynamic_inputs_stay_as_they_are(on_cpu: None) -> None:
+def test_layers_with_scales_by_row_stay_as_they_are_and_dynamic_inputs_are_rounded_by_row(on_cpu: None) -> None:
     model, _inputs = fast()
     first = model.transformer_blocks[0].ff.net[0]
     weight = first.proj.weight_tensor
@@ -110,7 +123,9 @@ def test_scales_by_row_and_dynamic_inputs_stay_as_they_are(on_cpu: None) -> None
     first.proj = QuantLinear(weight.with_parts({**weight.parts, "weight_scale": scale}, weight.layout))
     block = model.single_transformer_blocks[0]
     del block.proj_out._buffers["input_scale"]
-    assert replace_gelu_products(model, CPU) == 2 * 2 + 3 - 2
+    assert replace_gelu_products(model, CPU) == 2 * 2 + 3 - 1
+    assert isinstance(model.transformer_blocks[0].ff.net[0].proj, QuantLinear)
+    assert isinstance(block.act_mlp, GELURounding)
 
 
 def test_it_says_where_it_cannot_run() -> None:
@@ -118,3 +133,19 @@ def test_it_says_where_it_cannot_run() -> None:
     assert missing(Target("cuda", (8, 9))) == "was run on Hopper (sm_90) only, this is sm_89"
     if torch.version.cuda is None:
         assert "finds no cuBLASLt" in str(missing(H100))
+
+
+@torch.no_grad()
+def test_inputs_with_a_scale_for_each_row_are_rounded_behind_gelu(on_cpu: None) -> None:
+    """SVDQuant's, whose second layer is shifted: what that shift adds to the bias is kept."""
+    torch.manual_seed(0)
+    ff = FeedForward(64, activation_fn="gelu-approximate", mult=2).bfloat16().eval()
+    ff.net[2] = layer = QuantLinear(four_bits.all_of(64, 128)["svdquant_int4, shifted"])
+    for part, value in prepared(layer.weight_tensor).items():
+        layer.register_buffer(PREPARED + part, value)
+    x = torch.randn(2, 5, 64).bfloat16()
+    with unrounded_inputs():
+        exact = ff(x)
+    native = ff(x)
+    assert replace_gelu_products(ff, CPU) == 1
+    assert relative_error(ff(x), exact) < relative_error(native, exact)

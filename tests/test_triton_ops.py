@@ -16,6 +16,7 @@ from mezzotint.kernels.expand import expand, expand_by_definition
 from mezzotint.schemes import NVFP4, SVDQUANT_INT4
 from mezzotint.schemes.rounding import expand_e2m1, expand_nibbles
 from mezzotint.speed.attention_layers import norm_rope_by_definition
+from mezzotint.speed.gelu_products import gelu_round_by_definition
 from mezzotint.tensor import PLAIN, QuantTensor
 
 pytest.importorskip("triton", reason="Triton is for Linux")
@@ -26,7 +27,7 @@ GROUP = {E2M1: 16, SIGNED: 64, UNSIGNED: 64}
 
 @pytest.fixture(autouse=True, scope="module")
 def _kernels() -> None:
-    for name in ("expand", "gemv", "rope"):
+    for name in ("expand", "gemv", "rope", "round"):
         importlib.import_module(f"mezzotint.kernels.triton_ops.{name}")
 
 
@@ -92,3 +93,18 @@ def test_norm_and_rotation_are_their_definition(heads: int, with_text: bool, wid
     arguments = (picture, text, weights[0], weights[1] if with_text else None, angles.cos(), angles.sin(), 1e-6, False)
     got = torch.ops.mezzotint.norm_rope(*arguments)
     torch.testing.assert_close(got, norm_rope_by_definition(*arguments), rtol=1e-5, atol=1e-5)
+
+
+@settings(deadline=None, max_examples=20)
+@given(rows=st.integers(1, 4), columns=st.integers(1, 300), before=st.integers(0, 90), seed=st.integers(0, 99))
+def test_gelu_is_rounded_by_row_as_its_definition_says(rows: int, columns: int, before: int, seed: int) -> None:
+    """To half of itself at worst: the interpreter loses the carry where rounding reaches a power of two."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, columns + 3, generator=generator)[:, :columns] * 3
+    beside = torch.randn(rows, before, generator=generator) if before else None
+    codes, scale = torch.ops.mezzotint.gelu_round(x, beside)
+    _expected, own = gelu_round_by_definition(x, beside)
+    torch.testing.assert_close(scale, own)
+    y = torch.nn.functional.gelu(x, approximate="tanh")
+    y = y if beside is None else torch.cat((beside, y), 1)
+    assert bool(((codes.float() * scale - y).abs() <= 0.51 * y.abs() + scale * 2**-9).all())

@@ -45,12 +45,10 @@ class Expand:
 
     def linear(self, x: Tensor, weight: QuantTensor, bias: Tensor | None, activations: str) -> Tensor:
         rows = x.reshape(-1, weight.shape[1])
-        ready, parts = weight.prepared, weight.parts
-        static = has_static_input(parts)
-        if static:
+        parts = weight.parts
+        if has_static_input(parts):
             rows = scaled_input(rows, parts)
-        if bias is not None and "bias" in ready:
-            bias = (bias.float() + ready["bias"]).to(bias.dtype)
+        bias = full_bias(weight, bias)
         if rows.shape[0] <= FEW and low_rank(parts) is None:
             product = few_rows(rows, weight)
             product = (product if bias is None else product + bias.float()).to(x.dtype)
@@ -86,6 +84,13 @@ def weight_scale(weight: QuantTensor) -> Tensor:
     """What a prepared weight's FP8 codes are in units of: float32 [1] beside a static input scale, else [out]."""
     scale = weight.prepared["scale"]
     return scale[:1] if has_static_input(weight.parts) else scale
+
+
+def full_bias(weight: QuantTensor, bias: Tensor | None) -> Tensor | None:
+    """The bias, with what a prepared weight makes of a shifted input."""
+    if bias is None or "bias" not in weight.prepared:
+        return bias
+    return (bias.float() + weight.prepared["bias"]).to(bias.dtype)
 
 
 def low_rank(parts: Parts) -> tuple[Tensor, Tensor] | None:

@@ -1,98 +1,143 @@
-"""A layer, the GELU behind it and the rounding of the next layer's input as one product, which writes FP8.
+"""GELU and the rounding of the next layer's input in one go, inside the product before them where that can do it.
 
 In BF16 what a feed-forward layer hands on goes through memory three times: written by the product, read by the GELU,
-which rounds it, and read again. The product's own last instructions can do all of that.
+which rounds it, and read again. A product whose result has one scale for all, measured beforehand, does all of that
+with its own last instructions. Where each row has a scale of its own, a row is read once and written once.
 """
 
+import importlib
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mezzotint.kernels import AS_STORED, Target
 from mezzotint.kernels.cublaslt import missing
+from mezzotint.kernels.fp8_matrix import fp8_matrix, is_fp8_matrix, static_input_scale
 from mezzotint.kernels.products import round_input, rounded_product
-from mezzotint.kernels.static_fp8 import has_static_fp8, static_fp8, static_input_scale
 from mezzotint.nn import QuantLinear, overrides
+from mezzotint.schemes.fp8 import input_scale_by_row
+from mezzotint.schemes.rounding import round_e4m3
 from mezzotint.speed.activations import tanh_gelu
+
+ONE = torch.ones(1)
+"""A scale that a 4-bit weight, whose FP8 form has one for all, has no part for."""
+
+Rounded = tuple[Tensor, Tensor]
+"""An input as an FP8 product takes it: e4m3 [..., in], and its scale, float32 [1, 1] or [rows, 1]."""
+
+
+def gelu_round_by_definition(x: Tensor, beside: Tensor | None) -> Rounded:
+    """gelu(x), to the right of `beside`, in e4m3 in units of amax / 448 of each row.
+
+    x, beside   [rows, any]; beside may be None
+    """
+    y = F.gelu(x.float(), approximate="tanh")
+    y = y if beside is None else torch.cat((beside.float(), y), -1)
+    scale = input_scale_by_row(y)
+    return round_e4m3(y / scale), scale
 
 
 class GELUProduct(nn.Module):
-    """A linear layer and GELU behind it; what comes out is in FP8, as the next layer reads it.
-
-    While another backend or exact inputs are asked for (`use_backend`, `unrounded_inputs`), the layer and a GELU in
-    the dtype of the input.
+    """A linear layer and GELU behind it as one product, which writes FP8 as the next layer reads it.
 
     following   the layer that reads the result
     """
 
     inverse: Tensor
+    scale: Tensor
 
     def __init__(self, layer: QuantLinear, following: QuantLinear) -> None:
         super().__init__()
         self.layer = layer
-        self.register_buffer("inverse", 1 / static_input_scale(following.weight_tensor), persistent=False)
+        scale = static_input_scale(following.weight_tensor)
+        assert scale is not None  # noqa: S101
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("inverse", 1 / scale, persistent=False)
 
-    def forward(self, x: Tensor, beside: Tensor | None = None) -> Tensor:
-        """x [..., in] to [..., out]; with `beside` [..., any] to its left, likewise rounded."""
+    def forward(self, x: Tensor, beside: Tensor | None = None) -> Tensor | Rounded:
+        """x [..., in] to [..., out], with `beside` [..., any] to its left."""
         if not _as_chosen():
-            y = tanh_gelu(self.layer(x))
-            return y if beside is None else torch.cat((beside, y), -1)
-        codes, weight_scale, input_scale = static_fp8(self.layer.weight_tensor)
-        rows, _scale = round_input(x.reshape(-1, x.shape[-1]), input_scale)
-        left = None if beside is None else beside.reshape(-1, beside.shape[-1])
+            return _gelu_beside(self.layer(x), beside)
+        weight = self.layer.weight_tensor
+        scale = static_input_scale(weight)
+        codes, weight_scale, bias = fp8_matrix(weight, self.layer.bias)
+        rows, _scale = round_input(_rows(x), scale)
         product: Tensor = torch.ops.mezzotint.gelu_product(
-            rows, codes, self.layer.bias, input_scale, weight_scale, self.inverse, left
+            rows, codes, bias, scale, weight_scale, self.inverse, None if beside is None else _rows(beside)
         )
-        return product.reshape(*x.shape[:-1], -1)
+        return product.reshape(*x.shape[:-1], -1), self.scale.reshape(1, 1)
+
+
+class GELURounding(nn.Module):
+    """GELU behind a product, rounded to FP8 with a scale for each row."""
+
+    def forward(self, x: Tensor, beside: Tensor | None = None) -> Tensor | Rounded:
+        """x [..., out], and `beside` [..., any] to its left."""
+        if not _as_chosen():
+            return _gelu_beside(x, beside)
+        codes, scale = torch.ops.mezzotint.gelu_round(_rows(x), None if beside is None else _rows(beside))
+        return codes.reshape(*x.shape[:-1], -1), scale
 
 
 class RoundedLinear(nn.Module):
-    """The layer behind a GELUProduct: an input in FP8 is multiplied as it is, any other by the layer itself."""
+    """The layer behind: an input in FP8 is multiplied as it is, any other by the layer itself."""
 
     def __init__(self, layer: QuantLinear) -> None:
         super().__init__()
         self.layer = layer
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dtype != torch.float8_e4m3fn:
+    def forward(self, x: Tensor | Rounded) -> Tensor:
+        if isinstance(x, Tensor):
             own: Tensor = self.layer(x)
             return own
-        codes, weight_scale, input_scale = static_fp8(self.layer.weight_tensor)
-        rows, scale = x.reshape(-1, x.shape[-1]), input_scale.reshape(1, 1)
-        y = rounded_product(rows, scale, codes, weight_scale, self.layer.bias, self.layer.compute_dtype)
-        return y.reshape(*x.shape[:-1], -1)
+        rounded, scale = x
+        codes, weight_scale, bias = fp8_matrix(self.layer.weight_tensor, self.layer.bias)
+        y = rounded_product(_rows(rounded), scale, codes, weight_scale, bias, self.layer.compute_dtype)
+        return y.reshape(*rounded.shape[:-1], -1)
 
 
 def replace_gelu_products(model: nn.Module, target: Target) -> int:
-    """Do so wherever both layers multiply in FP8 with static scales, on a GPU that can; returns how often."""
-    if missing(target) is not None:
-        return 0
+    """Do so wherever the layer behind GELU multiplies in FP8, in a model on a GPU; returns how often."""
+    importlib.import_module("mezzotint.kernels.triton_ops.round")
+    fused = missing(target) is None
     count = 0
     for module in list(model.modules()):
         if type(module).__name__ == "FeedForward":
-            count += _in_feed_forward(module)
+            count += _in_feed_forward(module, fused)
         if type(module).__name__ == "FluxSingleTransformerBlock":
-            count += _in_single_block(module)
+            count += _in_single_block(module, fused)
     return count
 
 
-def _in_feed_forward(module: Any) -> bool:
+def _in_feed_forward(module: Any, fused: bool) -> bool:
     """diffusers' FeedForward: a GELU that owns its layer, dropout, a layer."""
     first, last = module.net[0], module.net[-1]
-    if getattr(first, "approximate", None) != "tanh" or not _static(first.proj, last):
+    if getattr(first, "approximate", None) != "tanh" or not _in_fp8(last):
         return False
-    module.net = nn.ModuleList([GELUProduct(first.proj, last), RoundedLinear(last)])
+    if static_input_scale(last.weight_tensor) is None:
+        before: nn.Module = nn.Sequential(first.proj, GELURounding())
+    elif fused and _static(first.proj, last):
+        before = GELUProduct(first.proj, last)
+    else:
+        return False
+    module.net = nn.ModuleList([before, RoundedLinear(last)])
     return True
 
 
-def _in_single_block(block: Any) -> bool:
+def _in_single_block(block: Any, fused: bool) -> bool:
     """FLUX.1's, where attention and feed-forward are side by side between two products."""
-    if not _static(block.proj_mlp, block.proj_out):
+    if not _in_fp8(block.proj_out):
         return False
-    block.proj_mlp = GELUProduct(_with_input_of(block.attn.to_q, block.proj_mlp), block.proj_out)
-    block.act_mlp = nn.Identity()
+    if static_input_scale(block.proj_out.weight_tensor) is None:
+        block.act_mlp = GELURounding()
+    elif fused and _static(block.proj_mlp, block.proj_out):
+        block.proj_mlp = GELUProduct(_with_input_of(block.attn.to_q, block.proj_mlp), block.proj_out)
+        block.act_mlp = nn.Identity()
+    else:
+        return False
     block.proj_out = RoundedLinear(block.proj_out)
     block.forward = MethodType(_single_block, block)
     return True
@@ -106,22 +151,35 @@ def _single_block(
     image_rotary_emb: Any = None,
     joint_attention_kwargs: dict[str, Any] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """FluxSingleTransformerBlock's forward, with the attention's result handed to the product that it stands beside."""
+    """FluxSingleTransformerBlock's forward, with the attention's result handed to what is to stand beside it."""
     x = torch.cat((encoder_hidden_states, hidden_states), 1)
     normed, gate = block.norm(x, emb=temb)
     attended = block.attn(hidden_states=normed, image_rotary_emb=image_rotary_emb, **(joint_attention_kwargs or {}))
-    x = x + gate.unsqueeze(1) * block.proj_out(block.proj_mlp(normed, attended))
+    if isinstance(block.proj_mlp, GELUProduct):
+        both = block.proj_mlp(normed, attended)
+    else:
+        both = block.act_mlp(block.proj_mlp(normed), attended)
+    x = x + gate.unsqueeze(1) * block.proj_out(both)
     text = encoder_hidden_states.shape[1]
     return x[:, :text], x[:, text:]
 
 
-def _static(*layers: Any) -> bool:
-    """Whether all are layers in BF16 that multiply in FP8 with one scale for the matrix and one for the input."""
-    return all(
+def _in_fp8(layer: Any) -> bool:
+    """Whether a layer, in BF16, rounds its input to FP8 and multiplies by an FP8 matrix."""
+    return (
         isinstance(layer, QuantLinear)
         and layer.activations == AS_STORED
         and layer.compute_dtype == torch.bfloat16
-        and has_static_fp8(layer.weight_tensor, layer.selection.backend.name)
+        and is_fp8_matrix(layer.weight_tensor, layer.selection.backend.name)
+    )
+
+
+def _static(*layers: Any) -> bool:
+    """Whether each has one scale, measured beforehand, for all its inputs, and one for all its weights."""
+    return all(
+        _in_fp8(layer)
+        and static_input_scale(layer.weight_tensor) is not None
+        and layer.weight_tensor.parts.get("weight_scale", ONE).numel() == 1
         for layer in layers
     )
 
@@ -134,5 +192,15 @@ def _with_input_of(other: Any, layer: QuantLinear) -> QuantLinear:
     return layer
 
 
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _gelu_beside(x: Tensor, beside: Tensor | None) -> Tensor:
+    y = tanh_gelu(x)
+    return y if beside is None else torch.cat((beside, y), -1)
+
+
 def _as_chosen() -> bool:
+    """Whether neither another backend nor exact inputs are asked for, which are the layers' own affair."""
     return overrides() == (None, False)

@@ -148,11 +148,11 @@ class Ahead:
         return steps[same.index(True) :][:LONGEST] if True in same else timestep[None]
 
     def _embedded(self, call: inspect.BoundArguments, steps: Tensor) -> Tensor:
-        """The embeddings of time steps [steps, batch], [steps, rows, width]: the model run as far as that, once with all
+        """The embeddings of time steps [steps, batch], [steps, rows, width]: the model run as far as that, with all
         steps as one batch if it makes one row for each, else with one after another."""
         name, *others = self.embedding.arguments
         repeated = {other: call.arguments[other] for other in others if call.arguments.get(other) is not None}
-        repeated = {other: torch.cat([value] * len(steps)) for other, value in repeated.items()}
+        repeated = {other: value.repeat(len(steps), *[1] * (value.ndim - 1)) for other, value in repeated.items()}
         together = self._reached(call.arguments | repeated | {name: steps.flatten(0, 1)})
         if len(together) == steps.numel():
             return together.view(*steps.shape, -1)

@@ -1,10 +1,17 @@
-"""A matrix rounded to FP8 into the first columns of a wider one."""
+"""Inputs of FP8 products: torch.ops.mezzotint.gelu_round, and `round_into` for inputs with a scale of their own."""
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.library import triton_op, wrap_triton
 
 COLUMNS = 1024
+WARPS = 16
+E4M3_MAX = tl.constexpr(448.0)
+TWICE_SQRT_2_OVER_PI = tl.constexpr(1.5957691216057308)
+LARGEST = tl.constexpr(80.0)
+"""exp of it is a float32, and a number divided by it is 0 in FP8."""
 
 
 @triton.jit
@@ -13,8 +20,12 @@ def _round_into(x_ptr, inverse_ptr, out_ptr, columns, x_row, out_row, COLUMNS: t
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = column < columns
     x = tl.load(x_ptr + row * x_row + column, inside, 0.0).to(tl.float32) * tl.load(inverse_ptr)
-    rounded = tl.minimum(tl.maximum(x, -448.0), 448.0).to(tl.float8e4nv)
-    tl.store(out_ptr + row * out_row + column, rounded, inside)
+    tl.store(out_ptr + row * out_row + column, _e4m3(x), inside)
+
+
+@triton.jit
+def _e4m3(x):
+    return tl.minimum(tl.maximum(x, -E4M3_MAX), E4M3_MAX).to(tl.float8e4nv)
 
 
 def round_into(x: Tensor, inverse: Tensor, out: Tensor) -> None:
@@ -22,3 +33,57 @@ def round_into(x: Tensor, inverse: Tensor, out: Tensor) -> None:
     rows, columns = x.shape
     grid = (rows, triton.cdiv(columns, COLUMNS))
     _round_into[grid](x, inverse, out, columns, x.stride(0), out.stride(0), COLUMNS=COLUMNS, num_warps=4)
+
+
+@triton.jit
+def _gelu_round(
+    x_ptr,
+    beside_ptr,
+    out_ptr,
+    scale_ptr,
+    columns,
+    before,
+    x_row,
+    beside_row,
+    HAS_BESIDE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BEFORE: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    column, other = tl.arange(0, COLUMNS), tl.arange(0, BEFORE)
+    x = tl.load(x_ptr + row * x_row + column, column < columns, 0.0).to(tl.float32)
+    x = x / (1 + tl.exp(tl.minimum(x * (1 + 0.044715 * x * x) * -TWICE_SQRT_2_OVER_PI, LARGEST)))
+    amax = tl.max(tl.abs(x), 0)
+    if HAS_BESIDE:
+        beside = tl.load(beside_ptr + row * beside_row + other, other < before, 0.0).to(tl.float32)
+        amax = tl.maximum(amax, tl.max(tl.abs(beside), 0))
+    scale = tl.where(amax > 0, amax / E4M3_MAX, 1.0)
+    tl.store(scale_ptr + row, scale)
+    out_row = out_ptr + row * (before + columns)
+    tl.store(out_row + before + column, _e4m3(x / scale), column < columns)
+    if HAS_BESIDE:
+        tl.store(out_row + other, _e4m3(beside / scale), other < before)
+
+
+@triton_op("mezzotint::gelu_round", mutates_args={})
+def gelu_round(x: Tensor, beside: Tensor | None) -> tuple[Tensor, Tensor]:
+    """See `mezzotint.speed.gelu_products.gelu_round_by_definition`, which says what is computed."""
+    rows, columns = x.shape
+    before = 0 if beside is None else beside.shape[1]
+    out = torch.empty(rows, before + columns, dtype=torch.float8_e4m3fn, device=x.device)
+    scale = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
+    wrap_triton(_gelu_round)[(rows,)](
+        x,
+        x if beside is None else beside,
+        out,
+        scale,
+        columns,
+        before,
+        x.stride(0),
+        0 if beside is None else beside.stride(0),
+        HAS_BESIDE=beside is not None,
+        COLUMNS=triton.next_power_of_2(columns),
+        BEFORE=triton.next_power_of_2(max(before, 1)),
+        num_warps=WARPS,
+    )
+    return out, scale
