@@ -23,8 +23,8 @@ from mezzotint.speed.shapes import Announcer
 
 __all__ = ["SpeedReport", "Unfused", "speed_up"]
 
-TUNED = {"coordinate_descent_tuning": True}
-"""Inductor measures a few tile sizes of each kernel: 2 to 3 % of a step for some 15 s of the first call, once."""
+TUNED = {"max_autotune_pointwise": True}
+"""Inductor measures a few tile sizes of each elementwise kernel."""
 
 
 @dataclass(frozen=True)
