@@ -261,6 +261,7 @@ def test_modulation_worked_out_ahead_is_that_of_each_step(name: str) -> None:
             ahead.tables.clear()
             alone.append(pipe.transformer(**call)[0])
     assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
+    in_the_call.scheduler = pipe.scheduler
     compared = zip(steps_from(pipe, calls), steps_from(in_the_call, calls), strict=True)
     errors = [relative_error(a, b) for a, b in compared]
     print(f"{name}, modulation ahead: relative error of the latents against layers in the call {max(errors):.2e}")
@@ -280,7 +281,7 @@ def test_a_recorded_transformer_follows_another_backend() -> None:
     assert not torch.equal(fast, slow)
     error = relative_error(fast, slow)
     print(f"demo-fp8, one call, fast against reference: relative error {error:.2e}")
-    assert error <= 0.2
+    assert error <= 3e-2
 
 
 def test_a_schedule_of_bf16_steps_holds_in_a_fast_model() -> None:
