@@ -13,6 +13,7 @@ SHAPE = (256, 384)
 VERIFIED = {
     ("FP8", "H100", "scaled_mm"),
     ("NVFP4", "H100", "expand"),
+    ("NVFP4", "H100", "humming"),
     ("SVDQuant INT4", "H100", "expand"),
     ("SVDQuant NVFP4", "H100", "expand"),
     ("AWQ W4A16", "H100", "gemv"),

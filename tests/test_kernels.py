@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 import mezzotint
 from mezzotint.cli.kernels import choice as kernel_choice
 from mezzotint.errors import BadRequest, Unsupported
-from mezzotint.kernels import AS_STORED, BF16, BackendUse, Target, WeightSpec, backends, select
+from mezzotint.kernels import AS_STORED, BF16, BackendUse, Target, WeightSpec, backends, products, select
 from mezzotint.nn import QuantLinear, use_backend
 from mezzotint.schemes import FP8, NVFP4
 from mezzotint.schemes.rounding import round_e4m3
@@ -183,3 +183,16 @@ def test_a_scheme_may_be_written_as_bench_writes_it() -> None:
 def test_reasons_that_several_backends_share_are_said_once() -> None:
     use = BackendUse("nvfp4", "reference", 3, {"a": "multiplies FP8 only", "b": "needs a GPU", "c": "needs a GPU"})
     assert use.why == "b, c: needs a GPU; a: multiplies FP8 only"
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_scales_by_row_may_stand_behind_the_product(monkeypatch: pytest.MonkeyPatch, biased: bool) -> None:
+    """On GPUs newer than Hopper; the product is rounded to BF16 once more."""
+    torch.manual_seed(0)
+    x, codes = torch.randn(7, 64).bfloat16(), (torch.randn(48, 64) * 30).to(torch.float8_e4m3fn)
+    given = (x, codes, torch.rand(48) / 30, torch.randn(48).bfloat16() if biased else None, None)
+    expected = products.fp8_product(*given)
+    monkeypatch.setattr(products, "scales_by_row", lambda _device: False)
+    got = products.fp8_product(*given)
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got, expected, rtol=2**-6, atol=2**-6)

@@ -20,6 +20,7 @@ HEAD = (
     "weights, GB",
     "peak, GB",
     "TFLOP/s",
+    "once a painting, ms",
     "first call, s",
     "goal, ms",
 )
@@ -65,6 +66,7 @@ def cells(row: dict[str, Any], bf16: dict[str, float]) -> list[str]:
         f"{sum(row['resident'].values()) / 1e9:.2f}",
         f"{row['memory']['peak_allocated'] / 1e9:.2f}",
         f"{row['tflops']:.0f}",
+        f"{row['modulation_ms']:.0f}" if row.get("modulation_ms") else "",
         f"{row['first_s']:.1f}",
         "" if goal is None else f"{goal}" + (", met" if spread["median"] <= goal else ""),
     ]

@@ -38,6 +38,8 @@ def rounded_product(
     """The same of an input that `round_input` has been applied to; [rows, out] in `dtype`."""
     weight_scale = weight_scale.reshape(1, -1)
     if scale.numel() > 1 or weight_scale.numel() > 1:
+        if not scales_by_row(rounded.device):
+            return _scaled_behind(rounded, scale * weight_scale, codes, bias, dtype)
         # cuBLASLt scales either both sides by row, or neither
         scale = scale.expand(rounded.shape[0], 1).contiguous()
         weight_scale = weight_scale.expand(1, codes.shape[0]).contiguous()
@@ -54,6 +56,21 @@ def rounded_product(
     if bias is not None and not fused:  # cuBLASLt adds no bias to a float32 product
         product = product + bias.to(dtype)
     return product
+
+
+def _scaled_behind(rounded: Tensor, scale: Tensor, codes: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The product of the codes, rounded to `dtype`, times scale [rows or 1, out or 1]."""
+    one = scale.new_ones(1, 1)
+    product = torch._scaled_mm(rounded, codes.t(), scale_a=one, scale_b=one, out_dtype=dtype, use_fast_accum=True)
+    scaled = product.float() * scale
+    return (scaled if bias is None else scaled + bias.float()).to(dtype)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def scales_by_row(device: torch.device) -> bool:
+    """Whether PyTorch's FP8 product takes scales by row there: cuBLASLt does on Hopper only, and kernels in place of it
+    for newer GPUs came later (pytorch issue 192707: none for sm_120 in 2.10)."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) < (10, 0)
 
 
 def round_input(x: Tensor, input_scale: Tensor | None) -> tuple[Tensor, Tensor]:
