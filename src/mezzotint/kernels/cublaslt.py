@@ -64,7 +64,9 @@ def missing(target: Target) -> str | None:
 @cache
 def _library() -> ctypes.CDLL:
     """The one that PyTorch has loaded. Raises OSError if there is none of its name."""
-    return ctypes.CDLL(f"libcublasLt.so.{str(torch.version.cuda).partition('.')[0]}")
+    library = ctypes.CDLL(f"libcublasLt.so.{str(torch.version.cuda).partition('.')[0]}")
+    library.cublasLtGetStatusString.restype = ctypes.c_char_p
+    return library
 
 
 @custom_op("mezzotint::gelu_product", mutates_args=(), device_types="cuda")
@@ -197,5 +199,4 @@ def _call(name: str, *arguments: Any) -> None:
     library = _library()
     status = getattr(library, f"cublasLt{name}")(*arguments)
     if status:
-        library.cublasLtGetStatusString.restype = ctypes.c_char_p
         raise Unsupported(f"cublasLt{name} answers: {library.cublasLtGetStatusString(status).decode()}")
