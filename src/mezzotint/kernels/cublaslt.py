@@ -167,7 +167,10 @@ def _best(description: c_void_p, *layouts: c_void_p) -> Algorithm:
             "MatmulAlgoGetHeuristic", _handle(), description, *layouts, preference, wanted, byref(found), byref(count)
         )
     if not count.value:
-        raise Unsupported("cuBLASLt has no product of FP8 with GELU of these shapes")
+        raise Unsupported(
+            "cuBLASLt has no product of FP8 with GELU of these shapes",
+            'inside `mezzotint.use_backend("scaled_mm")` GELU is computed apart.',
+        )
     algorithm: Algorithm = found.algorithm
     return algorithm
 
