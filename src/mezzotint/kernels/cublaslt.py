@@ -28,6 +28,7 @@ MAX_WORKSPACE_BYTES = 1
 WORKSPACE = 32 << 20
 """Bytes; what NVIDIA advises for Hopper."""
 HOPPER = 9
+APART = 'inside `mezzotint.use_backend("scaled_mm")` GELU is computed apart.'
 
 
 class Algorithm(ctypes.Structure):
@@ -167,10 +168,7 @@ def _best(description: c_void_p, *layouts: c_void_p) -> Algorithm:
             "MatmulAlgoGetHeuristic", _handle(), description, *layouts, preference, wanted, byref(found), byref(count)
         )
     if not count.value:
-        raise Unsupported(
-            "cuBLASLt has no product of FP8 with GELU of these shapes",
-            'inside `mezzotint.use_backend("scaled_mm")` GELU is computed apart.',
-        )
+        raise Unsupported("cuBLASLt has no product of FP8 with GELU of these shapes", APART)
     algorithm: Algorithm = found.algorithm
     return algorithm
 
@@ -202,4 +200,4 @@ def _call(name: str, *arguments: Any) -> None:
     library = _library()
     status = getattr(library, f"cublasLt{name}")(*arguments)
     if status:
-        raise Unsupported(f"cublasLt{name} answers: {library.cublasLtGetStatusString(status).decode()}")
+        raise Unsupported(f"cublasLt{name} answers: {library.cublasLtGetStatusString(status).decode()}", APART)
