@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from mezzotint.families import families, family_with
 from mezzotint.kernels import Target, fp8_matrix
 from mezzotint.kernels.cublaslt import gelu_product, gelu_product_by_definition, missing
 from mezzotint.kernels.expand import expand_by_definition, prepared
-from mezzotint.nn import PREPARED, QuantLinear, quant_linears, unrounded_inputs, use_backend
+from mezzotint.nn import PREPARED, GroupedLinear, QuantLinear, quant_linears, unrounded_inputs, use_backend
 from mezzotint.pipelines import load
 from mezzotint.schemes import FP8
 from mezzotint.schemes.rounding import round_e4m3
@@ -79,6 +80,24 @@ def test_a_model_with_gelu_in_its_products_computes_the_same(on_cpu: None, name:
     assert relative_error(got, exact) < 1.1 * relative_error(expected, exact)
     model.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
     assert torch.equal(model(**inputs)[0], got)
+
+
+@torch.no_grad()
+def test_a_model_whose_inputs_have_a_scale_for_each_row_computes_the_same(on_cpu: None) -> None:
+    model, inputs = fast()
+    for name, layer in quant_linears(model).items():
+        assert isinstance(layer, QuantLinear)
+        weight = layer.weight_tensor
+        parts = {part: value for part, value in weight.parts.items() if part != "input_scale"}
+        parts |= {} if layer.bias is None else {"bias": layer.bias}
+        model.set_submodule(name, QuantLinear(replace(weight, parts=parts, dynamic_input=True)))
+    expected = model(**inputs)[0]
+    assert replace_gelu_products(model, CPU) == 2 * 2 + 3
+    assert fuse(model, families()["flux1"].together)[0] == 2 * 2 + 3
+    block = model.single_transformer_blocks[0]
+    assert isinstance(block.proj_mlp, GroupedLinear)
+    assert isinstance(block.act_mlp, GELURounding)
+    assert 0 < relative_error(model(**inputs)[0], expected) < 0.05
 
 
 @torch.no_grad()
