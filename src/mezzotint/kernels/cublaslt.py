@@ -83,11 +83,12 @@ def gelu_product(
     """See `gelu_product_by_definition`, which says what is computed; e4m3 [rows, beside + out]."""
     out: Tensor = _like_definition(x, codes, bias, input_scale, weight_scale, inverse, beside)
     before = out.shape[1] - codes.shape[0]
-    if beside is not None:
-        from mezzotint.kernels.triton_ops.round import round_into
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+        if beside is not None:
+            from mezzotint.kernels.triton_ops.round import round_into
 
-        round_into(beside, inverse, out)
-    _multiply(x, codes, bias, {A_SCALE: weight_scale, B_SCALE: input_scale, D_SCALE: inverse}, out[:, before:])
+            round_into(beside, inverse, out)
+        _multiply(x, codes, bias, {A_SCALE: weight_scale, B_SCALE: input_scale, D_SCALE: inverse}, out[:, before:])
     return out
 
 
@@ -141,12 +142,12 @@ def _multiply(x: Tensor, codes: Tensor, bias: Tensor | None, scales: dict[int, T
         with _layout(codes) as a, _layout(x) as b, _layout(out, torch.bfloat16) as c, _layout(out) as d:
             key = (x.device, *x.shape, *codes.shape, out.stride(0), bias is None)
             if key not in _algorithms:
-                _algorithms[key] = _best(description, a, b, c, d)
+                _algorithms[key] = _best(_handle(x.device), description, a, b, c, d)
             one, zero = ctypes.c_float(1), ctypes.c_float(0)
             nothing = c_void_p(workspace.data_ptr())  # what is added zero times is not read
             _call(
                 "Matmul",
-                *(_handle(), description),
+                *(_handle(x.device), description),
                 *(byref(one), c_void_p(codes.data_ptr()), a, c_void_p(x.data_ptr()), b),
                 *(byref(zero), nothing, c, c_void_p(out.data_ptr()), d),
                 *(byref(_algorithms[key]), c_void_p(workspace.data_ptr()), c_size_t(WORKSPACE)),
@@ -157,16 +158,14 @@ def _multiply(x: Tensor, codes: Tensor, bias: Tensor | None, scales: dict[int, T
 _algorithms: dict[Any, Algorithm] = {}
 
 
-def _best(description: c_void_p, *layouts: c_void_p) -> Algorithm:
+def _best(handle: c_void_p, description: c_void_p, *layouts: c_void_p) -> Algorithm:
     """The algorithm that cuBLASLt expects to be the fastest for these shapes."""
     found, count, most = Found(), c_int(), c_size_t(WORKSPACE)
     with _made("MatmulPreference") as preference:
         name = c_int(MAX_WORKSPACE_BYTES)
         _call("MatmulPreferenceSetAttribute", preference, name, byref(most), c_size_t(sizeof(most)))
         wanted = c_int(1)
-        _call(
-            "MatmulAlgoGetHeuristic", _handle(), description, *layouts, preference, wanted, byref(found), byref(count)
-        )
+        _call("MatmulAlgoGetHeuristic", handle, description, *layouts, preference, wanted, byref(found), byref(count))
     if not count.value:
         raise Unsupported("cuBLASLt has no product of FP8 with GELU of these shapes", APART)
     algorithm: Algorithm = found.algorithm
@@ -174,7 +173,8 @@ def _best(description: c_void_p, *layouts: c_void_p) -> Algorithm:
 
 
 @cache
-def _handle() -> c_void_p:
+def _handle(_device: torch.device) -> c_void_p:
+    """The library's state for a device, which is the current one."""
     handle = c_void_p()
     _call("Create", byref(handle))
     return handle
