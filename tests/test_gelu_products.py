@@ -27,6 +27,7 @@ from mezzotint.speed.gelu_products import (
     gelu_round_by_definition,
     replace_gelu_products,
 )
+from test_expand import relative_error
 
 CPU, H100 = Target("cpu"), Target("cuda", (9, 0))
 
@@ -58,10 +59,6 @@ def fast(name: str = "demo-fp8") -> tuple[Any, dict[str, Any]]:
     given |= {"encoder_hidden_states": given["encoder_hidden_states"][:, :16], "txt_ids": torch.zeros(16, 3)}
     wide = {name: value.bfloat16() for name, value in given.items() if value.ndim == 3 or name == "pooled_projections"}
     return transformer, given | wide | {"return_dict": False}
-
-
-def relative_error(candidate: torch.Tensor, reference: torch.Tensor) -> float:
-    return float(torch.linalg.norm((candidate - reference).float()) / torch.linalg.norm(reference.float()))
 
 
 @torch.no_grad()

@@ -143,7 +143,7 @@ def main() -> None:
         began = time.time()
         shape = {"num_layers": a.blocks, "num_single_layers": a.single_blocks, "num_attention_heads": a.heads}
         make(a.folder, shape, a.device, min(a.size, 512))
-        torch.accelerator.empty_cache() if a.device != "cpu" else None
+        torch.accelerator.empty_cache() if gpu else None
         print(f"made in {time.time() - began:.0f} s", flush=True)
     (a.folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
     done: list[tuple[float, str]] = []

@@ -125,8 +125,7 @@ def insert_linears(
         only = asked_for(backend, pieces[0].scheme)
         pieces = [resident_form(piece.to(device), kept, plan.activations) for piece in pieces]
         own_dtype = _dtype_of(model, name, dtype)
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, linear_of(pieces, own_dtype, plan.activations, only))
+        model.set_submodule(name, linear_of(pieces, own_dtype, plan.activations, only))
 
 
 def _weights_of(checkpoint: Checkpoint) -> tuple[list[WeightSpec], int]:

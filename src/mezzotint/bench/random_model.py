@@ -83,8 +83,7 @@ def build(case: Case, device: torch.device) -> nn.Module:
     shared: dict[Any, dict[str, Tensor]] = {}
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and name in quantized:
-            parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, _quantized(module, name, case, family, device, shared))
+            model.set_submodule(name, _quantized(module, name, case, family, device, shared))
         else:
             _fill(module, device)
     return model.to(device).eval()
@@ -169,8 +168,7 @@ def calibrate(model: nn.Module, inputs: Mapping[str, Any]) -> None:
         hook.remove()
     for name, layer in layers.items():
         if layer.scheme.static_input is not None and name in amax:
-            parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, _with_input_scale(layer, amax[name]))
+            model.set_submodule(name, _with_input_scale(layer, amax[name]))
 
 
 @dataclass

@@ -29,6 +29,10 @@ class Cannot:
     reason: str
 
 
+HOPPER = 9
+"""The first number of its compute capability."""
+
+
 @dataclass(frozen=True)
 class Target:
     """Where a product would run: a device kind and, for CUDA, its compute capability."""
@@ -43,6 +47,10 @@ class Target:
         if torch.version.hip:  # AMD's devices are called cuda there, and number their capabilities otherwise
             return cls("rocm")
         return cls("cuda", torch.cuda.get_device_capability(device))
+
+    @property
+    def is_hopper(self) -> bool:
+        return self.capability is not None and self.capability[0] == HOPPER
 
     def __str__(self) -> str:
         return self.kind if self.capability is None else f"sm_{self.capability[0]}{self.capability[1]}"

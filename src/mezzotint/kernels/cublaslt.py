@@ -27,7 +27,6 @@ TRANSA, EPILOGUE, BIAS_POINTER, A_SCALE, B_SCALE, D_SCALE, FAST_ACCUM, BIAS_TYPE
 MAX_WORKSPACE_BYTES = 1
 WORKSPACE = 32 << 20
 """Bytes; what NVIDIA advises for Hopper."""
-HOPPER = 9
 APART = 'inside `mezzotint.use_backend("scaled_mm")` GELU is computed apart.'
 
 
@@ -53,7 +52,7 @@ def missing(target: Target) -> str | None:
     """Why it cannot be called for `target`, or None."""
     if target.kind != "cuda" or target.capability is None:
         return f"needs a CUDA GPU, this is {target}"
-    if target.capability[0] != HOPPER:
+    if not target.is_hopper:
         return f"was run on Hopper (sm_90) only, this is {target}"
     try:
         _library()
@@ -81,7 +80,7 @@ def gelu_product(
     beside: Tensor | None,
 ) -> Tensor:
     """See `gelu_product_by_definition`, which says what is computed; e4m3 [rows, beside + out]."""
-    out: Tensor = _like_definition(x, codes, bias, input_scale, weight_scale, inverse, beside)
+    out = _place(x, codes, beside)
     before = out.shape[1] - codes.shape[0]
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
         if beside is not None:
@@ -114,18 +113,12 @@ def gelu_product_by_definition(
     return result if beside is None else torch.cat((round_e4m3(beside.float() * inverse), result), 1)
 
 
-@gelu_product.register_fake
-def _like_definition(
-    x: Tensor,
-    codes: Tensor,
-    bias: Tensor | None,
-    input_scale: Tensor,
-    weight_scale: Tensor,
-    inverse: Tensor,
-    beside: Tensor | None,
-) -> Tensor:
-    width = codes.shape[0] + (0 if beside is None else beside.shape[1])
-    return x.new_empty(x.shape[0], width)
+def _place(x: Tensor, codes: Tensor, beside: Tensor | None) -> Tensor:
+    """Memory for the result, [rows, beside + out]."""
+    return x.new_empty(x.shape[0], codes.shape[0] + (0 if beside is None else beside.shape[1]))
+
+
+gelu_product.register_fake(lambda x, codes, *others: _place(x, codes, others[-1]))
 
 
 def _multiply(x: Tensor, codes: Tensor, bias: Tensor | None, scales: dict[int, Tensor], out: Tensor) -> None:

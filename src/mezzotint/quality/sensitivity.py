@@ -168,19 +168,17 @@ def _restored(transformer: nn.Module, side: Side, name: str, device: torch.devic
     """One layer with the reference's weight while the context is open."""
     weight, bias = side.expected(f"{name}.weight"), side.expected(f"{name}.bias")
     assert weight is not None  # noqa: S101
-    parent, _, leaf = name.rpartition(".")
-    place = transformer.get_submodule(parent)
-    quantized = getattr(place, leaf)
+    quantized: Any = transformer.get_submodule(name)
     dtype = quantized.products[0].compute_dtype
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
     for part, value in (("weight", weight), ("bias", bias)):
         if value is not None:
             setattr(layer, part, nn.Parameter(value.to(device, dtype), requires_grad=False))
-    setattr(place, leaf, layer)
+    transformer.set_submodule(name, layer)
     try:
         yield
     finally:
-        setattr(place, leaf, quantized)
+        transformer.set_submodule(name, quantized)
 
 
 def _extra_bytes(transformer: nn.Module, name: str) -> int:

@@ -28,7 +28,6 @@ def replace_gelu(model: nn.Module) -> None:
         if getattr(module, "approximate", None) != "tanh":
             continue
         if isinstance(module, nn.GELU):
-            parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, TanhGELU())
+            model.set_submodule(name, TanhGELU())
         else:
             module.gelu = tanh_gelu

@@ -23,7 +23,6 @@ from mezzotint.errors import BadRequest, Unsupported
 from mezzotint.kernels import Can, Cannot, Target
 from mezzotint.schemes.rounding import round_e4m3
 
-HOPPER = 9
 WHEEL = "fa3_fwd_interface"
 
 _exact = False
@@ -90,7 +89,7 @@ def _on_cuda(target: Target) -> Can | Cannot:
 
 
 def _on_hopper(target: Target) -> Can | Cannot:
-    if target.capability is None or target.capability[0] != HOPPER:
+    if not target.is_hopper:
         return Cannot(f"is written for Hopper (sm_90), this is {target}")
     if find_spec(WHEEL) is None:
         return Cannot("is not installed; pip install fa3-fwd")

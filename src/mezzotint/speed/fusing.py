@@ -57,8 +57,7 @@ def _join(block: nn.Module, names: Sequence[str], layers: Sequence[QuantLinear])
     one = QuantLinear(joined, first.compute_dtype, first.activations, first.only)
     group = LinearGroup(one, [layer.out_features for layer in layers])
     for member, name in enumerate(names):
-        parent, _, leaf = name.rpartition(".")
-        setattr(block.get_submodule(parent), leaf, GroupedLinear(group, member))
+        block.set_submodule(name, GroupedLinear(group, member))
     return None
 
 

@@ -15,15 +15,10 @@ from torch.nn import functional as F
 
 from mezzotint.kernels import AS_STORED, Target
 from mezzotint.kernels.cublaslt import missing
-from mezzotint.kernels.fp8_matrix import fp8_matrix, is_fp8_matrix, static_input_scale
+from mezzotint.kernels.fp8_matrix import fp8_matrix, is_fp8_matrix, is_static, static_input_scale
 from mezzotint.kernels.products import round_input, rounded_product
 from mezzotint.nn import QuantLinear, overrides
-from mezzotint.schemes.fp8 import input_scale_by_row
-from mezzotint.schemes.rounding import round_e4m3
 from mezzotint.speed.activations import tanh_gelu
-
-ONE = torch.ones(1)
-"""A scale that a 4-bit weight, whose FP8 form has one for all, has no part for."""
 
 Rounded = tuple[Tensor, Tensor]
 """An input as an FP8 product takes it: e4m3 [..., in], and its scale, float32 [1, 1] or [rows, 1]."""
@@ -36,8 +31,7 @@ def gelu_round_by_definition(x: Tensor, beside: Tensor | None) -> Rounded:
     """
     y = F.gelu(x.float(), approximate="tanh")
     y = y if beside is None else torch.cat((beside.float(), y), -1)
-    scale = input_scale_by_row(y)
-    return round_e4m3(y / scale), scale
+    return round_input(y, None)
 
 
 class GELUProduct(nn.Module):
@@ -115,32 +109,37 @@ def replace_gelu_products(model: nn.Module, target: Target) -> int:
 def _in_feed_forward(module: Any, fused: bool) -> bool:
     """diffusers' FeedForward: a GELU that owns its layer, dropout, a layer."""
     first, last = module.net[0], module.net[-1]
-    if getattr(first, "approximate", None) != "tanh" or not _in_fp8(last):
+    gelu = _gelu(first.proj, last, fused) if getattr(first, "approximate", None) == "tanh" else None
+    if gelu is None:
         return False
-    if static_input_scale(last.weight_tensor) is None:
-        before: nn.Module = nn.Sequential(first.proj, GELURounding())
-    elif fused and _static(first.proj, last):
-        before = GELUProduct(first.proj, last)
-    else:
-        return False
+    before = gelu if isinstance(gelu, GELUProduct) else nn.Sequential(first.proj, gelu)
     module.net = nn.ModuleList([before, RoundedLinear(last)])
     return True
 
 
 def _in_single_block(block: Any, fused: bool) -> bool:
     """FLUX.1's, where attention and feed-forward are side by side between two products."""
-    if not _in_fp8(block.proj_out):
+    gelu = _gelu(block.proj_mlp, block.proj_out, fused)
+    if gelu is None:
         return False
-    if static_input_scale(block.proj_out.weight_tensor) is None:
-        block.act_mlp = GELURounding()
-    elif fused and _static(block.proj_mlp, block.proj_out):
-        block.proj_mlp = GELUProduct(_with_input_of(block.attn.to_q, block.proj_mlp), block.proj_out)
-        block.act_mlp = nn.Identity()
+    if isinstance(gelu, GELUProduct):
+        _share_input_scale(block.attn.to_q, gelu.layer)
+        block.proj_mlp, block.act_mlp = gelu, nn.Identity()
     else:
-        return False
+        block.act_mlp = gelu
     block.proj_out = RoundedLinear(block.proj_out)
     block.forward = MethodType(_single_block, block)
     return True
+
+
+def _gelu(layer: Any, following: Any, fused: bool) -> GELUProduct | GELURounding | None:
+    """What can stand between a layer and the one that reads its GELU: one product of both, or what rounds by row."""
+    if not _in_fp8(following):
+        return None
+    if static_input_scale(following.weight_tensor) is None:
+        return GELURounding()
+    static = _in_fp8(layer) and is_static(layer.weight_tensor) and is_static(following.weight_tensor)
+    return GELUProduct(layer, following) if fused and static else None
 
 
 def _single_block(
@@ -174,22 +173,11 @@ def _in_fp8(layer: Any) -> bool:
     )
 
 
-def _static(*layers: Any) -> bool:
-    """Whether each has one scale, measured beforehand, for all its inputs, and one for all its weights."""
-    return all(
-        _in_fp8(layer)
-        and static_input_scale(layer.weight_tensor) is not None
-        and layer.weight_tensor.parts.get("weight_scale", ONE).numel() == 1
-        for layer in layers
-    )
-
-
-def _with_input_of(other: Any, layer: QuantLinear) -> QuantLinear:
-    """The layer, with the very tensor of `other`'s input scale if both have one value: their input is rounded once."""
+def _share_input_scale(other: Any, layer: QuantLinear) -> None:
+    """Give a layer the very tensor of `other`'s input scale if both have one value: their input is rounded once."""
     parts = other.weight_tensor.parts if isinstance(other, QuantLinear) else {}
     if "input_scale" in parts and torch.equal(parts["input_scale"], layer.get_buffer("input_scale")):
         layer.register_buffer("input_scale", parts["input_scale"])
-    return layer
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -203,9 +203,8 @@ def work_ahead(
 
 
 def _replaced(block: nn.Module, name: str) -> Modulation:
-    parent, _, leaf = name.rpartition(".")
     layer = Modulation(block.get_submodule(name))
-    setattr(block.get_submodule(parent), leaf, layer)
+    block.set_submodule(name, layer)
     return layer
 
 
