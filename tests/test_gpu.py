@@ -9,7 +9,7 @@ import torch
 
 import four_bits
 from mezzotint.kernels import Target, best_device
-from mezzotint.kernels.cublaslt import gelu_product, gelu_product_by_definition, missing
+from mezzotint.kernels.cuda.product import missing, product, product_by_definition
 from mezzotint.kernels.expand import BACKEND as EXPAND
 from mezzotint.kernels.expand import expand, expand_by_definition, low_rank
 from mezzotint.kernels.graphs import Graphs
@@ -23,7 +23,7 @@ from mezzotint.schemes.rounding import round_e4m3
 from mezzotint.speed import speed_up
 from mezzotint.speed.attention import ATTENTIONS
 from mezzotint.speed.attention_layers import norm_rope_by_definition
-from mezzotint.speed.gelu_products import gelu_round_by_definition
+from mezzotint.speed.rounded_products import gelu_round_by_definition
 from mezzotint.tensor import PLAIN, QuantTensor
 from test_kernels import dynamic, fp8_tensor, with_bias
 
@@ -193,23 +193,47 @@ def test_normalising_and_rotating_in_one_pass_equals_its_definition(fp8: bool, w
     assert float((got != expected).float().mean()) <= 1e-3
 
 
-@pytest.mark.parametrize(("rows", "beside"), [(4608, 3072), (4096, 0), (512, 0), (77, 64), (1, 0)])
-@pytest.mark.parametrize("biased", [False, True])
-def test_a_product_with_gelu_equals_its_definition(rows: int, beside: int, biased: bool) -> None:
-    """What stands beside it exactly; the product's sums are in another order, which moves some to the next code."""
+@pytest.mark.parametrize("activation", ["gelu", "swiglu", "none"])
+@pytest.mark.parametrize(
+    ("rows", "depth", "plain", "active", "room"),
+    [(4608, 3072, 9216, 12288, 3072), (4096, 3840, 0, 10240, 0), (512, 6144, 0, 18432, 0), (77, 208, 144, 272, 64)]
+    + [(1, 16, 16, 16, 0), (257, 128, 512, 256, 0), (4608, 3072, 3072, 0, 0)],
+)
+@pytest.mark.parametrize(("by_row", "biased"), [(False, False), (False, True), (True, False), (True, True)])
+def test_a_product_with_its_activation_equals_its_definition(
+    activation: str, rows: int, depth: int, plain: int, active: int, room: int, by_row: bool, biased: bool
+) -> None:
+    """Tensor cores add with fewer bits than float32, which moves some results to the next code of FP8."""
     if isinstance(reason := missing(Target.of(best_device())), str):
         pytest.skip(reason)
+    if (activation == "none") != (active == 0):
+        pytest.skip("all columns are plain if and only if there is no activation")
     torch.manual_seed(0)
-    x, codes = (round_e4m3(torch.randn(side, 3072, device="cuda") * 8) for side in (rows, 12288))
-    bias = torch.randn(12288, device="cuda").bfloat16() if biased else None
-    left = torch.randn(rows, beside, device="cuda").bfloat16() if beside else None
-    input_scale, weight_scale, inverse = (torch.tensor([s], device="cuda") for s in (1 / 8, 1 / 500, 50.0))
-    given = (x, codes, bias, input_scale, weight_scale, inverse, left)
-    got, expected = (run(*given).float() for run in (gelu_product, gelu_product_by_definition))
-    error = relative_error(got[:, beside:], expected[:, beside:])
-    print(f"product with GELU, {rows} rows, bias={biased}: relative error {error:.2e}")
-    assert torch.equal(got[:, :beside], expected[:, :beside])
-    assert error < 1e-2
+    out = plain + active * (2 if activation == "swiglu" else 1)
+    x, codes = (round_e4m3(torch.randn(side, depth, device="cuda") * 8) for side in (rows, out))
+    bias = torch.randn(out, device="cuda").bfloat16() if biased else None
+    unit = 1 / (8 * 8 * depth**0.5)
+    input_scale = torch.rand(rows, 1, device="cuda") + 0.5 if by_row else torch.ones(1, device="cuda")
+    weight_scale = (torch.rand(out, device="cuda") + 0.5 if by_row else torch.ones(1, device="cuda")) * unit
+    inverse = None if activation == "none" else torch.tensor([50.0], device="cuda")
+    given = (x, codes, bias, input_scale, weight_scale, inverse, activation, plain, room)
+    (got, rounded), (expected, codes_expected) = (run(*given) for run in (product, product_by_definition))
+    errors = {"plain": relative_error(got.float(), expected.float())} if plain else {}
+    if active:
+        errors["rounded"] = relative_error(rounded[:, room:].float(), codes_expected[:, room:].float())
+    print(f"{activation}, {rows} x {depth}, {plain} + {active}, by row {by_row}, bias {biased}: {errors}")
+    assert errors.get("plain", 0) < 4e-3
+    assert errors.get("rounded", 0) < 1.5e-2
+
+
+def test_what_is_put_beside_a_product_is_rounded_as_the_next_layer_reads_it() -> None:
+    importlib.import_module("mezzotint.kernels.triton_ops.round")
+    left, inverse = torch.randn(77, 208, device="cuda").bfloat16()[:, :64] * 20, torch.tensor([50.0], device="cuda")
+    wide = round_e4m3(torch.randn(77, 192, device="cuda"))
+    after = wide[:, 64:].float()
+    torch.ops.mezzotint.round_into(left, inverse, wide)
+    assert torch.equal(wide[:, :64].float(), round_e4m3(left.float() * inverse).float())
+    assert torch.equal(wide[:, 64:].float(), after)
 
 
 @pytest.mark.parametrize(("rows", "beside"), [(4608, 3072), (4096, 0), (77, 64), (1, 0)])
@@ -237,7 +261,7 @@ def test_a_fast_demo_agrees_with_the_same_layers_one_by_one_at_every_step(name: 
     calls = record_calls(pipe)
     expected = steps_from(pipe, calls)
     report = speed_up(pipe.transformer)
-    assert report.joined == 7
+    assert (report.joined, report.rounded) == (2 * 2, 2 * 2 + 3)
     assert report.graphed
     errors = [relative_error(a, b) for a, b in zip(steps_from(pipe, calls), expected, strict=True)]
     print(f"{name} resident {resident}, fast ({report.attention}): relative error of the latents {max(errors):.2e}")
@@ -303,9 +327,11 @@ def test_recordings_share_their_memory_and_keep_out_of_each_others_way() -> None
     expected = [(x @ weight).relu() @ weight for x in inputs]
     graphs(inputs[0])
     held = torch.cuda.memory_reserved()
+    for x in inputs[1:]:
+        graphs(x)
+    assert torch.cuda.memory_reserved() - held < 2 * inputs[0].nbytes + sum(x.nbytes for x in inputs)
     for place in (1, 2, 3, 0, 2, 0, 1, 3):
         torch.testing.assert_close(graphs(inputs[place]), expected[place])
-    assert torch.cuda.memory_reserved() - held < 2 * inputs[0].nbytes + sum(x.nbytes for x in inputs)
 
 
 def test_fp8_attention_costs_what_is_written_of_it() -> None:

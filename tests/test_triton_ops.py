@@ -16,7 +16,7 @@ from mezzotint.kernels.expand import expand, expand_by_definition
 from mezzotint.schemes import NVFP4, SVDQUANT_INT4
 from mezzotint.schemes.rounding import expand_e2m1, expand_nibbles
 from mezzotint.speed.attention_layers import norm_rope_by_definition
-from mezzotint.speed.gelu_products import gelu_round_by_definition
+from mezzotint.speed.rounded_products import gelu_round_by_definition
 from mezzotint.tensor import PLAIN, QuantTensor
 
 pytest.importorskip("triton", reason="Triton is for Linux")

@@ -32,12 +32,6 @@ def static_input_scale(weight: QuantTensor) -> Tensor | None:
     return None if scale is None else scale.float().reshape(1)
 
 
-def is_static(weight: QuantTensor) -> bool:
-    """Whether a weight that `is_fp8_matrix` has one scale for all inputs, measured beforehand, and one for itself."""
-    by_row = weight.scheme is FP8 and weight.parts["weight_scale"].numel() > 1
-    return static_input_scale(weight) is not None and not by_row
-
-
 def fp8_matrix(weight: QuantTensor, bias: Tensor | None) -> FP8Matrix:
     """That of a weight that `is_fp8_matrix`, written out first where it is in 4 bits."""
     if weight.scheme is FP8:

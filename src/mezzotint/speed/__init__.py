@@ -17,8 +17,8 @@ from mezzotint.speed.activations import replace_gelu
 from mezzotint.speed.attention import attention_is_exact, choose, set_attention
 from mezzotint.speed.attention_layers import replace_layers
 from mezzotint.speed.fusing import Unfused, fuse
-from mezzotint.speed.gelu_products import replace_gelu_products
 from mezzotint.speed.modulation import Ahead, Scheduler, work_ahead
+from mezzotint.speed.rounded_products import replace_rounded_products
 from mezzotint.speed.shapes import Announcer
 
 __all__ = ["SpeedReport", "Unfused", "speed_up"]
@@ -34,7 +34,7 @@ class SpeedReport:
     attention      its name; `declined` says why not the others
     joined         how many products stand for several layers now
     apart          layers on the same input that could not be one product, and why
-    with_gelu      products that compute the GELU behind them and write FP8
+    rounded        products whose activation and rounding is theirs, or is done in one pass behind them
     one_pass       attention layers that normalise and rotate in one pass
     modulated      modulation layers whose products are worked out for all steps at once
     graphed        each shape of input is recorded as a CUDA graph
@@ -45,7 +45,7 @@ class SpeedReport:
     declined: Mapping[str, str]
     joined: int
     apart: tuple[Unfused, ...]
-    with_gelu: int
+    rounded: int
     one_pass: int
     modulated: int
     graphed: bool
@@ -76,7 +76,7 @@ def speed_up(
     cache = cache_folder()
     chosen, declined = choose(target, attention)
     set_attention(model, chosen)
-    with_gelu = replace_gelu_products(model, target) if whole else 0
+    rounded = replace_rounded_products(model, target) if whole else 0
     joined, apart = (0, []) if plain else fuse(model, family.together)
     one_pass = replace_layers(model, chosen) if whole else 0
     if whole:
@@ -93,7 +93,7 @@ def speed_up(
         declined=declined,
         joined=joined,
         apart=tuple(apart),
-        with_gelu=with_gelu,
+        rounded=rounded,
         one_pass=one_pass,
         modulated=modulated,
         graphed=whole,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mezzotint.speed.attention import Attention, attention_is_exact
+from mezzotint.speed.rounded_products import RoundedProduct
 
 Angles = tuple[Tensor, Tensor]
 """cos and sin of each token's and pair's angle, float32 [1 or batch, tokens, width / 2]."""
@@ -99,9 +100,13 @@ class ParallelAttention:
         attention_mask: Tensor | None = None,
         image_rotary_emb: Any = None,
     ) -> Tensor:
-        both = attn.to_qkv_mlp_proj(hidden_states)
-        *qkv, mlp = torch.split(both, [attn.inner_dim] * 3 + [both.shape[-1] - 3 * attn.inner_dim], dim=-1)
-        q, k, v = (_heads(attn, x) for x in qkv)
+        product = attn.to_qkv_mlp_proj
+        if isinstance(product, RoundedProduct):
+            qkv, active = product(hidden_states, attn.inner_dim)
+        else:
+            both = product(hidden_states)
+            qkv, active = both[..., : 3 * attn.inner_dim], attn.mlp_act_fn(both[..., 3 * attn.inner_dim :])
+        q, k, v = (_heads(attn, x) for x in qkv.chunk(3, -1))
         angles = _angles(image_rotary_emb)
         fp8 = _takes_fp8(self.attention, attention_mask)
         out = _attend(
@@ -111,7 +116,9 @@ class ParallelAttention:
             v,
             attention_mask,
         )
-        result: Tensor = attn.to_out(torch.cat((out, attn.mlp_act_fn(mlp)), -1))
+        result: Tensor = attn.to_out(
+            product.beside(out, active) if isinstance(product, RoundedProduct) else torch.cat((out, active), -1)
+        )
         return result
 
 

@@ -47,18 +47,25 @@ def _module(block: nn.Module, name: str) -> nn.Module | None:
 
 def _join(block: nn.Module, names: Sequence[str], layers: Sequence[QuantLinear]) -> str | None:
     """Put one product in place of these layers, or say why not."""
-    first = layers[0]
     try:
-        joined = join_rows([_with_bias(layer) for layer in layers])
+        group = LinearGroup(joined(layers), [layer.out_features for layer in layers])
     except ShapeMismatch as error:
         return str(error)
-    if any(layer.selection.backend is not first.selection.backend for layer in layers):
-        return "they run on different backends"
-    one = QuantLinear(joined, first.compute_dtype, first.activations, first.only)
-    group = LinearGroup(one, [layer.out_features for layer in layers])
     for member, name in enumerate(names):
         block.set_submodule(name, GroupedLinear(group, member))
     return None
+
+
+def joined(layers: Sequence[QuantLinear]) -> QuantLinear:
+    """One layer that multiplies what these read, their output features one after another.
+
+    Raises   ShapeMismatch where they differ in what a joined weight has only once, or in their backend
+    """
+    first = layers[0]
+    if any(layer.selection.backend is not first.selection.backend for layer in layers):
+        raise ShapeMismatch("they run on different backends")
+    weight = join_rows([_with_bias(layer) for layer in layers])
+    return QuantLinear(weight, first.compute_dtype, first.activations, first.only)
 
 
 def _with_bias(layer: QuantLinear) -> QuantTensor:

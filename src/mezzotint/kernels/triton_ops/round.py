@@ -1,10 +1,10 @@
-"""Inputs of FP8 products: torch.ops.mezzotint.gelu_round, and `round_into` for inputs with a scale of their own."""
+"""Inputs of FP8 products: torch.ops.mezzotint.gelu_round, and round_into for what has one scale."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import triton_op, wrap_triton
+from torch.library import custom_op, triton_op, wrap_triton
 
 COLUMNS = 1024
 WARPS = 16
@@ -28,11 +28,17 @@ def _e4m3(x):
     return tl.minimum(tl.maximum(x, -E4M3_MAX), E4M3_MAX).to(tl.float8e4nv)
 
 
+@custom_op("mezzotint::round_into", mutates_args={"out"}, device_types="cuda")
 def round_into(x: Tensor, inverse: Tensor, out: Tensor) -> None:
     """out[:, :columns] = e4m3(x * inverse), x [rows, columns], inverse float32 of one number, out [rows, wider] e4m3"""
     rows, columns = x.shape
     grid = (rows, triton.cdiv(columns, COLUMNS))
-    _round_into[grid](x, inverse, out, columns, x.stride(0), out.stride(0), COLUMNS=COLUMNS, num_warps=4)
+    strides = x.stride(0), out.stride(0)
+    with torch.cuda.device_of(x):
+        _round_into[grid](x, inverse, out, columns, *strides, COLUMNS=COLUMNS, num_warps=4)
+
+
+round_into.register_fake(lambda x, inverse, out: None)
 
 
 @triton.jit
@@ -67,7 +73,7 @@ def _gelu_round(
 
 @triton_op("mezzotint::gelu_round", mutates_args={})
 def gelu_round(x: Tensor, beside: Tensor | None) -> tuple[Tensor, Tensor]:
-    """See `mezzotint.speed.gelu_products.gelu_round_by_definition`, which says what is computed."""
+    """See `mezzotint.speed.rounded_products.gelu_round_by_definition`, which says what is computed."""
     rows, columns = x.shape
     before = 0 if beside is None else beside.shape[1]
     out = torch.empty(rows, before + columns, dtype=torch.float8_e4m3fn, device=x.device)

@@ -3,42 +3,54 @@
 import importlib
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import torch
 from diffusers.models.attention import FeedForward
+from torch import Tensor
+from torch.nn import functional as F
 
 import four_bits
 from mezzotint.families import families, family_with
 from mezzotint.kernels import Target, fp8_matrix
-from mezzotint.kernels.cublaslt import gelu_product, gelu_product_by_definition, missing
+from mezzotint.kernels.cuda.product import missing, product, product_by_definition
 from mezzotint.kernels.expand import expand_by_definition, prepared
+from mezzotint.kernels.reference import Reference
 from mezzotint.nn import PREPARED, GroupedLinear, QuantLinear, quant_linears, unrounded_inputs, use_backend
 from mezzotint.pipelines import load
 from mezzotint.schemes import FP8
 from mezzotint.schemes.rounding import round_e4m3
-from mezzotint.speed import gelu_products
+from mezzotint.speed import rounded_products
 from mezzotint.speed.fusing import fuse
-from mezzotint.speed.gelu_products import (
-    GELUProduct,
+from mezzotint.speed.rounded_products import (
+    ActiveProduct,
+    Columns,
     GELURounding,
     RoundedLinear,
+    RoundedProduct,
     gelu_round_by_definition,
-    replace_gelu_products,
+    replace_rounded_products,
 )
 from test_expand import relative_error
 
 CPU, H100 = Target("cpu"), Target("cuda", (9, 0))
 
 
+def round_into_by_definition(x: Tensor, inverse: Tensor, out: Tensor) -> None:
+    out[:, : x.shape[1]] = round_e4m3(x.float() * inverse)
+
+
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(gelu_products, "missing", lambda _target: None)
+    monkeypatch.setattr(rounded_products, "missing", lambda _target: None)
     monkeypatch.setattr(fp8_matrix, "BACKENDS", {"reference"})
     monkeypatch.setattr(fp8_matrix, "expand", expand_by_definition)
-    gelu_product.register_kernel("cpu", gelu_product_by_definition)
-    importlib.import_module("mezzotint.kernels.triton_ops.round")
+    monkeypatch.setattr(Reference, "prepare", lambda _self, weight: {} if weight.scheme is FP8 else prepared(weight))
+    product.register_kernel("cpu", product_by_definition)
+    ops = importlib.import_module("mezzotint.kernels.triton_ops.round")
+    ops.round_into.register_kernel("cpu", round_into_by_definition)
     library = torch.library.Library("mezzotint", "IMPL")
     library.impl("gelu_round", gelu_round_by_definition, "CPU")
     yield
@@ -48,10 +60,6 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def fast(name: str = "demo-fp8") -> tuple[Any, dict[str, Any]]:
     transformer = load("demo", transformer=name, device="cpu", dtype=torch.bfloat16).transformer
-    for layer in quant_linears(transformer).values():
-        if layer.scheme is not FP8:  # as `expand` has them
-            for part, value in prepared(layer.weight_tensor).items():
-                layer.register_buffer(PREPARED + part, value)
     torch.manual_seed(0)
     given = family_with("FluxTransformer2DModel", "").example(
         transformer.config, families()["flux1"].sampling({}, {}).but(size=64), 1
@@ -70,7 +78,7 @@ def test_a_model_with_gelu_in_its_products_computes_the_same(on_cpu: None, name:
     with unrounded_inputs():
         exact = model(**inputs)[0]
     model, inputs = fast(name)
-    assert replace_gelu_products(model, CPU) == 2 * 2 + 3
+    assert replace_rounded_products(model, CPU) == 2 * 2 + 3
     fuse(model, families()["flux1"].together)
     got = model(**inputs)[0]
     assert 0 < relative_error(got, expected) < (0.05 if name == "demo-fp8" else 0.5)
@@ -89,7 +97,7 @@ def test_a_model_whose_inputs_have_a_scale_for_each_row_computes_the_same(on_cpu
         parts |= {} if layer.bias is None else {"bias": layer.bias}
         model.set_submodule(name, QuantLinear(replace(weight, parts=parts, dynamic_input=True)))
     expected = model(**inputs)[0]
-    assert replace_gelu_products(model, CPU) == 2 * 2 + 3
+    assert replace_rounded_products(model, CPU) == 2 * 2 + 3
     assert fuse(model, families()["flux1"].together)[0] == 2 * 2 + 3
     block = model.single_transformer_blocks[0]
     assert isinstance(block.proj_mlp, GroupedLinear)
@@ -103,52 +111,64 @@ def test_another_backend_or_exact_inputs_get_the_layers_themselves(on_cpu: None,
     model, inputs = fast()
     with other():
         expected = model(**inputs)[0]
-        replace_gelu_products(model, CPU)
+        replace_rounded_products(model, CPU)
         assert relative_error(model(**inputs)[0], expected) < 1e-2
 
 
 @torch.no_grad()
-def test_what_stands_beside_a_product_is_rounded_as_the_next_layer_reads_it() -> None:
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+def test_the_definition_of_a_rounded_product(activation: str) -> None:
     torch.manual_seed(0)
-    x, codes = (round_e4m3(torch.randn(rows, 32) * 8) for rows in (5, 48))
-    one, inverse, beside = torch.ones(1), torch.tensor([4.0]), torch.randn(5, 16)
-    wide = gelu_product_by_definition(x, codes, None, one / 64, one / 8, inverse, beside)
-    assert wide.shape == (5, 64)
-    assert torch.equal(wide[:, :16].float(), round_e4m3(beside * 4).float())
-    alone = gelu_product_by_definition(x, codes, None, one / 64, one / 8, inverse, None)
-    assert torch.equal(wide[:, 16:].float(), alone.float())
-    expected = torch.nn.functional.gelu(x.float() @ codes.float().t() / 512, approximate="tanh")
-    assert relative_error(alone.float() / 4, expected) < 0.04
+    x, codes = (round_e4m3(torch.randn(rows, 32) * 8) for rows in (5, 64))
+    inverse, bias = torch.tensor([4.0]), torch.randn(64).bfloat16()
+    by_row, by_column = torch.rand(5, 1) / 64, torch.rand(64) / 8
+    plain, rounded = product_by_definition(x, codes, bias, by_row, by_column, inverse, activation, 16, 8)
+    real = (x.float() * by_row) @ (codes.float() * by_column[:, None]).t() + bias.float()
+    assert relative_error(plain.float(), real[:, :16]) < 3e-3
+    gate, up = real[:, 16:40], real[:, 40:]
+    others = F.silu(gate) * up if activation == "swiglu" else F.gelu(real[:, 16:], approximate="tanh")
+    assert rounded.shape == (5, 8 + others.shape[1])
+    assert relative_error(rounded[:, 8:].float() / 4, others) < 0.04
+    same, nothing = product_by_definition(x, codes, bias, by_row, by_column, None, "none", 64, 0)
+    assert torch.equal(same, real.bfloat16())
+    assert nothing.shape == (5, 0)
 
 
-def test_the_input_of_side_by_side_layers_is_rounded_once(on_cpu: None) -> None:
+def test_layers_side_by_side_are_one_product(on_cpu: None) -> None:
     model, _inputs = fast()
-    replace_gelu_products(model, CPU)
-    fuse(model, families()["flux1"].together)
+    replace_rounded_products(model, CPU)
+    assert fuse(model, families()["flux1"].together)[0] == 2 * 2
     block = model.single_transformer_blocks[0]
-    assert block.attn.to_q.joined.input_scale is block.proj_mlp.layer.input_scale
+    width = block.attn.to_q.out_features
+    assert [layer.first for layer in (block.attn.to_q, block.attn.to_k, block.attn.to_v)] == [0, width, 2 * width]
+    assert isinstance(block.attn.to_q, Columns)
     assert isinstance(block.proj_out, RoundedLinear)
-    assert isinstance(block.proj_mlp, GELUProduct)
+    assert block.proj_mlp.plain == 3 * width
+    assert type(block.proj_mlp) is RoundedProduct
+    assert type(model.transformer_blocks[0].ff.net[0]) is ActiveProduct
 
 
-def test_layers_with_scales_by_row_stay_as_they_are_and_dynamic_inputs_are_rounded_by_row(on_cpu: None) -> None:
+def test_a_reader_without_a_scale_of_its_own_gets_one_for_each_row(on_cpu: None) -> None:
     model, _inputs = fast()
-    first = model.transformer_blocks[0].ff.net[0]
-    weight = first.proj.weight_tensor
-    scale = weight.parts["weight_scale"].reshape(-1).expand(weight.shape[0])
-    first.proj = QuantLinear(weight.with_parts({**weight.parts, "weight_scale": scale}, weight.layout))
     block = model.single_transformer_blocks[0]
     del block.proj_out._buffers["input_scale"]
-    assert replace_gelu_products(model, CPU) == 2 * 2 + 3 - 1
-    assert isinstance(model.transformer_blocks[0].ff.net[0].proj, QuantLinear)
+    assert replace_rounded_products(model, CPU) == 2 * 2 + 3
     assert isinstance(block.act_mlp, GELURounding)
+
+
+def test_layers_that_cannot_be_one_stay_as_they_are(on_cpu: None) -> None:
+    model, _inputs = fast()
+    attn = model.single_transformer_blocks[0].attn
+    attn.to_k.register_buffer("input_scale", attn.to_k.get_buffer("input_scale") * 2)
+    assert replace_rounded_products(model, CPU) == 2 * 2 + 3 - 1
+    assert isinstance(attn.to_k, QuantLinear)
 
 
 def test_it_says_where_it_cannot_run() -> None:
     assert missing(CPU) == "needs a CUDA GPU, this is cpu"
-    assert missing(Target("cuda", (8, 9))) == "was run on Hopper (sm_90) only, this is sm_89"
-    if torch.version.cuda is None:
-        assert "finds no cuBLASLt" in str(missing(H100))
+    assert missing(Target("cuda", (8, 9))) == "is written for Hopper (sm_90), this is sm_89"
+    if find_spec("cuda") is None:
+        assert "needs cuda-bindings" in str(missing(H100))
 
 
 @torch.no_grad()
@@ -163,5 +183,5 @@ def test_inputs_with_a_scale_for_each_row_are_rounded_behind_gelu(on_cpu: None) 
     with unrounded_inputs():
         exact = ff(x)
     native = ff(x)
-    assert replace_gelu_products(ff, CPU) == 1
+    assert replace_rounded_products(ff, CPU) == 1
     assert relative_error(ff(x), exact) < relative_error(native, exact)

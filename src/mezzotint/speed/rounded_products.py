@@ -1,0 +1,283 @@
+"""Products that end in an activation and in the rounding of the next layer's input, which reads FP8.
+
+In BF16 what a feed-forward layer hands on goes through memory three times: written by the product, read by the
+activation, which rounds it, and read again. A product whose result has one scale for all, measured beforehand, does all
+of that with its own last instructions. Where each row has a scale of its own, GELU reads a row once and writes it once.
+"""
+
+import importlib
+from collections.abc import Sequence
+from itertools import accumulate
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mezzotint.errors import ShapeMismatch
+from mezzotint.kernels import AS_STORED, Target
+from mezzotint.kernels.cuda.product import missing
+from mezzotint.kernels.fp8_matrix import fp8_matrix, is_fp8_matrix, static_input_scale
+from mezzotint.kernels.products import round_input, rounded_product
+from mezzotint.nn import QuantLinear, overrides
+from mezzotint.speed.activations import tanh_gelu
+from mezzotint.speed.fusing import joined
+
+Rounded = tuple[Tensor, Tensor]
+"""An input as an FP8 product takes it: e4m3 [..., in], and its scale, float32 [1, 1] or [rows, 1]."""
+
+
+def gelu_round_by_definition(x: Tensor, beside: Tensor | None) -> Rounded:
+    """gelu(x), to the right of `beside`, in e4m3 in units of amax / 448 of each row.
+
+    x, beside   [rows, any]; beside may be None
+    """
+    y = F.gelu(x.float(), approximate="tanh")
+    y = y if beside is None else torch.cat((beside.float(), y), -1)
+    return round_input(y, None)
+
+
+class RoundedProduct(nn.Module):
+    """A linear layer whose first columns are handed on as they are and whose others go through an activation and are
+    rounded as the next layer reads them.
+
+    following    that layer, which has a static input scale
+    activation   "gelu" or "swiglu"
+    plain        how many columns are handed on
+    """
+
+    inverse: Tensor
+    scale: Tensor
+
+    def __init__(self, layer: QuantLinear, following: QuantLinear, activation: str, plain: int = 0) -> None:
+        super().__init__()
+        self.layer, self.activation, self.plain = layer, activation, plain
+        scale = static_input_scale(following.weight_tensor)
+        assert scale is not None  # noqa: S101
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("inverse", 1 / scale, persistent=False)
+
+    def forward(self, x: Tensor, room: int = 0) -> tuple[Tensor, Tensor | Rounded]:
+        """x [..., in] to [..., plain] and [..., active], with room for so many columns to the left if in FP8."""
+        if not _as_chosen():
+            y = self.layer(x)
+            return y[..., : self.plain], _activated(y[..., self.plain :], self.activation)
+        weight = self.layer.weight_tensor
+        codes, weight_scale, bias = fp8_matrix(weight, self.layer.bias)
+        rows, input_scale = round_input(_rows(x), static_input_scale(weight))
+        plain, rounded = torch.ops.mezzotint.product(
+            rows, codes, bias, input_scale, weight_scale, self.inverse, self.activation, self.plain, room
+        )
+        shape = x.shape[:-1]
+        return plain.reshape(*shape, -1), (rounded.reshape(*shape, -1), self.scale.reshape(1, 1))
+
+    def beside(self, left: Tensor, active: Tensor | Rounded) -> Tensor | Rounded:
+        """`left` [..., room] rounded too, and put in its place."""
+        if isinstance(active, Tensor):
+            return torch.cat((left, active), -1)
+        torch.ops.mezzotint.round_into(_rows(left), self.inverse, _rows(active[0]))
+        return active
+
+
+class ActiveProduct(RoundedProduct):
+    """One with no columns that are handed on as they are."""
+
+    def forward(self, x: Tensor) -> Tensor | Rounded:  # type: ignore[override]
+        return super().forward(x)[1]
+
+
+class GELURounding(nn.Module):
+    """GELU behind a product, rounded to FP8 with a scale for each row."""
+
+    def forward(self, x: Tensor, beside: Tensor | None = None) -> Tensor | Rounded:
+        """x [..., out], and `beside` [..., any] to its left."""
+        if not _as_chosen():
+            y = tanh_gelu(x)
+            return y if beside is None else torch.cat((beside, y), -1)
+        codes, scale = torch.ops.mezzotint.gelu_round(_rows(x), None if beside is None else _rows(beside))
+        return codes.reshape(*x.shape[:-1], -1), scale
+
+
+class RoundedLinear(nn.Module):
+    """The layer behind: an input in FP8 is multiplied as it is, any other by the layer itself."""
+
+    def __init__(self, layer: QuantLinear) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor | Rounded) -> Tensor:
+        if isinstance(x, Tensor):
+            own: Tensor = self.layer(x)
+            return own
+        rounded, scale = x
+        codes, weight_scale, bias = fp8_matrix(self.layer.weight_tensor, self.layer.bias)
+        y = rounded_product(_rows(rounded), scale, codes, weight_scale, bias, self.layer.compute_dtype)
+        return y.reshape(*rounded.shape[:-1], -1)
+
+
+class Columns(nn.Module):
+    """Some columns of its input, in the place of a layer whose product has been computed with others."""
+
+    def __init__(self, first: int, count: int) -> None:
+        super().__init__()
+        self.first, self.out_features = first, count
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[..., self.first : self.first + self.out_features]
+
+
+def replace_rounded_products(model: nn.Module, target: Target) -> int:
+    """Do so wherever the layer behind an activation multiplies in FP8, in a model on a GPU; returns how often."""
+    importlib.import_module("mezzotint.kernels.triton_ops.round")
+    in_product = missing(target) is None
+    return sum(
+        REPLACED[type(module).__name__](module, in_product)
+        for module in list(model.modules())
+        if type(module).__name__ in REPLACED
+    )
+
+
+def _feed_forward(module: Any, in_product: bool) -> bool:
+    """diffusers' FeedForward: a GELU that owns its layer, dropout, a layer."""
+    first, last = module.net[0], module.net[-1]
+    if getattr(first, "approximate", None) != "tanh" or not _in_fp8(last):
+        return False
+    if not _reads_static(last):
+        module.net = nn.ModuleList([first.proj, GELURounding(), RoundedLinear(last)])
+        return True
+    if in_product and _in_fp8(first.proj):
+        module.net = nn.ModuleList([ActiveProduct(first.proj, last, "gelu"), RoundedLinear(last)])
+        return True
+    return False
+
+
+def _flux2_feed_forward(module: Any, in_product: bool) -> bool:
+    """Flux2FeedForward: gate and up in one layer."""
+    if not (in_product and _in_fp8(module.linear_in) and _reads_static(module.linear_out)):
+        return False
+    module.linear_in = ActiveProduct(module.linear_in, module.linear_out, "swiglu")
+    module.act_fn = nn.Identity()
+    module.linear_out = RoundedLinear(module.linear_out)
+    return True
+
+
+def _flux2_single(attn: Any, in_product: bool) -> bool:
+    """FLUX.2's, where one layer makes queries, keys, values, gate and up; see ParallelAttention."""
+    if not (in_product and _in_fp8(attn.to_qkv_mlp_proj) and _reads_static(attn.to_out)):
+        return False
+    attn.to_qkv_mlp_proj = RoundedProduct(attn.to_qkv_mlp_proj, attn.to_out, "swiglu", 3 * attn.inner_dim)
+    attn.to_out = RoundedLinear(attn.to_out)
+    return True
+
+
+def _zimage_feed_forward(module: Any, in_product: bool) -> bool:
+    """Z-Image's: gate w1 and up w3 in layers of their own."""
+    both = _joined([module.w1, module.w3], in_product) if _reads_static(module.w2) else None
+    if both is None:
+        return False
+    module.w1, module.w3 = ActiveProduct(both, module.w2, "swiglu"), nn.Identity()
+    module._forward_silu_gating = _first
+    module.w2 = RoundedLinear(module.w2)
+    return True
+
+
+def _first(rounded: Rounded, _x: Tensor) -> Rounded:
+    return rounded
+
+
+def _flux1_single(block: Any, in_product: bool) -> bool:
+    """FLUX.1's, where attention and feed-forward are side by side between two products."""
+    attn, following = block.attn, block.proj_out
+    if not _in_fp8(following):
+        return False
+    if not _reads_static(following):
+        block.act_mlp = GELURounding()
+    else:
+        layers = [attn.to_q, attn.to_k, attn.to_v, block.proj_mlp]
+        one = _joined(layers, in_product)
+        if one is None:
+            return False
+        *widths, _active = (layer.out_features for layer in layers)
+        firsts = accumulate(widths, initial=0)
+        attn.to_q, attn.to_k, attn.to_v = (Columns(first, width) for first, width in zip(firsts, widths, strict=False))
+        block.proj_mlp, block.act_mlp = RoundedProduct(one, following, "gelu", sum(widths)), nn.Identity()
+    block.proj_out = RoundedLinear(following)
+    block.forward = MethodType(_flux1_single_block, block)
+    return True
+
+
+REPLACED = {
+    "FeedForward": lambda module, in_product: (
+        _feed_forward(module, in_product) if hasattr(module, "net") else _zimage_feed_forward(module, in_product)
+    ),
+    "Flux2FeedForward": _flux2_feed_forward,
+    "Flux2ParallelSelfAttention": _flux2_single,
+    "FluxSingleTransformerBlock": _flux1_single,
+}
+"""{diffusers' class: what rewrites one, and returns whether it could}; two families have a FeedForward."""
+
+
+def _flux1_single_block(
+    block: Any,
+    hidden_states: Tensor,
+    encoder_hidden_states: Tensor,
+    temb: Tensor,
+    image_rotary_emb: Any = None,
+    joint_attention_kwargs: dict[str, Any] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """FluxSingleTransformerBlock's forward, with the attention's result handed to what is to stand beside it.
+
+    Where there is one product for queries, keys, values and the feed-forward part, the attention is given its columns.
+    """
+    x = torch.cat((encoder_hidden_states, hidden_states), 1)
+    normed, gate = block.norm(x, emb=temb)
+    product = block.proj_mlp
+    in_product = isinstance(product, RoundedProduct)
+    given, active = product(normed, normed.shape[-1]) if in_product else (normed, product(normed))
+    attended = block.attn(hidden_states=given, image_rotary_emb=image_rotary_emb, **(joint_attention_kwargs or {}))
+    both = product.beside(attended, active) if in_product else block.act_mlp(active, attended)
+    x = x + gate.unsqueeze(1) * block.proj_out(both)
+    text = encoder_hidden_states.shape[1]
+    return x[:, :text], x[:, text:]
+
+
+def _joined(layers: Sequence[Any], in_product: bool) -> QuantLinear | None:
+    """One layer in place of several that read the same input, if their product can end in an activation."""
+    if not (in_product and all(_in_fp8(layer) for layer in layers)):
+        return None
+    try:
+        return joined(layers)
+    except ShapeMismatch:
+        return None
+
+
+def _in_fp8(layer: Any) -> bool:
+    """Whether a layer, in BF16, rounds its input to FP8 and multiplies by an FP8 matrix."""
+    return (
+        isinstance(layer, QuantLinear)
+        and layer.activations == AS_STORED
+        and layer.compute_dtype == torch.bfloat16
+        and is_fp8_matrix(layer.weight_tensor, layer.selection.backend.name)
+    )
+
+
+def _reads_static(layer: Any) -> bool:
+    """Whether its input is rounded to FP8 with one scale that was measured beforehand."""
+    return _in_fp8(layer) and static_input_scale(layer.weight_tensor) is not None
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _activated(x: Tensor, activation: str) -> Tensor:
+    if activation == "gelu":
+        return tanh_gelu(x)
+    gate, up = x.chunk(2, -1)
+    return F.silu(gate) * up
+
+
+def _as_chosen() -> bool:
+    """Whether neither another backend nor exact inputs are asked for, which are the layers' own affair."""
+    return overrides() == (None, False)
