@@ -196,12 +196,20 @@ def test_normalising_and_rotating_in_one_pass_equals_its_definition(fp8: bool, w
 @pytest.mark.parametrize("activation", ["gelu", "swiglu", "none"])
 @pytest.mark.parametrize(
     ("rows", "depth", "plain", "active", "room"),
-    [(4608, 3072, 9216, 12288, 3072), (4096, 3840, 0, 10240, 0), (512, 6144, 0, 18432, 0), (77, 208, 144, 272, 64)]
-    + [(1, 16, 16, 16, 0), (257, 128, 512, 256, 0), (4608, 3072, 3072, 0, 0)],
+    [
+        (4608, 3072, 9216, 12288, 3072),
+        (4096, 3840, 0, 10240, 0),
+        (512, 6144, 0, 18432, 0),
+        (77, 208, 144, 272, 64),
+        (1, 16, 16, 16, 0),
+        (257, 128, 512, 256, 0),
+        (4608, 3072, 3072, 0, 0),
+    ],
 )
-@pytest.mark.parametrize(("by_row", "biased"), [(False, False), (False, True), (True, False), (True, True)])
+@pytest.mark.parametrize("by_row", ["neither", "codes", "input", "both"])
+@pytest.mark.parametrize("biased", [False, True])
 def test_a_product_with_its_activation_equals_its_definition(
-    activation: str, rows: int, depth: int, plain: int, active: int, room: int, by_row: bool, biased: bool
+    activation: str, rows: int, depth: int, plain: int, active: int, room: int, by_row: str, biased: bool
 ) -> None:
     """Tensor cores add with fewer bits than float32, which moves some results to the next code of FP8."""
     if isinstance(reason := missing(Target.of(best_device())), str):
@@ -213,8 +221,8 @@ def test_a_product_with_its_activation_equals_its_definition(
     x, codes = (round_e4m3(torch.randn(side, depth, device="cuda") * 8) for side in (rows, out))
     bias = torch.randn(out, device="cuda").bfloat16() if biased else None
     unit = 1 / (8 * 8 * depth**0.5)
-    input_scale = torch.rand(rows, 1, device="cuda") + 0.5 if by_row else torch.ones(1, device="cuda")
-    weight_scale = (torch.rand(out, device="cuda") + 0.5 if by_row else torch.ones(1, device="cuda")) * unit
+    input_scale = torch.rand(rows if by_row in ("input", "both") else 1, 1, device="cuda") + 0.5
+    weight_scale = (torch.rand(out if by_row in ("codes", "both") else 1, device="cuda") + 0.5) * unit
     inverse = None if activation == "none" else torch.tensor([50.0], device="cuda")
     given = (x, codes, bias, input_scale, weight_scale, inverse, activation, plain, room)
     (got, rounded), (expected, codes_expected) = (run(*given) for run in (product, product_by_definition))

@@ -23,6 +23,8 @@ from mezzotint.pipelines import load
 from mezzotint.schemes import FP8
 from mezzotint.schemes.rounding import round_e4m3
 from mezzotint.speed import rounded_products
+from mezzotint.speed.attention import ATTENTIONS
+from mezzotint.speed.attention_layers import norm_rope_by_definition, replace_layers
 from mezzotint.speed.fusing import fuse
 from mezzotint.speed.rounded_products import (
     ActiveProduct,
@@ -53,6 +55,8 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ops.round_into.register_kernel("cpu", round_into_by_definition)
     library = torch.library.Library("mezzotint", "IMPL")
     library.impl("gelu_round", gelu_round_by_definition, "CPU")
+    importlib.import_module("mezzotint.kernels.triton_ops.rope")
+    library.impl("norm_rope", norm_rope_by_definition, "CPU")
     yield
     library._destroy()
     torch.compiler.reset()
@@ -146,6 +150,20 @@ def test_layers_side_by_side_are_one_product(on_cpu: None) -> None:
     assert block.proj_mlp.plain == 3 * width
     assert type(block.proj_mlp) is RoundedProduct
     assert type(model.transformer_blocks[0].ff.net[0]) is ActiveProduct
+
+
+@torch.no_grad()
+def test_text_and_picture_are_multiplied_into_one_tensor(on_cpu: None) -> None:
+    model, inputs = fast()
+    fuse(model, families()["flux1"].together)
+    replace_layers(model, ATTENTIONS["sdpa"])
+    with_joint = model(**inputs)[0]
+    attn = model.transformer_blocks[0].attn
+    assert attn.processor.joint == (attn.add_q_proj.group.joined, attn.to_q.group.joined)
+    for block in model.transformer_blocks:
+        block.attn.processor.joint = None
+    assert relative_error(with_joint, model(**inputs)[0]) < 1e-2
+    assert model.single_transformer_blocks[0].attn.processor.joint is None
 
 
 def test_a_reader_without_a_scale_of_its_own_gets_one_for_each_row(on_cpu: None) -> None:

@@ -32,7 +32,7 @@ KINDS = (
     ("4 bits to FP8", ("_expand",)),
     ("GELU and rounding", ("_gelu_round", "_round_into")),
     ("product with one row", ("_gemv",)),
-    ("product", ("nvjet", "gemm", "cutlass", "cublas", "splitK")),
+    ("product", ("nvjet", "gemm", "cutlass", "cublas", "splitK", "product")),
 )
 """Kinds of kernel, by marks in their names; the first that fits."""
 

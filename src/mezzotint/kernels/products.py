@@ -33,37 +33,59 @@ def fp8_product(
 
 
 def rounded_product(
-    rounded: Tensor, scale: Tensor, codes: Tensor, weight_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
+    rounded: Tensor,
+    scale: Tensor,
+    codes: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """The same of an input that `round_input` has been applied to; [rows, out] in `dtype`."""
+    """The same of an input that `round_input` has been applied to; [rows, out] in `dtype`, written to `out` if any."""
     weight_scale = weight_scale.reshape(1, -1)
     if scale.numel() > 1 or weight_scale.numel() > 1:
         if not scales_by_row(rounded.device):
-            return _scaled_behind(rounded, scale * weight_scale, codes, bias, dtype)
+            return _scaled_behind(rounded, scale * weight_scale, codes, bias, dtype, out)
         # cuBLASLt scales either both sides by row, or neither
         scale = scale.expand(rounded.shape[0], 1).contiguous()
         weight_scale = weight_scale.expand(1, codes.shape[0]).contiguous()
     fused = bias is not None and bias.dtype == dtype and dtype != torch.float32
-    product = torch._scaled_mm(
+    product = _scaled_mm(rounded, codes, scale, weight_scale, bias if fused else None, dtype, out)
+    if bias is not None and not fused:  # cuBLASLt adds no bias to a float32 product
+        product = torch.add(product, bias.to(dtype), out=out)
+    return product
+
+
+def _scaled_behind(
+    rounded: Tensor, scale: Tensor, codes: Tensor, bias: Tensor | None, dtype: torch.dtype, out: Tensor | None
+) -> Tensor:
+    """The product of the codes, rounded to `dtype`, times scale [rows or 1, out or 1]."""
+    one = scale.new_ones(1, 1)
+    scaled = _scaled_mm(rounded, codes, one, one, None, dtype, None).float() * scale
+    scaled = (scaled if bias is None else scaled + bias.float()).to(dtype)
+    return scaled if out is None else out.copy_(scaled)
+
+
+def _scaled_mm(
+    rounded: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    out: Tensor | None,
+) -> Tensor:
+    given = {} if out is None else {"out": out}
+    return torch._scaled_mm(
         rounded,
         codes.t(),
         scale_a=scale,
         scale_b=weight_scale,
-        bias=bias if fused else None,
+        bias=bias,
         out_dtype=dtype,
         use_fast_accum=True,
+        **given,
     )
-    if bias is not None and not fused:  # cuBLASLt adds no bias to a float32 product
-        product = product + bias.to(dtype)
-    return product
-
-
-def _scaled_behind(rounded: Tensor, scale: Tensor, codes: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """The product of the codes, rounded to `dtype`, times scale [rows or 1, out or 1]."""
-    one = scale.new_ones(1, 1)
-    product = torch._scaled_mm(rounded, codes.t(), scale_a=one, scale_b=one, out_dtype=dtype, use_fast_accum=True)
-    scaled = product.float() * scale
-    return (scaled if bias is None else scaled + bias.float()).to(dtype)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -12,8 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mezzotint.kernels.fp8_matrix import fp8_matrix, static_input_scale
+from mezzotint.kernels.products import round_input
+from mezzotint.nn import GroupedLinear, QuantLinear
 from mezzotint.speed.attention import Attention, attention_is_exact
-from mezzotint.speed.rounded_products import RoundedProduct
+from mezzotint.speed.rounded_products import RoundedProduct, as_chosen, in_fp8
 
 Angles = tuple[Tensor, Tensor]
 """cos and sin of each token's and pair's angle, float32 [1 or batch, tokens, width / 2]."""
@@ -49,10 +52,14 @@ def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 class JointAttention:
-    """Text and picture in one attention: FLUX.1, FLUX.2's double blocks, Qwen-Image; Z-Image has one stream."""
+    """Text and picture in one attention: FLUX.1, FLUX.2's double blocks, Qwen-Image; Z-Image has one stream.
+
+    joint   the layers that make queries, keys and values of the text and of the picture, where each is one product
+    """
 
     def __init__(self, attention: Attention) -> None:
         self.attention = attention
+        self.joint: tuple[QuantLinear, QuantLinear] | None = None
 
     def __call__(
         self,
@@ -65,13 +72,18 @@ class JointAttention:
         freqs_cis: Tensor | None = None,
     ) -> Any:
         text = encoder_hidden_states
-        q, k, v = (_heads(attn, layer(hidden_states)) for layer in (attn.to_q, attn.to_k, attn.to_v))
         text_q = text_k = None
-        if text is not None:
-            text_q, text_k, text_v = (
-                _heads(attn, layer(text)) for layer in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
-            )
-            v = torch.cat((text_v, v), 1)
+        if text is not None and self.joint is not None and as_chosen():
+            q, k, v = (_heads(attn, x) for x in _joint_product(self.joint, text, hidden_states).chunk(3, -1))
+            before = text.shape[1]
+            text_q, q, text_k, k = q[:, :before], q[:, before:], k[:, :before], k[:, before:]
+        else:
+            q, k, v = (_heads(attn, layer(hidden_states)) for layer in (attn.to_q, attn.to_k, attn.to_v))
+            if text is not None:
+                text_q, text_k, text_v = (
+                    _heads(attn, layer(text)) for layer in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
+                )
+                v = torch.cat((text_v, v), 1)
         angles = _angles(image_rotary_emb if freqs_cis is None else freqs_cis)
         mask = _joint_mask(attention_mask, encoder_hidden_states_mask, hidden_states)
         fp8 = _takes_fp8(self.attention, mask)
@@ -135,10 +147,32 @@ REPLACED: dict[str, Callable[[Attention], Any]] = {
 def replace_layers(model: nn.Module, attention: Attention) -> int:
     """Give the attention layers of a model on a GPU our processors, where there is one; returns to how many."""
     importlib.import_module("mezzotint.kernels.triton_ops.rope")
+    importlib.import_module("mezzotint.kernels.joint_product")
     found = [layer for layer in model.modules() if type(getattr(layer, "processor", None)).__name__ in REPLACED]
     for layer in found:
         layer.processor = REPLACED[type(layer.processor).__name__](attention)
+        if isinstance(layer.processor, JointAttention):
+            layer.processor.joint = _joint(layer)
     return len(found)
+
+
+def _joint(attn: Any) -> tuple[QuantLinear, QuantLinear] | None:
+    """The products of the text and of the picture, if each is one for queries, keys and values, in FP8."""
+    members = (getattr(attn, "add_q_proj", None), attn.to_q)
+    layers = tuple(member.group.joined for member in members if isinstance(member, GroupedLinear))
+    return (layers[0], layers[1]) if len(layers) == 2 and all(in_fp8(layer) for layer in layers) else None
+
+
+def _joint_product(layers: tuple[QuantLinear, QuantLinear], text: Tensor, picture: Tensor) -> Tensor:
+    """Queries, keys and values of both, the text's first: [batch, all tokens, 3 * width]."""
+    given: list[Any] = []
+    for layer, x in zip(layers, (text, picture), strict=True):
+        weight = layer.weight_tensor
+        codes, weight_scale, bias = fp8_matrix(weight, layer.bias)
+        rounded, scale = round_input(x.reshape(-1, x.shape[-1]), static_input_scale(weight))
+        given += [rounded.view(x.shape), scale, codes, weight_scale, bias]
+    out: Tensor = torch.ops.mezzotint.joint_product(*given)
+    return out
 
 
 def _heads(attn: Any, x: Tensor) -> Tensor:

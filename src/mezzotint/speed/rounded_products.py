@@ -60,7 +60,7 @@ class RoundedProduct(nn.Module):
 
     def forward(self, x: Tensor, room: int = 0) -> tuple[Tensor, Tensor | Rounded]:
         """x [..., in] to [..., plain] and [..., active], with room for so many columns to the left if in FP8."""
-        if not _as_chosen():
+        if not as_chosen():
             y = self.layer(x)
             return y[..., : self.plain], _activated(y[..., self.plain :], self.activation)
         weight = self.layer.weight_tensor
@@ -92,7 +92,7 @@ class GELURounding(nn.Module):
 
     def forward(self, x: Tensor, beside: Tensor | None = None) -> Tensor | Rounded:
         """x [..., out], and `beside` [..., any] to its left."""
-        if not _as_chosen():
+        if not as_chosen():
             y = tanh_gelu(x)
             return y if beside is None else torch.cat((beside, y), -1)
         codes, scale = torch.ops.mezzotint.gelu_round(_rows(x), None if beside is None else _rows(beside))
@@ -141,12 +141,12 @@ def replace_rounded_products(model: nn.Module, target: Target) -> int:
 def _feed_forward(module: Any, in_product: bool) -> bool:
     """diffusers' FeedForward: a GELU that owns its layer, dropout, a layer."""
     first, last = module.net[0], module.net[-1]
-    if getattr(first, "approximate", None) != "tanh" or not _in_fp8(last):
+    if getattr(first, "approximate", None) != "tanh" or not in_fp8(last):
         return False
     if not _reads_static(last):
         module.net = nn.ModuleList([first.proj, GELURounding(), RoundedLinear(last)])
         return True
-    if in_product and _in_fp8(first.proj):
+    if in_product and in_fp8(first.proj):
         module.net = nn.ModuleList([ActiveProduct(first.proj, last, "gelu"), RoundedLinear(last)])
         return True
     return False
@@ -154,7 +154,7 @@ def _feed_forward(module: Any, in_product: bool) -> bool:
 
 def _flux2_feed_forward(module: Any, in_product: bool) -> bool:
     """Flux2FeedForward: gate and up in one layer."""
-    if not (in_product and _in_fp8(module.linear_in) and _reads_static(module.linear_out)):
+    if not (in_product and in_fp8(module.linear_in) and _reads_static(module.linear_out)):
         return False
     module.linear_in = ActiveProduct(module.linear_in, module.linear_out, "swiglu")
     module.act_fn = nn.Identity()
@@ -164,7 +164,7 @@ def _flux2_feed_forward(module: Any, in_product: bool) -> bool:
 
 def _flux2_single(attn: Any, in_product: bool) -> bool:
     """FLUX.2's, where one layer makes queries, keys, values, gate and up; see ParallelAttention."""
-    if not (in_product and _in_fp8(attn.to_qkv_mlp_proj) and _reads_static(attn.to_out)):
+    if not (in_product and in_fp8(attn.to_qkv_mlp_proj) and _reads_static(attn.to_out)):
         return False
     attn.to_qkv_mlp_proj = RoundedProduct(attn.to_qkv_mlp_proj, attn.to_out, "swiglu", 3 * attn.inner_dim)
     attn.to_out = RoundedLinear(attn.to_out)
@@ -189,7 +189,7 @@ def _first(rounded: Rounded, _x: Tensor) -> Rounded:
 def _flux1_single(block: Any, in_product: bool) -> bool:
     """FLUX.1's, where attention and feed-forward are side by side between two products."""
     attn, following = block.attn, block.proj_out
-    if not _in_fp8(following):
+    if not in_fp8(following):
         return False
     if not _reads_static(following):
         block.act_mlp = GELURounding()
@@ -244,7 +244,7 @@ def _flux1_single_block(
 
 def _joined(layers: Sequence[Any], in_product: bool) -> QuantLinear | None:
     """One layer in place of several that read the same input, if their product can end in an activation."""
-    if not (in_product and all(_in_fp8(layer) for layer in layers)):
+    if not (in_product and all(in_fp8(layer) for layer in layers)):
         return None
     try:
         return joined(layers)
@@ -252,7 +252,7 @@ def _joined(layers: Sequence[Any], in_product: bool) -> QuantLinear | None:
         return None
 
 
-def _in_fp8(layer: Any) -> bool:
+def in_fp8(layer: Any) -> bool:
     """Whether a layer, in BF16, rounds its input to FP8 and multiplies by an FP8 matrix."""
     return (
         isinstance(layer, QuantLinear)
@@ -264,7 +264,7 @@ def _in_fp8(layer: Any) -> bool:
 
 def _reads_static(layer: Any) -> bool:
     """Whether its input is rounded to FP8 with one scale that was measured beforehand."""
-    return _in_fp8(layer) and static_input_scale(layer.weight_tensor) is not None
+    return in_fp8(layer) and static_input_scale(layer.weight_tensor) is not None
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -278,6 +278,6 @@ def _activated(x: Tensor, activation: str) -> Tensor:
     return F.silu(gate) * up
 
 
-def _as_chosen() -> bool:
+def as_chosen() -> bool:
     """Whether neither another backend nor exact inputs are asked for, which are the layers' own affair."""
     return overrides() == (None, False)

@@ -8,8 +8,8 @@
 // warp group of a block fetches, STAGES steps ahead, the two others multiply 64 rows each. Blocks stay and take one
 // tile after another.
 //
-// Defined by whoever compiles this: ACTIVATION 0 none, 1 GELU, 2 SwiGLU; BY_ROW 1 if codes have a scale for each row,
-// and x perhaps, 0 if each has one; BIAS 1 if there is one.
+// Defined by whoever compiles this: ACTIVATION 0 none, 1 GELU, 2 SwiGLU; X_BY_ROW and CODES_BY_ROW 1 if these have a
+// scale for each row, 0 if one for all; BIAS 1 if there is one.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -98,35 +98,13 @@ DEVICE u16 e4m3x2(float first, float second) {  // clamps to 448
 DEVICE u32 bf16x2(float first, float second) {
   u32 both; asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(second), "f"(first)); return both;
 }
-DEVICE float exp2(float x) { float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
-DEVICE float reciprocal(float x) { float y; asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
-
-// x[i] / (1 + 2^t[i]) with one division for four: those and exponentials are what an activation takes long for. At
-// 2^30 and beyond the quotient is nothing in FP8.
-DEVICE void divide(const float (&x)[4], const float (&t)[4], float (&y)[4]) {
-  float d[4];
-#pragma unroll
-  for (int i = 0; i < 4; i++) d[i] = 1.f + exp2(fminf(t[i], 30.f));
-  const float first = d[0] * d[1], second = d[2] * d[3], one = reciprocal(first * second);
-  const float by_first = one * second, by_second = one * first;
-  y[0] = x[0] * (by_first * d[1]);
-  y[1] = x[1] * (by_first * d[0]);
-  y[2] = x[2] * (by_second * d[3]);
-  y[3] = x[3] * (by_second * d[2]);
+DEVICE float tanh(float x) { float y; asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }  // to 5e-4
+constexpr float SQRT_2_OVER_PI = 0.79788456f;
+DEVICE float gelu(float x, float factor) {  // by tanh, times `factor`
+  const float half = 0.5f * factor * x;
+  return half * tanh(x * (SQRT_2_OVER_PI + 0.044715f * SQRT_2_OVER_PI * (x * x))) + half;
 }
-constexpr float LOG2_E = 1.44269504f, TWICE_SQRT_2_OVER_PI = 1.59576912f;
-DEVICE void silu(const float (&x)[4], float (&y)[4]) {
-  float t[4];
-#pragma unroll
-  for (int i = 0; i < 4; i++) t[i] = x[i] * -LOG2_E;
-  divide(x, t, y);
-}
-DEVICE void gelu(const float (&x)[4], float (&y)[4]) {
-  float t[4];
-#pragma unroll
-  for (int i = 0; i < 4; i++) t[i] = x[i] * (1.f + 0.044715f * x[i] * x[i]) * (-LOG2_E * TWICE_SQRT_2_OVER_PI);
-  divide(x, t, y);
-}
+DEVICE float silu_of_twice(float half) { return half * tanh(half) + half; }
 
 struct Tile { int row, column; };
 
@@ -147,43 +125,44 @@ DEVICE int divided_up(int a, int b) { return (a + b - 1) / b; }
 struct Scales {
   const float *x, *codes;
   const u16* bias;
-  int x_stride, last;
-  float x_own[2], both;
+  int last;
+  float of_row[2];  // this thread's and the eighth after it, as far as they are not of columns
 
   DEVICE void at(int row, int m) {
-    if constexpr (BY_ROW) {
-      for (int h = 0; h < 2; h++) x_own[h] = x[min(row + h * 8, m - 1) * x_stride];
-    } else {
-      both = *x * *codes;
-    }
+#pragma unroll
+    for (int h = 0; h < 2; h++) of_row[h] = x[X_BY_ROW ? min(row + h * 8, m - 1) : 0] * (CODES_BY_ROW ? 1.f : *codes);
   }
-  // Four sums, of columns `column` and the next in this row and the eighth after it, as real numbers.
-  DEVICE void apply(const float* sum, int column, float (&y)[4]) const {
+  // Four sums, of columns `column` and the next in both rows, as real numbers times `factor`.
+  DEVICE void apply(const float* sum, int column, float factor, float (&y)[4]) const {
     column = min(column, last);  // what lies beyond is not stored
-    float b[2] = {0.f, 0.f};
+    float added[2] = {0.f, 0.f}, of_column[2] = {factor, factor};
     if constexpr (BIAS) {
       const u32 two = *(const u32*)(bias + column);
-      b[0] = __uint_as_float(two << 16);
-      b[1] = __uint_as_float(two & 0xFFFF0000u);
+      added[0] = __uint_as_float(two << 16) * factor;
+      added[1] = __uint_as_float(two & 0xFFFF0000u) * factor;
     }
-    float own[2] = {both, both};
-    if constexpr (BY_ROW) {
+    if constexpr (CODES_BY_ROW) {
       const Two two = *(const Two*)(codes + column);
-      own[0] = two.x;
-      own[1] = two.y;
+      of_column[0] = two.x * factor;
+      of_column[1] = two.y * factor;
     }
 #pragma unroll
-    for (int i = 0; i < 4; i++) y[i] = sum[i] * (BY_ROW ? x_own[i / 2] * own[i % 2] : both) + b[i % 2];
+    for (int i = 0; i < 4; i++) {
+      const float scale = of_row[X_BY_ROW ? i / 2 : 0] * of_column[i % 2];
+      y[i] = BIAS ? sum[i] * scale + added[i % 2] : sum[i] * scale;
+    }
   }
 };
 
-// A slab's byte `byte` of row `row`, as the copy engine swizzles it.
-DEVICE u32 in_slab(int row, int byte) { return row * 128 + ((byte >> 4 ^ row & 7) << 4 | byte & 15); }
+// Where a byte of a row's first sixteen lies in a slab, and where so many sixteens further along the row: the copy engine
+// swaps them by the row's last three bits. Eight rows further down is 1024 bytes further.
+DEVICE u32 in_slab(int row, int byte) { return row * 128 + ((row & 7) << 4) + byte; }
+DEVICE u32 further(u32 at, int sixteens) { return at ^ sixteens << 4; }
 
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__((WORKERS + 1) * GROUP_THREADS, 1) product(
     const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap codes, const __grid_constant__ TensorMap out,
-    const __grid_constant__ TensorMap rounded, const float* x_scale, int x_scale_stride, const float* codes_scale,
-    const u16* bias, const float* inverse, int m, int k, int rows, int plain, int group) {
+    const __grid_constant__ TensorMap rounded, const float* x_scale, const float* codes_scale, const u16* bias,
+    const float* inverse, int m, int k, int rows, int plain, int group) {
   extern __shared__ unsigned char memory[];
   const u32 stages = (shared(memory) + ALIGNMENT - 1) & ~(ALIGNMENT - 1);
   const u32 slabs = stages + STAGES * STAGE_BYTES;
@@ -230,7 +209,8 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__((WO
     const int thread = threadIdx.x % GROUP_THREADS;
     const int row = thread / 32 * 16 + thread % 32 / 4, pair = thread % 4 * 2;  // of a thread's first two sums
     const u32 slab = slabs + warpgroup * SLABS * SLAB_BYTES;
-    Scales scales = {x_scale, codes_scale, bias, x_scale_stride, rows - 2};
+    const u32 at_bf16 = slab + in_slab(row, pair * 2), at_e4m3 = slab + in_slab(row, pair);
+    Scales scales = {x_scale, codes_scale, bias, rows - 2};
     float sum[128];  // [column / 8][row / 8 % 2][column % 2]
     for (int place = first_place; place < tiles.count(); place += places) {
       for (int step = 0; step < steps; step++) {
@@ -258,51 +238,51 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__((WO
         const int first = tile.column * COLUMNS;
 #pragma unroll
         for (int quarter = 0; quarter < 4; quarter++) {
-          const u32 to = slab + quarter % 2 * SLAB_BYTES;
+          const int in = quarter % 2 * SLAB_BYTES;
           if (quarter > 1) {
             if (thread == 0) stores_have_read<1>();
             group_sync(warpgroup);
           }
 #pragma unroll
           for (int eight = 0; eight < 8; eight++) {
-            const int column = eight * 8 + pair;
             float y[4];
-            scales.apply(sum + quarter * 32 + eight * 4, first + quarter * 64 + column, y);
-#pragma unroll
-            for (int h = 0; h < 2; h++)
-              asm volatile("st.shared.b32 [%0], %1;" ::"r"(to + in_slab(row + h * 8, column * 2)), "r"(bf16x2(y[h * 2], y[h * 2 + 1])));
+            scales.apply(sum + quarter * 32 + eight * 4, first + quarter * 64 + eight * 8 + pair, 1.f, y);
+            const u32 to = further(at_bf16 + in, eight);
+            asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(bf16x2(y[0], y[1])));
+            asm volatile("st.shared.b32 [%0 + 1024], %1;" ::"r"(to), "r"(bf16x2(y[2], y[3])));
           }
           visible_to_stores();
           group_sync(warpgroup);
-          if (thread == 0) store(&out, first + quarter * 64, first_row, to);
+          if (thread == 0) store(&out, first + quarter * 64, first_row, slab + in);
         }
       } else if constexpr (ACTIVATION != NONE) {
         const int first = behind * STRIDE;
         const float by = *inverse;
 #pragma unroll
         for (int half = 0; half < STRIDE / HALF; half++) {
-          const u32 to = slab + half * SLAB_BYTES;
+          const int in = half * SLAB_BYTES;
 #pragma unroll
           for (int eight = 0; eight < 16; eight++) {
-            const int column = eight * 8 + pair;
+            const int column = plain + first + half * HALF + eight * 8 + pair;
             float y[4], z[4];
-            scales.apply(sum + half * 64 + eight * 4, plain + first + half * HALF + column, y);
             if constexpr (ACTIVATION == SWIGLU) {
               float up[4];
-              scales.apply(sum + 64 + eight * 4, plain + active + first + column, up);
-              silu(y, z);
+              scales.apply(sum + eight * 4, column, 0.5f, y);
+              scales.apply(sum + 64 + eight * 4, column + active, by, up);
 #pragma unroll
-              for (int i = 0; i < 4; i++) z[i] *= up[i];
+              for (int i = 0; i < 4; i++) z[i] = silu_of_twice(y[i]) * up[i];
             } else {
-              gelu(y, z);
-            }
+              scales.apply(sum + half * 64 + eight * 4, column, 1.f, y);
 #pragma unroll
-            for (int h = 0; h < 2; h++)
-              asm volatile("st.shared.b16 [%0], %1;" ::"r"(to + in_slab(row + h * 8, column)), "h"(e4m3x2(z[h * 2] * by, z[h * 2 + 1] * by)));
+              for (int i = 0; i < 4; i++) z[i] = gelu(y[i], by);
+            }
+            const u32 to = further(at_e4m3 + in, eight / 2) + eight % 2 * 8;
+            asm volatile("st.shared.b16 [%0], %1;" ::"r"(to), "h"(e4m3x2(z[0], z[1])));
+            asm volatile("st.shared.b16 [%0 + 1024], %1;" ::"r"(to), "h"(e4m3x2(z[2], z[3])));
           }
           visible_to_stores();
           group_sync(warpgroup);
-          if (thread == 0) store(&rounded, first + half * HALF, first_row, to);
+          if (thread == 0) store(&rounded, first + half * HALF, first_row, slab + in);
         }
       }
     }

@@ -44,9 +44,6 @@ def product(
     """See `product_by_definition`, which says what is computed."""
     out, rounded = _places(x, codes, activation, plain, room)
     rows, depth = x.shape
-    by_row = input_scale.numel() > 1 or weight_scale.numel() > 1
-    if by_row:
-        weight_scale = weight_scale.reshape(-1).expand(codes.shape[0]).contiguous()
     active = rounded[:, room:]
     tiles = -(-rows // (ROWS * CLUSTER)), -(-plain // COLUMNS) - (-active.shape[1] // _columns(activation))
     maps = [compiler.tensor_map(matrix, (128, 128)) for matrix in (x, codes)]
@@ -55,12 +52,13 @@ def product(
         compiler.tensor_map(active if active.shape[1] else codes, (64, 128)),
     ]
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
-        kernel = _kernel(activation, by_row, bias is not None, x.device.index)
+        by_row = input_scale.numel() > 1, weight_scale.numel() > 1
+        kernel = _kernel(activation, *by_row, bias is not None, x.device.index)
         kernel.launch(
             min(_blocks(x.device), CLUSTER * tiles[0] * tiles[1]),
             x.device,
             *maps,
-            *(input_scale, int(input_scale.numel() > 1), weight_scale, bias, inverse),
+            *(input_scale, weight_scale, bias, inverse),
             *(rows, depth, codes.shape[0], plain, _together(tiles[0])),
         )
     return out, rounded
@@ -133,11 +131,16 @@ def _blocks(device: torch.device) -> int:
 
 
 @cache
-def _kernel(activation: str, by_row: bool, biased: bool, device: int) -> compiler.Kernel:
+def _kernel(activation: str, x_by_row: bool, codes_by_row: bool, biased: bool, device: int) -> compiler.Kernel:
     source = Path(__file__).with_name("product.cu").read_text()
     sums = range(ROWS * COLUMNS // 256)
     source = source.replace("@PLACES@", ", ".join(f"%{number}" for number in sums))
     source = source.replace("@SUMS@", ", ".join(f'"+f"(sum[{number}])' for number in sums))
-    definitions = {"ACTIVATION": ACTIVATIONS.index(activation), "BY_ROW": int(by_row), "BIAS": int(biased)}
+    definitions = {
+        "ACTIVATION": ACTIVATIONS.index(activation),
+        "X_BY_ROW": int(x_by_row),
+        "CODES_BY_ROW": int(codes_by_row),
+        "BIAS": int(biased),
+    }
     source = compiler.with_definitions(source, definitions)
     return compiler.compiled(source, "product", "sm_90a", THREADS, SHARED_BYTES, device)

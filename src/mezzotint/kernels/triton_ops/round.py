@@ -34,7 +34,7 @@ def round_into(x: Tensor, inverse: Tensor, out: Tensor) -> None:
     rows, columns = x.shape
     grid = (rows, triton.cdiv(columns, COLUMNS))
     strides = x.stride(0), out.stride(0)
-    with torch.cuda.device_of(x):
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
         _round_into[grid](x, inverse, out, columns, *strides, COLUMNS=COLUMNS, num_warps=4)
 
 
