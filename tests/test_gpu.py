@@ -181,11 +181,12 @@ def awq(out: int, in_: int) -> QuantTensor:
 @pytest.mark.parametrize("fp8", [False, True])
 @pytest.mark.parametrize("with_text", [False, True])
 def test_normalising_and_rotating_in_one_pass_equals_its_definition(fp8: bool, with_text: bool) -> None:
-    picture = torch.randn(2, 256, 3 * 24, 128, device="cuda").bfloat16()[:, :, 24:48]
-    text = torch.randn(2, 64, 24, 128, device="cuda").bfloat16() if with_text else None
-    weights = [torch.rand(128, device="cuda").bfloat16() + 0.5 for _ in range(2)]
-    angles = torch.randn(1, 256 + 64 * with_text, 64, device="cuda")
-    arguments = (picture, text, weights[0], weights[1] if with_text else None, angles.cos(), angles.sin(), 1e-6, fp8)
+    heads, before = 30, 64 * with_text
+    x = torch.randn(2, 256 + before, 3 * heads, 128, device="cuda").bfloat16()[:, :, : 2 * heads]
+    weights = [torch.rand(128, device="cuda").bfloat16() + 0.5 for _ in range(4)]
+    angles = torch.randn(1, 256 + before, 64, device="cuda")
+    text_weights = weights[2:] if with_text else (None, None)
+    arguments = (x, *weights[:2], *text_weights, before, angles.cos(), angles.sin(), 1e-6, fp8)
     importlib.import_module("mezzotint.kernels.triton_ops.rope")
     expected = norm_rope_by_definition(*arguments).float()
     got = torch.ops.mezzotint.norm_rope(*arguments).float()

@@ -66,7 +66,9 @@ def test_a_group_keeps_nothing_once_every_member_has_its_share() -> None:
     assert group.take(x, 1).shape == (2, 32)
     assert group.take(x, 0).shape == (2, 16)
     assert group.input is None
-    assert group.shares == [None, None]
+    assert group.product is None
+    assert torch.equal(group.take(x, 0, 2), group.joined(x))
+    assert group.product is None
 
 
 def test_layers_with_different_input_scales_stay_apart_and_say_why() -> None:
@@ -84,8 +86,8 @@ def defined_on_cpu() -> Iterator[None]:
     """norm_rope by its definition, in the kernel's place."""
     library = torch.library.Library("mezzotint", "FRAGMENT")
     schema = (
-        "norm_rope(Tensor picture, Tensor? text, Tensor picture_weight, Tensor? text_weight, "
-        "Tensor cos, Tensor sin, float eps, bool fp8) -> Tensor"
+        "norm_rope(Tensor x, Tensor query_weight, Tensor key_weight, Tensor? text_query_weight, "
+        "Tensor? text_key_weight, int before, Tensor cos, Tensor sin, float eps, bool fp8) -> Tensor"
     )
     if not hasattr(torch.ops.mezzotint, "norm_rope"):  # tests/test_triton_ops.py has defined it for good
         library.define(schema)

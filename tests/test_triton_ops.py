@@ -86,11 +86,12 @@ def powers(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 @pytest.mark.parametrize("width", [64, 128])
 def test_norm_and_rotation_are_their_definition(heads: int, with_text: bool, width: int) -> None:
     generator = torch.Generator().manual_seed(heads)
-    picture = torch.randn(2, 7, heads, width, generator=generator)
-    text = torch.randn(2, 4, heads, width, generator=generator) if with_text else None
-    weights = [torch.rand(width, generator=generator) + 0.5 for _ in range(2)]
-    angles = torch.randn(1, 7 + 4 * with_text, width // 2, generator=generator)
-    arguments = (picture, text, weights[0], weights[1] if with_text else None, angles.cos(), angles.sin(), 1e-6, False)
+    tokens, before = 7 + 4 * with_text, 4 * with_text
+    x = torch.randn(2, tokens, 3 * heads, width, generator=generator)[:, :, : 2 * heads]
+    weights = [torch.rand(width, generator=generator) + 0.5 for _ in range(4)]
+    angles = torch.randn(1, tokens, width // 2, generator=generator)
+    text_weights = weights[2:] if with_text else (None, None)
+    arguments = (x, *weights[:2], *text_weights, before, angles.cos(), angles.sin(), 1e-6, False)
     got = torch.ops.mezzotint.norm_rope(*arguments)
     torch.testing.assert_close(got, norm_rope_by_definition(*arguments), rtol=1e-5, atol=1e-5)
 

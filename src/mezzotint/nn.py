@@ -182,17 +182,19 @@ class LinearGroup:
         self.joined = joined
         self.widths = list(widths)
         self.input: Tensor | None = None
-        self.shares: list[Tensor | None] = [None] * len(widths)
+        self.product: Tensor | None = None
+        self.waiting = [False] * len(widths)
 
-    def take(self, x: Tensor, member: int) -> Tensor:
-        """Columns of the product that belong to a member: x [..., in] to [..., widths[member]]."""
-        if self.input is not x or self.shares[member] is None:
-            self.input, self.shares = x, list(torch.split(self.joined(x), self.widths, dim=-1))
-        share = self.shares[member]
-        assert share is not None  # noqa: S101
-        self.shares[member] = None
-        if all(other is None for other in self.shares):
-            self.input = None
+    def take(self, x: Tensor, member: int, count: int = 1) -> Tensor:
+        """Columns of the product that belong to a member and those after it: x [..., in] to [..., their widths]."""
+        after = member + count
+        if self.input is not x or self.product is None or not all(self.waiting[member:after]):
+            self.input, self.product, self.waiting = x, self.joined(x), [True] * len(self.widths)
+        first = sum(self.widths[:member])
+        share = self.product[..., first : first + sum(self.widths[member:after])]
+        self.waiting[member:after] = [False] * count
+        if not any(self.waiting):
+            self.input = self.product = None
         return share
 
 

@@ -6,7 +6,7 @@ queries and keys go through memory several times.
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,34 +16,44 @@ from mezzotint.kernels.fp8_matrix import fp8_matrix, static_input_scale
 from mezzotint.kernels.products import round_input
 from mezzotint.nn import GroupedLinear, QuantLinear
 from mezzotint.speed.attention import Attention, attention_is_exact
-from mezzotint.speed.rounded_products import RoundedProduct, as_chosen, in_fp8
+from mezzotint.speed.rounded_products import Columns, RoundedProduct, as_chosen, in_fp8
 
 Angles = tuple[Tensor, Tensor]
 """cos and sin of each token's and pair's angle, float32 [1 or batch, tokens, width / 2]."""
 
 
 def norm_rope_by_definition(
-    picture: Tensor,
-    text: Tensor | None,
-    picture_weight: Tensor,
-    text_weight: Tensor | None,
+    x: Tensor,
+    query_weight: Tensor,
+    key_weight: Tensor,
+    text_query_weight: Tensor | None,
+    text_key_weight: Tensor | None,
+    before: int,
     cos: Tensor,
     sin: Tensor,
     eps: float,
     fp8: bool,
 ) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight over each head, each pair of lanes turned by its angle, text before picture.
+    """x / sqrt(mean(x^2) + eps) * weight over each head, each pair of lanes turned by its angle.
 
     In float32 from the input to the result, which is rounded once.
+
+    x          [batch, tokens, heads, width], the first half of the heads queries, the other half keys
+    *_weight   [width]; the text's for the first `before` tokens
+    cos, sin   [1 or batch, tokens, width / 2]
+    Returns    the same shape, e4m3 if fp8 else in x's dtype
     """
-    normed = [_normed(picture, picture_weight, eps)]
-    if text is not None and text_weight is not None:
-        normed.insert(0, _normed(text, text_weight, eps))
-    x = torch.cat(normed, 1)
-    even, odd = x[..., 0::2], x[..., 1::2]
+    normed = []
+    for own, weight, text_weight in zip(
+        x.chunk(2, 2), (query_weight, key_weight), (text_query_weight, text_key_weight), strict=True
+    ):
+        text = _normed(own[:, :before], weight if text_weight is None else text_weight, eps)
+        normed.append(torch.cat((text, _normed(own[:, before:], weight, eps)), 1))
+    y = torch.cat(normed, 2)
+    even, odd = y[..., 0::2], y[..., 1::2]
     c, s = cos.unsqueeze(2), sin.unsqueeze(2)
     turned = torch.stack((even * c - odd * s, even * s + odd * c), -1).flatten(-2)
-    return turned.clamp(-448, 448).to(torch.float8_e4m3fn) if fp8 else turned.to(picture.dtype)
+    return turned.clamp(-448, 448).to(torch.float8_e4m3fn) if fp8 else turned.to(x.dtype)
 
 
 def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -72,31 +82,22 @@ class JointAttention:
         freqs_cis: Tensor | None = None,
     ) -> Any:
         text = encoder_hidden_states
-        text_q = text_k = None
-        if text is not None and self.joint is not None and as_chosen():
-            q, k, v = (_heads(attn, x) for x in _joint_product(self.joint, text, hidden_states).chunk(3, -1))
-            before = text.shape[1]
-            text_q, q, text_k, k = q[:, :before], q[:, before:], k[:, :before], k[:, before:]
-        else:
-            q, k, v = (_heads(attn, layer(hidden_states)) for layer in (attn.to_q, attn.to_k, attn.to_v))
-            if text is not None:
-                text_q, text_k, text_v = (
-                    _heads(attn, layer(text)) for layer in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
-                )
-                v = torch.cat((text_v, v), 1)
-        angles = _angles(image_rotary_emb if freqs_cis is None else freqs_cis)
         mask = _joint_mask(attention_mask, encoder_hidden_states_mask, hidden_states)
-        fp8 = _takes_fp8(self.attention, mask)
-        out = _attend(
-            self.attention,
-            _turned(q, text_q, attn.norm_q, getattr(attn, "norm_added_q", None), angles, fp8),
-            _turned(k, text_k, attn.norm_k, getattr(attn, "norm_added_k", None), angles, fp8),
-            v,
-            mask,
-        )
+        angles = _angles(image_rotary_emb if freqs_cis is None else freqs_cis)
+        before = 0 if text is None else text.shape[1]
+        out = _attend(self.attention, attn, self._qkv(attn, hidden_states, text), before, angles, mask)
         if text is None:
             return attn.to_out[0](out) if hasattr(attn, "to_out") else out
-        return attn.to_out[0](out[:, text.shape[1] :]), attn.to_add_out(out[:, : text.shape[1]])
+        return attn.to_out[0](out[:, before:]), attn.to_add_out(out[:, :before])
+
+    def _qkv(self, attn: Any, picture: Tensor, text: Tensor | None) -> Tensor:
+        """Queries, keys and values side by side, the text's tokens first: [batch, all tokens, 3 * width]."""
+        if text is not None and self.joint is not None and as_chosen():
+            return _joint_product(self.joint, text, picture)
+        own = _side_by_side((attn.to_q, attn.to_k, attn.to_v), picture)
+        if text is None:
+            return own
+        return torch.cat((_side_by_side((attn.add_q_proj, attn.add_k_proj, attn.add_v_proj), text), own), 1)
 
 
 class ParallelAttention:
@@ -118,16 +119,7 @@ class ParallelAttention:
         else:
             both = product(hidden_states)
             qkv, active = both[..., : 3 * attn.inner_dim], attn.mlp_act_fn(both[..., 3 * attn.inner_dim :])
-        q, k, v = (_heads(attn, x) for x in qkv.chunk(3, -1))
-        angles = _angles(image_rotary_emb)
-        fp8 = _takes_fp8(self.attention, attention_mask)
-        out = _attend(
-            self.attention,
-            _turned(q, None, attn.norm_q, None, angles, fp8),
-            _turned(k, None, attn.norm_k, None, angles, fp8),
-            v,
-            attention_mask,
-        )
+        out = _attend(self.attention, attn, qkv, 0, _angles(image_rotary_emb), attention_mask)
         result: Tensor = attn.to_out(
             product.beside(out, active) if isinstance(product, RoundedProduct) else torch.cat((out, active), -1)
         )
@@ -175,8 +167,14 @@ def _joint_product(layers: tuple[QuantLinear, QuantLinear], text: Tensor, pictur
     return out
 
 
-def _heads(attn: Any, x: Tensor) -> Tensor:
-    return x.view(*x.shape[:-1], -1, attn.norm_q.weight.shape[0])
+def _side_by_side(layers: Sequence[Any], x: Tensor) -> Tensor:
+    """What several layers make of x, one after another along the last axis, without a copy if they are one product."""
+    first = layers[0]
+    if isinstance(first, GroupedLinear):
+        return first.group.take(x, first.member, len(layers))
+    if isinstance(first, Columns):
+        return x[..., first.first : first.first + sum(layer.out_features for layer in layers)]
+    return torch.cat([layer(x) for layer in layers], -1)
 
 
 def _angles(rotary: Any) -> Angles:
@@ -192,18 +190,28 @@ def _angles(rotary: Any) -> Angles:
     return first[None, :, 0::2], second[None, :, 0::2]
 
 
-def _turned(picture: Tensor, text: Tensor | None, norm: Any, text_norm: Any, angles: Angles, fp8: bool) -> Tensor:
-    weight = None if text is None else text_norm.weight
-    out: Tensor = torch.ops.mezzotint.norm_rope(picture, text, norm.weight, weight, *angles, norm.eps, fp8)
-    return out
-
-
 def _takes_fp8(attention: Attention, mask: Tensor | None) -> bool:
     return attention.fp8 and mask is None and not attention_is_exact()
 
 
-def _attend(attention: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    return attention.run(q, k, v, mask, None).flatten(2)
+def _attend(attention: Attention, attn: Any, qkv: Tensor, before: int, angles: Angles, mask: Tensor | None) -> Tensor:
+    """What attention makes of queries, keys and values [batch, tokens, 3 * width], `before` tokens of them the text's:
+    [batch, tokens, width]."""
+    heads = qkv.view(*qkv.shape[:-1], -1, attn.norm_q.weight.shape[0])
+    each = heads.shape[2] // 3
+    text_weights = (attn.norm_added_q.weight, attn.norm_added_k.weight) if before else (None, None)
+    turned = torch.ops.mezzotint.norm_rope(
+        heads[:, :, : 2 * each],
+        attn.norm_q.weight,
+        attn.norm_k.weight,
+        *text_weights,
+        before,
+        *angles,
+        attn.norm_q.eps,
+        _takes_fp8(attention, mask),
+    )
+    q, k = turned.chunk(2, 2)
+    return attention.run(q, k, heads[:, :, 2 * each :], mask, None).flatten(2)
 
 
 def _joint_mask(mask: Tensor | None, text_mask: Tensor | None, picture: Tensor) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""torch.ops.mezzotint.norm_rope: queries or keys normalised by head, rotated, and put after those of the text."""
+"""torch.ops.mezzotint.norm_rope: queries and keys normalised by head and rotated, those of text and picture at once."""
 
 import torch
 import triton
@@ -13,7 +13,10 @@ HEADS = 8
 @triton.jit
 def _norm_rope(
     x_ptr,
-    weight_ptr,
+    query_ptr,
+    key_ptr,
+    text_query_ptr,
+    text_key_ptr,
     cos_ptr,
     sin_ptr,
     out_ptr,
@@ -22,26 +25,29 @@ def _norm_rope(
     cos_batch,
     cos_token,
     cos_pair,
-    first,
+    before,
     tokens,
-    all_tokens,
     heads,
     EPS: tl.constexpr,
     WIDTH: tl.constexpr,
     HEADS: tl.constexpr,
 ):
     token, batch = tl.program_id(0), tl.program_id(2)
-    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)  # the queries' first, then as many keys'
     lane, pair = tl.arange(0, WIDTH), tl.arange(0, WIDTH // 2)
-    inside = (head < heads)[:, None]
+    inside = (head < 2 * heads)[:, None]
     at = batch.to(tl.int64) * x_batch + token.to(tl.int64) * x_token + head[:, None] * WIDTH + lane[None, :]
     x = tl.load(x_ptr + at, inside, 0.0).to(tl.float32)
-    x = x * tl.rsqrt(tl.sum(x * x, 1) / WIDTH + EPS)[:, None] * tl.load(weight_ptr + lane).to(tl.float32)[None, :]
+    of_text = token < before
+    query = tl.where(of_text, tl.load(text_query_ptr + lane), tl.load(query_ptr + lane)).to(tl.float32)
+    key = tl.where(of_text, tl.load(text_key_ptr + lane), tl.load(key_ptr + lane)).to(tl.float32)
+    weight = tl.where((head < heads)[:, None], query[None, :], key[None, :])
+    x = x * tl.rsqrt(tl.sum(x * x, 1) / WIDTH + EPS)[:, None] * weight
     even, odd = tl.split(x.reshape(HEADS, WIDTH // 2, 2))
-    angle = batch * cos_batch + (first + token) * cos_token + pair * cos_pair
+    angle = batch * cos_batch + token * cos_token + pair * cos_pair
     cos, sin = tl.load(cos_ptr + angle)[None, :], tl.load(sin_ptr + angle)[None, :]
     turned = tl.join(_rounded(even * cos - odd * sin, out_ptr), _rounded(even * sin + odd * cos, out_ptr))
-    row = (batch.to(tl.int64) * all_tokens + first + token) * heads
+    row = (batch.to(tl.int64) * tokens + token) * 2 * heads
     place = (row + head[:, None]) * WIDTH + lane[None, :]
     tl.store(out_ptr + place, turned.reshape(HEADS, WIDTH), inside)
 
@@ -56,10 +62,12 @@ def _rounded(x, out_ptr):
 
 @triton_op("mezzotint::norm_rope", mutates_args={})
 def norm_rope(
-    picture: Tensor,
-    text: Tensor | None,
-    picture_weight: Tensor,
-    text_weight: Tensor | None,
+    x: Tensor,
+    query_weight: Tensor,
+    key_weight: Tensor,
+    text_query_weight: Tensor | None,
+    text_key_weight: Tensor | None,
+    before: int,
     cos: Tensor,
     sin: Tensor,
     eps: float,
@@ -67,36 +75,30 @@ def norm_rope(
 ) -> Tensor:
     """See `mezzotint.speed.attention_layers.norm_rope_by_definition`, which says what is computed.
 
-    picture, text   [batch, tokens, heads, width], the last two axes dense; text comes first in the result
-    cos, sin        float32 [1 or batch, all tokens, width / 2], of the same strides
-    Returns         [batch, all tokens, heads, width], e4m3 if fp8 else in the picture's dtype
+    The last two axes of x are dense; cos and sin are float32 and of the same strides.
     """
-    batch, tokens, heads, width = picture.shape
-    before = 0 if text is None else text.shape[1]
-    dtype = torch.uint8 if fp8 else picture.dtype
-    out = torch.empty(batch, before + tokens, heads, width, dtype=dtype, device=picture.device)
-    streams = [(picture, picture_weight, before)]
-    if text is not None and text_weight is not None:
-        streams.append((text, text_weight, 0))
-    for x, weight, first in streams:
-        wrap_triton(_norm_rope)[x.shape[1], triton.cdiv(heads, HEADS), batch](
-            x,
-            weight,
-            cos,
-            sin,
-            out,
-            x.stride(0),
-            x.stride(1),
-            cos.stride(0) if cos.shape[0] > 1 else 0,
-            cos.stride(1),
-            cos.stride(2),
-            first,
-            x.shape[1],
-            before + tokens,
-            heads,
-            EPS=eps,
-            WIDTH=width,
-            HEADS=HEADS,
-            num_warps=4,
-        )
+    batch, tokens, heads, width = x.shape
+    out = torch.empty(x.shape, dtype=torch.uint8 if fp8 else x.dtype, device=x.device)
+    wrap_triton(_norm_rope)[tokens, triton.cdiv(heads, HEADS), batch](
+        x,
+        query_weight,
+        key_weight,
+        query_weight if text_query_weight is None else text_query_weight,
+        key_weight if text_key_weight is None else text_key_weight,
+        cos,
+        sin,
+        out,
+        x.stride(0),
+        x.stride(1),
+        cos.stride(0) if cos.shape[0] > 1 else 0,
+        cos.stride(1),
+        cos.stride(2),
+        before,
+        tokens,
+        heads // 2,
+        EPS=eps,
+        WIDTH=width,
+        HEADS=HEADS,
+        num_warps=4,
+    )
     return out.view(torch.float8_e4m3fn) if fp8 else out
