@@ -267,6 +267,11 @@ def _reads_static(layer: Any) -> bool:
     return in_fp8(layer) and static_input_scale(layer.weight_tensor) is not None
 
 
+def rounds_by_row(layer: QuantLinear) -> bool:
+    """Whether each row of its input is rounded to FP8 with a scale of its own."""
+    return in_fp8(layer) and static_input_scale(layer.weight_tensor) is None
+
+
 def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 

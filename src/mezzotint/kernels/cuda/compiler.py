@@ -66,14 +66,15 @@ def compiled(source: str, name: str, capability: str, threads: int, shared_bytes
     """
     from cuda.bindings import driver
 
-    library = checked(driver.cuLibraryLoadData(_machine_code(source, name, capability), [], [], 0, [], [], 0))
+    library = checked(driver.cuLibraryLoadData(machine_code(source, name, capability), [], [], 0, [], [], 0))
     handle = checked(driver.cuLibraryGetKernel(library, name.encode()))
     most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
     checked(driver.cuKernelSetAttribute(most, shared_bytes, handle, driver.CUdevice(device)))
     return Kernel(driver.CUfunction(int(handle)), threads, shared_bytes)
 
 
-def _machine_code(source: str, name: str, capability: str) -> bytes:
+def machine_code(source: str, name: str, capability: str) -> bytes:
+    """What NVRTC makes of C++ source with a function called `name`. Raises Unsupported in NVRTC's words."""
     from cuda.bindings import nvrtc
 
     program = checked(nvrtc.nvrtcCreateProgram(source.encode(), f"{name}.cu".encode(), 0, [], []))

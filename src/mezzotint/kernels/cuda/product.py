@@ -13,6 +13,7 @@ from mezzotint.kernels.cuda import compiler
 from mezzotint.schemes.rounding import round_e4m3
 
 ACTIVATIONS = ("none", "gelu", "swiglu")
+ARCHITECTURE = "sm_90a"
 CLUSTER, ROWS, COLUMNS, DEPTH = 2, 128, 256, 128
 """Blocks of a cluster; what a block computes at a time, and how far along the input a step goes. As in product.cu."""
 THREADS = 384
@@ -132,8 +133,14 @@ def _blocks(device: torch.device) -> int:
 
 @cache
 def _kernel(activation: str, x_by_row: bool, codes_by_row: bool, biased: bool, device: int) -> compiler.Kernel:
-    source = Path(__file__).with_name("product.cu").read_text()
+    source = source_of(activation, x_by_row, codes_by_row, biased)
+    return compiler.compiled(source, "product", ARCHITECTURE, THREADS, SHARED_BYTES, device)
+
+
+def source_of(activation: str, x_by_row: bool, codes_by_row: bool, biased: bool) -> str:
+    """The kernel for one kind of product: what product.cu leaves open, filled in."""
     sums = range(ROWS * COLUMNS // 256)
+    source = Path(__file__).with_name("product.cu").read_text()
     source = source.replace("@PLACES@", ", ".join(f"%{number}" for number in sums))
     source = source.replace("@SUMS@", ", ".join(f'"+f"(sum[{number}])' for number in sums))
     definitions = {
@@ -142,5 +149,4 @@ def _kernel(activation: str, x_by_row: bool, codes_by_row: bool, biased: bool, d
         "CODES_BY_ROW": int(codes_by_row),
         "BIAS": int(biased),
     }
-    source = compiler.with_definitions(source, definitions)
-    return compiler.compiled(source, "product", "sm_90a", THREADS, SHARED_BYTES, device)
+    return compiler.with_definitions(source, definitions)
