@@ -1,4 +1,4 @@
-"""Our product in CUDA C++, as far as a machine without a GPU can tell: that it compiles for Hopper, and how it is called.
+"""Our product in CUDA C++, as far as a machine without a GPU can tell: that it compiles, and how it is called.
 
 tests/test_gpu.py has what it computes.
 """

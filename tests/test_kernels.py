@@ -11,6 +11,7 @@ import mezzotint
 from mezzotint.cli.kernels import choice as kernel_choice
 from mezzotint.errors import BadRequest, Unsupported
 from mezzotint.kernels import AS_STORED, BF16, BackendUse, Target, WeightSpec, backends, products, select
+from mezzotint.kernels.joint_product import joint_product
 from mezzotint.nn import QuantLinear, use_backend
 from mezzotint.schemes import FP8, NVFP4
 from mezzotint.schemes.rounding import round_e4m3
@@ -196,3 +197,19 @@ def test_scales_by_row_may_stand_behind_the_product(monkeypatch: pytest.MonkeyPa
     got = products.fp8_product(*given)
     assert got.dtype == torch.bfloat16
     torch.testing.assert_close(got, expected, rtol=2**-6, atol=2**-6)
+
+
+@pytest.mark.parametrize("by_row", [False, True])
+def test_a_joint_product_is_two_products_side_by_side(by_row: bool) -> None:
+    torch.manual_seed(0)
+    sides = []
+    for tokens in (3, 5):
+        x, codes = round_e4m3(torch.randn(2, tokens, 32) * 8), round_e4m3(torch.randn(48, 32) * 8)
+        scale = torch.rand(2 * tokens, 1) + 0.5 if by_row else torch.rand(1, 1) + 0.5
+        weight_scale = (torch.rand(48) + 0.5 if by_row else torch.ones(1)) / 500
+        sides.append((x, scale, codes, weight_scale, torch.randn(48).bfloat16()))
+    got = joint_product(*sides[0], *sides[1])
+    assert got.shape == (2, 8, 48)
+    for (x, scale, codes, weight_scale, bias), own in zip(sides, (got[:, :3], got[:, 3:]), strict=True):
+        exact = (x.float().flatten(0, 1) * scale) @ (codes.float() * weight_scale.reshape(-1, 1)).t() + bias.float()
+        torch.testing.assert_close(own.flatten(0, 1).float(), exact, rtol=8e-3, atol=8e-3)

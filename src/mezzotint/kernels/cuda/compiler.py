@@ -16,6 +16,8 @@ from mezzotint.kernels.backend import Target
 KINDS = {int: ctypes.c_int, Tensor: ctypes.c_void_p, type(None): ctypes.c_void_p}
 """What arguments of each type are handed over as; anything else, such as a tensor map, knows for itself."""
 
+WITHOUT = "a model runs without it unless `speed_up` or `generate --fast` makes it fast."
+
 
 def missing(target: Target) -> str | None:
     """Why nothing can be compiled for and run on `target`, or None."""
@@ -23,6 +25,12 @@ def missing(target: Target) -> str | None:
         return f"needs a CUDA GPU, this is {target}"
     if find_spec("cuda") is None or find_spec("cuda.bindings") is None:
         return "needs cuda-bindings, which comes with PyTorch for CUDA on Linux (pip install cuda-bindings)"
+    from cuda.bindings import nvrtc
+
+    try:
+        checked(nvrtc.nvrtcVersion())
+    except RuntimeError as error:
+        return f"finds no NVRTC, which comes with PyTorch for CUDA on Linux: {error}"
     return None
 
 
@@ -83,7 +91,7 @@ def machine_code(source: str, name: str, capability: str) -> bytes:
     if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
         log = b" " * checked(nvrtc.nvrtcGetProgramLogSize(program))
         checked(nvrtc.nvrtcGetProgramLog(program, log))
-        raise Unsupported(f"NVRTC cannot compile {name} for {capability}: {log.decode().strip()}")
+        raise Unsupported(f"NVRTC cannot compile {name} for {capability}: {log.decode().strip()}", WITHOUT)
     code: bytes = b" " * checked(nvrtc.nvrtcGetCUBINSize(program))
     checked(nvrtc.nvrtcGetCUBIN(program, code))
     return code
@@ -128,5 +136,5 @@ def checked(answer: tuple[Any, ...]) -> Any:
     """What a function of `cuda-bindings` has answered. Raises Unsupported if that is an error."""
     status, *results = answer
     if int(status):
-        raise Unsupported(f"CUDA answers {status.name}")
+        raise Unsupported(f"CUDA answers {status.name}", WITHOUT)
     return results[0] if results else None
