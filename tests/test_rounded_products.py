@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.attention import FeedForward
+from diffusers.models.transformers.transformer_flux2 import Flux2FeedForward, Flux2ParallelSelfAttention
+from diffusers.models.transformers.transformer_z_image import FeedForward as ZImageFeedForward
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -36,6 +38,7 @@ from mezzotint.speed.rounded_products import (
     replace_rounded_products,
 )
 from test_expand import relative_error
+from test_kernels import fp8_tensor
 
 CPU, H100 = Target("cpu"), Target("cuda", (9, 0))
 
@@ -164,6 +167,60 @@ def test_text_and_picture_are_multiplied_into_one_tensor(on_cpu: None) -> None:
         block.attn.processor.joint = None
     assert relative_error(with_joint, model(**inputs)[0]) < 1e-2
     assert model.single_transformer_blocks[0].attn.processor.joint is None
+
+
+def fp8_layer(out: int, in_: int, seed: int) -> QuantLinear:
+    weight = fp8_tensor(out, in_, seed)
+    return QuantLinear(
+        weight.with_parts({**weight.parts, "input_scale": torch.tensor((seed + 4) / 448)}, weight.layout)
+    )
+
+
+def flux2_feed_forward() -> torch.nn.Module:
+    module = Flux2FeedForward(64, mult=2)
+    module.linear_in, module.linear_out = fp8_layer(256, 64, 0), fp8_layer(64, 128, 1)
+    return module
+
+
+def zimage_feed_forward() -> torch.nn.Module:
+    module = ZImageFeedForward(64, 128)
+    module.w1, module.w3, module.w2 = fp8_layer(128, 64, 0), fp8_layer(128, 64, 0), fp8_layer(64, 128, 1)
+    module.w3.register_buffer("weight_scale", module.w3.get_buffer("weight_scale") / 2)
+    return module
+
+
+def flux2_attention() -> torch.nn.Module:
+    module = Flux2ParallelSelfAttention(64, heads=2, dim_head=32, out_dim=64, mlp_ratio=2.0)
+    module.to_qkv_mlp_proj, module.to_out = fp8_layer(3 * 64 + 2 * 128, 64, 0), fp8_layer(64, 64 + 128, 1)
+    return module
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make", [flux2_feed_forward, zimage_feed_forward, flux2_attention])
+def test_swiglu_is_part_of_the_product_before_it(on_cpu: None, make: Any) -> None:
+    torch.manual_seed(0)
+    module = make().bfloat16().eval()
+    if isinstance(module, Flux2ParallelSelfAttention):
+        replace_layers(module, ATTENTIONS["sdpa"])
+        angles = torch.randn(5, 16).repeat_interleave(2, 1)
+        given = {"image_rotary_emb": (angles.cos(), angles.sin())}
+    else:
+        given = {}
+    x = torch.randn(2, 5, 64).bfloat16()
+    expected = module(x, **given)
+    with unrounded_inputs():
+        exact = module(x, **given)
+    assert replace_rounded_products(module, CPU) == 1
+    (product,) = (layer for layer in module.modules() if isinstance(layer, RoundedProduct))
+    assert product.activation == "swiglu"
+    got = module(x, **given)
+    assert 0 < relative_error(got, expected) < 0.05
+    assert relative_error(got, exact) < 1.1 * relative_error(expected, exact)
+    with unrounded_inputs():
+        assert relative_error(module(x, **given), exact) < 1e-2
+    assert module.half().float() is module
+    assert {product.scale.dtype, product.inverse.dtype} == {torch.float32}
+    assert torch.equal(product.scale * product.inverse, torch.ones(1))
 
 
 def test_a_reader_without_a_scale_of_its_own_gets_one_for_each_row(on_cpu: None) -> None:

@@ -6,7 +6,7 @@ of that with its own last instructions. Where each row has a scale of its own, G
 """
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from types import MethodType
 from typing import Any
@@ -79,6 +79,13 @@ class RoundedProduct(nn.Module):
         torch.ops.mezzotint.round_into(_rows(left), self.inverse, _rows(active[0]))
         return active
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RoundedProduct":
+        """What `.to()` and its kin call: scales are moved, and stay float32."""
+        before = self.scale, self.inverse
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.scale, self.inverse = (scale.to(self.scale.device) for scale in before)
+        return self
+
 
 class ActiveProduct(RoundedProduct):
     """One with no columns that are handed on as they are."""
@@ -139,7 +146,12 @@ def replace_rounded_products(model: nn.Module, target: Target) -> int:
 
 
 def _feed_forward(module: Any, in_product: bool) -> bool:
-    """diffusers' FeedForward: a GELU that owns its layer, dropout, a layer."""
+    """Two classes of diffusers' have this name."""
+    return _gelu_feed_forward(module, in_product) if hasattr(module, "net") else _zimage(module, in_product)
+
+
+def _gelu_feed_forward(module: Any, in_product: bool) -> bool:
+    """FLUX.1's, Qwen-Image's and Wan's: a GELU that owns its layer, dropout, a layer."""
     first, last = module.net[0], module.net[-1]
     if getattr(first, "approximate", None) != "tanh" or not in_fp8(last):
         return False
@@ -171,7 +183,7 @@ def _flux2_single(attn: Any, in_product: bool) -> bool:
     return True
 
 
-def _zimage_feed_forward(module: Any, in_product: bool) -> bool:
+def _zimage(module: Any, in_product: bool) -> bool:
     """Z-Image's: gate w1 and up w3 in layers of their own."""
     both = _joined([module.w1, module.w3], in_product) if _reads_static(module.w2) else None
     if both is None:
@@ -208,14 +220,12 @@ def _flux1_single(block: Any, in_product: bool) -> bool:
 
 
 REPLACED = {
-    "FeedForward": lambda module, in_product: (
-        _feed_forward(module, in_product) if hasattr(module, "net") else _zimage_feed_forward(module, in_product)
-    ),
+    "FeedForward": _feed_forward,
     "Flux2FeedForward": _flux2_feed_forward,
     "Flux2ParallelSelfAttention": _flux2_single,
     "FluxSingleTransformerBlock": _flux1_single,
 }
-"""{diffusers' class: what rewrites one, and returns whether it could}; two families have a FeedForward."""
+"""{diffusers' class: what rewrites one, and returns whether it could}"""
 
 
 def _flux1_single_block(

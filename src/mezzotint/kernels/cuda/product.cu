@@ -22,7 +22,7 @@ constexpr int ROWS = 128, HALF = 128, COLUMNS = 2 * HALF, DEPTH = 128, STAGES = 
 constexpr int WORKER_ROWS = ROWS / WORKERS;
 constexpr int X_BYTES = ROWS * DEPTH, HALF_BYTES = HALF * DEPTH, STAGE_BYTES = X_BYTES + 2 * HALF_BYTES;
 constexpr int SLAB_BYTES = WORKER_ROWS * 128, SLABS = 2;  // a slab is what one store takes: 128 bytes of each row
-constexpr int ALIGNMENT = 1024;                          // of what is swizzled by 128 bytes
+constexpr int ALIGNMENT = 1024;  // of what is swizzled by 128 bytes
 constexpr int NONE = 0, SWIGLU = 2;
 
 #define DEVICE __device__ __forceinline__
@@ -72,7 +72,9 @@ DEVICE void store(const TensorMap* map, int column, int row, u32 from) {
       "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];\ncp.async.bulk.commit_group;"
       ::"l"(map), "r"(column), "r"(row), "r"(from) : "memory");
 }
-template <int LEFT> DEVICE void stores_have_read() { asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(LEFT) : "memory"); }
+template <int LEFT> DEVICE void stores_have_read() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(LEFT) : "memory");
+}
 DEVICE void visible_to_stores() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // The tensor cores
@@ -88,7 +90,9 @@ DEVICE void multiply(float (&sum)[128], u64 x, u64 codes, int add) {
 }
 DEVICE void multiply_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEVICE void multiply_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int LEFT> DEVICE void multiply_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory"); }
+template <int LEFT> DEVICE void multiply_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory");
+}
 
 // Arithmetic
 
@@ -154,8 +158,8 @@ struct Scales {
   }
 };
 
-// Where a byte of a row's first sixteen lies in a slab, and where so many sixteens further along the row: the copy engine
-// swaps them by the row's last three bits. Eight rows further down is 1024 bytes further.
+// Where a byte of a row's first sixteen lies in a slab, and where so many sixteens further along the row: the copy
+// engine swaps them by the row's last three bits. Eight rows further down is 1024 bytes further.
 DEVICE u32 in_slab(int row, int byte) { return row * 128 + ((row & 7) << 4) + byte; }
 DEVICE u32 further(u32 at, int sixteens) { return at ^ sixteens << 4; }
 
