@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from mezzotint.errors import Unsupported
+from mezzotint.errors import ShapeMismatch, Unsupported
 from mezzotint.kernels.cuda import compiler
 from mezzotint.kernels.cuda import product as own
 from mezzotint.schemes.rounding import round_e4m3
@@ -102,3 +102,28 @@ def test_what_the_kernel_is_launched_with(
     assert maps[:2] == [((rows, 32), e4m3, (128, 128)), ((plain + others, 32), e4m3, (128, 128))]
     assert not plain or maps[2] == ((rows, plain), torch.bfloat16, (64, 64))
     assert not active or maps[3] == ((rows, active), e4m3, (64, 128))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"plain": 24}, "24 plain columns, expected a multiple of 16"),
+        ({"room": 8}, "8 room, expected a multiple of 16"),
+        ({"plain": 64}, "activation gelu and 64 of 64 columns plain"),
+        ({"bias": torch.zeros(64)}, "bias in torch.float32, expected torch.bfloat16"),
+        ({"inverse": torch.ones(1).bfloat16()}, "scale in torch.bfloat16, expected torch.float32"),
+    ],
+)
+def test_what_the_kernel_could_not_read_is_refused(change: dict[str, Any], said: str) -> None:
+    x, codes = (round_e4m3(torch.zeros(side, 32)) for side in (5, 64))
+    one = torch.ones(1)
+    given = {"bias": None, "input_scale": one, "weight_scale": one, "inverse": one}
+    given |= {"activation": "gelu", "plain": 16, "room": 0} | change
+    with pytest.raises(ShapeMismatch, match=said):
+        own.product._init_fn(x, codes, **given)
+
+
+def test_no_rows_are_no_work() -> None:
+    x, codes, one = round_e4m3(torch.zeros(0, 32)), round_e4m3(torch.zeros(64, 32)), torch.ones(1)
+    out, rounded = own.product._init_fn(x, codes, None, one, one, one, "gelu", 16, 0)
+    assert (out.shape, rounded.shape) == ((0, 16), (0, 48))

@@ -13,6 +13,7 @@ from mezzotint.kernels.cuda.product import missing, product, product_by_definiti
 from mezzotint.kernels.expand import BACKEND as EXPAND
 from mezzotint.kernels.expand import expand, expand_by_definition, low_rank
 from mezzotint.kernels.graphs import Graphs
+from mezzotint.kernels.joint_product import joint_product
 from mezzotint.nn import QuantLinear, quant_linears, unrounded_inputs, use_backend
 from mezzotint.painting import paint
 from mezzotint.pipelines import load, sampling_of
@@ -233,6 +234,21 @@ def test_a_product_with_its_activation_equals_its_definition(
     print(f"{activation}, {rows} x {depth}, {plain} + {active}, by row {by_row}, bias {biased}: {errors}")
     assert errors.get("plain", 0) < 4e-3
     assert errors.get("rounded", 0) < 1.5e-2
+
+
+@pytest.mark.parametrize("by_row", [False, True])
+def test_a_joint_product_is_two_products_side_by_side(by_row: bool) -> None:
+    torch.manual_seed(0)
+    sides = []
+    for tokens in (77, 256):
+        x, codes = (round_e4m3(torch.randn(*shape, device="cuda") * 8) for shape in ((2, tokens, 256), (768, 256)))
+        scale = torch.rand(2 * tokens if by_row else 1, 1, device="cuda") + 0.5
+        weight_scale = (torch.rand(768 if by_row else 1, device="cuda") + 0.5) / 1000
+        sides.append((x, scale, codes, weight_scale, torch.randn(768, device="cuda").bfloat16()))
+    got = joint_product(*sides[0], *sides[1])
+    for (x, scale, codes, weight_scale, bias), own in zip(sides, (got[:, :77], got[:, 77:]), strict=True):
+        exact = (x.float().flatten(0, 1) * scale) @ (codes.float() * weight_scale.reshape(-1, 1)).t() + bias.float()
+        assert relative_error(own.flatten(0, 1).float(), exact) < 4e-3
 
 
 def test_what_is_put_beside_a_product_is_rounded_as_the_next_layer_reads_it() -> None:

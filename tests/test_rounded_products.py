@@ -1,4 +1,4 @@
-"""A product with its GELU, by its definition in the kernel's place; tests/test_gpu.py holds the kernel to that."""
+"""Products with their activations, by their definition in the kernel's place, to which tests/test_gpu.py holds it."""
 
 import importlib
 from collections.abc import Iterator
@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.attention import FeedForward
-from diffusers.models.transformers.transformer_flux2 import Flux2FeedForward, Flux2ParallelSelfAttention
+from diffusers.models.transformers.transformer_flux2 import (
+    Flux2FeedForward,
+    Flux2KVParallelSelfAttnProcessor,
+    Flux2ParallelSelfAttention,
+)
 from diffusers.models.transformers.transformer_z_image import FeedForward as ZImageFeedForward
 from torch import Tensor
 from torch.nn import functional as F
@@ -29,7 +33,6 @@ from mezzotint.speed.attention import ATTENTIONS
 from mezzotint.speed.attention_layers import norm_rope_by_definition, replace_layers
 from mezzotint.speed.fusing import fuse
 from mezzotint.speed.rounded_products import (
-    ActiveProduct,
     Columns,
     GELURounding,
     RoundedLinear,
@@ -85,7 +88,7 @@ def test_a_model_with_gelu_in_its_products_computes_the_same(on_cpu: None, name:
     with unrounded_inputs():
         exact = model(**inputs)[0]
     model, inputs = fast(name)
-    assert replace_rounded_products(model, CPU) == 2 * 2 + 3
+    assert replace_rounded_products(model, CPU) == (2 * 2 + 3, None)
     fuse(model, families()["flux1"].together)
     got = model(**inputs)[0]
     assert 0 < relative_error(got, expected) < (0.05 if name == "demo-fp8" else 0.5)
@@ -104,7 +107,7 @@ def test_a_model_whose_inputs_have_a_scale_for_each_row_computes_the_same(on_cpu
         parts |= {} if layer.bias is None else {"bias": layer.bias}
         model.set_submodule(name, QuantLinear(replace(weight, parts=parts, dynamic_input=True)))
     expected = model(**inputs)[0]
-    assert replace_rounded_products(model, CPU) == 2 * 2 + 3
+    assert replace_rounded_products(model, CPU) == (2 * 2 + 3, None)
     assert fuse(model, families()["flux1"].together)[0] == 2 * 2 + 3
     block = model.single_transformer_blocks[0]
     assert isinstance(block.proj_mlp, GroupedLinear)
@@ -152,7 +155,7 @@ def test_layers_side_by_side_are_one_product(on_cpu: None) -> None:
     assert isinstance(block.proj_out, RoundedLinear)
     assert block.proj_mlp.plain == 3 * width
     assert type(block.proj_mlp) is RoundedProduct
-    assert type(model.transformer_blocks[0].ff.net[0]) is ActiveProduct
+    assert model.transformer_blocks[0].ff.net[0].plain == 0
 
 
 @torch.no_grad()
@@ -210,7 +213,7 @@ def test_swiglu_is_part_of_the_product_before_it(on_cpu: None, make: Any) -> Non
     expected = module(x, **given)
     with unrounded_inputs():
         exact = module(x, **given)
-    assert replace_rounded_products(module, CPU) == 1
+    assert replace_rounded_products(module, CPU) == (1, None)
     (product,) = (layer for layer in module.modules() if isinstance(layer, RoundedProduct))
     assert product.activation == "swiglu"
     got = module(x, **given)
@@ -218,7 +221,10 @@ def test_swiglu_is_part_of_the_product_before_it(on_cpu: None, make: Any) -> Non
     assert relative_error(got, exact) < 1.1 * relative_error(expected, exact)
     with unrounded_inputs():
         assert relative_error(module(x, **given), exact) < 1e-2
-    assert module.half().float() is module
+    apart = make().eval()
+    if isinstance(module, Flux2ParallelSelfAttention):
+        replace_layers(apart, ATTENTIONS["sdpa"])
+    torch.testing.assert_close(module.float()(x.float(), **given), apart.float()(x.float(), **given))
     assert {product.scale.dtype, product.inverse.dtype} == {torch.float32}
     assert torch.equal(product.scale * product.inverse, torch.ones(1))
 
@@ -227,16 +233,37 @@ def test_a_reader_without_a_scale_of_its_own_gets_one_for_each_row(on_cpu: None)
     model, _inputs = fast()
     block = model.single_transformer_blocks[0]
     del block.proj_out._buffers["input_scale"]
-    assert replace_rounded_products(model, CPU) == 2 * 2 + 3
+    assert replace_rounded_products(model, CPU) == (2 * 2 + 3, None)
     assert isinstance(block.act_mlp, GELURounding)
 
 
-def test_layers_that_cannot_be_one_stay_as_they_are(on_cpu: None) -> None:
-    model, _inputs = fast()
-    attn = model.single_transformer_blocks[0].attn
-    attn.to_k.register_buffer("input_scale", attn.to_k.get_buffer("input_scale") * 2)
-    assert replace_rounded_products(model, CPU) == 2 * 2 + 3 - 1
-    assert isinstance(attn.to_k, QuantLinear)
+@torch.no_grad()
+def test_where_queries_keys_and_values_stay_apart_the_activation_is_still_in_its_product(on_cpu: None) -> None:
+    model, inputs = fast()
+    block = model.single_transformer_blocks[0]
+    block.attn.to_k.register_buffer("input_scale", block.attn.to_k.get_buffer("input_scale") * 2)
+    expected = model(**inputs)[0]
+    assert replace_rounded_products(model, CPU) == (2 * 2 + 3, None)
+    assert isinstance(block.attn.to_k, QuantLinear)
+    assert block.proj_mlp.plain == 0
+    assert 0 < relative_error(model(**inputs)[0], expected) < 0.05
+
+
+@torch.no_grad()
+def test_it_says_why_an_activation_stays_outside(on_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounded_products, "missing", lambda _target: "is written for Hopper")
+    model, inputs = fast()
+    expected = model(**inputs)[0]
+    assert replace_rounded_products(model, CPU) == (0, "is written for Hopper")
+    assert torch.equal(model(**inputs)[0], expected)
+    assert replace_rounded_products(load("demo", device="cpu").transformer, CPU) == (0, None)
+
+
+def test_a_processor_that_is_not_replaced_gets_what_it_expects(on_cpu: None) -> None:
+    module = flux2_attention()
+    module.set_processor(Flux2KVParallelSelfAttnProcessor())
+    assert replace_rounded_products(module, CPU) == (0, None)
+    assert isinstance(module.to_qkv_mlp_proj, QuantLinear)
 
 
 def test_it_says_where_it_cannot_run() -> None:
@@ -258,5 +285,5 @@ def test_inputs_with_a_scale_for_each_row_are_rounded_behind_gelu(on_cpu: None) 
     with unrounded_inputs():
         exact = ff(x)
     native = ff(x)
-    assert replace_rounded_products(ff, CPU) == 1
+    assert replace_rounded_products(ff, CPU) == (1, None)
     assert relative_error(ff(x), exact) < relative_error(native, exact)

@@ -188,6 +188,7 @@ class LinearGroup:
     def take(self, x: Tensor, member: int, count: int = 1) -> Tensor:
         """Columns of the product that belong to a member and those after it: x [..., in] to [..., their widths]."""
         after = member + count
+        assert after <= len(self.widths)  # noqa: S101
         if self.input is not x or self.product is None or not all(self.waiting[member:after]):
             self.input, self.product, self.waiting = x, self.joined(x), [True] * len(self.widths)
         first = sum(self.widths[:member])

@@ -34,6 +34,8 @@ def make_fast(pipe: Any, attention: str | None) -> None:
         for unfused in report.apart:
             print(f"note: {', '.join(unfused.layers)} stay apart: {unfused.reason}", file=sys.stderr)
         if report.outside is not None:
-            print(f"note: no product of {name} ends in its activation: that {report.outside}", file=sys.stderr)
+            print(
+                f"note: no product of {name} ends in the activation behind it: that {report.outside}", file=sys.stderr
+            )
         declined = ", ".join(f"{other} {reason}" for other, reason in report.declined.items())
         print(f"note: {name} runs attention {report.attention}{declined and f' ({declined})'}", file=sys.stderr)

@@ -22,7 +22,8 @@ def joint_product(
 ) -> Tensor:
     """`rounded_product` of text [batch, tokens, in] and of the picture, the text's tokens first: [batch, all, out].
 
-    In BF16. Attention reads keys and values of both as one tensor, into which PyTorch's products would be copied.
+    In BF16. Attention reads keys and values of both as one tensor, into which PyTorch's products would be copied. Each
+    picture of a batch is a product of its own, whose thousands of rows keep the GPU as busy as all of them.
     """
     out = _place(text, picture, text_codes)
     sides = (
@@ -30,10 +31,9 @@ def joint_product(
         (picture, picture_scale, picture_codes, picture_weight_scale, picture_bias, out[:, text.shape[1] :]),
     )
     for x, scale, codes, weight_scale, bias, places in sides:
-        scales = scale.expand(x.shape[0] * x.shape[1], 1).reshape(*x.shape[:2], 1) if scale.numel() > 1 else None
-        for sample, place in enumerate(places):
-            own = scale if scales is None else scales[sample]
-            rounded_product(x[sample], own, codes, weight_scale, bias, torch.bfloat16, place)
+        scales = scale.reshape(*x.shape[:2], 1) if scale.numel() > 1 else scale.expand(len(x), 1, 1)
+        for sample, own, place in zip(x, scales, places, strict=True):
+            rounded_product(sample, own, codes, weight_scale, bias, torch.bfloat16, place)
     return out
 
 

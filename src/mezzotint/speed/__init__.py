@@ -11,7 +11,6 @@ from torch import nn
 from mezzotint.errors import BadRequest
 from mezzotint.families import family_with
 from mezzotint.kernels import Target
-from mezzotint.kernels.cuda.product import missing
 from mezzotint.kernels.graphs import Graphs
 from mezzotint.nn import overrides, quant_linears
 from mezzotint.speed.activations import replace_gelu
@@ -38,10 +37,10 @@ class SpeedReport:
     """What was done to a model.
 
     attention      its name; `declined` says why not the others
-    joined         how many products stand for several layers now
+    joined         how many products stand for several layers now, besides those that end in an activation
     apart          layers on the same input that could not be one product, and why
     rounded        products that an activation and the rounding behind it are part of, or follow in one pass
-    outside        why no product can have an activation as a part of it here, or None
+    outside        why activations that could be part of the product before them are not, or None
     one_pass       attention layers that normalise and rotate in one pass
     modulated      modulation layers whose products are worked out for all steps at once
     graphed        each shape of input is recorded as a CUDA graph
@@ -84,7 +83,7 @@ def speed_up(
     cache = cache_folder()
     chosen, declined = choose(target, attention)
     set_attention(model, chosen)
-    rounded = replace_rounded_products(model, target) if whole else 0
+    rounded, outside = replace_rounded_products(model, target) if whole else (0, None)
     joined, apart = (0, []) if plain else fuse(model, family.together)
     one_pass = replace_layers(model, chosen) if whole else 0
     if whole:
@@ -102,7 +101,7 @@ def speed_up(
         joined=joined,
         apart=tuple(apart),
         rounded=rounded,
-        outside=missing(target) if whole else None,
+        outside=outside,
         one_pass=one_pass,
         modulated=modulated,
         graphed=whole,

@@ -12,11 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mezzotint.kernels.fp8_matrix import fp8_matrix, static_input_scale
-from mezzotint.kernels.products import round_input
 from mezzotint.nn import GroupedLinear, QuantLinear
 from mezzotint.speed.attention import Attention, attention_is_exact
-from mezzotint.speed.rounded_products import Columns, RoundedProduct, as_chosen, in_fp8
+from mezzotint.speed.rounded_products import Columns, RoundedProduct, as_chosen, in_fp8, rounded_operands
 
 Angles = tuple[Tensor, Tensor]
 """cos and sin of each token's and pair's angle, float32 [1 or batch, tokens, width / 2]."""
@@ -92,7 +90,7 @@ class JointAttention:
 
     def _qkv(self, attn: Any, picture: Tensor, text: Tensor | None) -> Tensor:
         """Queries, keys and values side by side, the text's tokens first: [batch, all tokens, 3 * width]."""
-        if text is not None and self.joint is not None and as_chosen():
+        if text is not None and self.joint is not None and as_chosen() and all(in_fp8(layer) for layer in self.joint):
             return _joint_product(self.joint, text, picture)
         own = _side_by_side((attn.to_q, attn.to_k, attn.to_v), picture)
         if text is None:
@@ -114,8 +112,9 @@ class ParallelAttention:
         image_rotary_emb: Any = None,
     ) -> Tensor:
         product = attn.to_qkv_mlp_proj
+        active: Any
         if isinstance(product, RoundedProduct):
-            qkv, active = product(hidden_states, attn.inner_dim)
+            qkv, active = product.split(hidden_states, attn.inner_dim)
         else:
             both = product(hidden_states)
             qkv, active = both[..., : 3 * attn.inner_dim], attn.mlp_act_fn(both[..., 3 * attn.inner_dim :])
@@ -151,18 +150,21 @@ def replace_layers(model: nn.Module, attention: Attention) -> int:
 def _joint(attn: Any) -> tuple[QuantLinear, QuantLinear] | None:
     """The products of the text and of the picture, if each is one for queries, keys and values, in FP8."""
     members = (getattr(attn, "add_q_proj", None), attn.to_q)
-    layers = tuple(member.group.joined for member in members if isinstance(member, GroupedLinear))
+    layers = [member.group.joined for member in members if member is not None and _is_first_of(member, 3)]
     return (layers[0], layers[1]) if len(layers) == 2 and all(in_fp8(layer) for layer in layers) else None
+
+
+def _is_first_of(layer: Any, count: int) -> bool:
+    """Whether a layer is the first of a group of so many."""
+    return isinstance(layer, GroupedLinear) and layer.member == 0 and len(layer.group.widths) == count
 
 
 def _joint_product(layers: tuple[QuantLinear, QuantLinear], text: Tensor, picture: Tensor) -> Tensor:
     """Queries, keys and values of both, the text's first: [batch, all tokens, 3 * width]."""
     given: list[Any] = []
     for layer, x in zip(layers, (text, picture), strict=True):
-        weight = layer.weight_tensor
-        codes, weight_scale, bias = fp8_matrix(weight, layer.bias)
-        rounded, scale = round_input(x.reshape(-1, x.shape[-1]), static_input_scale(weight))
-        given += [rounded.view(x.shape), scale, codes, weight_scale, bias]
+        rounded, *others = rounded_operands(layer, x)
+        given += [rounded.view(x.shape), *others]
     out: Tensor = torch.ops.mezzotint.joint_product(*given)
     return out
 
@@ -170,7 +172,10 @@ def _joint_product(layers: tuple[QuantLinear, QuantLinear], text: Tensor, pictur
 def _side_by_side(layers: Sequence[Any], x: Tensor) -> Tensor:
     """What several layers make of x, one after another along the last axis, without a copy if they are one product."""
     first = layers[0]
-    if isinstance(first, GroupedLinear):
+    if isinstance(first, GroupedLinear) and all(
+        isinstance(layer, GroupedLinear) and layer.group is first.group and layer.member == first.member + place
+        for place, layer in enumerate(layers)
+    ):
         return first.group.take(x, first.member, len(layers))
     if isinstance(first, Columns):
         return x[..., first.first : first.first + sum(layer.out_features for layer in layers)]

@@ -7,6 +7,7 @@ of that with its own last instructions. Where each row has a scale of its own, G
 
 import importlib
 from collections.abc import Callable, Sequence
+from enum import Enum
 from itertools import accumulate
 from types import MethodType
 from typing import Any
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 
 from mezzotint.errors import ShapeMismatch
 from mezzotint.kernels import AS_STORED, Target
-from mezzotint.kernels.cuda.product import missing
+from mezzotint.kernels.cuda.product import activated, missing
 from mezzotint.kernels.fp8_matrix import fp8_matrix, is_fp8_matrix, static_input_scale
 from mezzotint.kernels.products import round_input, rounded_product
 from mezzotint.nn import QuantLinear, overrides
@@ -58,14 +59,17 @@ class RoundedProduct(nn.Module):
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("inverse", 1 / scale, persistent=False)
 
-    def forward(self, x: Tensor, room: int = 0) -> tuple[Tensor, Tensor | Rounded]:
+    def forward(self, x: Tensor) -> Tensor | Rounded:
+        """x [..., in] to [..., active]."""
+        return self.split(x)[1]
+
+    def split(self, x: Tensor, room: int = 0) -> tuple[Tensor, Tensor | Rounded]:
         """x [..., in] to [..., plain] and [..., active], with room for so many columns to the left if in FP8."""
-        if not as_chosen():
+        if not (as_chosen() and in_fp8(self.layer)):
             y = self.layer(x)
-            return y[..., : self.plain], _activated(y[..., self.plain :], self.activation)
-        weight = self.layer.weight_tensor
-        codes, weight_scale, bias = fp8_matrix(weight, self.layer.bias)
-        rows, input_scale = round_input(_rows(x), static_input_scale(weight))
+            active = activated(y[..., self.plain :], self.activation).to(y.dtype)
+            return y[..., : self.plain], active
+        rows, input_scale, codes, weight_scale, bias = rounded_operands(self.layer, x)
         plain, rounded = torch.ops.mezzotint.product(
             rows, codes, bias, input_scale, weight_scale, self.inverse, self.activation, self.plain, room
         )
@@ -85,13 +89,6 @@ class RoundedProduct(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.scale, self.inverse = (scale.to(self.scale.device) for scale in before)
         return self
-
-
-class ActiveProduct(RoundedProduct):
-    """One with no columns that are handed on as they are."""
-
-    def forward(self, x: Tensor) -> Tensor | Rounded:  # type: ignore[override]
-        return super().forward(x)[1]
 
 
 class GELURounding(nn.Module):
@@ -134,98 +131,123 @@ class Columns(nn.Module):
         return x[..., self.first : self.first + self.out_features]
 
 
-def replace_rounded_products(model: nn.Module, target: Target) -> int:
-    """Do so wherever the layer behind an activation multiplies in FP8, in a model on a GPU; returns how often."""
+class Outcome(Enum):
+    """What became of a product and the activation behind it."""
+
+    REPLACED = "the activation is part of the product, or follows in one pass"
+    OUTSIDE = "the activation would be part of the product, if that could run here"
+    APART = "the layer behind them does not read FP8, or not with one scale"
+
+
+def replace_rounded_products(model: nn.Module, target: Target) -> tuple[int, str | None]:
+    """Do so wherever the layer behind an activation multiplies in FP8, in a model on a GPU.
+
+    Returns how often, and why no activation is part of a product, if that is because of `target`.
+    """
     importlib.import_module("mezzotint.kernels.triton_ops.round")
-    in_product = missing(target) is None
-    return sum(
-        REPLACED[type(module).__name__](module, in_product)
-        for module in list(model.modules())
-        if type(module).__name__ in REPLACED
-    )
+    reason = missing(target)
+    found = [module for module in model.modules() if type(module).__name__ in REWRITTEN]
+    outcomes = [REWRITTEN[type(module).__name__](module, reason is None) for module in found]
+    return outcomes.count(Outcome.REPLACED), reason if Outcome.OUTSIDE in outcomes else None
 
 
-def _feed_forward(module: Any, in_product: bool) -> bool:
+def _feed_forward(module: Any, possible: bool) -> Outcome:
     """Two classes of diffusers' have this name."""
-    return _gelu_feed_forward(module, in_product) if hasattr(module, "net") else _zimage(module, in_product)
+    return _gelu_feed_forward(module, possible) if hasattr(module, "net") else _zimage(module, possible)
 
 
-def _gelu_feed_forward(module: Any, in_product: bool) -> bool:
+def _gelu_feed_forward(module: Any, possible: bool) -> Outcome:
     """FLUX.1's, Qwen-Image's and Wan's: a GELU that owns its layer, dropout, a layer."""
     first, last = module.net[0], module.net[-1]
     if getattr(first, "approximate", None) != "tanh" or not in_fp8(last):
-        return False
-    if not _reads_static(last):
+        return Outcome.APART
+    if rounds_by_row(last):
         module.net = nn.ModuleList([first.proj, GELURounding(), RoundedLinear(last)])
-        return True
-    if in_product and in_fp8(first.proj):
-        module.net = nn.ModuleList([ActiveProduct(first.proj, last, "gelu"), RoundedLinear(last)])
-        return True
-    return False
+        return Outcome.REPLACED
+    if not in_fp8(first.proj):
+        return Outcome.APART
+    if possible:
+        module.net = nn.ModuleList([RoundedProduct(first.proj, last, "gelu"), RoundedLinear(last)])
+    return Outcome.REPLACED if possible else Outcome.OUTSIDE
 
 
-def _flux2_feed_forward(module: Any, in_product: bool) -> bool:
+def _flux2_feed_forward(module: Any, possible: bool) -> Outcome:
     """Flux2FeedForward: gate and up in one layer."""
-    if not (in_product and in_fp8(module.linear_in) and _reads_static(module.linear_out)):
-        return False
-    module.linear_in = ActiveProduct(module.linear_in, module.linear_out, "swiglu")
-    module.act_fn = nn.Identity()
-    module.linear_out = RoundedLinear(module.linear_out)
-    return True
+    if not (in_fp8(module.linear_in) and _reads_static(module.linear_out)):
+        return Outcome.APART
+    if possible:
+        module.linear_in = RoundedProduct(module.linear_in, module.linear_out, "swiglu")
+        module.act_fn = nn.Identity()
+        module.linear_out = RoundedLinear(module.linear_out)
+    return Outcome.REPLACED if possible else Outcome.OUTSIDE
 
 
-def _flux2_single(attn: Any, in_product: bool) -> bool:
-    """FLUX.2's, where one layer makes queries, keys, values, gate and up; see ParallelAttention."""
-    if not (in_product and in_fp8(attn.to_qkv_mlp_proj) and _reads_static(attn.to_out)):
-        return False
-    attn.to_qkv_mlp_proj = RoundedProduct(attn.to_qkv_mlp_proj, attn.to_out, "swiglu", 3 * attn.inner_dim)
-    attn.to_out = RoundedLinear(attn.to_out)
-    return True
+def _flux2_single(attn: Any, possible: bool) -> Outcome:
+    """FLUX.2's, where one layer makes queries, keys, values, gate and up, if ParallelAttention reads it or is to."""
+    read = type(attn.processor).__name__ in ("Flux2ParallelSelfAttnProcessor", "ParallelAttention")
+    if not (read and in_fp8(attn.to_qkv_mlp_proj) and _reads_static(attn.to_out)):
+        return Outcome.APART
+    if possible:
+        attn.to_qkv_mlp_proj = RoundedProduct(attn.to_qkv_mlp_proj, attn.to_out, "swiglu", 3 * attn.inner_dim)
+        attn.to_out = RoundedLinear(attn.to_out)
+    return Outcome.REPLACED if possible else Outcome.OUTSIDE
 
 
-def _zimage(module: Any, in_product: bool) -> bool:
+def _zimage(module: Any, possible: bool) -> Outcome:
     """Z-Image's: gate w1 and up w3 in layers of their own."""
-    both = _joined([module.w1, module.w3], in_product) if _reads_static(module.w2) else None
+    both = _joined([module.w1, module.w3]) if _reads_static(module.w2) else None
     if both is None:
-        return False
-    module.w1, module.w3 = ActiveProduct(both, module.w2, "swiglu"), nn.Identity()
-    module._forward_silu_gating = _first
-    module.w2 = RoundedLinear(module.w2)
-    return True
+        return Outcome.APART
+    if possible:
+        module.w1, module.w3 = RoundedProduct(both, module.w2, "swiglu"), nn.Identity()
+        module._forward_silu_gating = _first
+        module.w2 = RoundedLinear(module.w2)
+    return Outcome.REPLACED if possible else Outcome.OUTSIDE
 
 
 def _first(rounded: Rounded, _x: Tensor) -> Rounded:
     return rounded
 
 
-def _flux1_single(block: Any, in_product: bool) -> bool:
+def _flux1_single(block: Any, possible: bool) -> Outcome:
     """FLUX.1's, where attention and feed-forward are side by side between two products."""
-    attn, following = block.attn, block.proj_out
+    following = block.proj_out
     if not in_fp8(following):
-        return False
-    if not _reads_static(following):
+        return Outcome.APART
+    if rounds_by_row(following):
         block.act_mlp = GELURounding()
+    elif not in_fp8(block.proj_mlp):
+        return Outcome.APART
+    elif not possible:
+        return Outcome.OUTSIDE
     else:
-        layers = [attn.to_q, attn.to_k, attn.to_v, block.proj_mlp]
-        one = _joined(layers, in_product)
-        if one is None:
-            return False
+        _put_product(block, block.attn, following)
+    block.proj_out = RoundedLinear(following)
+    block.forward = MethodType(_flux1_single_block, block)
+    return Outcome.REPLACED
+
+
+def _put_product(block: Any, attn: Any, following: QuantLinear) -> None:
+    """One product for queries, keys, values and the feed-forward part if they can be one, else for the latter alone."""
+    layers = [attn.to_q, attn.to_k, attn.to_v, block.proj_mlp]
+    one = _joined(layers)
+    if one is None:
+        block.proj_mlp = RoundedProduct(block.proj_mlp, following, "gelu")
+    else:
         *widths, _active = (layer.out_features for layer in layers)
         firsts = accumulate(widths, initial=0)
         attn.to_q, attn.to_k, attn.to_v = (Columns(first, width) for first, width in zip(firsts, widths, strict=False))
-        block.proj_mlp, block.act_mlp = RoundedProduct(one, following, "gelu", sum(widths)), nn.Identity()
-    block.proj_out = RoundedLinear(following)
-    block.forward = MethodType(_flux1_single_block, block)
-    return True
+        block.proj_mlp = RoundedProduct(one, following, "gelu", sum(widths))
+    block.act_mlp = nn.Identity()
 
 
-REPLACED = {
+REWRITTEN = {
     "FeedForward": _feed_forward,
     "Flux2FeedForward": _flux2_feed_forward,
     "Flux2ParallelSelfAttention": _flux2_single,
     "FluxSingleTransformerBlock": _flux1_single,
 }
-"""{diffusers' class: what rewrites one, and returns whether it could}"""
+"""{diffusers' class: what rewrites one, if a product can end in an activation here}"""
 
 
 def _flux1_single_block(
@@ -244,7 +266,8 @@ def _flux1_single_block(
     normed, gate = block.norm(x, emb=temb)
     product = block.proj_mlp
     in_product = isinstance(product, RoundedProduct)
-    given, active = product(normed, normed.shape[-1]) if in_product else (normed, product(normed))
+    qkv, active = product.split(normed, normed.shape[-1]) if in_product else (None, product(normed))
+    given = qkv if in_product and product.plain else normed
     attended = block.attn(hidden_states=given, image_rotary_emb=image_rotary_emb, **(joint_attention_kwargs or {}))
     both = product.beside(attended, active) if in_product else block.act_mlp(active, attended)
     x = x + gate.unsqueeze(1) * block.proj_out(both)
@@ -252,14 +275,20 @@ def _flux1_single_block(
     return x[:, :text], x[:, text:]
 
 
-def _joined(layers: Sequence[Any], in_product: bool) -> QuantLinear | None:
-    """One layer in place of several that read the same input, if their product can end in an activation."""
-    if not (in_product and all(in_fp8(layer) for layer in layers)):
+def _joined(layers: Sequence[Any]) -> QuantLinear | None:
+    """One layer in place of several in FP8 that read the same input, if they can be one."""
+    if not all(in_fp8(layer) for layer in layers):
         return None
     try:
         return joined(layers)
     except ShapeMismatch:
         return None
+
+
+def rounded_operands(layer: QuantLinear, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """x [..., in] in FP8 as rows, its scale, and the codes, scale and bias of a layer that is `in_fp8`."""
+    weight = layer.weight_tensor
+    return *round_input(_rows(x), static_input_scale(weight)), *fp8_matrix(weight, layer.bias)
 
 
 def in_fp8(layer: Any) -> bool:
@@ -284,13 +313,6 @@ def rounds_by_row(layer: QuantLinear) -> bool:
 
 def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
-
-
-def _activated(x: Tensor, activation: str) -> Tensor:
-    if activation == "gelu":
-        return tanh_gelu(x)
-    gate, up = x.chunk(2, -1)
-    return F.silu(gate) * up
 
 
 def as_chosen() -> bool:

@@ -3,7 +3,6 @@
 import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -65,7 +64,6 @@ class Kernel:
         )
 
 
-@cache
 def compiled(source: str, name: str, capability: str, threads: int, shared_bytes: int, device: int) -> Kernel:
     """The function called `name` in C++ source, for one device, which is the current one.
 
@@ -86,15 +84,19 @@ def machine_code(source: str, name: str, capability: str) -> bytes:
     from cuda.bindings import nvrtc
 
     program = checked(nvrtc.nvrtcCreateProgram(source.encode(), f"{name}.cu".encode(), 0, [], []))
-    options = [f"--gpu-architecture={capability}".encode(), b"--std=c++17"]
-    (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
-    if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-        log = b" " * checked(nvrtc.nvrtcGetProgramLogSize(program))
-        checked(nvrtc.nvrtcGetProgramLog(program, log))
-        raise Unsupported(f"NVRTC cannot compile {name} for {capability}: {log.decode().strip()}", WITHOUT)
-    code: bytes = b" " * checked(nvrtc.nvrtcGetCUBINSize(program))
-    checked(nvrtc.nvrtcGetCUBIN(program, code))
-    return code
+    try:
+        options = [f"--gpu-architecture={capability}".encode(), b"--std=c++17"]
+        (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
+        if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            log = bytearray(checked(nvrtc.nvrtcGetProgramLogSize(program)))
+            checked(nvrtc.nvrtcGetProgramLog(program, log))
+            said = log.decode().rstrip("\0").strip()
+            raise Unsupported(f"NVRTC cannot compile {name} for {capability}: {said}", WITHOUT)
+        code = bytearray(checked(nvrtc.nvrtcGetCUBINSize(program)))
+        checked(nvrtc.nvrtcGetCUBIN(program, code))
+    finally:
+        checked(nvrtc.nvrtcDestroyProgram(program))
+    return bytes(code)
 
 
 def with_definitions(source: str, definitions: Mapping[str, int]) -> str:
