@@ -28,7 +28,7 @@ from mezzotint.nn import PREPARED, GroupedLinear, QuantLinear, quant_linears, un
 from mezzotint.pipelines import load
 from mezzotint.schemes import FP8
 from mezzotint.schemes.rounding import round_e4m3
-from mezzotint.speed import rounded_products
+from mezzotint.speed import attention_layers, rounded_products
 from mezzotint.speed.attention import ATTENTIONS
 from mezzotint.speed.attention_layers import norm_rope_by_definition, replace_layers
 from mezzotint.speed.fusing import fuse
@@ -159,17 +159,19 @@ def test_layers_side_by_side_are_one_product(on_cpu: None) -> None:
 
 
 @torch.no_grad()
-def test_text_and_picture_are_multiplied_into_one_tensor(on_cpu: None) -> None:
+def test_text_and_picture_are_multiplied_into_one_tensor(on_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs = fast()
     fuse(model, families()["flux1"].together)
     replace_layers(model, ATTENTIONS["sdpa"])
     with_joint = model(**inputs)[0]
     attn = model.transformer_blocks[0].attn
-    assert attn.processor.joint == (attn.add_q_proj.group.joined, attn.to_q.group.joined)
-    for block in model.transformer_blocks:
-        block.attn.processor.joint = None
+    assert attention_layers._joint(attn) == [attn.add_q_proj.group.joined, attn.to_q.group.joined]
+    assert attention_layers._joint(model.single_transformer_blocks[0].attn) == []
+    picture, text = (torch.randn(2, tokens, attn.to_q.in_features).bfloat16() for tokens in (16, 5))
+    traced = torch.compile(attention_layers._qkv, fullgraph=True, backend="aot_eager")
+    assert torch.equal(traced(attn, picture, text), attention_layers._qkv(attn, picture, text))
+    monkeypatch.setattr(attention_layers, "_joint", lambda _attn: [])
     assert relative_error(with_joint, model(**inputs)[0]) < 1e-2
-    assert model.single_transformer_blocks[0].attn.processor.joint is None
 
 
 def fp8_layer(out: int, in_: int, seed: int) -> QuantLinear:

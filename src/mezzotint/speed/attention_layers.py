@@ -60,14 +60,10 @@ def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 class JointAttention:
-    """Text and picture in one attention: FLUX.1, FLUX.2's double blocks, Qwen-Image; Z-Image has one stream.
-
-    joint   the layers that make queries, keys and values of the text and of the picture, where each is one product
-    """
+    """Text and picture in one attention: FLUX.1, FLUX.2's double blocks, Qwen-Image; Z-Image has one stream."""
 
     def __init__(self, attention: Attention) -> None:
         self.attention = attention
-        self.joint: tuple[QuantLinear, QuantLinear] | None = None
 
     def __call__(
         self,
@@ -83,19 +79,10 @@ class JointAttention:
         mask = _joint_mask(attention_mask, encoder_hidden_states_mask, hidden_states)
         angles = _angles(image_rotary_emb if freqs_cis is None else freqs_cis)
         before = 0 if text is None else text.shape[1]
-        out = _attend(self.attention, attn, self._qkv(attn, hidden_states, text), before, angles, mask)
+        out = _attend(self.attention, attn, _qkv(attn, hidden_states, text), before, angles, mask)
         if text is None:
             return attn.to_out[0](out) if hasattr(attn, "to_out") else out
         return attn.to_out[0](out[:, before:]), attn.to_add_out(out[:, :before])
-
-    def _qkv(self, attn: Any, picture: Tensor, text: Tensor | None) -> Tensor:
-        """Queries, keys and values side by side, the text's tokens first: [batch, all tokens, 3 * width]."""
-        if text is not None and self.joint is not None and as_chosen() and all(in_fp8(layer) for layer in self.joint):
-            return _joint_product(self.joint, text, picture)
-        own = _side_by_side((attn.to_q, attn.to_k, attn.to_v), picture)
-        if text is None:
-            return own
-        return torch.cat((_side_by_side((attn.add_q_proj, attn.add_k_proj, attn.add_v_proj), text), own), 1)
 
 
 class ParallelAttention:
@@ -142,24 +129,30 @@ def replace_layers(model: nn.Module, attention: Attention) -> int:
     found = [layer for layer in model.modules() if type(getattr(layer, "processor", None)).__name__ in REPLACED]
     for layer in found:
         layer.processor = REPLACED[type(layer.processor).__name__](attention)
-        if isinstance(layer.processor, JointAttention):
-            layer.processor.joint = _joint(layer)
     return len(found)
 
 
-def _joint(attn: Any) -> tuple[QuantLinear, QuantLinear] | None:
-    """The products of the text and of the picture, if each is one for queries, keys and values, in FP8."""
-    members = (getattr(attn, "add_q_proj", None), attn.to_q)
-    layers = [member.group.joined for member in members if member is not None and _is_first_of(member, 3)]
-    return (layers[0], layers[1]) if len(layers) == 2 and all(in_fp8(layer) for layer in layers) else None
+def _qkv(attn: Any, picture: Tensor, text: Tensor | None) -> Tensor:
+    """Queries, keys and values side by side, the text's tokens first: [batch, all tokens, 3 * width]."""
+    if text is not None and as_chosen() and (joint := _joint(attn)):
+        return _joint_product(joint, text, picture)
+    own = _side_by_side((attn.to_q, attn.to_k, attn.to_v), picture)
+    if text is None:
+        return own
+    return torch.cat((_side_by_side((attn.add_q_proj, attn.add_k_proj, attn.add_v_proj), text), own), 1)
 
 
-def _is_first_of(layer: Any, count: int) -> bool:
-    """Whether a layer is the first of a group of so many."""
-    return isinstance(layer, GroupedLinear) and layer.member == 0 and len(layer.group.widths) == count
+def _joint(attn: Any) -> list[QuantLinear]:
+    """The products of the text and of the picture, if each is one for queries, keys and values, in FP8; else none."""
+    layers = [
+        layer.group.joined
+        for layer in (getattr(attn, "add_q_proj", None), attn.to_q)
+        if isinstance(layer, GroupedLinear) and layer.member == 0 and len(layer.group.widths) == 3
+    ]
+    return layers if len(layers) == 2 and all(in_fp8(layer) for layer in layers) else []
 
 
-def _joint_product(layers: tuple[QuantLinear, QuantLinear], text: Tensor, picture: Tensor) -> Tensor:
+def _joint_product(layers: Sequence[QuantLinear], text: Tensor, picture: Tensor) -> Tensor:
     """Queries, keys and values of both, the text's first: [batch, all tokens, 3 * width]."""
     given: list[Any] = []
     for layer, x in zip(layers, (text, picture), strict=True):

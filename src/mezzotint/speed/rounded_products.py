@@ -166,20 +166,22 @@ def _gelu_feed_forward(module: Any, possible: bool) -> Outcome:
         return Outcome.REPLACED
     if not in_fp8(first.proj):
         return Outcome.APART
-    if possible:
-        module.net = nn.ModuleList([RoundedProduct(first.proj, last, "gelu"), RoundedLinear(last)])
-    return Outcome.REPLACED if possible else Outcome.OUTSIDE
+    if not possible:
+        return Outcome.OUTSIDE
+    module.net = nn.ModuleList([RoundedProduct(first.proj, last, "gelu"), RoundedLinear(last)])
+    return Outcome.REPLACED
 
 
 def _flux2_feed_forward(module: Any, possible: bool) -> Outcome:
     """Flux2FeedForward: gate and up in one layer."""
     if not (in_fp8(module.linear_in) and _reads_static(module.linear_out)):
         return Outcome.APART
-    if possible:
-        module.linear_in = RoundedProduct(module.linear_in, module.linear_out, "swiglu")
-        module.act_fn = nn.Identity()
-        module.linear_out = RoundedLinear(module.linear_out)
-    return Outcome.REPLACED if possible else Outcome.OUTSIDE
+    if not possible:
+        return Outcome.OUTSIDE
+    module.linear_in = RoundedProduct(module.linear_in, module.linear_out, "swiglu")
+    module.act_fn = nn.Identity()
+    module.linear_out = RoundedLinear(module.linear_out)
+    return Outcome.REPLACED
 
 
 def _flux2_single(attn: Any, possible: bool) -> Outcome:
@@ -187,22 +189,27 @@ def _flux2_single(attn: Any, possible: bool) -> Outcome:
     read = type(attn.processor).__name__ in ("Flux2ParallelSelfAttnProcessor", "ParallelAttention")
     if not (read and in_fp8(attn.to_qkv_mlp_proj) and _reads_static(attn.to_out)):
         return Outcome.APART
-    if possible:
-        attn.to_qkv_mlp_proj = RoundedProduct(attn.to_qkv_mlp_proj, attn.to_out, "swiglu", 3 * attn.inner_dim)
-        attn.to_out = RoundedLinear(attn.to_out)
-    return Outcome.REPLACED if possible else Outcome.OUTSIDE
+    if not possible:
+        return Outcome.OUTSIDE
+    attn.to_qkv_mlp_proj = RoundedProduct(attn.to_qkv_mlp_proj, attn.to_out, "swiglu", 3 * attn.inner_dim)
+    attn.to_out = RoundedLinear(attn.to_out)
+    return Outcome.REPLACED
 
 
 def _zimage(module: Any, possible: bool) -> Outcome:
     """Z-Image's: gate w1 and up w3 in layers of their own."""
-    both = _joined([module.w1, module.w3]) if _reads_static(module.w2) else None
+    layers = [module.w1, module.w3]
+    if not (all(in_fp8(layer) for layer in layers) and _reads_static(module.w2)):
+        return Outcome.APART
+    if not possible:
+        return Outcome.OUTSIDE
+    both = _joined(layers)
     if both is None:
         return Outcome.APART
-    if possible:
-        module.w1, module.w3 = RoundedProduct(both, module.w2, "swiglu"), nn.Identity()
-        module._forward_silu_gating = _first
-        module.w2 = RoundedLinear(module.w2)
-    return Outcome.REPLACED if possible else Outcome.OUTSIDE
+    module.w1, module.w3 = RoundedProduct(both, module.w2, "swiglu"), nn.Identity()
+    module._forward_silu_gating = _first
+    module.w2 = RoundedLinear(module.w2)
+    return Outcome.REPLACED
 
 
 def _first(rounded: Rounded, _x: Tensor) -> Rounded:
@@ -221,24 +228,22 @@ def _flux1_single(block: Any, possible: bool) -> Outcome:
     elif not possible:
         return Outcome.OUTSIDE
     else:
-        _put_product(block, block.attn, following)
+        block.proj_mlp = _product_of_all(block, block.attn, following)
     block.proj_out = RoundedLinear(following)
     block.forward = MethodType(_flux1_single_block, block)
     return Outcome.REPLACED
 
 
-def _put_product(block: Any, attn: Any, following: QuantLinear) -> None:
-    """One product for queries, keys, values and the feed-forward part if they can be one, else for the latter alone."""
+def _product_of_all(block: Any, attn: Any, following: QuantLinear) -> RoundedProduct:
+    """That of queries, keys, values and the feed-forward part if they can be one, else of the latter alone."""
     layers = [attn.to_q, attn.to_k, attn.to_v, block.proj_mlp]
     one = _joined(layers)
     if one is None:
-        block.proj_mlp = RoundedProduct(block.proj_mlp, following, "gelu")
-    else:
-        *widths, _active = (layer.out_features for layer in layers)
-        firsts = accumulate(widths, initial=0)
-        attn.to_q, attn.to_k, attn.to_v = (Columns(first, width) for first, width in zip(firsts, widths, strict=False))
-        block.proj_mlp = RoundedProduct(one, following, "gelu", sum(widths))
-    block.act_mlp = nn.Identity()
+        return RoundedProduct(block.proj_mlp, following, "gelu")
+    *widths, _active = (layer.out_features for layer in layers)
+    firsts = accumulate(widths, initial=0)
+    attn.to_q, attn.to_k, attn.to_v = (Columns(first, width) for first, width in zip(firsts, widths, strict=False))
+    return RoundedProduct(one, following, "gelu", sum(widths))
 
 
 REWRITTEN = {

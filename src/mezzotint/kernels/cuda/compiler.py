@@ -1,7 +1,7 @@
 """CUDA C++ to something that can be launched: NVRTC and the driver, through NVIDIA's `cuda-bindings`."""
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -97,11 +97,6 @@ def machine_code(source: str, name: str, capability: str) -> bytes:
     finally:
         checked(nvrtc.nvrtcDestroyProgram(program))
     return bytes(code)
-
-
-def with_definitions(source: str, definitions: Mapping[str, int]) -> str:
-    """C++ source with these macros defined before it."""
-    return "".join(f"#define {name} {value}\n" for name, value in definitions.items()) + source
 
 
 def tensor_map(matrix: Tensor, box: Sequence[int]) -> Any:

@@ -178,4 +178,4 @@ def source_of(activation: str, x_by_row: bool, codes_by_row: bool, biased: bool)
         "CODES_BY_ROW": int(codes_by_row),
         "BIAS": int(biased),
     }
-    return compiler.with_definitions(source, definitions)
+    return "".join(f"#define {name} {value}\n" for name, value in definitions.items()) + source
