@@ -2,6 +2,7 @@
 
 import importlib
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,9 +25,10 @@ from mezzotint.schemes.rounding import round_e4m3
 from mezzotint.speed import speed_up
 from mezzotint.speed.attention import ATTENTIONS
 from mezzotint.speed.attention_layers import norm_rope_by_definition
-from mezzotint.speed.rounded_products import gelu_round_by_definition
+from mezzotint.speed.rounded_products import RoundedPieces, gelu_round_by_definition
 from mezzotint.tensor import PLAIN, QuantTensor
 from test_kernels import dynamic, fp8_tensor, with_bias
+from test_rounded_products import NUNCHAKU, published
 
 pytestmark = pytest.mark.gpu
 STEPS = 20
@@ -291,6 +293,21 @@ def test_a_fast_demo_agrees_with_the_same_layers_one_by_one_at_every_step(name: 
     errors = [relative_error(a, b) for a, b in zip(steps_from(pipe, calls), expected, strict=True)]
     print(f"{name} resident {resident}, fast ({report.attention}): relative error of the latents {max(errors):.2e}")
     assert max(errors) <= 2e-2
+
+
+@torch.no_grad()
+@NUNCHAKU
+@pytest.mark.parametrize("resident", ["stored", "fp8"])
+def test_a_fast_layer_in_two_pieces_agrees_with_the_pieces_one_by_one(data: Path, name: str, resident: str) -> None:
+    """2e-2, as the demo's. proj_mlp is joined to q, k, v once no smoothing of its own is left, in FP8."""
+    model, inputs = published(data, name, resident, "cuda")
+    expected = model(**inputs)[0]
+    report = speed_up(model)
+    assert (report.joined, report.rounded) == (2 + 1, 2 + 1)
+    assert isinstance(model.single_transformer_blocks[0].proj_out, RoundedPieces)
+    error = relative_error(model(**inputs)[0], expected)
+    print(f"{name} resident {resident}, fast ({report.attention}): relative error {error:.2e}")
+    assert error <= 2e-2
 
 
 @pytest.mark.parametrize("name", ["demo-fp8", "demo-nvfp4"])

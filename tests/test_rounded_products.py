@@ -4,6 +4,7 @@ import importlib
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,13 +20,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import four_bits
+from mezzotint.checkpoint import Checkpoint
 from mezzotint.families import families, family_with
 from mezzotint.kernels import Target, fp8_matrix
 from mezzotint.kernels.cuda.product import missing, product, product_by_definition
 from mezzotint.kernels.expand import expand_by_definition, prepared
 from mezzotint.kernels.reference import Reference
-from mezzotint.nn import PREPARED, GroupedLinear, QuantLinear, quant_linears, unrounded_inputs, use_backend
-from mezzotint.pipelines import load
+from mezzotint.loading import load as load_model
+from mezzotint.loading import plan
+from mezzotint.nn import (
+    PREPARED,
+    GroupedLinear,
+    QuantLinear,
+    SplitLinear,
+    quant_linears,
+    unrounded_inputs,
+    use_backend,
+)
+from mezzotint.pipelines import load, meta_model
 from mezzotint.schemes import FP8
 from mezzotint.schemes.rounding import round_e4m3
 from mezzotint.speed import attention_layers, rounded_products
@@ -36,12 +48,15 @@ from mezzotint.speed.rounded_products import (
     Columns,
     GELURounding,
     RoundedLinear,
+    RoundedPieces,
     RoundedProduct,
     gelu_round_by_definition,
     replace_rounded_products,
 )
+from nunchaku_files import golden
 from test_expand import relative_error
 from test_kernels import fp8_tensor
+from test_nunchaku import flux_inputs
 
 CPU, H100 = Target("cpu"), Target("cuda", (9, 0))
 
@@ -292,3 +307,59 @@ def test_inputs_with_a_scale_for_each_row_are_rounded_behind_gelu(on_cpu: None) 
     native = ff(x)
     assert replace_rounded_products(ff, CPU) == (1, None)
     assert relative_error(ff(x), exact) < relative_error(native, exact)
+
+
+def published(data: Path, name: str, resident: str = "stored", device: str = "cpu") -> tuple[Any, dict[str, Any]]:
+    """FLUX.1 as Nunchaku's files have it: the single block's proj_out in two pieces, whose inputs are scaled by row."""
+    checkpoint = Checkpoint.open(golden(data, name))
+    model: Any = meta_model("FluxTransformer2DModel", checkpoint.header.config)
+    load_model(plan(checkpoint, model), model, torch.device(device), torch.bfloat16, resident=resident)
+    inputs = {key: value.to(device) for key, value in flux_inputs().items()}
+    wide = {key: inputs[key].bfloat16() for key in ("hidden_states", "encoder_hidden_states", "pooled_projections")}
+    return model.eval(), inputs | wide | {"return_dict": False}
+
+
+NUNCHAKU = pytest.mark.parametrize("name", ["nunchaku_flux1_int4_r32", "nunchaku_flux1_nvfp4_r32"])
+
+
+@torch.no_grad()
+@NUNCHAKU
+def test_pieces_side_by_side_are_two_products(on_cpu: None, data: Path, name: str) -> None:
+    """Once the weights are FP8, both round the same rows: only GELU is no longer rounded to BF16 in between, by 2^-9,
+    after which some of the numbers go to the next of FP8, which are 2^-3 apart."""
+    model, inputs = published(data, name, resident="fp8")
+    expected = model(**inputs)[0]
+    assert replace_rounded_products(model, CPU) == (2 + 1, None)
+    assert fuse(model, families()["flux1"].together)[0] == 2 + 1
+    block = model.single_transformer_blocks[0]
+    assert isinstance(block.proj_mlp, GroupedLinear)
+    assert isinstance(block.act_mlp, GELURounding)
+    assert isinstance(block.proj_out, RoundedPieces)
+    assert 0 < relative_error(model(**inputs)[0], expected) < 0.02
+
+
+@torch.no_grad()
+@NUNCHAKU
+def test_pieces_of_4_bits_read_fp8_too(on_cpu: None, data: Path, name: str) -> None:
+    model, inputs = published(data, name)
+    native = model(**inputs)[0]
+    with unrounded_inputs():
+        exact = model(**inputs)[0]
+    with use_backend("weight_only"):
+        decoded = model(**inputs)[0]
+    assert replace_rounded_products(model, CPU) == (2 + 1, None)
+    assert isinstance(model.single_transformer_blocks[0].proj_out, RoundedPieces)
+    assert relative_error(model(**inputs)[0], exact) < relative_error(native, exact), "8 bits instead of 4"
+    with unrounded_inputs():  # as close as two ways of computing GELU in BF16
+        assert relative_error(model(**inputs)[0], exact) < 1e-2
+    with use_backend("weight_only"):
+        assert relative_error(model(**inputs)[0], decoded) < 1e-2
+
+
+@torch.no_grad()
+def test_pieces_that_do_not_read_fp8_stay_as_they_are(data: Path) -> None:
+    model, inputs = published(data, "nunchaku_flux1_int4_r32")
+    expected = model(**inputs)[0]
+    assert replace_rounded_products(model, CPU) == (0, None)
+    assert isinstance(model.single_transformer_blocks[0].proj_out, SplitLinear)
+    assert torch.equal(model(**inputs)[0], expected)

@@ -4,7 +4,7 @@ The time of a product does not depend on what is multiplied, as long as it is no
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,8 +14,11 @@ from torch.utils import _pytree as pytree
 from mezzotint.bench.shapes import shape_of
 from mezzotint.errors import BadRequest
 from mezzotint.families import Family, Sampling, family_with
+from mezzotint.families.nunchaku_names import TABLES, in_nunchaku, piece_columns, stored_layers
+from mezzotint.formats.svdquant import GELU_SHIFT, SHIFTED
+from mezzotint.kernels.expand import SCHEMES as EXPANDED
 from mezzotint.kernels.expand import as_fp8
-from mezzotint.nn import QuantLinear, quant_linears
+from mezzotint.nn import QuantLinear, SplitLinear, linear_of, quant_linears
 from mezzotint.pipelines import meta_model
 from mezzotint.residency import RESIDENT, STORED
 from mezzotint.schemes import AWQ_W4A16, FP8, NVFP4, SVDQUANT_INT4, SVDQUANT_NVFP4, Scheme
@@ -70,20 +73,26 @@ class Case:
             if name is not None and name not in known:
                 raise BadRequest(f"no {what} is called {name!r}", f"there are: {', '.join(known)}.")
 
+    @property
+    def svdquant(self) -> bool:
+        return self.scheme.startswith("svdquant")
+
 
 def build(case: Case, device: torch.device) -> nn.Module:
     """The transformer at its real size on `device`, in BF16 but for what the case's scheme quantizes.
 
-    Quantized are all linears of the repeated blocks; with SVDQuant, those that see one row a picture are AWQ W4A16.
+    Quantized are all linears of the repeated blocks. SVDQuant's are those of a Nunchaku file, as such a file has them:
+    linears that it stores as one layer share smooth and proj_down, one that it stores in two is a SplitLinear, and
+    those that see one row a picture are AWQ W4A16. Of a family that has no such files, linears on the same input share.
     """
     shape = shape_of(case.model)
     model = meta_model(shape.transformer, shape.config)
     family = family_with(shape.transformer, case.model)
-    quantized = set() if case.scheme == BF16 else block_linears(model)
-    shared: dict[Any, dict[str, Tensor]] = {}
+    pieces = {} if case.scheme == BF16 else _pieces(model, case, family)
+    layers = _Layers(case, family, device)
     for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and name in quantized:
-            model.set_submodule(name, _quantized(module, name, case, family, device, shared))
+        if isinstance(module, nn.Linear) and name in pieces:
+            model.set_submodule(name, layers.make(module, name, pieces[name]))
         else:
             _fill(module, device)
     return model.to(device).eval()
@@ -101,6 +110,37 @@ def block_linears(model: nn.Module) -> set[str]:
     }
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """A linear, or some of its input features, as one matrix; those `stored` in one layer read the same input."""
+
+    stored: str
+    columns: int
+
+
+def _pieces(model: nn.Module, case: Case, family: Family) -> dict[str, list[_Piece]]:
+    """{linear to quantize: its pieces, side by side along its input features}"""
+    names = block_linears(model)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    if not (case.svdquant and family.name in TABLES):
+        return {name: [_Piece(_input_of(name, family), shapes[f"{name}.weight"][1])] for name in names}
+    pieces: dict[str, list[_Piece]] = {}
+    for stored, held in stored_layers(family.name, (name for name in names if in_nunchaku(family.name, name))).items():
+        for name, number in held:
+            columns = piece_columns(family.name, name, shapes)[number]
+            pieces.setdefault(name, []).append(_Piece(stored, columns))
+    return pieces
+
+
+def _input_of(name: str, family: Family) -> str:
+    """The same for layers that `Family.together` says read the same input."""
+    for group in family.together:
+        for member in group:
+            if name.endswith(f".{member}"):
+                return name.removesuffix(member) + group[0]
+    return name
+
+
 def _fill(module: nn.Module, device: torch.device) -> None:
     """Random weights; norms' are ones, as at the start of training."""
     for name, parameter in list(module.named_parameters(recurse=False)):
@@ -111,50 +151,49 @@ def _fill(module: nn.Module, device: torch.device) -> None:
         module.register_parameter(name, nn.Parameter(value, requires_grad=False))
 
 
-def _quantized(
-    module: nn.Linear, name: str, case: Case, family: Family, device: torch.device, shared: dict[Any, dict[str, Tensor]]
-) -> QuantLinear:
-    weight = torch.randn(module.out_features, module.in_features, device=device) * WEIGHT_STD
-    if case.scheme.startswith("svdquant") and name.endswith(family.modulation):
-        tensor = _tensor(AWQ_W4A16, weight, encode_awq(weight))
-    else:
-        scheme, encode = ENCODERS[case.scheme]
+@dataclass(frozen=True)
+class _Layers:
+    """The quantized layers of a case, with random weights.
+
+    shared   {stored layer: its smooth and proj_down}
+    """
+
+    case: Case
+    family: Family
+    device: torch.device
+    shared: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+    def make(self, linear: nn.Linear, name: str, pieces: list[_Piece]) -> QuantLinear | SplitLinear:
+        tensors = [self._matrix(linear, name, piece) for piece in pieces]
+        if self.case.resident == "fp8":
+            tensors = [as_fp8(tensor) if tensor.scheme in EXPANDED else tensor for tensor in tensors]
+        return linear_of(tensors, torch.bfloat16)
+
+    def _matrix(self, linear: nn.Linear, name: str, piece: _Piece) -> QuantTensor:
+        awq = self.case.svdquant and name.endswith(self.family.modulation)
+        scheme, encode = (AWQ_W4A16, encode_awq) if awq else ENCODERS[self.case.scheme]
+        weight = torch.randn(linear.out_features, piece.columns, device=self.device) * WEIGHT_STD
         parts = encode(weight)
-        if case.scheme.startswith("svdquant"):
-            key = _input_of(name, family)
-            if key not in shared:
-                shared[key] = _of_input(weight)
-            up = torch.randn(len(weight), RANK, dtype=torch.bfloat16, device=device) * WEIGHT_STD
-            parts |= {"proj_up": up, **shared[key]}
-        tensor = _tensor(scheme, weight, parts)
-        if case.resident == "fp8" and case.scheme != "fp8":
-            tensor = as_fp8(tensor)
-    bias = {}
-    if module.bias is not None:
-        bias["bias"] = torch.randn(module.out_features, device=device, dtype=torch.bfloat16) * WEIGHT_STD
-    return QuantLinear(tensor.with_parts({**tensor.parts, **bias}, PLAIN), torch.bfloat16)
+        if self.case.svdquant and not awq:
+            parts = self._svdquant(parts, weight, piece.stored)
+        if linear.bias is not None:
+            parts["bias"] = self._halves(len(weight))
+        return QuantTensor(scheme, PLAIN, (len(weight), piece.columns), parts, dynamic_input=True)
 
+    def _svdquant(self, parts: dict[str, Tensor], weight: Tensor, stored: str) -> dict[str, Tensor]:
+        """Encoded weights with what is around them; the scale of the matrix is each row's, as where q, k, v are one."""
+        rows, columns = weight.shape
+        if stored not in self.shared:
+            smooth = torch.rand(columns, dtype=torch.bfloat16, device=self.device) + 0.5
+            self.shared[stored] = {"proj_down": self._halves(RANK, columns), "smooth": smooth}
+        if "global_scale" in parts:
+            parts["channel_scale"] = parts.pop("global_scale").bfloat16().repeat(rows)
+        elif SHIFTED.fullmatch(stored):  # INT4, which has no scale of the matrix
+            parts["shift"] = torch.tensor(GELU_SHIFT, device=self.device)
+        return parts | self.shared[stored] | {"proj_up": self._halves(rows, RANK)}
 
-def _tensor(scheme: Scheme, weight: Tensor, parts: dict[str, Tensor]) -> QuantTensor:
-    return QuantTensor(scheme, PLAIN, (weight.shape[0], weight.shape[1]), parts, dynamic_input=True)
-
-
-def _of_input(weight: Tensor) -> dict[str, Tensor]:
-    """What SVDQuant's layers on the same input have in common."""
-    in_ = weight.shape[1]
-    return {
-        "proj_down": torch.randn(RANK, in_, dtype=torch.bfloat16, device=weight.device) * WEIGHT_STD,
-        "smooth": torch.rand(in_, dtype=torch.bfloat16, device=weight.device) + 0.5,
-    }
-
-
-def _input_of(name: str, family: Family) -> Any:
-    """Equal for layers that `Family.together` says read the same input, else the layer's own name."""
-    for group in family.together:
-        for member in group:
-            if name.endswith(f".{member}"):
-                return name.removesuffix(member), group
-    return name
+    def _halves(self, *shape: int) -> Tensor:
+        return torch.randn(shape, dtype=torch.bfloat16, device=self.device) * WEIGHT_STD
 
 
 def calibrate(model: nn.Module, inputs: Mapping[str, Any]) -> None:

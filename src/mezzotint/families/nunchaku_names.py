@@ -228,6 +228,15 @@ def stored_layers(family: str, modules: Iterable[str], row_major: bool = False) 
     return {stored: [held[target] for target in holding[stored]] for stored, held in found.items()}
 
 
+def piece_columns(family: str, module: str, shapes: Mapping[str, Shape]) -> list[int]:
+    """How many input features each piece of a linear has, in a model with tensors of these shapes."""
+    block, pieces = _stored_as(family, module)
+    tables = (table for table in TABLES.get(family, ()) if table.block.fullmatch(block))
+    sizes = next((table.sizes(shapes) for table in tables), {})
+    whole = shapes[f"{module}.weight"][1]
+    return [sizes.get(spellings[0][1].columns, whole) for spellings in pieces]
+
+
 def stored_tensor(family: str, name: str, row_major: bool = False) -> str:
     """The name under which an unquantized tensor of the model is stored."""
     module, _, leaf = name.rpartition(".")

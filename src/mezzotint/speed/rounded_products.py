@@ -21,7 +21,7 @@ from mezzotint.kernels import AS_STORED, Target
 from mezzotint.kernels.cuda.product import activated, missing
 from mezzotint.kernels.fp8_matrix import fp8_matrix, is_fp8_matrix, static_input_scale
 from mezzotint.kernels.products import round_input, rounded_product
-from mezzotint.nn import QuantLinear, overrides
+from mezzotint.nn import QuantLinear, SplitLinear, overrides
 from mezzotint.speed.activations import tanh_gelu
 from mezzotint.speed.fusing import joined
 
@@ -118,6 +118,20 @@ class RoundedLinear(nn.Module):
         codes, weight_scale, bias = fp8_matrix(self.layer.weight_tensor, self.layer.bias)
         y = rounded_product(_rows(rounded), scale, codes, weight_scale, bias, self.layer.compute_dtype)
         return y.reshape(*rounded.shape[:-1], -1)
+
+
+class RoundedPieces(nn.Module):
+    """The layer behind, where it is stored in two pieces: the first is given an input of its own, to round itself."""
+
+    def __init__(self, layer: SplitLinear) -> None:
+        super().__init__()
+        self.first, second = layer.products
+        self.second = RoundedLinear(second)
+
+    def forward(self, left: Tensor, x: Tensor | Rounded) -> Tensor:
+        """left [..., in of the first] and x [..., in of the second] to [..., out]."""
+        product: Tensor = self.first(left) + self.second(x)
+        return product
 
 
 class Columns(nn.Module):
@@ -219,6 +233,8 @@ def _first(rounded: Rounded, _x: Tensor) -> Rounded:
 def _flux1_single(block: Any, possible: bool) -> Outcome:
     """FLUX.1's, where attention and feed-forward are side by side between two products."""
     following = block.proj_out
+    if isinstance(following, SplitLinear):
+        return _flux1_single_in_pieces(block, following)
     if not in_fp8(following):
         return Outcome.APART
     if rounds_by_row(following):
@@ -230,6 +246,19 @@ def _flux1_single(block: Any, possible: bool) -> Outcome:
     else:
         block.proj_mlp = _product_of_all(block, block.attn, following)
     block.proj_out = RoundedLinear(following)
+    block.forward = MethodType(_flux1_single_block, block)
+    return Outcome.REPLACED
+
+
+def _flux1_single_in_pieces(block: Any, following: SplitLinear) -> Outcome:
+    """The same where the second product is stored in two pieces, the attention's and the feed-forward part's.
+
+    Each piece scales its rows for itself, so that nothing has to stand side by side.
+    """
+    _attention, *others = following.products
+    if [piece.in_features for piece in others] != [block.mlp_hidden_dim] or not rounds_by_row(others[0]):
+        return Outcome.APART
+    block.act_mlp, block.proj_out = GELURounding(), RoundedPieces(following)
     block.forward = MethodType(_flux1_single_block, block)
     return Outcome.REPLACED
 
@@ -263,7 +292,7 @@ def _flux1_single_block(
     image_rotary_emb: Any = None,
     joint_attention_kwargs: dict[str, Any] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """FluxSingleTransformerBlock's forward, with the attention's result handed to what is to stand beside it.
+    """FluxSingleTransformerBlock's forward, with the attention's result handed to whatever multiplies or holds it next.
 
     Where there is one product for queries, keys, values and the feed-forward part, the attention is given its columns.
     """
@@ -274,10 +303,21 @@ def _flux1_single_block(
     qkv, active = product.split(normed, normed.shape[-1]) if in_product else (None, product(normed))
     given = qkv if in_product and product.plain else normed
     attended = block.attn(hidden_states=given, image_rotary_emb=image_rotary_emb, **(joint_attention_kwargs or {}))
-    both = product.beside(attended, active) if in_product else block.act_mlp(active, attended)
-    x = x + gate.unsqueeze(1) * block.proj_out(both)
+    x = x + gate.unsqueeze(1) * _projected(block, attended, active)
     text = encoder_hidden_states.shape[1]
     return x[:, :text], x[:, text:]
+
+
+def _projected(block: Any, attended: Tensor, active: Tensor | Rounded) -> Tensor:
+    """proj_out of the attention's result and of the feed-forward part, whose GELU is in its product or to come."""
+    if isinstance(block.proj_out, RoundedPieces):
+        both: tuple[Any, ...] = attended, block.act_mlp(active)
+    elif isinstance(block.proj_mlp, RoundedProduct):
+        both = (block.proj_mlp.beside(attended, active),)
+    else:
+        both = (block.act_mlp(active, attended),)
+    out: Tensor = block.proj_out(*both)
+    return out
 
 
 def _joined(layers: Sequence[Any]) -> QuantLinear | None:
