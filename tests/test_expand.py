@@ -8,7 +8,7 @@ import torch
 import four_bits
 from mezzotint.errors import BadRequest
 from mezzotint.kernels import AS_STORED, BF16, Can, Cannot, Target, WeightSpec, refusals, select
-from mezzotint.kernels.expand import as_fp8, can_expand, expand_by_definition, prepared, scaled_input
+from mezzotint.kernels.expand import as_fp8, can_expand, expand_by_definition, full_bias, prepared, scaled_input
 from mezzotint.nn import QuantLinear, quant_linears
 from mezzotint.pipelines import load
 from mezzotint.residency import settle
@@ -69,6 +69,16 @@ def test_a_layer_that_became_fp8_multiplies_as_before_but_for_rounding(name: str
     assert relative_error(y, exact) < 6e-2
     rounded = relative_error(QuantLinear(weight, torch.float32)(x), exact)
     assert relative_error(y, exact) < rounded, "FP8 is to be closer to the checkpoint's weights than 4-bit inputs are"
+
+
+def test_a_shifted_layer_without_a_bias_has_what_the_shift_adds() -> None:
+    whole = FORMS["svdquant_int4, shifted"]
+    weight = whole.with_parts({name: part for name, part in whole.parts.items() if name != "bias"}, PLAIN)
+    ready = replace(weight, prepared=prepared(weight))
+    of_shift = weight.scheme.real_bias(weight.parts)
+    assert of_shift.abs().max() > 0
+    torch.testing.assert_close(full_bias(ready, None), of_shift)
+    torch.testing.assert_close(as_fp8(weight).parts["bias"], of_shift)
 
 
 def test_a_static_scale_keeps_its_range_and_what_it_was_measured_on() -> None:

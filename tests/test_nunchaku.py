@@ -186,6 +186,13 @@ def test_any_tensor_that_is_taken_away_is_missed(data: Path, tmp_path: Path, sto
         loaded(Checkpoint.open(file), torch.bfloat16, "bf16")
 
 
+def test_a_shift_is_made_up_for_in_a_bias_that_has_to_be_there(data: Path, tmp_path: Path) -> None:
+    key = "single_transformer_blocks.0.mlp_fc2.bias"
+    file = changed(golden(data, FLUX_INT4), tmp_path / "a.safetensors", lambda tensors: tensors.pop(key))
+    with pytest.raises(MezzotintError, match=r"mlp_fc2\.bias is not there"):
+        loaded(Checkpoint.open(file), torch.bfloat16, "as_stored")
+
+
 def test_inspect_reports_a_missing_tensor(data: Path, tmp_path: Path) -> None:
     key = "transformer_blocks.0.mlp_fc1.lora_up"
     file = changed(golden(data, FLUX_INT4), tmp_path / "a.safetensors", lambda tensors: tensors.pop(key))

@@ -87,10 +87,11 @@ def weight_scale(weight: QuantTensor) -> Tensor:
 
 
 def full_bias(weight: QuantTensor, bias: Tensor | None) -> Tensor | None:
-    """The bias, with what a prepared weight makes of a shifted input."""
-    if bias is None or "bias" not in weight.prepared:
-        return bias
-    return (bias.float() + weight.prepared["bias"]).to(bias.dtype)
+    """The bias, with what a prepared weight makes of a shifted input; in float32 if there is no other."""
+    of_shift = weight.prepared.get("bias")
+    if bias is None or of_shift is None:
+        return of_shift if bias is None else bias
+    return (bias.float() + of_shift).to(bias.dtype)
 
 
 def low_rank(parts: Parts) -> tuple[Tensor, Tensor] | None:
@@ -177,8 +178,9 @@ def as_fp8(weight: QuantTensor) -> QuantTensor:
     """
     ready = replace(weight, prepared=prepared(weight))
     parts = {"codes": expand_by_definition(ready), "weight_scale": weight_scale(ready)}
-    if "bias" in weight.parts:
-        parts["bias"] = (weight.parts["bias"].float() + ready.prepared.get("bias", 0)).to(weight.parts["bias"].dtype)
+    bias = full_bias(ready, weight.parts.get("bias"))
+    if bias is not None:
+        parts["bias"] = bias
     static = input_scale_fp8(weight)
     if static is not None:
         parts |= {"input_scale": static}

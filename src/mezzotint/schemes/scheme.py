@@ -99,12 +99,11 @@ class Scheme:
 
     def real_bias(self, parts: Parts) -> Tensor | None:
         """The bias that goes with `dequantize`, float32 [out]: that of a shifted layer takes in what the shift adds."""
-        if "bias" not in parts:
-            return None
-        bias = parts["bias"].float()
+        bias = parts["bias"].float() if "bias" in parts else None
         if "shift" not in parts:
             return bias
-        return bias + _scale_columns(self.decode(parts), parts).sum(dim=1) * parts["shift"].float()
+        of_shift = _scale_columns(self.decode(parts), parts).sum(dim=1) * parts["shift"].float()
+        return of_shift if bias is None else bias + of_shift
 
     def linear(self, x: Tensor, parts: Parts, quantize: bool) -> Tensor:
         """The layer's product without its bias: x [..., in] to float32 [..., out]; `quantize` rounds the input."""

@@ -12,24 +12,20 @@ from mezzotint.errors import BadRequest
 from mezzotint.families import family_with
 from mezzotint.kernels import Target
 from mezzotint.kernels.graphs import Graphs
-from mezzotint.nn import overrides, quant_linears
+from mezzotint.nn import overrides
 from mezzotint.speed.activations import replace_gelu
 from mezzotint.speed.attention import attention_is_exact, choose, set_attention
 from mezzotint.speed.attention_layers import replace_layers
 from mezzotint.speed.fusing import Unfused, fuse
 from mezzotint.speed.modulation import Ahead, Scheduler, work_ahead
-from mezzotint.speed.rounded_products import replace_rounded_products, rounds_by_row
+from mezzotint.speed.rounded_products import replace_rounded_products
 from mezzotint.speed.shapes import Announcer
 
 __all__ = ["SpeedReport", "Unfused", "speed_up"]
 
-TUNED: dict[str, Any] = {"max_autotune_pointwise": True}
-"""Inductor measures a few tile sizes of each elementwise kernel."""
-
-BOTH_WAYS: dict[str, Any] = {"triton.multi_kernel": 1}
-"""Inductor writes each reduction, such as a norm, both as a loop and with a row in registers, and keeps the faster one:
-1 ms less of klein's 37 and of Qwen-Image's 88. Not where inputs are rounded by row: SVDQuant's elementwise kernels took
-9.0 ms with it, and 6.1 to 6.9 without."""
+TUNED: dict[str, Any] = {"max_autotune_pointwise": True, "triton.multi_kernel": 1}
+"""Inductor measures a few tile sizes of each elementwise kernel. It writes each reduction, such as a norm, both as a
+loop and with a row in registers, and keeps the faster one: 1 ms less of klein's 37, Qwen-Image's 88, SVDQuant's 96."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +85,7 @@ def speed_up(
     if whole:
         replace_gelu(model)
     model.register_forward_pre_hook(Announcer(), with_kwargs=True)
-    model.compile_repeated_blocks(fullgraph=True, options=_options(model) if whole else None)  # type: ignore[operator]
+    model.compile_repeated_blocks(fullgraph=True, options=TUNED if whole else None)  # type: ignore[operator]
     if whole:
         model.forward = Graphs(model.forward, lambda: (overrides(), attention_is_exact()))
     modulated = 0
@@ -107,12 +103,6 @@ def speed_up(
         graphed=whole,
         cache=str(cache),
     )
-
-
-def _options(model: nn.Module) -> dict[str, Any]:
-    """What Inductor is told."""
-    products = (product for layer in quant_linears(model).values() for product in layer.products)
-    return TUNED if any(rounds_by_row(product) for product in products) else TUNED | BOTH_WAYS
 
 
 def cache_folder() -> Path:
