@@ -25,7 +25,7 @@ from mezzotint.schemes.rounding import round_e4m3
 from mezzotint.speed import speed_up
 from mezzotint.speed.attention import ATTENTIONS
 from mezzotint.speed.attention_layers import norm_rope_by_definition
-from mezzotint.speed.rounded_products import RoundedPieces, gelu_round_by_definition
+from mezzotint.speed.rounded_products import RoundedPieces, activation_round_by_definition
 from mezzotint.tensor import PLAIN, QuantTensor
 from test_kernels import dynamic, fp8_tensor, with_bias
 from test_rounded_products import NUNCHAKU, published
@@ -263,15 +263,17 @@ def test_what_is_put_beside_a_product_is_rounded_as_the_next_layer_reads_it() ->
     assert torch.equal(wide[:, 64:].float(), after)
 
 
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
 @pytest.mark.parametrize(("rows", "beside"), [(4608, 3072), (4096, 0), (77, 64), (1, 0)])
-def test_gelu_rounded_by_row_equals_its_definition(rows: int, beside: int) -> None:
-    """But for one number in a thousand, by one step of FP8, where GELU differs in its last bit."""
+def test_an_activation_rounded_by_row_equals_its_definition(rows: int, beside: int, activation: str) -> None:
+    """But for one number in a thousand, by one step of FP8, where the activation differs in its last bit, and in BF16
+    for SwiGLU: that is a 16th of a step."""
     importlib.import_module("mezzotint.kernels.triton_ops.round")
     torch.manual_seed(0)
-    x = torch.randn(rows, 21504, device="cuda").bfloat16()[:, :12288] * 3
+    x = torch.randn(rows, 21504, device="cuda").bfloat16()[:, :20480] * 3
     left = torch.randn(rows, beside, device="cuda").bfloat16() if beside else None
     (codes, scale), (expected, own) = (
-        run(x, left) for run in (torch.ops.mezzotint.gelu_round, gelu_round_by_definition)
+        run(x, left, activation) for run in (torch.ops.mezzotint.activation_round, activation_round_by_definition)
     )
     torch.testing.assert_close(scale, own)
     apart = (codes.view(torch.uint8).int() - expected.view(torch.uint8).int()).abs()

@@ -45,12 +45,12 @@ from mezzotint.speed.attention import ATTENTIONS
 from mezzotint.speed.attention_layers import norm_rope_by_definition, replace_layers
 from mezzotint.speed.fusing import fuse
 from mezzotint.speed.rounded_products import (
+    ActivationRounding,
     Columns,
-    GELURounding,
     RoundedLinear,
     RoundedPieces,
     RoundedProduct,
-    gelu_round_by_definition,
+    activation_round_by_definition,
     replace_rounded_products,
 )
 from nunchaku_files import golden
@@ -75,7 +75,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ops = importlib.import_module("mezzotint.kernels.triton_ops.round")
     ops.round_into.register_kernel("cpu", round_into_by_definition)
     library = torch.library.Library("mezzotint", "IMPL")
-    library.impl("gelu_round", gelu_round_by_definition, "CPU")
+    library.impl("activation_round", activation_round_by_definition, "CPU")
     importlib.import_module("mezzotint.kernels.triton_ops.rope")
     library.impl("norm_rope", norm_rope_by_definition, "CPU")
     yield
@@ -126,7 +126,7 @@ def test_a_model_whose_inputs_have_a_scale_for_each_row_computes_the_same(on_cpu
     assert fuse(model, families()["flux1"].together)[0] == 2 * 2 + 3
     block = model.single_transformer_blocks[0]
     assert isinstance(block.proj_mlp, GroupedLinear)
-    assert isinstance(block.act_mlp, GELURounding)
+    assert isinstance(block.act_mlp, ActivationRounding)
     assert 0 < relative_error(model(**inputs)[0], expected) < 0.05
 
 
@@ -249,12 +249,44 @@ def test_swiglu_is_part_of_the_product_before_it(on_cpu: None, make: Any) -> Non
     assert torch.equal(product.scale * product.inverse, torch.ones(1))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(("make", "last"), [(flux2_feed_forward, "linear_out"), (zimage_feed_forward, "w2")])
+@pytest.mark.parametrize("possible", [True, False], ids=["hopper", "elsewhere"])
+def test_swiglu_is_rounded_by_row_in_one_kernel(
+    on_cpu: None, monkeypatch: pytest.MonkeyPatch, make: Any, last: str, possible: bool
+) -> None:
+    """SiLU of the gate is no longer rounded to BF16, which moves some numbers to the next one in FP8."""
+    monkeypatch.setattr(rounded_products, "missing", lambda _target: None if possible else "is written for Hopper")
+    torch.manual_seed(0)
+    module = make().bfloat16().eval()
+    layer = getattr(module, last)
+    del layer._buffers["input_scale"]
+    layer.dynamic_input = True
+    x = torch.randn(2, 5, 64).bfloat16()
+    expected = module(x)
+    with unrounded_inputs():
+        exact = module(x)
+    assert replace_rounded_products(module, CPU) == (1, None)
+    assert not any(isinstance(layer, RoundedProduct) for layer in module.modules())
+    assert isinstance(getattr(module, last), RoundedLinear)
+    got = module(x)
+    assert 0 < relative_error(got, expected) < 0.02
+    assert relative_error(got, exact) < 1.1 * relative_error(expected, exact)
+    with unrounded_inputs():
+        assert relative_error(module(x), exact) < 1e-2
+    if make is flux2_feed_forward:
+        return
+    apart = make().bfloat16()
+    del apart.w2._buffers["input_scale"], apart.w3._buffers["input_scale"]  # w1 and w3 cannot be one product
+    assert replace_rounded_products(apart, CPU) == (0, None)
+
+
 def test_a_reader_without_a_scale_of_its_own_gets_one_for_each_row(on_cpu: None) -> None:
     model, _inputs = fast()
     block = model.single_transformer_blocks[0]
     del block.proj_out._buffers["input_scale"]
     assert replace_rounded_products(model, CPU) == (2 * 2 + 3, None)
-    assert isinstance(block.act_mlp, GELURounding)
+    assert isinstance(block.act_mlp, ActivationRounding)
 
 
 @torch.no_grad()
@@ -333,7 +365,7 @@ def test_pieces_side_by_side_are_two_products(on_cpu: None, data: Path, name: st
     assert fuse(model, families()["flux1"].together)[0] == 2 + 1
     block = model.single_transformer_blocks[0]
     assert isinstance(block.proj_mlp, GroupedLinear)
-    assert isinstance(block.act_mlp, GELURounding)
+    assert isinstance(block.act_mlp, ActivationRounding)
     assert isinstance(block.proj_out, RoundedPieces)
     assert 0 < relative_error(model(**inputs)[0], expected) < 0.02
 

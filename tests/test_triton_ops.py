@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mezzotint.kernels.cuda.product import activated
 from mezzotint.kernels.expand import expand, expand_by_definition
 from mezzotint.schemes import NVFP4, SVDQUANT_INT4
 from mezzotint.schemes.rounding import expand_e2m1, expand_nibbles
 from mezzotint.speed.attention_layers import norm_rope_by_definition
-from mezzotint.speed.rounded_products import gelu_round_by_definition
+from mezzotint.speed.rounded_products import activation_round_by_definition
 from mezzotint.tensor import PLAIN, QuantTensor
 
 pytest.importorskip("triton", reason="Triton is for Linux")
@@ -97,15 +98,24 @@ def test_norm_and_rotation_are_their_definition(heads: int, with_text: bool, wid
 
 
 @settings(deadline=None, max_examples=20)
-@given(rows=st.integers(1, 4), columns=st.integers(1, 300), before=st.integers(0, 90), seed=st.integers(0, 99))
-def test_gelu_is_rounded_by_row_as_its_definition_says(rows: int, columns: int, before: int, seed: int) -> None:
+@given(
+    rows=st.integers(1, 4),
+    columns=st.integers(1, 300),
+    before=st.integers(0, 90),
+    seed=st.integers(0, 99),
+    activation=st.sampled_from(["gelu", "swiglu"]),
+)
+def test_an_activation_is_rounded_by_row_as_its_definition_says(
+    rows: int, columns: int, before: int, seed: int, activation: str
+) -> None:
     """To half of itself at worst: the interpreter loses the carry where rounding reaches a power of two."""
     generator = torch.Generator().manual_seed(seed)
+    columns *= 2 if activation == "swiglu" else 1
     x = torch.randn(rows, columns + 3, generator=generator)[:, :columns] * 3
     beside = torch.randn(rows, before, generator=generator) if before else None
-    codes, scale = torch.ops.mezzotint.gelu_round(x, beside)
-    _expected, own = gelu_round_by_definition(x, beside)
+    codes, scale = torch.ops.mezzotint.activation_round(x, beside, activation)
+    _expected, own = activation_round_by_definition(x, beside, activation)
     torch.testing.assert_close(scale, own)
-    y = torch.nn.functional.gelu(x, approximate="tanh")
+    y = activated(x, activation)
     y = y if beside is None else torch.cat((beside, y), 1)
     assert bool(((codes.float() * scale - y).abs() <= 0.51 * y.abs() + scale * 2**-9).all())

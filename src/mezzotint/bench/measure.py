@@ -30,7 +30,7 @@ KINDS = (
     ("attention", ("flash", "fmha", "cudnn_generated", "sdpa")),
     ("norm and rotation", ("_norm_rope",)),
     ("4 bits to FP8", ("_expand",)),
-    ("GELU and rounding", ("_gelu_round", "_round_into")),
+    ("activation and rounding", ("_activation_round", "_round_into")),
     ("product with one row", ("_gemv",)),
     ("product", ("nvjet", "gemm", "cutlass", "cublas", "splitK", "product")),
 )

@@ -2,7 +2,7 @@
 
 In BF16 what a feed-forward layer hands on goes through memory three times: written by the product, read by the
 activation, which rounds it, and read again. A product whose result has one scale for all, measured beforehand, does all
-of that with its own last instructions. Where each row has a scale of its own, GELU reads a row once and writes it once.
+of that with its own last instructions. Where each row has a scale of its own, one kernel behind the product does it.
 """
 
 import importlib
@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mezzotint.errors import ShapeMismatch
 from mezzotint.kernels import AS_STORED, Target
@@ -29,12 +28,14 @@ Rounded = tuple[Tensor, Tensor]
 """An input as an FP8 product takes it: e4m3 [..., in], and its scale, float32 [1, 1] or [rows, 1]."""
 
 
-def gelu_round_by_definition(x: Tensor, beside: Tensor | None) -> Rounded:
-    """gelu(x), to the right of `beside`, in e4m3 in units of amax / 448 of each row.
+def activation_round_by_definition(x: Tensor, beside: Tensor | None, activation: str) -> Rounded:
+    """activated(x), to the right of `beside`, in e4m3 in units of amax / 448 of each row.
 
-    x, beside   [rows, any]; beside may be None
+    x, beside    [rows, any]; beside may be None
+    activation   "gelu" or "swiglu"; the latter's result is rounded to x's dtype first
     """
-    y = F.gelu(x.float(), approximate="tanh")
+    y = activated(x, activation)
+    y = y.to(x.dtype).float() if activation == "swiglu" else y
     y = y if beside is None else torch.cat((beside.float(), y), -1)
     return round_input(y, None)
 
@@ -91,15 +92,20 @@ class RoundedProduct(nn.Module):
         return self
 
 
-class GELURounding(nn.Module):
-    """GELU behind a product, rounded to FP8 with a scale for each row."""
+class ActivationRounding(nn.Module):
+    """GELU or SwiGLU behind a product, rounded to FP8 with a scale for each row."""
+
+    def __init__(self, activation: str) -> None:
+        super().__init__()
+        self.activation = activation
 
     def forward(self, x: Tensor, beside: Tensor | None = None) -> Tensor | Rounded:
-        """x [..., out], and `beside` [..., any] to its left."""
+        """x [..., out] to [..., active], and `beside` [..., any] to its left."""
         if not as_chosen():
-            y = tanh_gelu(x)
+            y = tanh_gelu(x) if self.activation == "gelu" else activated(x, self.activation).to(x.dtype)
             return y if beside is None else torch.cat((beside, y), -1)
-        codes, scale = torch.ops.mezzotint.gelu_round(_rows(x), None if beside is None else _rows(beside))
+        left = None if beside is None else _rows(beside)
+        codes, scale = torch.ops.mezzotint.activation_round(_rows(x), left, self.activation)
         return codes.reshape(*x.shape[:-1], -1), scale
 
 
@@ -176,7 +182,7 @@ def _gelu_feed_forward(module: Any, possible: bool) -> Outcome:
     if getattr(first, "approximate", None) != "tanh" or not in_fp8(last):
         return Outcome.APART
     if rounds_by_row(last):
-        module.net = nn.ModuleList([first.proj, GELURounding(), RoundedLinear(last)])
+        module.net = nn.ModuleList([first.proj, ActivationRounding("gelu"), RoundedLinear(last)])
         return Outcome.REPLACED
     if not in_fp8(first.proj):
         return Outcome.APART
@@ -188,7 +194,12 @@ def _gelu_feed_forward(module: Any, possible: bool) -> Outcome:
 
 def _flux2_feed_forward(module: Any, possible: bool) -> Outcome:
     """Flux2FeedForward: gate and up in one layer."""
-    if not (in_fp8(module.linear_in) and _reads_static(module.linear_out)):
+    if not in_fp8(module.linear_out):
+        return Outcome.APART
+    if rounds_by_row(module.linear_out):
+        module.act_fn, module.linear_out = ActivationRounding("swiglu"), RoundedLinear(module.linear_out)
+        return Outcome.REPLACED
+    if not in_fp8(module.linear_in):
         return Outcome.APART
     if not possible:
         return Outcome.OUTSIDE
@@ -212,15 +223,16 @@ def _flux2_single(attn: Any, possible: bool) -> Outcome:
 
 def _zimage(module: Any, possible: bool) -> Outcome:
     """Z-Image's: gate w1 and up w3 in layers of their own."""
-    layers = [module.w1, module.w3]
-    if not (all(in_fp8(layer) for layer in layers) and _reads_static(module.w2)):
+    if not in_fp8(module.w2):
         return Outcome.APART
-    if not possible:
-        return Outcome.OUTSIDE
-    both = _joined(layers)
+    by_row = rounds_by_row(module.w2)
+    if not (by_row or possible):
+        return Outcome.OUTSIDE if in_fp8(module.w1) and in_fp8(module.w3) else Outcome.APART
+    both = _joined([module.w1, module.w3])
     if both is None:
         return Outcome.APART
-    module.w1, module.w3 = RoundedProduct(both, module.w2, "swiglu"), nn.Identity()
+    behind = nn.Sequential(both, ActivationRounding("swiglu")) if by_row else RoundedProduct(both, module.w2, "swiglu")
+    module.w1, module.w3 = behind, nn.Identity()
     module._forward_silu_gating = _first
     module.w2 = RoundedLinear(module.w2)
     return Outcome.REPLACED
@@ -238,7 +250,7 @@ def _flux1_single(block: Any, possible: bool) -> Outcome:
     if not in_fp8(following):
         return Outcome.APART
     if rounds_by_row(following):
-        block.act_mlp = GELURounding()
+        block.act_mlp = ActivationRounding("gelu")
     elif not in_fp8(block.proj_mlp):
         return Outcome.APART
     elif not possible:
@@ -258,7 +270,7 @@ def _flux1_single_in_pieces(block: Any, following: SplitLinear) -> Outcome:
     _attention, *others = following.products
     if [piece.in_features for piece in others] != [block.mlp_hidden_dim] or not rounds_by_row(others[0]):
         return Outcome.APART
-    block.act_mlp, block.proj_out = GELURounding(), RoundedPieces(following)
+    block.act_mlp, block.proj_out = ActivationRounding("gelu"), RoundedPieces(following)
     block.forward = MethodType(_flux1_single_block, block)
     return Outcome.REPLACED
 

@@ -1,4 +1,4 @@
-"""Inputs of FP8 products: torch.ops.mezzotint.gelu_round, and round_into for what has one scale."""
+"""Inputs of FP8 products: torch.ops.mezzotint.activation_round, and round_into for what has one scale."""
 
 import torch
 import triton
@@ -42,7 +42,7 @@ round_into.register_fake(lambda x, inverse, out: None)
 
 
 @triton.jit
-def _gelu_round(
+def _activation_round(
     x_ptr,
     beside_ptr,
     out_ptr,
@@ -51,14 +51,21 @@ def _gelu_round(
     before,
     x_row,
     beside_row,
+    GATED: tl.constexpr,
     HAS_BESIDE: tl.constexpr,
     COLUMNS: tl.constexpr,
     BEFORE: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     column, other = tl.arange(0, COLUMNS), tl.arange(0, BEFORE)
-    x = tl.load(x_ptr + row * x_row + column, column < columns, 0.0).to(tl.float32)
-    x = x / (1 + tl.exp(tl.minimum(x * (1 + 0.044715 * x * x) * -TWICE_SQRT_2_OVER_PI, LARGEST)))
+    x_ptr += row * x_row
+    x = tl.load(x_ptr + column, column < columns, 0.0).to(tl.float32)
+    if GATED:
+        up = tl.load(x_ptr + columns + column, column < columns, 0.0).to(tl.float32)
+        x = (_times_sigmoid(x, x) * up).to(x_ptr.dtype.element_ty)  # half the registers that a row is kept in
+        x = x.to(tl.float32)
+    else:
+        x = _times_sigmoid(x, x * (1 + 0.044715 * x * x) * TWICE_SQRT_2_OVER_PI)
     amax = tl.max(tl.abs(x), 0)
     if HAS_BESIDE:
         beside = tl.load(beside_ptr + row * beside_row + other, other < before, 0.0).to(tl.float32)
@@ -71,14 +78,20 @@ def _gelu_round(
         tl.store(out_row + other, _e4m3(beside / scale), other < before)
 
 
-@triton_op("mezzotint::gelu_round", mutates_args={})
-def gelu_round(x: Tensor, beside: Tensor | None) -> tuple[Tensor, Tensor]:
-    """See `mezzotint.speed.rounded_products.gelu_round_by_definition`, which says what is computed."""
-    rows, columns = x.shape
+@triton.jit
+def _times_sigmoid(x, y):
+    return x / (1 + tl.exp(tl.minimum(-y, LARGEST)))
+
+
+@triton_op("mezzotint::activation_round", mutates_args={})
+def activation_round(x: Tensor, beside: Tensor | None, activation: str) -> tuple[Tensor, Tensor]:
+    """See `mezzotint.speed.rounded_products.activation_round_by_definition`, which says what is computed."""
+    gated = activation == "swiglu"
+    rows, columns = len(x), x.shape[1] // (2 if gated else 1)
     before = 0 if beside is None else beside.shape[1]
     out = torch.empty(rows, before + columns, dtype=torch.float8_e4m3fn, device=x.device)
     scale = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
-    wrap_triton(_gelu_round)[(rows,)](
+    wrap_triton(_activation_round)[(rows,)](
         x,
         x if beside is None else beside,
         out,
@@ -87,6 +100,7 @@ def gelu_round(x: Tensor, beside: Tensor | None) -> tuple[Tensor, Tensor]:
         before,
         x.stride(0),
         0 if beside is None else beside.stride(0),
+        GATED=gated,
         HAS_BESIDE=beside is not None,
         COLUMNS=triton.next_power_of_2(columns),
         BEFORE=triton.next_power_of_2(max(before, 1)),
