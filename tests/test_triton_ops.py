@@ -5,6 +5,11 @@ in FP8, and low-rank branches are left to tests/test_gpu.py.
 """
 
 import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -119,3 +124,17 @@ def test_an_activation_is_rounded_by_row_as_its_definition_says(
     y = activated(x, activation)
     y = y if beside is None else torch.cat((beside, y), 1)
     assert bool(((codes.float() * scale - y).abs() <= 0.51 * y.abs() + scale * 2**-9).all())
+
+
+def test_every_kernel_compiles_for_hopper(tmp_path: Path) -> None:
+    """As far as a machine without a GPU can tell; the interpreter takes what the compiler refuses."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    script = Path(__file__).with_name("compile_triton.py")
+    command = [sys.executable, "-W", "ignore", str(script)]
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    folder = Path(str(importlib.import_module("mezzotint.kernels.triton_ops").__file__)).parent
+    sources = [path.read_text() for path in folder.glob("*.py")]
+    launched = {name for source in sources for name in re.findall(r"(_\w+)\)?\[", source) if f"def {name}(" in source}
+    assert {line.split()[0] for line in run.stdout.splitlines()} == launched

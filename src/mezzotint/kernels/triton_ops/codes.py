@@ -1,10 +1,12 @@
-"""How 4-bit codes become numbers inside a kernel. A kind is a compile-time constant of each kernel."""
+"""How 4-bit codes become numbers inside a kernel, and numbers e4m3. A kind is a compile-time constant of kernels."""
 
 import triton
 import triton.language as tl
 
 UNIT = (16384.0, 1.0, 1.0)
 """By kind: E2M1, signed, unsigned."""
+
+E4M3_MAX = tl.constexpr(448.0)
 
 
 @triton.jit
@@ -31,3 +33,9 @@ def high_of(packed, KIND: tl.constexpr):
     if KIND == 1:
         return ((packed >> 4) ^ 8).to(tl.float32) - 8.0
     return (packed >> 4).to(tl.float32)
+
+
+@triton.jit
+def to_e4m3(x):
+    """float32 x as the nearest e4m3 number; beyond the largest one, that one."""
+    return tl.minimum(tl.maximum(x, -E4M3_MAX), E4M3_MAX).to(tl.float8e4nv)

@@ -6,6 +6,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
+from mezzotint.kernels.triton_ops.codes import to_e4m3
+
 HEADS = 8
 """Heads that one program takes."""
 
@@ -56,7 +58,7 @@ def _norm_rope(
 def _rounded(x, out_ptr):
     """x in the dtype of the result; as bytes where that is e4m3, which Triton 3.6 cannot interleave."""
     if out_ptr.dtype.element_ty == tl.uint8:
-        return tl.minimum(tl.maximum(x, -448.0), 448.0).to(tl.float8e4nv).to(tl.uint8, bitcast=True)
+        return to_e4m3(x).to(tl.uint8, bitcast=True)
     return x.to(out_ptr.dtype.element_ty)
 
 

@@ -6,9 +6,10 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import custom_op, triton_op, wrap_triton
 
+from mezzotint.kernels.triton_ops.codes import E4M3_MAX, to_e4m3
+
 COLUMNS = 1024
 WARPS = 16
-E4M3_MAX = tl.constexpr(448.0)
 TWICE_SQRT_2_OVER_PI = tl.constexpr(1.5957691216057308)
 LARGEST = tl.constexpr(80.0)
 """exp of it is a float32, and a number divided by it is 0 in FP8."""
@@ -20,12 +21,7 @@ def _round_into(x_ptr, inverse_ptr, out_ptr, columns, x_row, out_row, COLUMNS: t
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = column < columns
     x = tl.load(x_ptr + row * x_row + column, inside, 0.0).to(tl.float32) * tl.load(inverse_ptr)
-    tl.store(out_ptr + row * out_row + column, _e4m3(x), inside)
-
-
-@triton.jit
-def _e4m3(x):
-    return tl.minimum(tl.maximum(x, -E4M3_MAX), E4M3_MAX).to(tl.float8e4nv)
+    tl.store(out_ptr + row * out_row + column, to_e4m3(x), inside)
 
 
 @custom_op("mezzotint::round_into", mutates_args={"out"}, device_types="cuda")
@@ -73,9 +69,9 @@ def _activation_round(
     scale = tl.where(amax > 0, amax / E4M3_MAX, 1.0)
     tl.store(scale_ptr + row, scale)
     out_row = out_ptr + row * (before + columns)
-    tl.store(out_row + before + column, _e4m3(x / scale), column < columns)
+    tl.store(out_row + before + column, to_e4m3(x / scale), column < columns)
     if HAS_BESIDE:
-        tl.store(out_row + other, _e4m3(beside / scale), other < before)
+        tl.store(out_row + other, to_e4m3(beside / scale), other < before)
 
 
 @triton.jit
