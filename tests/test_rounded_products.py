@@ -40,10 +40,11 @@ from mezzotint.nn import (
 from mezzotint.pipelines import load, meta_model
 from mezzotint.schemes import FP8
 from mezzotint.schemes.rounding import round_e4m3
-from mezzotint.speed import attention_layers, rounded_products
+from mezzotint.speed import attention_layers, rewriting
 from mezzotint.speed.attention import ATTENTIONS
 from mezzotint.speed.attention_layers import norm_rope_by_definition, replace_layers
 from mezzotint.speed.fusing import fuse
+from mezzotint.speed.rewriting import replace_rounded_products
 from mezzotint.speed.rounded_products import (
     ActivationRounding,
     Columns,
@@ -51,7 +52,6 @@ from mezzotint.speed.rounded_products import (
     RoundedPieces,
     RoundedProduct,
     activation_round_by_definition,
-    replace_rounded_products,
 )
 from nunchaku_files import golden
 from test_expand import relative_error
@@ -67,7 +67,7 @@ def round_into_by_definition(x: Tensor, inverse: Tensor, out: Tensor) -> None:
 
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(rounded_products, "missing", lambda _target: None)
+    monkeypatch.setattr(rewriting, "missing", lambda _target: None)
     monkeypatch.setattr(fp8_matrix, "BACKENDS", {"reference"})
     monkeypatch.setattr(fp8_matrix, "expand", expand_by_definition)
     monkeypatch.setattr(Reference, "prepare", lambda _self, weight: {} if weight.scheme is FP8 else prepared(weight))
@@ -256,7 +256,7 @@ def test_swiglu_is_rounded_by_row_in_one_kernel(
     on_cpu: None, monkeypatch: pytest.MonkeyPatch, make: Any, last: str, possible: bool
 ) -> None:
     """SiLU of the gate is no longer rounded to BF16, which moves some numbers to the next one in FP8."""
-    monkeypatch.setattr(rounded_products, "missing", lambda _target: None if possible else "is written for Hopper")
+    monkeypatch.setattr(rewriting, "missing", lambda _target: None if possible else "is written for Hopper")
     torch.manual_seed(0)
     module = make().bfloat16().eval()
     layer = getattr(module, last)
@@ -303,7 +303,7 @@ def test_where_queries_keys_and_values_stay_apart_the_activation_is_still_in_its
 
 @torch.no_grad()
 def test_it_says_why_an_activation_stays_outside(on_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rounded_products, "missing", lambda _target: "is written for Hopper")
+    monkeypatch.setattr(rewriting, "missing", lambda _target: "is written for Hopper")
     model, inputs = fast()
     expected = model(**inputs)[0]
     assert replace_rounded_products(model, CPU) == (0, "is written for Hopper")

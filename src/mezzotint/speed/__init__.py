@@ -18,7 +18,7 @@ from mezzotint.speed.attention import attention_is_exact, choose, set_attention
 from mezzotint.speed.attention_layers import replace_layers
 from mezzotint.speed.fusing import Unfused, fuse
 from mezzotint.speed.modulation import Ahead, Scheduler, work_ahead
-from mezzotint.speed.rounded_products import replace_rounded_products
+from mezzotint.speed.rewriting import replace_rounded_products
 from mezzotint.speed.shapes import Announcer
 
 __all__ = ["SpeedReport", "Unfused", "speed_up"]
