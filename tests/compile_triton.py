@@ -13,8 +13,9 @@ from triton.compiler import ASTSource
 
 HOPPER = GPUTarget("cuda", 90, 32)
 HALVES, REAL, BYTES, E4M3 = "*bf16", "*fp32", "*u8", "*fp8e4nv"
-Call = tuple[str, str, list[str], dict[str, Any]]
-"""Module, kernel, the types of its leading parameters that are pointers, and its constants; the others are int32."""
+Call = tuple[str, str, int, list[str], dict[str, Any]]
+"""Module, kernel, warps, the types of its leading parameters that are pointers, and its constants; the others are
+int32."""
 
 
 def calls() -> Iterator[Call]:
@@ -23,28 +24,34 @@ def calls() -> Iterator[Call]:
             pointers = [BYTES, block, REAL, REAL, REAL, HALVES, HALVES, E4M3]
             constants = {"KIND": kind, "UNIT": 1.0, "GROUP": group, "HAS_COLUMN": column, "HAS_LOW_RANK": low_rank}
             tiles = {"BY_COLUMN": False, "RANK": 32, "ROWS": 16, "COLUMNS": 256}
-            yield "expand", "_expand", pointers, constants | tiles
+            yield "expand", "_expand", 4, pointers, constants | tiles
     for kind, group, zero in ((0, 16, False), (2, 64, True)):
         constants = {"KIND": kind, "UNIT": 1.0, "GROUP": group, "HAS_ZERO": zero, "VECTORS": 3, "WIDTH": 4}
-        yield "gemv", "_gemv4", [HALVES, BYTES, HALVES, HALVES, REAL, REAL], constants | {"ROWS": 8, "COLUMNS": 1024}
+        yield "gemv", "_gemv4", 4, [HALVES, BYTES, HALVES, HALVES, REAL, REAL], constants | {"ROWS": 8, "COLUMNS": 1024}
     for out in (HALVES, BYTES):
-        yield "rope", "_norm_rope", [HALVES] * 5 + [REAL, REAL, out], {"EPS": 1e-6, "WIDTH": 128, "HEADS": 8}
-    yield "round", "_round_into", [HALVES, REAL, E4M3], {"COLUMNS": 1024}
-    for gated, beside in ((False, False), (False, True), (True, False)):
-        constants = {"GATED": gated, "HAS_BESIDE": beside, "COLUMNS": 16384, "BEFORE": 4096 if beside else 1}
-        yield "round", "_activation_round", [HALVES, HALVES, E4M3, REAL], constants
+        yield "rope", "_norm_rope", 4, [HALVES] * 5 + [REAL, REAL, out], {"EPS": 1e-6, "WIDTH": 128, "HEADS": 8}
+    yield "round", "_round_into", 4, [HALVES, REAL, E4M3], {"COLUMNS": 1024}
+    for gated, beside, columns in (
+        (False, False, 16384),
+        (False, True, 16384),
+        (True, False, 16384),
+        (True, False, 32768),
+    ):
+        constants = {"GATED": gated, "HAS_BESIDE": beside, "COLUMNS": columns, "BEFORE": 4096 if beside else 1}
+        yield "round", "_activation_round", 16, [HALVES, HALVES, E4M3, REAL], constants
 
 
-def machine_code(module: str, name: str, pointers: list[str], constants: dict[str, Any]) -> bytes:
+def machine_code(module: str, name: str, warps: int, pointers: list[str], constants: dict[str, Any]) -> bytes:
     kernel = getattr(importlib.import_module(f"mezzotint.kernels.triton_ops.{module}"), name)
     others = [parameter for parameter in kernel.arg_names if parameter not in constants]
     types = dict(zip(others, pointers + ["i32"] * len(others), strict=False))
     signature = {parameter: types.get(parameter, "constexpr") for parameter in kernel.arg_names}
     places = {(kernel.arg_names.index(parameter),): value for parameter, value in constants.items()}
-    code: bytes = triton.compile(ASTSource(kernel, signature, places), target=HOPPER).asm["cubin"]
+    source, options = ASTSource(kernel, signature, places), {"num_warps": warps}
+    code: bytes = triton.compile(source, target=HOPPER, options=options).asm["cubin"]
     return code
 
 
 if __name__ == "__main__":
     for call in calls():
-        print(call[1], call[3], len(machine_code(*call)))
+        print(call[1], call[4], len(machine_code(*call)))

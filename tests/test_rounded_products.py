@@ -17,6 +17,7 @@ from diffusers.models.transformers.transformer_flux2 import (
 )
 from diffusers.models.transformers.transformer_z_image import FeedForward as ZImageFeedForward
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 
 import four_bits
@@ -65,6 +66,13 @@ def round_into_by_definition(x: Tensor, inverse: Tensor, out: Tensor) -> None:
     out[:, : x.shape[1]] = round_e4m3(x.float() * inverse)
 
 
+class Unlaunched:
+    """In a kernel's place while an operation is traced, which only asks for the shapes of its results."""
+
+    def __getitem__(self, _grid: Any) -> Any:
+        return lambda *_given, **_constants: None
+
+
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(rewriting, "missing", lambda _target: None)
@@ -74,6 +82,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     product.register_kernel("cpu", product_by_definition)
     ops = importlib.import_module("mezzotint.kernels.triton_ops.round")
     ops.round_into.register_kernel("cpu", round_into_by_definition)
+    monkeypatch.setattr(ops, "wrap_triton", lambda _kernel: Unlaunched())
     library = torch.library.Library("mezzotint", "IMPL")
     library.impl("activation_round", activation_round_by_definition, "CPU")
     importlib.import_module("mezzotint.kernels.triton_ops.rope")
@@ -274,6 +283,12 @@ def test_swiglu_is_rounded_by_row_in_one_kernel(
     assert relative_error(got, exact) < 1.1 * relative_error(expected, exact)
     with unrounded_inputs():
         assert relative_error(module(x), exact) < 1e-2
+    counter = CompileCounter()
+    traced = torch.compile(module, fullgraph=True, backend=counter)
+    for tokens in (5, 6, 7, 9):  # the second length makes it a variable
+        x = torch.randn(2, tokens, 64).bfloat16()
+        assert torch.equal(traced(x), module(x))
+    assert counter.frame_count == 2
     if make is flux2_feed_forward:
         return
     apart = make().bfloat16()

@@ -83,6 +83,8 @@ class StoredLinear:
                 raise self._misarranged(part, info.shape, where)
             self.scheme.check_part(part, shape, plain_dtype(self.layout, part, info.dtype), self.shape, where)
             shapes[part] = shape
+        if "shift" in {*self.keys, *self.implied} and "bias" not in self.keys:  # which makes up for it
+            raise _missing(self, "bias", f"{self.module}.bias", header)
         self._check_ranks(header, shapes)
 
     def _check_ranks(self, header: Header, shapes: Mapping[str, Shape]) -> None:
@@ -185,7 +187,9 @@ def _typed(stored: Tensor, dtype: torch.dtype) -> Tensor:
 def _missing(linear: StoredLinear, part: str, key: str, header: Header) -> MissingTensor:
     present = next(header.tensors[k] for k in linear.keys.values() if k in header.tensors)
     message = f"{present.file}: {key} is not there; {linear.scheme.title} needs it ({linear.scheme.part(part).meaning})"
-    hint = "a missing scale is never taken to be 1.0. Export or download the file again."
+    hint = "export or download the file again."
+    if linear.scheme.part(part).scale:
+        hint = f"a missing scale is never taken to be 1.0; {hint}"
     if part == linear.scheme.static_input:
         hint = 'to run without it, leave the inputs unquantized: activations="bf16" (--activations bf16).'
     return MissingTensor(message, hint)

@@ -12,7 +12,7 @@ AWQ W4A16 layers: X.qweight int32 [N/4, K/2], X.wscales and X.wzeros bf16 [K/64 
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -88,7 +88,7 @@ def stored_linear(header: Header, module: str, layout: Layout) -> StoredLinear:
         scheme=scheme,
         layout=layout,
         shape=(rows, half * 2),
-        keys=_keys(header, module, scheme, ("bias",) if shifted else ()),
+        keys=_keys(header, module, scheme),
         implied={"shift": GELU_SHIFT} if shifted else {},
     )
 
@@ -110,12 +110,11 @@ def is_v1(header: Header, module: str) -> bool:
     return any(module + V1[part] in header.tensors for part in ("smooth", "proj_down", "proj_up"))
 
 
-def _keys(header: Header, module: str, scheme: Scheme, needed: Collection[str]) -> dict[str, str]:
-    """needed   optional parts that this layer cannot do without: a shift is made up for in the bias"""
+def _keys(header: Header, module: str, scheme: Scheme) -> dict[str, str]:
     names = V1 if is_v1(header, module) else V2
     parts = [*scheme.parts, "smooth", "proj_down", "proj_up"]
     known = [part for part in ("global_scale", "channel_scale", "bias") if part in scheme.optional]
-    parts += [part for part in known if part in needed or module + names[part] in header.tensors]
+    parts += [part for part in known if module + names[part] in header.tensors]
     if scheme is SVDQUANT_NVFP4 and not {"global_scale", "channel_scale"} & set(parts):
         parts.append("global_scale")
     return {part: module + names[part] for part in parts}

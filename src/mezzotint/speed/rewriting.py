@@ -35,7 +35,7 @@ class Outcome(Enum):
 
     REPLACED = "the activation is part of the product, or follows in one pass"
     OUTSIDE = "the activation would be part of the product, if that could run here"
-    APART = "the layer behind them does not read FP8, or not with one scale"
+    APART = "the layers around the activation do not read FP8, or not in a form that is known here"
 
 
 def replace_rounded_products(model: nn.Module, target: Target) -> tuple[int, str | None]:

@@ -83,7 +83,7 @@ def _times_sigmoid(x, y):
 def activation_round(x: Tensor, beside: Tensor | None, activation: str) -> tuple[Tensor, Tensor]:
     """See `mezzotint.speed.rounded_products.activation_round_by_definition`, which says what is computed."""
     gated = activation == "swiglu"
-    rows, columns = len(x), x.shape[1] // (2 if gated else 1)
+    rows, columns = x.shape[0], x.shape[1] // (2 if gated else 1)
     before = 0 if beside is None else beside.shape[1]
     out = torch.empty(rows, before + columns, dtype=torch.float8_e4m3fn, device=x.device)
     scale = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
