@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mezzotint.nn import GroupedLinear, QuantLinear
+from mezzotint.schemes.rounding import round_e4m3
 from mezzotint.speed.attention import Attention, attention_is_exact
 from mezzotint.speed.rounded_products import Columns, RoundedProduct, as_chosen, in_fp8, rounded_operands
 
@@ -51,7 +52,7 @@ def norm_rope_by_definition(
     even, odd = y[..., 0::2], y[..., 1::2]
     c, s = cos.unsqueeze(2), sin.unsqueeze(2)
     turned = torch.stack((even * c - odd * s, even * s + odd * c), -1).flatten(-2)
-    return turned.clamp(-448, 448).to(torch.float8_e4m3fn) if fp8 else turned.to(x.dtype)
+    return round_e4m3(turned) if fp8 else turned.to(x.dtype)
 
 
 def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:

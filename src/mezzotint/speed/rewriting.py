@@ -25,7 +25,6 @@ from mezzotint.speed.rounded_products import (
     RoundedPieces,
     RoundedProduct,
     in_fp8,
-    reads_static,
     rounds_by_row,
 )
 
@@ -91,7 +90,7 @@ def _flux2_feed_forward(module: Any, possible: bool) -> Outcome:
 def _flux2_single(attn: Any, possible: bool) -> Outcome:
     """FLUX.2's, where one layer makes queries, keys, values, gate and up, if ParallelAttention reads it or is to."""
     read = type(attn.processor).__name__ in ("Flux2ParallelSelfAttnProcessor", "ParallelAttention")
-    if not (read and in_fp8(attn.to_qkv_mlp_proj) and reads_static(attn.to_out)):
+    if not (read and in_fp8(attn.to_qkv_mlp_proj) and in_fp8(attn.to_out)) or rounds_by_row(attn.to_out):
         return Outcome.APART
     if not possible:
         return Outcome.OUTSIDE
@@ -102,12 +101,13 @@ def _flux2_single(attn: Any, possible: bool) -> Outcome:
 
 def _zimage(module: Any, possible: bool) -> Outcome:
     """Z-Image's: gate w1 and up w3 in layers of their own."""
-    if not in_fp8(module.w2):
+    layers = [module.w1, module.w3]
+    if not all(in_fp8(layer) for layer in (*layers, module.w2)):
         return Outcome.APART
     by_row = rounds_by_row(module.w2)
     if not (by_row or possible):
-        return Outcome.OUTSIDE if in_fp8(module.w1) and in_fp8(module.w3) else Outcome.APART
-    both = _joined([module.w1, module.w3])
+        return Outcome.OUTSIDE
+    both = _joined(layers)
     if both is None:
         return Outcome.APART
     behind = nn.Sequential(both, ActivationRounding("swiglu")) if by_row else RoundedProduct(both, module.w2, "swiglu")

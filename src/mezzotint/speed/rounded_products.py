@@ -161,11 +161,6 @@ def in_fp8(layer: Any) -> bool:
     )
 
 
-def reads_static(layer: Any) -> bool:
-    """Whether its input is rounded to FP8 with one scale that was measured beforehand."""
-    return in_fp8(layer) and static_input_scale(layer.weight_tensor) is not None
-
-
 def rounds_by_row(layer: QuantLinear) -> bool:
     """Whether each row of its input is rounded to FP8 with a scale of its own."""
     return in_fp8(layer) and static_input_scale(layer.weight_tensor) is None
