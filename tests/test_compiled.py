@@ -35,7 +35,7 @@ def test_a_fast_model_paints_the_same(
     monkeypatch.setattr(
         pipe.transformer,
         "compile_repeated_blocks",
-        lambda fullgraph, options: compile_blocks(fullgraph=fullgraph, backend="aot_eager"),
+        lambda fullgraph, backend: compile_blocks(fullgraph=fullgraph, backend="aot_eager"),
     )
     assert speed_up(pipe.transformer).joined > 0
     assert latent_cosine(run().latents, expected) > 1 - 1e-6

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._inductor.utils import run_and_get_code
 
 import four_bits
 from mezzotint.kernels import Target, best_device
@@ -302,19 +303,38 @@ def test_a_fast_demo_agrees_with_the_same_layers_one_by_one_at_every_step(name: 
 @NUNCHAKU
 @pytest.mark.parametrize("resident", ["stored", "fp8"])
 def test_a_fast_layer_in_two_pieces_agrees_with_the_pieces_one_by_one(data: Path, name: str, resident: str) -> None:
-    """As near to exact inputs as one by one; from each other they are 4e-2, on a CPU by what Inductor alone leaves in
-    float32. proj_mlp is joined to q, k, v once no smoothing of its own is left, in FP8.
+    """As near to exact inputs as one by one, over several pictures: of one, whose latents are 1024 numbers, the error
+    varies by 15 % with how numbers happen to be rounded. proj_mlp is joined to q, k, v once no smoothing of its own is
+    left, in FP8.
     """
     model, inputs = published(data, name, resident, "cuda")
-    expected = model(**inputs)[0]
+    calls = [inputs | {"hidden_states": torch.randn_like(inputs["hidden_states"])} for _ in range(16)]
+    expected = [model(**call)[0] for call in calls]
     with unrounded_inputs():
-        exact = model(**inputs)[0]
+        exact = torch.cat([model(**call)[0] for call in calls])
     report = speed_up(model)
     assert (report.joined, report.rounded) == (2 + 1, 2 + 1)
     assert isinstance(model.single_transformer_blocks[0].proj_out, RoundedPieces)
-    error, own = (relative_error(result, exact) for result in (model(**inputs)[0], expected))
+    fast = [model(**call)[0] for call in calls]
+    error, own = (relative_error(torch.cat(results), exact) for results in (fast, expected))
     print(f"{name} resident {resident}, fast ({report.attention}): {error:.2e} from exact inputs, one by one {own:.2e}")
     assert error < 1.1 * own
+
+
+def test_a_norm_is_one_kernel_that_keeps_its_rows_and_may_come_from_the_cache() -> None:
+    from mezzotint.speed.compiling import tuned
+
+    def norm(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        return round_e4m3((torch.nn.functional.layer_norm(x, x.shape[-1:]) * gate.tanh()).float())
+
+    x, gate = torch.randn(512, 3072, device="cuda").bfloat16(), torch.randn(3072, device="cuda").bfloat16()
+    compiled = torch.compile(norm, fullgraph=True, backend=tuned)
+    got, (code,) = run_and_get_code(compiled, x, gate)
+    assert "triton_per_" in code
+    assert "triton_red_" not in code
+    assert relative_error(got.float(), norm(x, gate).float()) < 1e-2
+    torch._dynamo.reset()
+    assert torch.equal(compiled(x, gate).view(torch.uint8), got.view(torch.uint8))
 
 
 @pytest.mark.parametrize("name", ["demo-fp8", "demo-nvfp4"])

@@ -13,7 +13,6 @@ from mezzotint.families import family_with
 from mezzotint.kernels import Target
 from mezzotint.kernels.graphs import Graphs
 from mezzotint.nn import overrides
-from mezzotint.speed.activations import replace_gelu
 from mezzotint.speed.attention import attention_is_exact, choose, set_attention
 from mezzotint.speed.attention_layers import replace_layers
 from mezzotint.speed.fusing import Unfused, fuse
@@ -22,10 +21,6 @@ from mezzotint.speed.rewriting import replace_rounded_products
 from mezzotint.speed.shapes import Announcer
 
 __all__ = ["SpeedReport", "Unfused", "speed_up"]
-
-TUNED: dict[str, Any] = {"max_autotune_pointwise": True, "triton.multi_kernel": 1}
-"""Inductor measures a few tile sizes of each elementwise kernel. It writes each reduction, such as a norm, both as a
-loop and with a row in registers, and keeps the faster one: 1 ms less of klein's 37, Qwen-Image's 88, SVDQuant's 96."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +77,8 @@ def speed_up(
     rounded, outside = replace_rounded_products(model, target) if whole else (0, None)
     joined, apart = (0, []) if plain else fuse(model, family.together)
     one_pass = replace_layers(model, chosen) if whole else 0
-    if whole:
-        replace_gelu(model)
     model.register_forward_pre_hook(Announcer(), with_kwargs=True)
-    model.compile_repeated_blocks(fullgraph=True, options=TUNED if whole else None)  # type: ignore[operator]
+    model.compile_repeated_blocks(fullgraph=True, backend=_compiler(whole))  # type: ignore[operator]
     if whole:
         model.forward = Graphs(model.forward, lambda: (overrides(), attention_is_exact()))
     modulated = 0
@@ -103,6 +96,15 @@ def speed_up(
         graphed=whole,
         cache=str(cache),
     )
+
+
+def _compiler(whole: bool) -> Any:
+    """The backend of torch.compile; ours is imported where there is a GPU, because it takes seconds."""
+    if not whole:
+        return "inductor"
+    from mezzotint.speed.compiling import tuned
+
+    return tuned
 
 
 def cache_folder() -> Path:
