@@ -14,6 +14,7 @@ from mezzotint.painting import paint
 from mezzotint.quality import latent_cosine
 from mezzotint.schedule import StepSchedule
 from mezzotint.speed import speed_up
+from mezzotint.speed.linking import compile_blocks
 
 FAMILIES = ["flux1", "flux2", "wan_ti2v", "zimage", "qwenimage"]
 
@@ -31,11 +32,9 @@ def test_a_fast_model_paints_the_same(
     pipe: Any = case.load(transformer=file)
     run = partial(paint, pipe, PROMPTS[:1], sampling=case.sampling, guard=False, bf16_steps=StepSchedule(1, 0))
     expected = run().latents
-    compile_blocks = pipe.transformer.compile_repeated_blocks
     monkeypatch.setattr(
-        pipe.transformer,
-        "compile_repeated_blocks",
-        lambda fullgraph, backend: compile_blocks(fullgraph=fullgraph, backend="aot_eager"),
+        "mezzotint.speed.compile_blocks",
+        lambda model, fullgraph, backend: compile_blocks(model, fullgraph=fullgraph, backend="aot_eager"),
     )
     assert speed_up(pipe.transformer).joined > 0
     assert latent_cosine(run().latents, expected) > 1 - 1e-6

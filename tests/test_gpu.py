@@ -332,7 +332,7 @@ def test_a_norm_is_one_kernel_that_keeps_its_rows_and_may_come_from_the_cache() 
     got, (code,) = run_and_get_code(compiled, x, gate)
     assert "triton_per_" in code
     assert "triton_red_" not in code
-    assert relative_error(got.float(), norm(x, gate).float()) < 1e-2
+    assert relative_error(got.float(), norm(x, gate).float()) < 3e-2  # rounded to BF16 in between, to FP8 after that
     torch._dynamo.reset()
     assert torch.equal(compiled(x, gate).view(torch.uint8), got.view(torch.uint8))
 

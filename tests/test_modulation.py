@@ -240,6 +240,6 @@ def test_a_layer_that_is_worked_out_ahead_still_owns_its_weights(monkeypatch: py
     layers = work_ahead(model, SCHEDULE)
     assert {name.replace(".layer", ""): p.shape for name, p in model.named_parameters()} == before
     assert sum(isinstance(module, Modulation) for module in model.modules()) == layers
-    monkeypatch.setattr(model, "compile_repeated_blocks", lambda **_options: None)
+    monkeypatch.setattr("mezzotint.speed.compile_blocks", lambda _model, **_options: None)
     with pytest.raises(Exception, match="made fast already"):
         speed_up(model)

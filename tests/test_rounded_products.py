@@ -17,7 +17,7 @@ from diffusers.models.transformers.transformer_flux2 import (
 )
 from diffusers.models.transformers.transformer_z_image import FeedForward as ZImageFeedForward
 from torch import Tensor
-from torch._dynamo.testing import CompileCounter
+from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 from torch.nn import functional as F
 
 import four_bits
@@ -45,6 +45,7 @@ from mezzotint.speed import attention_layers, rewriting
 from mezzotint.speed.attention import ATTENTIONS
 from mezzotint.speed.attention_layers import norm_rope_by_definition, replace_layers
 from mezzotint.speed.fusing import fuse
+from mezzotint.speed.linking import JoinedLink, compile_blocks, link
 from mezzotint.speed.rewriting import replace_rounded_products
 from mezzotint.speed.rounded_products import (
     ActivationRounding,
@@ -410,3 +411,40 @@ def test_pieces_that_do_not_read_fp8_stay_as_they_are(data: Path) -> None:
     assert replace_rounded_products(model, CPU) == (0, None)
     assert isinstance(model.single_transformer_blocks[0].proj_out, SplitLinear)
     assert torch.equal(model(**inputs)[0], expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["demo-fp8", "demo-nvfp4"])
+def test_flux1s_single_blocks_hand_on_text_and_picture_as_one(on_cpu: None, name: str) -> None:
+    """Sums are rounded to BF16 once, where a product and its gate were before; then some numbers go to the next of FP8.
+
+    One graph for all single blocks: the first is handed the same as the others.
+    """
+    torch._dynamo.reset()
+    (model, inputs), (apart, _) = fast(name), fast(name)
+    for made in (model, apart):
+        replace_rounded_products(made, CPU)
+        fuse(made, families()["flux1"].together)
+    assert link(model) == 1 + 2
+    assert [type(block.forward) for block in model.single_transformer_blocks] == [JoinedLink] * 3
+    expected = apart(**inputs)[0]
+    assert relative_error(model(**inputs)[0], expected) < 0.03
+    counter = CompileCounterWithBackend("aot_eager")
+    compile_blocks(model, fullgraph=True, backend=counter)
+    assert relative_error(model(**inputs)[0], expected) < 0.03
+    assert counter.frame_count == 2
+
+
+@torch.no_grad()
+def test_what_a_controlnet_adds_between_blocks_is_added_to_the_picture(on_cpu: None) -> None:
+    (model, inputs), (apart, _) = fast(), fast()
+    for made in (model, apart):
+        replace_rounded_products(made, CPU)
+    link(model)
+    without = apart(**inputs)[0]
+    sample = torch.randn(*inputs["hidden_states"].shape[:2], apart.inner_dim).bfloat16()
+    for name, blocks in (("controlnet_block_samples", 2), ("controlnet_single_block_samples", 3)):
+        inputs[name] = [sample * (place + 1) for place in range(blocks)]
+    expected = apart(**inputs)[0]
+    assert relative_error(without, expected) > 0.3
+    assert relative_error(model(**inputs)[0], expected) < 0.03

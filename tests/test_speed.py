@@ -201,7 +201,7 @@ def test_a_transformer_is_made_fast_once_and_announces_new_sizes(
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     pipe = load("demo", transformer="demo-fp8", device="cpu")
     compiled: list[Any] = []
-    monkeypatch.setattr(pipe.transformer, "compile_repeated_blocks", lambda **options: compiled.append(options))
+    monkeypatch.setattr("mezzotint.speed.compile_blocks", lambda _model, **options: compiled.append(options))
     report = speed_up(pipe.transformer, scheduler=pipe.scheduler)
     assert (report.attention, report.joined, report.graphed, report.one_pass) == ("sdpa", 7, False, 0)
     assert report.modulated == 0

@@ -16,6 +16,7 @@ from mezzotint.nn import overrides
 from mezzotint.speed.attention import attention_is_exact, choose, set_attention
 from mezzotint.speed.attention_layers import replace_layers
 from mezzotint.speed.fusing import Unfused, fuse
+from mezzotint.speed.linking import compile_blocks, link
 from mezzotint.speed.modulation import Ahead, Scheduler, work_ahead
 from mezzotint.speed.rewriting import replace_rounded_products
 from mezzotint.speed.shapes import Announcer
@@ -33,6 +34,7 @@ class SpeedReport:
     rounded        products that an activation and the rounding behind it are part of, or follow in one pass
     outside        why activations that could be part of the product before them are not, or None
     one_pass       attention layers that normalise and rotate in one pass
+    linked         blocks that leave their last addition to the next one
     modulated      modulation layers whose products are worked out for all steps at once
     graphed        each shape of input is recorded as a CUDA graph
     cache          where compiled kernels are kept
@@ -45,6 +47,7 @@ class SpeedReport:
     rounded: int
     outside: str | None
     one_pass: int
+    linked: int
     modulated: int
     graphed: bool
     cache: str
@@ -77,8 +80,9 @@ def speed_up(
     rounded, outside = replace_rounded_products(model, target) if whole else (0, None)
     joined, apart = (0, []) if plain else fuse(model, family.together)
     one_pass = replace_layers(model, chosen) if whole else 0
+    linked = link(model) if whole else 0
     model.register_forward_pre_hook(Announcer(), with_kwargs=True)
-    model.compile_repeated_blocks(fullgraph=True, backend=_compiler(whole))  # type: ignore[operator]
+    compile_blocks(model, fullgraph=True, backend=_compiler(whole))
     if whole:
         model.forward = Graphs(model.forward, lambda: (overrides(), attention_is_exact()))
     modulated = 0
@@ -92,6 +96,7 @@ def speed_up(
         rounded=rounded,
         outside=outside,
         one_pass=one_pass,
+        linked=linked,
         modulated=modulated,
         graphed=whole,
         cache=str(cache),

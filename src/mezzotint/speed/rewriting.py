@@ -137,7 +137,7 @@ def _flux1_single(block: Any, possible: bool) -> Outcome:
     else:
         block.proj_mlp = _product_of_all(block, block.attn, following)
     block.proj_out = RoundedLinear(following)
-    block.forward = MethodType(_flux1_single_block, block)
+    block.forward = MethodType(flux1_single_block, block)
     return Outcome.REPLACED
 
 
@@ -150,7 +150,7 @@ def _flux1_single_in_pieces(block: Any, following: SplitLinear) -> Outcome:
     if [piece.in_features for piece in others] != [block.mlp_hidden_dim] or not rounds_by_row(others[0]):
         return Outcome.APART
     block.act_mlp, block.proj_out = ActivationRounding("gelu"), RoundedPieces(following)
-    block.forward = MethodType(_flux1_single_block, block)
+    block.forward = MethodType(flux1_single_block, block)
     return Outcome.REPLACED
 
 
@@ -175,28 +175,34 @@ REWRITTEN = {
 """{diffusers' class: what rewrites one, if a product can end in an activation here}"""
 
 
-def _flux1_single_block(
+def flux1_single_block(
+    block: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, *args: Any, **kwargs: Any
+) -> tuple[Tensor, Tensor]:
+    """FluxSingleTransformerBlock's forward, of text and picture apart."""
+    text = encoder_hidden_states.shape[1]
+    x = flux1_single_stream(block, torch.cat((encoder_hidden_states, hidden_states), 1), *args, **kwargs)
+    return x[:, :text], x[:, text:]
+
+
+def flux1_single_stream(
     block: Any,
-    hidden_states: Tensor,
-    encoder_hidden_states: Tensor,
+    x: Tensor,
     temb: Tensor,
     image_rotary_emb: Any = None,
     joint_attention_kwargs: dict[str, Any] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """FluxSingleTransformerBlock's forward, with the attention's result handed to whatever multiplies or holds it next.
+) -> Tensor:
+    """The same of the text's tokens and then the picture's: the attention's result goes to what multiplies or holds it.
 
     Where there is one product for queries, keys, values and the feed-forward part, the attention is given its columns.
     """
-    x = torch.cat((encoder_hidden_states, hidden_states), 1)
     normed, gate = block.norm(x, emb=temb)
     product = block.proj_mlp
     in_product = isinstance(product, RoundedProduct)
     qkv, active = product.split(normed, normed.shape[-1]) if in_product else (None, product(normed))
     given = qkv if in_product and product.plain else normed
     attended = block.attn(hidden_states=given, image_rotary_emb=image_rotary_emb, **(joint_attention_kwargs or {}))
-    x = x + gate.unsqueeze(1) * _projected(block, attended, active)
-    text = encoder_hidden_states.shape[1]
-    return x[:, :text], x[:, text:]
+    total: Tensor = x + gate.unsqueeze(1) * _projected(block, attended, active)
+    return total
 
 
 def _projected(block: Any, attended: Tensor, active: Tensor | Rounded) -> Tensor:

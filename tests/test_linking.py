@@ -1,0 +1,95 @@
+"""Blocks that leave their last addition to the next one compute what diffusers' blocks do, and compile as often.
+
+FLUX.1's single blocks are in test_rounded_products.py.
+"""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import tiny
+from mezzotint.families import families
+from mezzotint.speed.linking import Link, Unfinished, compile_blocks, link
+from mezzotint.speed.modulation import work_ahead
+from test_modulation import arguments, result
+
+LINKED = {"flux1": 1, "flux2": 2, "zimage": 1, "qwenimage": 1}
+"""{family: how many rows of blocks it has that can be linked as diffusers has them}"""
+ROWS = ("num_layers", "num_single_layers", "n_layers")
+
+
+def transformer(name: str, blocks: int = 3) -> Any:
+    torch.manual_seed(0)
+    made = getattr(tiny, name)().transformer
+    model = type(made)(**dict(made.config) | {key: blocks for key in ROWS if key in made.config}).float().eval()
+    for parameter in model.parameters():
+        parameter.data = torch.randn_like(parameter) * 0.1 + (parameter.ndim == 1)
+    return model
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_linked_blocks_compute_the_same(name: str) -> None:
+    model = transformer(name)
+    given = arguments(name, model)
+    expected = result(model, given)
+    assert link(model) == 2 * LINKED[name]
+    torch.testing.assert_close(result(model, given), expected, rtol=1e-5, atol=1e-5)
+    assert result(model.bfloat16(), _in(torch.bfloat16, given)).isfinite().all()
+    assert result(model.half(), _in(torch.float16, given)).isfinite().all()
+
+
+def _in(dtype: torch.dtype, given: Any) -> Any:
+    if isinstance(given, dict):
+        return {name: _in(dtype, value) for name, value in given.items()}
+    if isinstance(given, list):
+        return [_in(dtype, value) for value in given]
+    return given.to(dtype) if isinstance(given, Tensor) and given.is_floating_point() else given
+
+
+@pytest.mark.parametrize("name", LINKED)
+@pytest.mark.parametrize("ahead", [False, True])
+def test_linked_blocks_are_compiled_no_more_often(name: str, ahead: bool) -> None:
+    if ahead and families()[name].embedding is None:
+        pytest.skip("its modulation is not worked out ahead")
+    plain = _graphs(name, 3, ahead, linked=False)
+    assert _graphs(name, 3, ahead, linked=True) == _graphs(name, 5, ahead, linked=True) == plain > 0
+
+
+def _graphs(name: str, blocks: int, ahead: bool, linked: bool) -> int:
+    torch._dynamo.reset()
+    model = transformer(name, blocks)
+    given = arguments(name, model)
+    expected = result(model, given)
+    if linked:
+        assert link(model) == (blocks - 1) * LINKED[name]
+    counter = CompileCounterWithBackend("aot_eager")
+    compile_blocks(model, fullgraph=True, backend=counter)
+    if ahead:
+        assert work_ahead(model, SimpleNamespace(timesteps=torch.linspace(1000, 100, 10))) > 0
+    for _ in range(2):
+        torch.testing.assert_close(result(model, given), expected, rtol=1e-4, atol=1e-4)
+    return int(counter.frame_count)
+
+
+def test_rows_that_cannot_be_linked_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = transformer("zimage", 1)
+    assert link(model) == 0
+    edit = transformer("qwenimage")
+    monkeypatch.setattr(edit.transformer_blocks[1], "zero_cond_t", True)
+    assert link(edit) == 0
+    assert link(transformer("wan_ti2v")) == 0
+    unread = transformer("flux1")
+    link(unread)
+    assert not any(isinstance(block.forward, Link) for block in unread.single_transformer_blocks)
+
+
+def test_a_sum_that_is_left_is_read_as_nothing_else() -> None:
+    left = Unfinished(torch.ones(1, 2, 4))
+    with pytest.raises(TypeError, match="left to the next block|Unfinished"):
+        torch.ones(1, 2, 4) / left
+    total = torch.ones(1, 2, 4) + torch.full((1, 1, 4), 3.0) * left
+    assert torch.equal(total.finished(), torch.full((1, 2, 4), 4.0))
