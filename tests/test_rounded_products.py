@@ -413,9 +413,15 @@ def test_pieces_that_do_not_read_fp8_stay_as_they_are(data: Path) -> None:
     assert torch.equal(model(**inputs)[0], expected)
 
 
+@pytest.fixture
+def linked_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo's rows have two and three blocks."""
+    monkeypatch.setattr("mezzotint.speed.linking.SHORTEST", 2)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["demo-fp8", "demo-nvfp4"])
-def test_flux1s_single_blocks_hand_on_text_and_picture_as_one(on_cpu: None, name: str) -> None:
+def test_flux1s_single_blocks_hand_on_text_and_picture_as_one(on_cpu: None, linked_rows: None, name: str) -> None:
     """Sums are rounded to BF16 once, where a product and its gate were before; then some numbers go to the next of FP8.
 
     One graph for all single blocks: the first is handed the same as the others.
@@ -436,7 +442,7 @@ def test_flux1s_single_blocks_hand_on_text_and_picture_as_one(on_cpu: None, name
 
 
 @torch.no_grad()
-def test_what_a_controlnet_adds_between_blocks_is_added_to_the_picture(on_cpu: None) -> None:
+def test_what_a_controlnet_adds_between_blocks_is_added_to_the_picture(on_cpu: None, linked_rows: None) -> None:
     (model, inputs), (apart, _) = fast(), fast()
     for made in (model, apart):
         replace_rounded_products(made, CPU)

@@ -32,6 +32,10 @@ LAST = {
 """{diffusers' class: modules whose results it multiplies by a gate and adds to its input, which is the last it does}"""
 
 
+SHORTEST = 4
+"""Blocks of a row, below which what is done once at its ends takes longer than what is saved in between."""
+
+
 class Unfinished:
     """x + gate * product, not added up: what a block writes of a product that `_left` has made.
 
@@ -114,7 +118,7 @@ class Link:
             return x
         norm = self.modules[0] if isinstance(self.modules[0], RMSNorm) else None
         weight, eps = (None, 0.0) if norm is None else (torch.ones_like(norm.weight), norm.eps)
-        nothing = Unfinished(torch.zeros_like(x), weight, eps)
+        nothing = Unfinished(x.view_as(x), weight, eps)
         nothing.x, nothing.gate = x, x.new_zeros(x.shape[0] * x.shape[2])
         return nothing
 
@@ -154,7 +158,7 @@ def compile_blocks(model: Any, **options: Any) -> None:
 def link(model: nn.Module) -> int:
     """Link the blocks of every row in `model` that are known here; returns how many leave a sum to the next one."""
     rows = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return sum(_linked(row) for row in rows if len(row) > 1 and all(_possible(block) for block in row))
+    return sum(_linked(row) for row in rows if len(row) >= SHORTEST and all(_possible(block) for block in row))
 
 
 def _linked(row: Sequence[Any]) -> int:
