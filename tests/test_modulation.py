@@ -243,3 +243,20 @@ def test_a_layer_that_is_worked_out_ahead_still_owns_its_weights(monkeypatch: py
     monkeypatch.setattr("mezzotint.speed.compile_blocks", lambda _model, **_options: None)
     with pytest.raises(Exception, match="made fast already"):
         speed_up(model)
+
+
+def test_a_condition_is_read_again_only_if_it_is_another_tensor_or_was_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Tensor] = []
+    values = modulation._values
+    monkeypatch.setattr(modulation, "_values", lambda tensor: (read.append(tensor), values(tensor))[1])
+    first, same = torch.ones(3), modulation.Read()
+    assert same.values(first) == same.values(first) == (1, 1, 1)
+    assert len(read) == 1
+    first.mul_(2)
+    assert same.values(first) == (2, 2, 2)
+    assert same.values(torch.zeros(1)) == (0,)
+    assert same.values(torch.ones(1)) == (1,), "a new tensor, where the last one may have been"
+    with torch.inference_mode():
+        unwatched = torch.ones(2)
+        assert same.values(unwatched) == (1, 1)
+        assert same.values(unwatched.mul_(3)) == (3, 3)

@@ -75,6 +75,7 @@ def speed_up(
     whole = not plain and target.kind == "cuda"
     family = family_with(type(model).__name__, type(model).__name__)
     cache = cache_folder()
+    os.environ.setdefault("CUBLASLT_WORKSPACE_SIZE", "0")  # read before the first product; see docs/performance.md
     chosen, declined = choose(target, attention)
     set_attention(model, chosen)
     rounded, outside = replace_rounded_products(model, target) if whole else (0, None)

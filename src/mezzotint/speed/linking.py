@@ -7,7 +7,6 @@ block is handed what is to be added instead, a single kernel adds, normalises an
 
 import inspect
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from types import MethodType
 from typing import Any
 
@@ -77,6 +76,12 @@ class Unfinished:
         self.x = self.x + F.pad(other, (0, 0, self.before, 0))
         return self
 
+    def __getitem__(self, places: Any) -> "Unfinished":
+        """Of some of the tokens: [:, first:last]."""
+        some = Unfinished(self.product[places], self.weight, self.eps)
+        some.x, some.gate = self.x[places], self.gate
+        return some
+
     def finished(self) -> Tensor:
         """The sum [batch, tokens, width]."""
         product = self.product
@@ -97,7 +102,7 @@ class Link:
         self.function = block.forward.__func__
         self.signature = inspect.signature(MethodType(type(block).forward, block))
         self.compiled: Callable[..., Any] = self.between
-        self.modules = [block.get_submodule(name) for name in LAST[type(block).__name__]]
+        self.modules = [block.get_submodule(name) for name in LAST.get(type(block).__name__, ())]
         for module in self.modules:
             module.forward = MethodType(_left, module)
 
@@ -116,8 +121,8 @@ class Link:
         """x with nothing to be added to it, in the form in which the block before would have left a sum."""
         if isinstance(x, Unfinished):
             return x
-        norm = self.modules[0] if isinstance(self.modules[0], RMSNorm) else None
-        weight, eps = (None, 0.0) if norm is None else (torch.ones_like(norm.weight), norm.eps)
+        norm = self.modules[0]
+        weight, eps = (torch.ones_like(norm.weight), norm.eps) if isinstance(norm, RMSNorm) else (None, 0.0)
         nothing = Unfinished(x.view_as(x), weight, eps)
         nothing.x, nothing.gate = x, x.new_zeros(x.shape[0] * x.shape[2])
         return nothing
@@ -148,26 +153,39 @@ class JoinedLink(Link):
         return whole[:, :before], whole[:, before:]
 
 
+class Tail(Link):
+    """The forward of what reads the last block's sum: a norm and, in Z-Image, a product, of the picture only."""
+
+    def __call__(self, x: Unfinished, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(x[:, x.before :], *args, **kwargs)
+
+
 def compile_blocks(model: Any, **options: Any) -> None:
     """As diffusers' compile_repeated_blocks."""
     for module in model.modules():
-        if type(module).__name__ in model._repeated_blocks:
-            (module.forward if isinstance(module.forward, Link) else module).compile(**options)
+        if isinstance(module.forward, Link):
+            module.forward.compile(**options)
+        elif type(module).__name__ in model._repeated_blocks:
+            module.compile(**options)
 
 
-def link(model: nn.Module) -> int:
-    """Link the blocks of every row in `model` that are known here; returns how many leave a sum to the next one."""
-    rows = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return sum(_linked(row) for row in rows if len(row) >= SHORTEST and all(_possible(block) for block in row))
+def link(model: Any) -> int:
+    """Link the blocks of every row in `model` that are known here; returns how many leave a sum to what follows."""
+    rows = [list(child) for child in model.children() if isinstance(child, nn.ModuleList)]
+    linked = [_linked(row) if len(row) >= SHORTEST and all(_possible(block) for block in row) else [] for row in rows]
+    if linked[-1]:
+        linked[-1][-1].last = False
+        for tail in model.all_final_layer.values() if hasattr(model, "all_final_layer") else [model.norm_out]:
+            tail.forward = Tail(tail)
+    return sum(not one.last for links in linked for one in links)
 
 
-def _linked(row: Sequence[Any]) -> int:
+def _linked(row: Sequence[Any]) -> list[Link]:
     for block in row:
         joined = type(block).__name__ == "FluxSingleTransformerBlock"
         block.forward = JoinedLink(block) if joined else Link(block)
-    for block, _next in pairwise(row):
-        block.forward.last = False
-    return len(row) - 1
+        block.forward.last = block is row[-1]
+    return [block.forward for block in row]
 
 
 def _possible(block: Any) -> bool:

@@ -5,6 +5,7 @@ text, but never of the latents. One row costs as much as reading the matrix does
 """
 
 import inspect
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MethodType
@@ -70,6 +71,20 @@ class Table:
     places: dict[Any, int]
 
 
+class Read:
+    """The numbers of a tensor, which the GPU is waited for only if it is another one than last time, or was changed."""
+
+    def __init__(self) -> None:
+        self.last: tuple[Any, int, tuple[float, ...]] | None = None
+
+    def values(self, tensor: Tensor) -> tuple[float, ...]:
+        if tensor.is_inference():  # does not say whether it was changed
+            return _values(tensor)
+        if self.last is None or self.last[0]() is not tensor or self.last[1] != tensor._version:
+            self.last = weakref.ref(tensor), tensor._version, _values(tensor)
+        return self.last[2]
+
+
 class Ahead:
     """A transformer's forward, before which every modulation layer is given its row of the step.
 
@@ -95,6 +110,7 @@ class Ahead:
         self.products = record(self._products)
         self.widths = [layer.out_features for layer in layers]
         self.tables: dict[Any, Table] = {}
+        self.read = {name: Read() for name in embedding.arguments[1:]}
         self.memory: dict[Any, Tensor] = {}
         self.given: Any = None
 
@@ -124,8 +140,8 @@ class Ahead:
         leaves = pytree.tree_leaves(call.arguments)
         latents = next(leaf for leaf in leaves if isinstance(leaf, Tensor))
         settings = tuple(leaf for leaf in leaves if leaf is not None and not isinstance(leaf, Tensor))
-        others = [call.arguments.get(name) for name in self.embedding.arguments[1:]]
-        conditions = tuple(other if other is None else (*_kind(other), _values(other)) for other in others)
+        others = [(read, call.arguments.get(name)) for name, read in self.read.items()]
+        conditions = tuple(other if other is None else (*_kind(other), read.values(other)) for read, other in others)
         return overrides(), _kind(timestep), latents.dtype, latents.device, settings, conditions
 
     def _table(self, call: inspect.BoundArguments, timestep: Tensor) -> Table:
