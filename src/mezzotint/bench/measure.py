@@ -22,6 +22,7 @@ from mezzotint.nn import QuantLinear
 from mezzotint.pipelines import meta_model
 from mezzotint.speed import speed_up
 from mezzotint.speed.modulation import Ahead
+from mezzotint.speed.refining import Refined
 
 WARM_UP = 5
 PROFILED = 3
@@ -48,7 +49,7 @@ class Measured:
     tflops        TFLOP/s: the BF16 model's products and attention, done in the median time
     backends      {backend: how many products it runs}
     kernels_ms    {kind of kernel: GPU time in one call}
-    modulation_ms what a painting spends once on the modulation of all its steps, besides its calls
+    modulation_ms what a painting spends once on the modulation of all its steps and on its text, besides its calls
     """
 
     case: Case
@@ -107,7 +108,7 @@ def measure(case: Case, device: torch.device, calls: int = 20, trace: Path | Non
         backends=_backends(model),
         attention=report.attention,
         kernels_ms=_kernels(lambda: model(**inputs), device, trace),
-        modulation_ms=_modulation(model, inputs, device),
+        modulation_ms=_once(model, inputs, device),
     )
     _forget(model, device)
     return measured
@@ -134,16 +135,20 @@ def _timed(call: Callable[[], Any], calls: int, device: torch.device) -> Spread:
     return Spread.of([before.elapsed_time(after) for before, after in pairwise(marks)])
 
 
-def _modulation(model: nn.Module, inputs: Mapping[str, Any], device: torch.device) -> float:
-    """Milliseconds of working out the modulation of all steps, the median of some."""
+def _once(model: nn.Module, inputs: Mapping[str, Any], device: torch.device) -> float:
+    """Milliseconds of what is worked out once a painting, the median of some."""
     ahead: Any = model.forward
     if not isinstance(ahead, Ahead):
         return 0.0
+    text: Any = ahead.function if isinstance(ahead.function, Refined) else None
     times = []
     for _ in range(PROFILED):
         ahead.tables.clear()
         began = now(device)
         ahead.prepare(**inputs)
+        if text is not None:
+            text.texts.clear()
+            text.refined(text.signature.bind(**inputs))
         times.append((now(device) - began) * 1e3)
     return Spread.of(times).median
 

@@ -79,4 +79,5 @@ def _print(results: list[Any]) -> None:
         parts = ", ".join(f"{kind} {ms:.1f}" for kind, ms in result.kernels_ms.items())
         print(f"\n{result.case.model} {result.case.scheme}, ms of GPU time: {parts}")
         if result.modulation_ms:
-            print(f"once a painting, ms: modulation of {result.case.sampling.steps} steps {result.modulation_ms:.1f}")
+            steps = result.case.sampling.steps
+            print(f"once a painting, ms: modulation of {steps} steps, and text {result.modulation_ms:.1f}")

@@ -18,6 +18,7 @@ from mezzotint.speed.attention_layers import replace_layers
 from mezzotint.speed.fusing import Unfused, fuse
 from mezzotint.speed.linking import compile_blocks, link
 from mezzotint.speed.modulation import Ahead, Scheduler, work_ahead
+from mezzotint.speed.refining import Refined, refine_once
 from mezzotint.speed.rewriting import replace_rounded_products
 from mezzotint.speed.shapes import Announcer
 
@@ -35,6 +36,7 @@ class SpeedReport:
     outside        why activations that could be part of the product before them are not, or None
     one_pass       attention layers that normalise and rotate in one pass
     linked         blocks that leave their last addition to the next one
+    refined        text that goes through blocks of its own does so once for each prompt
     modulated      modulation layers whose products are worked out for all steps at once
     graphed        each shape of input is recorded as a CUDA graph
     cache          where compiled kernels are kept
@@ -48,6 +50,7 @@ class SpeedReport:
     outside: str | None
     one_pass: int
     linked: int
+    refined: bool
     modulated: int
     graphed: bool
     cache: str
@@ -69,13 +72,12 @@ def speed_up(
     scheduler   of the model's pipeline; with it, modulation is worked out for all steps at once
     Raises      BadRequest if it was made fast already, Unsupported if the attention cannot run here
     """
-    if isinstance(model.forward, Graphs | Ahead):
+    if isinstance(model.forward, Graphs | Refined | Ahead):
         raise BadRequest("this transformer was made fast already", "load it again for other settings.")
     target = Target.of(next(model.parameters()).device)
     whole = not plain and target.kind == "cuda"
     family = family_with(type(model).__name__, type(model).__name__)
     cache = cache_folder()
-    os.environ.setdefault("CUBLASLT_WORKSPACE_SIZE", "0")  # read before the first product; see docs/performance.md
     chosen, declined = choose(target, attention)
     set_attention(model, chosen)
     rounded, outside = replace_rounded_products(model, target) if whole else (0, None)
@@ -86,6 +88,7 @@ def speed_up(
     compile_blocks(model, fullgraph=True, backend=_compiler(whole))
     if whole:
         model.forward = Graphs(model.forward, lambda: (overrides(), attention_is_exact()))
+    refined = whole and refine_once(model)
     modulated = 0
     if whole and scheduler is not None:
         modulated = work_ahead(model, scheduler, lambda function: Graphs(function, overrides))
@@ -98,6 +101,7 @@ def speed_up(
         outside=outside,
         one_pass=one_pass,
         linked=linked,
+        refined=refined,
         modulated=modulated,
         graphed=whole,
         cache=str(cache),

@@ -1,0 +1,117 @@
+"""Z-Image's text, which goes through blocks of its own before it meets the picture, refined once for each prompt."""
+
+import inspect
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mezzotint.nn import overrides
+from mezzotint.speed.attention import attention_is_exact
+
+KEPT = 4
+"""Texts that are kept: of a prompt and of the one that guidance is against, with inputs rounded and unrounded."""
+
+
+class Text(NamedTuple):
+    """What text was refined from, in which state of the layers, and into what: [tokens, width] for each picture."""
+
+    given: tuple[Any, ...]
+    state: Any
+    refined: list[Tensor]
+
+
+class Refined:
+    """A transformer's forward, which is given refined text.
+
+    Text is another one if it is other tensors, or if they were changed. Weights are taken not to change, except by
+    moving or casting the model.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.function = model, model.forward
+        self.own = MethodType(type(model).forward, model)
+        self.signature = inspect.signature(self.own)
+        self.texts: list[Text] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        call = self.signature.bind(*args, **kwargs)
+        if any(isinstance(part, list) for part in call.arguments["cap_feats"]):  # pictures among the text
+            return self.function(*args, **kwargs)
+        call.arguments["cap_feats"] = self.refined(call)
+        with _instead(self.model, cap_embedder=nn.Identity(), context_refiner=nn.ModuleList()):
+            return self.function(*call.args, **call.kwargs)
+
+    def refined(self, call: inspect.BoundArguments) -> list[Tensor]:
+        """The text of a call, kept from an earlier one if it can be."""
+        texts = call.arguments["cap_feats"]
+        weight = self.model.x_pad_token
+        state = overrides(), attention_is_exact(), weight.dtype, weight.device
+        for kept in self.texts:
+            if kept.state == state and _same(kept.given, texts):
+                return kept.refined
+        made = self._refine(call)
+        if not any(text.is_inference() for text in texts):  # those do not say whether they were changed
+            given = tuple((weakref.ref(text), text._version) for text in texts)
+            self.texts = [*self.texts, Text(given, state, made)][-KEPT:]
+        return made
+
+    @torch.no_grad()
+    def _refine(self, call: inspect.BoundArguments) -> list[Tensor]:
+        """Run the model as far as where text and picture meet, without what happens to the picture before."""
+        names = inspect.signature(self.model._build_unified_sequence)
+
+        def met(*args: Any, **kwargs: Any) -> None:
+            raise _Met(names.bind(*args, **kwargs).arguments)
+
+        with _instead(self.model, noise_refiner=nn.ModuleList(), _build_unified_sequence=met):
+            try:
+                self.own(*call.args, **call.kwargs)
+            except _Met as both:
+                texts, lengths = both.arguments["cap"], both.arguments["cap_seqlens"]
+                return [text[:length].contiguous() for text, length in zip(texts, lengths, strict=True)]
+        raise LookupError(f"{type(self.model).__name__} did without its _build_unified_sequence")
+
+
+class _Met(Exception):
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.arguments = arguments
+
+
+def _same(given: Sequence[Any], texts: Sequence[Tensor]) -> bool:
+    pairs = zip(given, texts, strict=False)
+    return len(given) == len(texts) and all(
+        not text.is_inference() and kept() is text and version == text._version for (kept, version), text in pairs
+    )
+
+
+@contextmanager
+def _instead(model: Any, **others: Any) -> Iterator[None]:
+    """Other attributes for a model, for as long as this lasts."""
+    before = {name: getattr(model, name) for name in others}
+    for name, value in others.items():
+        setattr(model, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if isinstance(value, MethodType):
+                delattr(model, name)
+            else:
+                setattr(model, name, value)
+
+
+def refine_once(model: Any) -> bool:
+    """Let a model's text be refined once for each prompt; whether it is one that refines it.
+
+    Comes after whatever else `model.forward` is wrapped in, which sees refined text.
+    """
+    if not hasattr(model, "context_refiner"):
+        return False
+    model.forward = Refined(model)
+    return True
