@@ -99,3 +99,17 @@ def test_a_sum_that_is_left_is_read_as_nothing_else() -> None:
         torch.ones(1, 2, 4) / left
     total = torch.ones(1, 2, 4) + torch.full((1, 1, 4), 3.0) * left
     assert torch.equal(total.finished(), torch.full((1, 2, 4), 4.0))
+
+
+def test_several_models_and_shapes_in_one_process_are_no_hard_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dynamo gives up on a function after eight graphs, with an error where whole graphs are asked for."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    counter = CompileCounterWithBackend("aot_eager")
+    for name in ("flux2", "zimage"):
+        model = transformer(name)
+        link(model)
+        compile_blocks(model, fullgraph=True, backend=counter)
+        for batch in (1, 2):
+            result(model, arguments(name, model, batch))
+    assert counter.frame_count > 8

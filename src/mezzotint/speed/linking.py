@@ -34,6 +34,9 @@ LAST = {
 SHORTEST = 4
 """Blocks of a row, below which what is done once at its ends takes longer than what is saved in between."""
 
+MOST_KINDS = 256
+"""Classes of blocks times shapes, in all the models of a process."""
+
 
 class Unfinished:
     """x + gate * product, not added up: what a block writes of a product that `_left` has made.
@@ -161,7 +164,11 @@ class Tail(Link):
 
 
 def compile_blocks(model: Any, **options: Any) -> None:
-    """As diffusers' compile_repeated_blocks."""
+    """As diffusers' compile_repeated_blocks.
+
+    All links are one function to Dynamo, which gives up on one that it has compiled for eight kinds of arguments.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_KINDS)
     for module in model.modules():
         if isinstance(module.forward, Link):
             module.forward.compile(**options)
@@ -173,7 +180,7 @@ def link(model: Any) -> int:
     """Link the blocks of every row in `model` that are known here; returns how many leave a sum to what follows."""
     rows = [list(child) for child in model.children() if isinstance(child, nn.ModuleList)]
     linked = [_linked(row) if len(row) >= SHORTEST and all(_possible(block) for block in row) else [] for row in rows]
-    if linked[-1]:
+    if linked and linked[-1]:
         linked[-1][-1].last = False
         for tail in model.all_final_layer.values() if hasattr(model, "all_final_layer") else [model.norm_out]:
             tail.forward = Tail(tail)
