@@ -101,10 +101,10 @@ def test_a_sum_that_is_left_is_read_as_nothing_else() -> None:
     assert torch.equal(total.finished(), torch.full((1, 2, 4), 4.0))
 
 
-def test_several_models_and_shapes_in_one_process_are_no_hard_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+@torch._dynamo.config.patch(recompile_limit=8)
+def test_several_models_and_shapes_in_one_process_are_no_hard_limit() -> None:
     """Dynamo gives up on a function after eight graphs, with an error where whole graphs are asked for."""
     torch._dynamo.reset()
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
     counter = CompileCounterWithBackend("aot_eager")
     for name in ("flux2", "zimage"):
         model = transformer(name)
