@@ -3,11 +3,13 @@
 FLUX.1's single blocks are in test_rounded_products.py.
 """
 
+import copy
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -94,11 +96,17 @@ def test_rows_that_cannot_be_linked_are_left_alone(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_sum_that_is_left_is_read_as_nothing_else() -> None:
-    left = Unfinished(torch.ones(1, 2, 4))
+    one, gate, left = torch.ones(1, 2, 4), torch.full((1, 1, 4), 3.0), Unfinished(torch.ones(1, 2, 4))
     with pytest.raises(TypeError, match=r"left to the next block|Unfinished"):
-        torch.ones(1, 2, 4) / left
-    total = torch.ones(1, 2, 4) + torch.full((1, 1, 4), 3.0) * left
+        one / left
+    with pytest.raises(TypeError, match=r"without a gate|Unfinished"):
+        one + left
+    total: Any = one + gate * left
     assert torch.equal(total.finished(), torch.full((1, 2, 4), 4.0))
+    with pytest.raises(TypeError, match=r"left to the next block|Unfinished"):
+        gate * total
+    assert torch.equal((one + total).finished(), torch.full((1, 2, 4), 5.0))
+    assert torch.equal((total + one).finished(), torch.full((1, 2, 4), 6.0))
 
 
 @torch._dynamo.config.patch(recompile_limit=8)
@@ -113,3 +121,57 @@ def test_several_models_and_shapes_in_one_process_are_no_hard_limit() -> None:
         for batch in (1, 2):
             result(model, arguments(name, model, batch))
     assert counter.frame_count > 8
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", sorted(LAST))
+def test_a_batch_may_have_one_time_step(name: str) -> None:
+    model = transformer(name)
+    given = arguments(name, model, 2)
+    step = "t" if "t" in given else "timestep"
+    given[step] = given[step][:1]
+    expected = result(model, given)
+    link(model)
+    torch.testing.assert_close(result(model, given), expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_copy_of_a_linked_model_has_weights_of_its_own() -> None:
+    torch._dynamo.reset()
+    model = transformer("zimage")
+    given = arguments("zimage", model)
+    link(model)
+    compile_blocks(model, fullgraph=True, backend="aot_eager")
+    expected = result(model, given)
+    other = copy.deepcopy(model)
+    for parameter in other.layers.parameters():
+        parameter.zero_()
+    assert not torch.equal(result(other, given), expected)
+    assert torch.equal(result(model, given), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_an_ip_adapter_adds_is_added_too(compiled: bool) -> None:
+    torch._dynamo.reset()
+    model = transformer("flux1")
+    width = model.inner_dim
+    for block in model.transformer_blocks:
+        adapter = FluxIPAdapterAttnProcessor(width, model.config.joint_attention_dim, num_tokens=(4,), scale=[1.0])
+        for parameter in adapter.parameters():
+            parameter.data = torch.randn_like(parameter) * 0.1
+        block.attn.set_processor(adapter.eval())
+    states = [torch.randn(1, 4, model.config.joint_attention_dim)]
+    given = arguments("flux1", model) | {"joint_attention_kwargs": {"ip_hidden_states": states}}
+    expected = result(model, given)
+    assert link(model) == 3
+    if compiled:
+        compile_blocks(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(result(model, given), expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_gate_for_every_token_is_sliced_with_its_tokens() -> None:
+    x, gate, product = (torch.randn(2, 5, 4) for _ in range(3))
+    total: Any = x + gate * Unfinished(product)
+    torch.testing.assert_close(total[:, 2:, ...].finished(), (x + gate * product)[:, 2:])

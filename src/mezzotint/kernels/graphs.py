@@ -50,7 +50,8 @@ class Graphs:
         return pytree.tree_unflatten([_own(output) for output in recording.outputs], recording.tree)
 
     def _record(self, leaves: Sequence[Any], tree: pytree.TreeSpec) -> Recording:
-        kept = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        with torch.inference_mode(False):  # or only calls in inference mode could write to them
+            kept = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         args, kwargs = pytree.tree_unflatten(kept, tree)
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())

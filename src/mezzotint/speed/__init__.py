@@ -67,6 +67,8 @@ def speed_up(
     Its first call compiles, for each shape of input; one that is not the first is announced in the log. What the
     compiler makes is kept in `cache_folder`, so that the next process starts in seconds.
 
+    Once it was called, it has to stay on its device: recorded calls read its weights where they were.
+
     attention   name of one, None for the fastest that changes no more than the order of sums
     plain       only choose the attention and compile the repeated blocks, as diffusers' documentation advises
     scheduler   of the model's pipeline; with it, modulation is worked out for all steps at once

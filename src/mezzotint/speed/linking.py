@@ -48,23 +48,22 @@ class Unfinished:
     before    how many tokens are the text's, where text and picture are one sequence
     """
 
-    x: Tensor
-    gate: Tensor
-
     def __init__(self, product: Tensor, weight: Tensor | None = None, eps: float = 0.0) -> None:
         self.product, self.weight, self.eps, self.before = product, weight, eps, 0
+        self.gate: Any = None
+        self.x: Any = None
 
     @classmethod
     def __torch_function__(cls, function: Any, _types: Any, operands: Any = (), _others: Any = None) -> "Unfinished":
-        """What PyTorch asks for gate * product, and for x + that."""
+        """What PyTorch asks for gate * product, and for x + that, in either order."""
         left, right = operands
-        if function is Tensor.mul:
-            right.gate = left.flatten()
-        elif function is Tensor.add:
-            right.x = left
-        else:
-            raise TypeError(f"{function} of a sum that is left to the next block")
-        return right  # type: ignore[no-any-return]
+        total, other = (right, left) if isinstance(right, Unfinished) else (left, right)
+        if function is Tensor.mul and total.gate is None:
+            total.gate = other.expand(len(total.product), -1, -1).flatten()
+            return total
+        if function is Tensor.add:
+            return total.plus(other)
+        raise TypeError(f"{function} of a sum that is left to the next block")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -75,14 +74,20 @@ class Unfinished:
         return self
 
     def __add__(self, other: Tensor) -> "Unfinished":
-        """With what a ControlNet adds to the picture's tokens between two blocks."""
-        self.x = self.x + F.pad(other, (0, 0, self.before, 0))
+        return self.plus(other)
+
+    def plus(self, other: Tensor) -> "Unfinished":
+        """With x; or, once there is one, with what a ControlNet or an IP-adapter adds to the picture's tokens."""
+        if self.gate is None:
+            raise TypeError("a product that is left to the next block is added without a gate")
+        self.x = other if self.x is None else self.x + F.pad(other, (0, 0, self.before, 0))
         return self
 
     def __getitem__(self, places: Any) -> "Unfinished":
         """Of some of the tokens: [:, first:last]."""
         some = Unfinished(self.product[places], self.weight, self.eps)
-        some.x, some.gate = self.x[places], self.gate
+        gate = self.gate.view(len(self.x), -1, self.x.shape[2])
+        some.x, some.gate = self.x[places], (gate[places] if gate.shape[1] > 1 else gate).flatten()
         return some
 
     def finished(self) -> Tensor:
@@ -104,7 +109,7 @@ class Link:
         self.block, self.last = block, True
         self.function = block.forward.__func__
         self.signature = inspect.signature(MethodType(type(block).forward, block))
-        self.compiled: Callable[..., Any] = self.between
+        self.compiled: Callable[..., Any] | None = None
         self.modules = [block.get_submodule(name) for name in LAST.get(type(block).__name__, ())]
         for module in self.modules:
             module.forward = MethodType(_left, module)
@@ -112,7 +117,7 @@ class Link:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         given = self.signature.bind(*args, **kwargs).arguments
         sums = {name: self.begun(given[name]) for name in STREAMS if given.get(name) is not None}
-        result = self.compiled(**given | sums)
+        result = (self.compiled or self.between)(**given | sums)
         return _finished(result) if self.last else result
 
     def between(self, **given: Any) -> Any:
@@ -130,13 +135,20 @@ class Link:
         nothing.x, nothing.gate = x, x.new_zeros(x.shape[0] * x.shape[2])
         return nothing
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is not compiled, as one of an nn.Module is not: compiled code belongs to this link's block."""
+        return self.__dict__ | {"compiled": None}
+
     def compile(self, **options: Any) -> None:
         """As nn.Module.compile."""
         self.compiled = torch.compile(self.between, **options)
 
 
 class JoinedLink(Link):
-    """FLUX.1's single blocks, which diffusers hands text and picture apart, only to put them side by side again."""
+    """FLUX.1's single blocks, which diffusers hands text and picture apart, only to put them side by side again.
+
+    Between two blocks both are in what stands for the picture, and the text is that of before the first one.
+    """
 
     def __init__(self, block: Any) -> None:
         super().__init__(block)
@@ -148,7 +160,7 @@ class JoinedLink(Link):
             x = torch.cat((encoder_hidden_states, x), 1)
         given = self.signature.bind(x, encoder_hidden_states, *args, **kwargs).arguments
         del given["hidden_states"], given["encoder_hidden_states"]
-        result = self.compiled(x=self.begun(x), **given)
+        result = (self.compiled or self.between)(x=self.begun(x), **given)
         result.before = before
         if not self.last:
             return encoder_hidden_states, result
@@ -166,7 +178,8 @@ class Tail(Link):
 def compile_blocks(model: Any, **options: Any) -> None:
     """As diffusers' compile_repeated_blocks.
 
-    All links are one function to Dynamo, which gives up on one that it has compiled for eight kinds of arguments.
+    All links are one function to Dynamo, which gives up on one that it has compiled for eight kinds of arguments,
+    unless told otherwise for the whole process.
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_KINDS)
     for module in model.modules():

@@ -72,17 +72,19 @@ class Table:
 
 
 class Read:
-    """The numbers of a tensor, which the GPU is waited for only if it is another one than last time, or was changed."""
+    """The numbers of tensors. The GPU is waited for only if they are others than the last ones, or were changed."""
 
     def __init__(self) -> None:
-        self.last: tuple[Any, int, tuple[float, ...]] | None = None
+        self.known: list[tuple[Any, int, tuple[float, ...]]] = []
 
     def values(self, tensor: Tensor) -> tuple[float, ...]:
         if tensor.is_inference():  # does not say whether it was changed
             return _values(tensor)
-        if self.last is None or self.last[0]() is not tensor or self.last[1] != tensor._version:
-            self.last = weakref.ref(tensor), tensor._version, _values(tensor)
-        return self.last[2]
+        for kept, version, numbers in self.known:
+            if kept() is tensor and version == tensor._version:
+                return numbers
+        self.known = [*self.known, (weakref.ref(tensor), tensor._version, _values(tensor))][-KEPT:]
+        return self.known[-1][2]
 
 
 class Ahead:
@@ -189,7 +191,8 @@ class Ahead:
         """Put what all layers make of a step, [numbers], where each finds its own."""
         kind = _kind(values)
         if kind not in self.memory:
-            self.memory[kind] = torch.empty_like(values)
+            with torch.inference_mode(False):  # or only calls in inference mode could write to it
+                self.memory[kind] = torch.empty_like(values)
         self.memory[kind].copy_(values)
         if self.given != kind:
             self.given = kind

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from mezzotint.nn import overrides
 from mezzotint.speed.attention import attention_is_exact
@@ -28,8 +29,8 @@ class Text(NamedTuple):
 class Refined:
     """A transformer's forward, which is given refined text.
 
-    Text is another one if it is other tensors, or if they were changed. Weights are taken not to change, except by
-    moving or casting the model.
+    Text is another one if it is other tensors, or if they were changed in a way that counts up their version. Weights
+    are taken not to change, except by moving or casting the model.
     """
 
     def __init__(self, model: Any) -> None:
@@ -50,7 +51,9 @@ class Refined:
         """The text of a call, kept from an earlier one if it can be."""
         texts = call.arguments["cap_feats"]
         weight = self.model.x_pad_token
-        state = overrides(), attention_is_exact(), weight.dtype, weight.device
+        leaves = pytree.tree_leaves(call.arguments)
+        settings = tuple(leaf for leaf in leaves if not isinstance(leaf, Tensor))
+        state = overrides(), attention_is_exact(), weight.dtype, weight.device, settings
         for kept in self.texts:
             if kept.state == state and _same(kept.given, texts):
                 return kept.refined
