@@ -108,18 +108,17 @@ def test_a_sum_that_is_left_is_read_as_nothing_else() -> None:
     assert torch.equal((total + one).finished(), torch.full((1, 2, 4), 6.0))
 
 
-@torch._dynamo.config.patch(recompile_limit=8)
-def test_several_models_and_shapes_in_one_process_are_no_hard_limit() -> None:
-    """Dynamo gives up on a function after eight graphs, with an error where whole graphs are asked for."""
+@torch._dynamo.config.patch(recompile_limit=4)
+def test_several_kinds_of_blocks_and_shapes_are_no_hard_limit() -> None:
+    """Dynamo gives up on a function after so many graphs, with an error where whole graphs are asked for."""
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
-    for name in ("flux2", "zimage"):
-        model = transformer(name)
-        link(model)
-        compile_blocks(model, fullgraph=True, backend=counter)
-        for batch in (1, 2):
-            result(model, arguments(name, model, batch))
-    assert counter.frame_count > 8
+    model = transformer("flux2")
+    link(model)
+    compile_blocks(model, fullgraph=True, backend=counter)
+    for batch in (1, 2):
+        result(model, arguments("flux2", model, batch))
+    assert counter.frame_count > 4
 
 
 @torch.no_grad()
