@@ -4,7 +4,6 @@ FLUX.1's single blocks are in test_rounded_products.py.
 """
 
 import copy
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,30 +12,23 @@ from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProc
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-import tiny
 from mezzotint.speed.linking import Link, Unfinished, compile_blocks, link
-from mezzotint.speed.modulation import work_ahead
-from test_modulation import arguments, result
+from test_modulation import arguments, compiles, result, transformer
 
 LINKED = {"flux1": 1, "flux2": 2, "zimage": 1, "qwenimage": 1}
 """{family: how many rows of blocks it has that can be linked as diffusers has them}"""
 LAST = {"flux2", "zimage", "qwenimage"}
 """Families whose last row is one of them, so that what follows the blocks is linked too."""
-ROWS = ("num_layers", "num_single_layers", "n_layers")
 
 
-def transformer(name: str, blocks: int = 4) -> Any:
-    torch.manual_seed(0)
-    made = getattr(tiny, name)().transformer
-    model = type(made)(**dict(made.config) | {key: blocks for key in ROWS if key in made.config}).float().eval()
-    for parameter in model.parameters():
-        parameter.data = torch.randn_like(parameter) * 0.1 + (parameter.ndim == 1)
-    return model
+def four(name: str) -> Any:
+    """A family's tiny transformer with rows of four blocks."""
+    return transformer(name, 4)
 
 
 @pytest.mark.parametrize("name", LINKED)
 def test_linked_blocks_compute_the_same(name: str) -> None:
-    model = transformer(name)
+    model = four(name)
     given = arguments(name, model)
     expected = result(model, given)
     assert link(model) == _leaving(name, 4)
@@ -62,34 +54,21 @@ def _in(dtype: torch.dtype, given: Any) -> Any:
 )
 def test_linked_blocks_are_compiled_no_more_often(name: str, ahead: bool) -> None:
     """However many there are; what follows them is compiled too."""
-    plain = _graphs(name, 4, ahead, linked=False)
-    assert _graphs(name, 6, ahead, linked=True) == plain + (name in LAST)
 
+    def linked(model: Any) -> None:
+        assert link(model) == _leaving(name, 6)
 
-def _graphs(name: str, blocks: int, ahead: bool, linked: bool) -> int:
-    torch._dynamo.reset()
-    model = transformer(name, blocks)
-    given = arguments(name, model)
-    expected = result(model, given)
-    if linked:
-        assert link(model) == _leaving(name, blocks)
-    counter = CompileCounterWithBackend("aot_eager")
-    compile_blocks(model, fullgraph=True, backend=counter)
-    if ahead:
-        assert work_ahead(model, SimpleNamespace(timesteps=torch.linspace(1000, 100, 10))) > 0
-    for _ in range(2):
-        torch.testing.assert_close(result(model, given), expected, rtol=1e-4, atol=1e-4)
-    return int(counter.frame_count)
+    assert compiles(name, 6, ahead, linked) == compiles(name, 4, ahead) + (name in LAST)
 
 
 def test_rows_that_cannot_be_linked_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     model = transformer("zimage", 3)
     assert link(model) == 0
-    edit = transformer("qwenimage")
+    edit = four("qwenimage")
     monkeypatch.setattr(edit.transformer_blocks[1], "zero_cond_t", True)
     assert link(edit) == 0
-    assert link(transformer("wan_ti2v")) == 0
-    unread = transformer("flux1")
+    assert link(four("wan_ti2v")) == 0
+    unread = four("flux1")
     link(unread)
     assert not any(isinstance(block.forward, Link) for block in unread.single_transformer_blocks)
 
@@ -113,7 +92,7 @@ def test_several_kinds_of_blocks_and_shapes_are_no_hard_limit() -> None:
     """Dynamo gives up on a function after so many graphs, with an error where whole graphs are asked for."""
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
-    model = transformer("flux2")
+    model = four("flux2")
     link(model)
     compile_blocks(model, fullgraph=True, backend=counter)
     for batch in (1, 2):
@@ -124,7 +103,7 @@ def test_several_kinds_of_blocks_and_shapes_are_no_hard_limit() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("name", sorted(LAST))
 def test_a_batch_may_have_one_time_step(name: str) -> None:
-    model = transformer(name)
+    model = four(name)
     given = arguments(name, model, 2)
     step = "t" if "t" in given else "timestep"
     given[step] = given[step][:1]
@@ -136,7 +115,7 @@ def test_a_batch_may_have_one_time_step(name: str) -> None:
 @torch.no_grad()
 def test_a_copy_of_a_linked_model_has_weights_of_its_own() -> None:
     torch._dynamo.reset()
-    model = transformer("zimage")
+    model = four("zimage")
     given = arguments("zimage", model)
     link(model)
     compile_blocks(model, fullgraph=True, backend="aot_eager")
@@ -152,7 +131,7 @@ def test_a_copy_of_a_linked_model_has_weights_of_its_own() -> None:
 @pytest.mark.parametrize("compiled", [False, True])
 def test_what_an_ip_adapter_adds_is_added_too(compiled: bool) -> None:
     torch._dynamo.reset()
-    model = transformer("flux1")
+    model = four("flux1")
     width = model.inner_dim
     for block in model.transformer_blocks:
         adapter = FluxIPAdapterAttnProcessor(width, model.config.joint_attention_dim, num_tokens=(4,), scale=[1.0])

@@ -21,10 +21,15 @@ from mezzotint.nn import QuantLinear, unrounded_inputs
 from mezzotint.painting import paint
 from mezzotint.schedule import StepSchedule
 from mezzotint.speed import modulation, speed_up
+from mezzotint.speed.linking import compile_blocks
 from mezzotint.speed.modulation import KEPT, LONGEST, Ahead, Modulation, by_few, work_ahead
+from mezzotint.speed.remembered import Remembered
 from test_kernels import fp8_tensor
 
 TINY = {"flux1": tiny.flux1, "zimage": tiny.zimage, "qwenimage": tiny.qwenimage}
+ROWS = ("num_layers", "num_single_layers", "n_layers")
+"""Entries of config.json that say how many blocks there are."""
+
 SCHEDULE = SimpleNamespace(timesteps=torch.linspace(1000, 100, 10))
 """A scheduler, as far as `work_ahead` looks at one."""
 
@@ -49,9 +54,12 @@ def filled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return made
 
 
-def transformer(name: str) -> nn.Module:
+def transformer(name: str, blocks: int | None = None) -> Any:
+    """A family's tiny transformer with random weights, and with so many blocks in each row if that is said."""
     torch.manual_seed(0)
-    model: nn.Module = TINY[name]().transformer.float().eval()
+    made = getattr(tiny, name)().transformer
+    rows = {row: blocks for row in ROWS if row in made.config} if blocks else {}
+    model = type(made)(**dict(made.config) | rows).float().eval()
     for parameter in model.parameters():
         parameter.data = torch.randn_like(parameter) * 0.1 + (parameter.ndim == 1)
     return model
@@ -218,16 +226,16 @@ def test_a_block_is_compiled_once_however_many_there_are(name: str) -> None:
     assert compiles(name, 5, ahead=True) == compiles(name, 3, ahead=True) > 0
 
 
-def compiles(name: str, blocks: int, ahead: bool) -> int:
+def compiles(name: str, blocks: int, ahead: bool, prepare: Callable[[Any], None] = lambda _model: None) -> int:
+    """Graphs that are compiled for a model, which `prepare` changes before that, and which computes the same."""
     torch._dynamo.reset()
-    config = dict(TINY[name]().transformer.config)
-    config |= {key: blocks for key in ("num_layers", "num_single_layers", "n_layers") if key in config}
-    plain = type(TINY[name]().transformer)(**config).eval()
+    plain = transformer(name, blocks)
     model = copy.deepcopy(plain)
+    prepare(model)
     counter = CompileCounterWithBackend("aot_eager")
-    model.compile_repeated_blocks(fullgraph=True, backend=counter)
+    compile_blocks(model, fullgraph=True, backend=counter)
     if ahead:
-        work_ahead(model, SCHEDULE)
+        assert work_ahead(model, SCHEDULE) > 0
     for _ in range(2):
         inputs = arguments(name, plain)
         torch.testing.assert_close(result(model, inputs), result(plain, inputs), rtol=1e-4, atol=1e-4)
@@ -245,24 +253,30 @@ def test_a_layer_that_is_worked_out_ahead_still_owns_its_weights(monkeypatch: py
         speed_up(model)
 
 
-def test_a_condition_is_read_again_only_if_it_is_another_tensor_or_was_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_condition_is_read_again_only_if_it_is_another_tensor_or_was_changed() -> None:
     read: list[Tensor] = []
-    values = modulation._values
-    monkeypatch.setattr(modulation, "_values", lambda tensor: (read.append(tensor), values(tensor))[1])
-    first, same = torch.ones(3), modulation.Read()
-    assert same.values(first) == same.values(first) == (1, 1, 1)
+    remembered = Remembered()
+
+    def values(tensor: Tensor) -> tuple[float, ...]:
+        found: tuple[float, ...] = remembered.of(
+            [tensor], None, lambda: (read.append(tensor), tuple(tensor.tolist()))[1]
+        )
+        return found
+
+    first = torch.ones(3)
+    assert values(first) == values(first) == (1, 1, 1)
     assert len(read) == 1
     first.mul_(2)
-    assert same.values(first) == (2, 2, 2)
+    assert values(first) == (2, 2, 2)
     other = torch.zeros(1)
     for _ in range(3):  # as guidance against another prompt has it
-        assert (same.values(other), same.values(first)) == ((0,), (2, 2, 2))
+        assert (values(other), values(first)) == ((0,), (2, 2, 2))
     assert len(read) == 3
-    assert same.values(torch.ones(1)) == (1,), "a new tensor, where the last one may have been"
+    assert values(torch.ones(1)) == (1,), "a new tensor, where the last one may have been"
     with torch.inference_mode():
         unwatched = torch.ones(2)
-        assert same.values(unwatched) == (1, 1)
-        assert same.values(unwatched.mul_(3)) == (3, 3)
+        assert values(unwatched) == (1, 1)
+        assert values(unwatched.mul_(3)) == (3, 3)
 
 
 def test_calls_in_and_out_of_inference_mode_write_to_the_same_rows() -> None:

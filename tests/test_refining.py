@@ -13,7 +13,8 @@ from makers import MAKERS
 from mezzotint.painting import paint
 from mezzotint.schedule import StepSchedule
 from mezzotint.speed.modulation import work_ahead
-from mezzotint.speed.refining import KEPT, Refined, refine_once
+from mezzotint.speed.refining import Refined, refine_once
+from mezzotint.speed.remembered import KEPT
 from test_modulation import SCHEDULE, arguments, result, transformer
 
 
@@ -76,7 +77,7 @@ def test_text_is_refined_again_if_it_is_another_or_was_changed(made: list[Any]) 
         inputs["cap_feats"] = [text + 1 for text in inputs["cap_feats"]]
         assert same() == 6
         assert same() == 7, "such tensors do not say whether they were changed"
-    assert len(once.forward.function.texts) == KEPT
+    assert len(once.forward.function.texts.results) == KEPT
 
 
 def test_a_model_that_was_cast_refines_its_text_anew(made: list[Any]) -> None:

@@ -11,7 +11,6 @@ from types import MethodType
 from typing import Any
 
 import torch
-from diffusers.models.normalization import RMSNorm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,7 +28,6 @@ LAST = {
     "ZImageTransformerBlock": ("ffn_norm2",),
 }
 """{diffusers' class: modules whose results it multiplies by a gate and adds to its input, which is the last it does}"""
-
 
 SHORTEST = 4
 """Blocks of a row, below which what is done once at its ends takes longer than what is saved in between."""
@@ -74,6 +72,7 @@ class Unfinished:
         return self
 
     def __add__(self, other: Tensor) -> "Unfinished":
+        """Python asks this of a sum + tensor, Dynamo `__torch_function__`."""
         return self.plus(other)
 
     def plus(self, other: Tensor) -> "Unfinished":
@@ -130,7 +129,7 @@ class Link:
         if isinstance(x, Unfinished):
             return x
         norm = self.modules[0]
-        weight, eps = (torch.ones_like(norm.weight), norm.eps) if isinstance(norm, RMSNorm) else (None, 0.0)
+        weight, eps = (torch.ones_like(norm.weight), norm.eps) if _is_norm(norm) else (None, 0.0)
         nothing = Unfinished(x.view_as(x), weight, eps)
         nothing.x, nothing.gate = x, x.new_zeros(x.shape[0] * x.shape[2])
         return nothing
@@ -202,7 +201,7 @@ def link(model: Any) -> int:
 
 def _linked(row: Sequence[Any]) -> list[Link]:
     for block in row:
-        joined = type(block).__name__ == "FluxSingleTransformerBlock"
+        joined = block.forward.__func__ is flux1_single_block
         block.forward = JoinedLink(block) if joined else Link(block)
         block.forward.last = block is row[-1]
     return [block.forward for block in row]
@@ -216,9 +215,14 @@ def _possible(block: Any) -> bool:
     return known and getattr(block, "modulation", True) is not False and not getattr(block, "zero_cond_t", False)
 
 
+def _is_norm(module: Any) -> bool:
+    """Whether a last module is the norm of a product rather than what makes it."""
+    return type(module).__name__ == "RMSNorm"
+
+
 def _left(module: Any, *args: Any, **kwargs: Any) -> Unfinished:
     """The forward of a block's last module."""
-    if isinstance(module, RMSNorm):
+    if _is_norm(module):
         (product,) = args
         return Unfinished(product, module.weight.detach(), module.eps)
     return Unfinished(type(module).forward(module, *args, **kwargs))

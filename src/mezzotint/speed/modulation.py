@@ -5,7 +5,6 @@ text, but never of the latents. One row costs as much as reading the matrix does
 """
 
 import inspect
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MethodType
@@ -19,6 +18,7 @@ from mezzotint.families import family_with
 from mezzotint.families.family import TimeEmbedding
 from mezzotint.kernels.products import FEW
 from mezzotint.nn import overrides
+from mezzotint.speed.remembered import Remembered
 
 Products = Callable[[Tensor], Tensor]
 """Of x [steps, rows, in]: [steps, numbers]."""
@@ -71,22 +71,6 @@ class Table:
     places: dict[Any, int]
 
 
-class Read:
-    """The numbers of tensors. The GPU is waited for only if they are others than the last ones, or were changed."""
-
-    def __init__(self) -> None:
-        self.known: list[tuple[Any, int, tuple[float, ...]]] = []
-
-    def values(self, tensor: Tensor) -> tuple[float, ...]:
-        if tensor.is_inference():  # does not say whether it was changed
-            return _values(tensor)
-        for kept, version, numbers in self.known:
-            if kept() is tensor and version == tensor._version:
-                return numbers
-        self.known = [*self.known, (weakref.ref(tensor), tensor._version, _values(tensor))][-KEPT:]
-        return self.known[-1][2]
-
-
 class Ahead:
     """A transformer's forward, before which every modulation layer is given its row of the step.
 
@@ -112,7 +96,7 @@ class Ahead:
         self.products = record(self._products)
         self.widths = [layer.out_features for layer in layers]
         self.tables: dict[Any, Table] = {}
-        self.read = {name: Read() for name in embedding.arguments[1:]}
+        self.conditions = {name: Remembered() for name in embedding.arguments[1:]}
         self.memory: dict[Any, Tensor] = {}
         self.given: Any = None
 
@@ -142,9 +126,14 @@ class Ahead:
         leaves = pytree.tree_leaves(call.arguments)
         latents = next(leaf for leaf in leaves if isinstance(leaf, Tensor))
         settings = tuple(leaf for leaf in leaves if leaf is not None and not isinstance(leaf, Tensor))
-        others = [(read, call.arguments.get(name)) for name, read in self.read.items()]
-        conditions = tuple(other if other is None else (*_kind(other), read.values(other)) for read, other in others)
+        conditions = tuple(self._condition(name, call.arguments.get(name)) for name in self.conditions)
         return overrides(), _kind(timestep), latents.dtype, latents.device, settings, conditions
+
+    def _condition(self, name: str, given: Tensor | None) -> Any:
+        """What rows depend on of one argument; its numbers are read from the GPU when they may be others."""
+        if given is None:
+            return None
+        return *_kind(given), self.conditions[name].of([given], None, lambda: _values(given))
 
     def _table(self, call: inspect.BoundArguments, timestep: Tensor) -> Table:
         steps = self._steps(timestep)

@@ -1,11 +1,10 @@
 """Z-Image's text, which goes through blocks of its own before it meets the picture, refined once for each prompt."""
 
 import inspect
-import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MethodType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,31 +12,20 @@ from torch.utils import _pytree as pytree
 
 from mezzotint.nn import overrides
 from mezzotint.speed.attention import attention_is_exact
-
-KEPT = 4
-"""Texts that are kept: of a prompt and of the one that guidance is against, with inputs rounded and unrounded."""
-
-
-class Text(NamedTuple):
-    """What text was refined from, in which state of the layers, and into what: [tokens, width] for each picture."""
-
-    given: tuple[Any, ...]
-    state: Any
-    refined: list[Tensor]
+from mezzotint.speed.remembered import Remembered
 
 
 class Refined:
     """A transformer's forward, which is given refined text.
 
-    Text is another one if it is other tensors, or if they were changed in a way that counts up their version. Weights
-    are taken not to change, except by moving or casting the model.
+    Weights are taken not to change, except by moving or casting the model.
     """
 
     def __init__(self, model: Any) -> None:
         self.model, self.function = model, model.forward
         self.own = MethodType(type(model).forward, model)
         self.signature = inspect.signature(self.own)
-        self.texts: list[Text] = []
+        self.texts = Remembered()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call = self.signature.bind(*args, **kwargs)
@@ -49,18 +37,11 @@ class Refined:
 
     def refined(self, call: inspect.BoundArguments) -> list[Tensor]:
         """The text of a call, kept from an earlier one if it can be."""
-        texts = call.arguments["cap_feats"]
         weight = self.model.x_pad_token
         leaves = pytree.tree_leaves(call.arguments)
         settings = tuple(leaf for leaf in leaves if not isinstance(leaf, Tensor))
         state = overrides(), attention_is_exact(), weight.dtype, weight.device, settings
-        for kept in self.texts:
-            if kept.state == state and _same(kept.given, texts):
-                return kept.refined
-        made = self._refine(call)
-        if not any(text.is_inference() for text in texts):  # those do not say whether they were changed
-            given = tuple((weakref.ref(text), text._version) for text in texts)
-            self.texts = [*self.texts, Text(given, state, made)][-KEPT:]
+        made: list[Tensor] = self.texts.of(call.arguments["cap_feats"], state, lambda: self._refine(call))
         return made
 
     @torch.no_grad()
@@ -84,13 +65,6 @@ class _Met(Exception):
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         super().__init__()
         self.arguments = arguments
-
-
-def _same(given: Sequence[Any], texts: Sequence[Tensor]) -> bool:
-    pairs = zip(given, texts, strict=False)
-    return len(given) == len(texts) and all(
-        not text.is_inference() and kept() is text and version == text._version for (kept, version), text in pairs
-    )
 
 
 @contextmanager
