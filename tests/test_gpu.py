@@ -10,6 +10,7 @@ import torch
 from torch._inductor.utils import run_and_get_code
 
 import four_bits
+from mezzotint.errors import BadRequest
 from mezzotint.kernels import Target, best_device
 from mezzotint.kernels.cuda.product import missing, product, product_by_definition
 from mezzotint.kernels.expand import BACKEND as EXPAND
@@ -394,7 +395,7 @@ def test_a_schedule_of_bf16_steps_holds_in_a_fast_model() -> None:
 
 def test_recordings_share_their_memory_and_keep_out_of_each_others_way() -> None:
     weight = torch.randn(4096, 4096, device="cuda") / 64
-    graphs = Graphs(lambda x: (x @ weight).relu() @ weight, lambda: None)
+    graphs = Graphs(lambda x: (x @ weight).relu() @ weight, lambda: None, torch.nn.Module())
     inputs = [torch.randn(rows, 4096, device="cuda") for rows in (16384, 8192, 12288, 4096)]
     expected = [(x @ weight).relu() @ weight for x in inputs]
     graphs(inputs[0])
@@ -404,6 +405,27 @@ def test_recordings_share_their_memory_and_keep_out_of_each_others_way() -> None
     assert torch.cuda.memory_reserved() - held < 2 * inputs[0].nbytes + sum(x.nbytes for x in inputs)
     for place in (1, 2, 3, 0, 2, 0, 1, 3):
         torch.testing.assert_close(graphs(inputs[place]), expected[place])
+
+
+@torch.no_grad()
+def test_a_recording_is_made_anew_when_weights_were_moved(caplog: pytest.LogCaptureFixture) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(1024, 1024), torch.nn.BatchNorm1d(1024)).eval().cuda()
+    graphs = Graphs(model, lambda: None, model)
+    x = torch.randn(64, 1024, device="cuda")
+    expected = graphs(x)
+    model.cpu()
+    elsewhere = torch.full((4 * 1024, 1024), torch.nan, device="cuda")
+    model.cuda()
+    assert model[0].weight.data_ptr() not in graphs.recorded_at, "or nothing is tried here"
+    torch.testing.assert_close(graphs(x), expected)
+    model[1].running_mean = model[1].running_mean + 1
+    torch.testing.assert_close(graphs(x), model(x))
+    assert [record.message for record in caplog.records] == [
+        "the model's weights were moved since its calls were recorded: they are recorded anew"
+    ] * 2
+    assert elsewhere.isnan().all()
+    with pytest.raises(BadRequest, match="called with a tensor on cpu"):
+        graphs(x.cpu())
 
 
 def test_fp8_attention_costs_what_is_written_of_it() -> None:

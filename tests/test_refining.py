@@ -15,6 +15,7 @@ from mezzotint.schedule import StepSchedule
 from mezzotint.speed.modulation import work_ahead
 from mezzotint.speed.refining import Refined, refine_once
 from mezzotint.speed.remembered import KEPT
+from mezzotint.speed.shapes import Announced
 from test_modulation import SCHEDULE, arguments, result, transformer
 
 
@@ -90,6 +91,19 @@ def test_a_model_that_was_cast_refines_its_text_anew(made: list[Any]) -> None:
         own = inputs | {name: [part.to(dtype) for part in inputs[name]] for name in ("x", "cap_feats")}
         torch.testing.assert_close(result(once, own), result(plain, own), rtol=1e-4, atol=1e-4)
     assert len(made) == 2
+
+
+def test_only_a_text_that_is_filled_up_to_another_length_is_announced(caplog: pytest.LogCaptureFixture) -> None:
+    model: Any = transformer("zimage")
+    model.forward = Announced(model)
+    refine_once(model)
+    inputs = arguments("zimage", model)
+    width = inputs["cap_feats"][0].shape[1]
+    for tokens in (37, 40, 64, 65):
+        inputs["cap_feats"] = [torch.randn(tokens, width)]
+        result(model, inputs)
+    (record,) = caplog.records
+    assert "cap_feats[0] 64x" in record.message
 
 
 def test_other_families_have_no_such_text() -> None:

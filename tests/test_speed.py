@@ -16,6 +16,7 @@ from mezzotint.costs import Memory, Spread
 from mezzotint.errors import BadRequest, Unsupported
 from mezzotint.families import families, family_with
 from mezzotint.kernels import Target
+from mezzotint.kernels.graphs import Addresses
 from mezzotint.nn import GroupedLinear, LinearGroup, QuantLinear
 from mezzotint.painting import paint
 from mezzotint.pipelines import load, meta_model, sampling_of
@@ -24,7 +25,7 @@ from mezzotint.speed.activations import tanh_gelu
 from mezzotint.speed.attention import ATTENTIONS, choose
 from mezzotint.speed.attention_layers import REPLACED, norm_rope_by_definition
 from mezzotint.speed.fusing import fuse
-from mezzotint.speed.shapes import Announcer
+from mezzotint.speed.shapes import Announced
 from test_cli import run
 from test_kernels import fp8_tensor
 
@@ -138,7 +139,7 @@ def test_a_new_shape_is_announced_once(caplog: pytest.LogCaptureFixture) -> None
             return x
 
     model = Identity()
-    model.register_forward_pre_hook(Announcer(), with_kwargs=True)
+    model.forward = Announced(model)  # type: ignore[method-assign]
     for length in (4, 4, 6, 4, 6):
         model(x=torch.zeros(1, length))
     assert [record.message.split("`")[0] for record in caplog.records] == [
@@ -148,6 +149,20 @@ def test_a_new_shape_is_announced_once(caplog: pytest.LogCaptureFixture) -> None
     model(torch.zeros(1, 6))
     assert "mask absent -> 2x2" in caplog.records[1].message
     assert len(caplog.records) == 2
+
+
+def test_where_weights_are_changes_when_one_is_moved() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    addresses = Addresses(model)
+    seen = [addresses()]
+    assert addresses() == seen[0]
+    model[0].weight.data = model[0].weight.data.clone()
+    seen.append(addresses())
+    model[1].register_buffer("running_mean", torch.ones(4))
+    seen.append(addresses())
+    model[0].bias = None
+    seen.append(addresses())
+    assert len(set(seen)) == len(seen)
 
 
 def test_the_choice_of_attention_and_its_reasons() -> None:

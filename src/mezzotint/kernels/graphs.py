@@ -1,12 +1,17 @@
 """Functions recorded as CUDA graphs."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+
+from mezzotint.errors import BadRequest
+
+LOG = logging.getLogger(__name__)
 
 WARM_UP_CALLS = 3
 """Calls before a graph is recorded: compiling, and whatever a library sets up when it first runs."""
@@ -28,17 +33,22 @@ class Graphs:
     Launching some thousand kernels one by one takes the CPU about as long as the GPU takes to run them. All recordings
     share one pool of memory, as large as the largest needs: they are never replayed at once, and results are copied.
 
-    state   anything besides the arguments that the function depends on; what it returns is part of what is recorded
+    state    anything besides the arguments that the function depends on; what it returns is part of what is recorded
+    model    whose weights the function reads. A recording reads them where they were, so that all are dropped when
+             one is elsewhere: the model was moved, cast, or lent to another device for a while
     """
 
-    def __init__(self, function: Callable[..., Any], state: Callable[[], Any]) -> None:
+    def __init__(self, function: Callable[..., Any], state: Callable[[], Any], model: nn.Module) -> None:
         self.function = function
         self.state = state
+        self.addresses = Addresses(model)
+        self.recorded_at: tuple[int, ...] = ()
         self.recordings: dict[Any, Recording] = {}
         self.pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         leaves, tree = pytree.tree_flatten((args, kwargs))
+        self._forget_if_moved()
         key = (self.state(), tree, tuple(_kind(leaf) for leaf in leaves))
         if key not in self.recordings:
             self.recordings[key] = self._record(leaves, tree)
@@ -49,7 +59,20 @@ class Graphs:
         recording.graph.replay()
         return pytree.tree_unflatten([_own(output) for output in recording.outputs], recording.tree)
 
+    def _forget_if_moved(self) -> None:
+        now = self.addresses()
+        if now != self.recorded_at and self.recordings:
+            LOG.warning("the model's weights were moved since its calls were recorded: they are recorded anew")
+            self.recordings.clear()
+        self.recorded_at = now
+
     def _record(self, leaves: Sequence[Any], tree: pytree.TreeSpec) -> Recording:
+        elsewhere = [str(leaf.device) for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_cuda]
+        if elsewhere:
+            raise BadRequest(
+                f"a transformer that was made fast for CUDA is called with a tensor on {elsewhere[0]}",
+                "move the tensor, or load the model again for that device.",
+            )
         with torch.inference_mode(False):  # or only calls in inference mode could write to them
             kept = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         args, kwargs = pytree.tree_unflatten(kept, tree)
@@ -64,6 +87,22 @@ class Graphs:
             result = self.function(*args, **kwargs)
         outputs, out_tree = pytree.tree_flatten(result)
         return Recording(graph, [leaf for leaf in kept if isinstance(leaf, Tensor)], outputs, out_tree)
+
+
+class Addresses:
+    """Where a model's weights are in memory, asked in less than half a millisecond for the largest model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.places = [
+            (module, kind, name)
+            for module in model.modules()
+            for kind in ("_parameters", "_buffers")
+            for name in getattr(module, kind)
+        ]
+
+    def __call__(self) -> tuple[int, ...]:
+        found = (module.__dict__[kind].get(name) for module, kind, name in self.places)
+        return tuple(0 if tensor is None else tensor.data_ptr() for tensor in found)
 
 
 def _kind(leaf: Any) -> Any:

@@ -33,7 +33,7 @@ def joint_product(
     for x, scale, codes, weight_scale, bias, places in sides:
         scales = scale.reshape(*x.shape[:2], 1) if scale.numel() > 1 else scale.expand(len(x), 1, 1)
         for sample, own, place in zip(x, scales, places, strict=True):
-            aligned = own.clone()  # cuBLASLt reads scales by row in 16 bytes at a time
+            aligned = own.clone() if own.numel() > 1 else own  # cuBLASLt reads scales by row in 16 bytes at a time
             rounded_product(sample, aligned, codes, weight_scale, bias, torch.bfloat16, place)
     return out
 

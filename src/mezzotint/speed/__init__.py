@@ -20,7 +20,7 @@ from mezzotint.speed.linking import compile_blocks, link
 from mezzotint.speed.modulation import Ahead, Scheduler, work_ahead
 from mezzotint.speed.refining import Refined, refine_once
 from mezzotint.speed.rewriting import replace_rounded_products
-from mezzotint.speed.shapes import Announcer
+from mezzotint.speed.shapes import Announced
 
 __all__ = ["SpeedReport", "Unfused", "speed_up"]
 
@@ -65,16 +65,15 @@ def speed_up(
     """Make a diffusers transformer as fast as it can be on the device that it is on, in place.
 
     Its first call compiles, for each shape of input; one that is not the first is announced in the log. What the
-    compiler makes is kept in `cache_folder`, so that the next process starts in seconds.
-
-    Once it was called, it has to stay on its device: recorded calls read its weights where they were.
+    compiler makes is kept in `cache_folder`, so that the next process starts in seconds. After its weights were moved
+    on a GPU or away and back, its calls are recorded anew, which takes four of them and is said in the log.
 
     attention   name of one, None for the fastest that changes no more than the order of sums
     plain       only choose the attention and compile the repeated blocks, as diffusers' documentation advises
     scheduler   of the model's pipeline; with it, modulation is worked out for all steps at once
     Raises      BadRequest if it was made fast already, Unsupported if the attention cannot run here
     """
-    if isinstance(model.forward, Graphs | Refined | Ahead):
+    if isinstance(model.forward, Announced | Graphs | Refined | Ahead):
         raise BadRequest("this transformer was made fast already", "load it again for other settings.")
     target = Target.of(next(model.parameters()).device)
     whole = not plain and target.kind == "cuda"
@@ -86,14 +85,14 @@ def speed_up(
     joined, apart = (0, []) if plain else fuse(model, family.together)
     one_pass = replace_layers(model, chosen) if whole else 0
     linked = link(model) if whole else 0
-    model.register_forward_pre_hook(Announcer(), with_kwargs=True)
     compile_blocks(model, fullgraph=True, backend=_compiler(whole))
+    model.forward = Announced(model)
     if whole:
-        model.forward = Graphs(model.forward, lambda: (overrides(), attention_is_exact()))
+        model.forward = Graphs(model.forward, lambda: (overrides(), attention_is_exact()), model)
     refined = whole and refine_once(model)
     modulated = 0
     if whole and scheduler is not None:
-        modulated = work_ahead(model, scheduler, lambda function: Graphs(function, overrides))
+        modulated = work_ahead(model, scheduler, lambda function: Graphs(function, overrides, model))
     return SpeedReport(
         attention=chosen.name,
         declined=declined,

@@ -92,7 +92,7 @@ class Ahead:
         self.own = MethodType(type(model).forward, model)
         self.signature = inspect.signature(self.own)
         self.embedder = model.get_submodule(embedding.module)
-        self.embedding, self.layers, self.scheduler, self.record = embedding, layers, scheduler, record
+        self.embedding, self.layers, self.scheduler = embedding, layers, scheduler
         self.products = record(self._products)
         self.widths = [layer.out_features for layer in layers]
         self.tables: dict[Any, Table] = {}
@@ -109,7 +109,7 @@ class Ahead:
         """Give every layer its row for a call with these arguments."""
         if self.layers[0].row.numel() == 0:
             self.tables.clear()
-            self.given, self.products = None, self.record(self._products)
+            self.given = None
         call = self.signature.bind(*args, **kwargs)
         timestep = call.arguments[self.embedding.arguments[0]]
         key, step = self._key(call, timestep), _values(timestep)

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,22 +11,30 @@ from torch.utils import _pytree as pytree
 LOG = logging.getLogger(__name__)
 
 
-class Announcer:
-    """A forward pre-hook that warns of a shape of input that it has not seen, unless it is the first one."""
+class Announced:
+    """A model's forward, which warns of a shape of input that it has not seen, unless it is the first one.
 
-    def __init__(self) -> None:
+    Comes before whatever else `model.forward` is wrapped in, and so sees what is compiled for.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.function = model.forward
+        self.name, self.signature = type(model).__name__, inspect.signature(model.forward)
         self.seen: list[dict[str, str]] = []
         self.last: dict[str, str] = {}
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        named = inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._look(self.signature.bind(*args, **kwargs).arguments)
+        return self.function(*args, **kwargs)
+
+    def _look(self, named: Mapping[str, Any]) -> None:
         leaves = pytree.tree_leaves_with_path(named)
         shapes = {_name(path): _shape(leaf) for path, leaf in leaves if isinstance(leaf, Tensor)}
         if shapes not in self.seen:
             if self.seen:
                 LOG.warning(
                     "%s compiles anew for inputs of another shape: %s. `mezzotint warmup --size` does that ahead.",
-                    type(module).__name__,
+                    self.name,
                     ", ".join(_changes(self.last, shapes)),
                 )
             self.seen.append(shapes)
