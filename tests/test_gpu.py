@@ -17,6 +17,7 @@ from mezzotint.kernels.expand import BACKEND as EXPAND
 from mezzotint.kernels.expand import expand, expand_by_definition, low_rank
 from mezzotint.kernels.graphs import Graphs
 from mezzotint.kernels.joint_product import joint_product
+from mezzotint.kernels.readback import read_back
 from mezzotint.nn import QuantLinear, quant_linears, unrounded_inputs, use_backend
 from mezzotint.painting import paint
 from mezzotint.pipelines import load, sampling_of
@@ -426,6 +427,18 @@ def test_a_recording_is_made_anew_when_weights_were_moved(caplog: pytest.LogCapt
     assert elsewhere.isnan().all()
     with pytest.raises(BadRequest, match="called with a tensor on cpu"):
         graphs(x.cpu())
+
+
+def test_a_flag_is_read_before_what_follows_it_is_done() -> None:
+    a = torch.randn(8192, 8192, device="cuda")
+    for value in (True, False):
+        flag = torch.tensor(value, device="cuda")
+        wait = read_back(flag)
+        for _ in range(20):
+            a @ a
+        flag.logical_not_()
+        assert wait() == value
+        assert not torch.cuda.current_stream().query(), "it waited for the products too"
 
 
 def test_fp8_attention_costs_what_is_written_of_it() -> None:

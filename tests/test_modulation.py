@@ -44,13 +44,13 @@ def row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
 def filled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many steps each table has that is made during the test."""
     made: list[int] = []
-    table = Ahead._table
+    rows = Ahead._rows
 
-    def counted(self: Ahead, *args: Any) -> Any:
-        made.append(len(table(self, *args).places))
-        return table(self, *args)
+    def counted(self: Ahead, call: Any, steps: Tensor) -> Tensor:
+        made.append(len(steps))
+        return rows(self, call, steps)
 
-    monkeypatch.setattr(Ahead, "_table", counted)
+    monkeypatch.setattr(Ahead, "_rows", counted)
     return made
 
 
@@ -162,6 +162,31 @@ def test_what_a_table_is_made_for(filled: list[int]) -> None:
     result(model, inputs | {"timestep": torch.full((1,), 0.87)})
     assert filled[4:] == [1], "not one of the scheduler's"
     assert len(model.forward.tables) == KEPT
+
+
+def test_a_call_is_made_twice_only_if_its_step_is_unexpected(filled: list[int]) -> None:
+    scheduler = SimpleNamespace(timesteps=SCHEDULE.timesteps)
+    model = transformer("zimage")
+    work_ahead(model, scheduler)
+    ahead: Any = model.forward
+    calls: list[float] = []
+    function = ahead.function
+    ahead.function = lambda *args, **kwargs: (calls.append(1), function(*args, **kwargs))[1]
+
+    def made(step: float) -> int:
+        calls.clear()
+        result(model, arguments("zimage", model) | {"t": (1000 - torch.tensor([step])) / 1000})
+        return len(calls)
+
+    assert [made(step) for step in (1000, 900, 100, 500)] == [1, 1, 1, 1]
+    assert [made(step) for step in (950, 850, 850, 750)] == [2, 1, 1, 1], "the scheduler knows none of these"
+    assert [made(step) for step in (900, 800)] == [1, 1]
+    scheduler.timesteps = torch.tensor([800.0, 700.0])
+    assert [made(step) for step in (800, 700)] == [1, 1]
+    assert filled == [10, 1, 1, 1, 9], "the new schedule's steps are known"
+    scheduler.timesteps = torch.tensor([800.0, 650.0])
+    assert [made(step) for step in (800, 650)] == [1, 1]
+    assert filled[5:] == [2]
 
 
 def test_a_table_is_no_longer_than_it_may_be(filled: list[int]) -> None:

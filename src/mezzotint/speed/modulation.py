@@ -6,7 +6,7 @@ text, but never of the latents. One row costs as much as reading the matrix does
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MethodType
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from mezzotint.families import family_with
 from mezzotint.families.family import TimeEmbedding
 from mezzotint.kernels.products import FEW
+from mezzotint.kernels.readback import read_back
 from mezzotint.nn import overrides
 from mezzotint.speed.remembered import Remembered
 
@@ -65,10 +66,25 @@ class Modulation(nn.Module):
 
 @dataclass(frozen=True)
 class Table:
-    """What all layers make of some steps: rows [steps, numbers], one layer after another; {time step: its place}."""
+    """What all layers make of some time steps.
 
+    steps      [steps, *of a time step]
+    rows       [steps, numbers], one layer after another
+    schedule   the scheduler's time steps, if these are what follows in them
+    """
+
+    steps: Tensor
     rows: Tensor
-    places: dict[Any, int]
+    schedule: Tensor | None
+
+    def hits(self, others: Tensor) -> Tensor:
+        """Which of the steps each of others is, bool [steps, others]."""
+        same = self.steps[:, None] == others
+        return same.reshape(*same.shape[:2], -1).all(2)
+
+    def has(self, others: Tensor) -> bool:
+        """Whether others are all among the steps; waits for the GPU."""
+        return bool(self.hits(others).any(0).all())
 
 
 class Ahead:
@@ -101,25 +117,34 @@ class Ahead:
         self.given: Any = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self.prepare(*args, **kwargs)
-        return self.function(*args, **kwargs)
+        """As the transformer's forward.
+
+        Only the GPU knows which step it is. It looks up the row and goes on, and if it says in the meantime that there
+        was none, the row is worked out and the call made again.
+        """
+        found = self.prepare(*args, **kwargs)
+        result = self.function(*args, **kwargs)
+        if not found():
+            self.tables.popitem()
+            self.prepare(*args, **kwargs)
+            result = self.function(*args, **kwargs)
+        return result
 
     @torch.no_grad()
-    def prepare(self, *args: Any, **kwargs: Any) -> None:
-        """Give every layer its row for a call with these arguments."""
+    def prepare(self, *args: Any, **kwargs: Any) -> Callable[[], bool]:
+        """Give every layer its row for a call with these arguments; returns what waits for whether there was one."""
         if self.layers[0].row.numel() == 0:
             self.tables.clear()
             self.given = None
         call = self.signature.bind(*args, **kwargs)
         timestep = call.arguments[self.embedding.arguments[0]]
-        key, step = self._key(call, timestep), _values(timestep)
-        table = self.tables.pop(key, None)
-        if table is None or step not in table.places:
-            table = self._table(call, timestep)
-        self.tables[key] = table
+        key = self._key(call, timestep)
+        table = self.tables[key] = self._table(self.tables.pop(key, None), call, timestep)
         if len(self.tables) > KEPT:
             del self.tables[next(iter(self.tables))]
-        self._give(table.rows[table.places[step]])
+        hits = table.hits(timestep[None])
+        self._give(table.rows.index_select(0, hits.int().argmax(0))[0])
+        return read_back(hits.any())
 
     def _key(self, call: inspect.BoundArguments, timestep: Tensor) -> Any:
         """All that rows depend on besides the time step's values."""
@@ -135,24 +160,37 @@ class Ahead:
             return None
         return *_kind(given), self.conditions[name].of([given], None, lambda: _values(given))
 
-    def _table(self, call: inspect.BoundArguments, timestep: Tensor) -> Table:
-        steps = self._steps(timestep)
+    def _table(self, before: Table | None, call: inspect.BoundArguments, timestep: Tensor) -> Table:
+        """The one from before, unless the scheduler has other steps since then, or there is none."""
+        if before is not None and before.schedule is self.scheduler.timesteps:
+            return before
+        steps, schedule = self._steps(timestep)
+        if before is not None and before.has(steps):
+            return replace(before, schedule=schedule)
+        return Table(steps, self._rows(call, steps), schedule)
+
+    def _rows(self, call: inspect.BoundArguments, steps: Tensor) -> Tensor:
+        """What all layers make of steps, [steps, numbers]."""
         embedded = by_few(lambda some: self._embedded(call, some), steps)
-        x = self.embedding.activation(embedded)
-        values = steps.reshape(len(steps), -1).tolist()
-        return Table(by_few(self.products, x), {tuple(step): place for place, step in enumerate(values)})
+        return by_few(self.products, self.embedding.activation(embedded))
 
     def _products(self, x: Tensor) -> Tensor:
         """What all layers make of x [steps, rows, in], [steps, numbers]."""
         made = [layer.layer(x.flatten(0, 1)) for layer in self.layers]
         return torch.cat([product.reshape(len(x), -1) for product in made], 1)
 
-    def _steps(self, timestep: Tensor) -> Tensor:
-        """This time step and those that follow it, [steps, *timestep.shape], as far as they are known."""
-        given = self.embedding.pipelines(self.scheduler.timesteps.to(timestep.device), timestep.dtype)
+    def _steps(self, timestep: Tensor) -> tuple[Tensor, Tensor | None]:
+        """This time step and those that follow it, [steps, *timestep.shape], and the schedule that they are of.
+
+        The step alone, and None, if the scheduler does not know it.
+        """
+        schedule = self.scheduler.timesteps
+        given = self.embedding.pipelines(schedule.to(timestep.device), timestep.dtype)
         steps = given.reshape(-1, *[1] * timestep.ndim).expand(-1, *timestep.shape).to(timestep.dtype)
         same = (steps == timestep).reshape(len(steps), -1).all(1).tolist()
-        return steps[same.index(True) :][:LONGEST] if True in same else timestep[None]
+        if True not in same:
+            return timestep[None], None
+        return steps[same.index(True) :][:LONGEST], schedule
 
     def _embedded(self, call: inspect.BoundArguments, steps: Tensor) -> Tensor:
         """The embeddings of time steps [steps, batch], [steps, rows, width]: the model run as far as that, with all
