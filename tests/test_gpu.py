@@ -1,5 +1,6 @@
 """What needs a CUDA device: `pytest -m gpu tests/test_gpu.py`."""
 
+import copy
 import importlib
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,8 @@ from mezzotint.speed.attention_layers import norm_rope_by_definition
 from mezzotint.speed.rounded_products import RoundedPieces, activation_round_by_definition
 from mezzotint.tensor import PLAIN, QuantTensor
 from test_kernels import dynamic, fp8_tensor, with_bias
+from test_linking import cast, four, with_ip_adapter
+from test_modulation import SCHEDULE, arguments, result
 from test_rounded_products import NUNCHAKU, published
 
 pytestmark = pytest.mark.gpu
@@ -350,7 +353,7 @@ def test_modulation_worked_out_ahead_is_that_of_each_step(name: str) -> None:
     ahead: Any = pipe.transformer.forward
     with torch.no_grad():
         together = [pipe.transformer(**call)[0] for call in calls]
-        assert [len(table.places) for table in ahead.tables.values()] == [STEPS]
+        assert [len(table.steps) for table in ahead.tables.values()] == [STEPS]
         alone = []
         for call in calls:
             ahead.tables.clear()
@@ -361,6 +364,27 @@ def test_modulation_worked_out_ahead_is_that_of_each_step(name: str) -> None:
     errors = [relative_error(a, b) for a, b in compared]
     print(f"{name}, modulation ahead: relative error of the latents against layers in the call {max(errors):.2e}")
     assert max(errors) <= 2e-2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["flux1", "flux1 with an IP-adapter", "flux2", "qwenimage", "zimage"])
+def test_a_fast_model_in_bf16_computes_what_diffusers_does(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A batch with one time step, and one in inference mode, of a model and of its copy."""
+    family = name.split()[0]
+    plain = four(family)
+    given = arguments(family, plain, 2) | (with_ip_adapter(plain) if name != family else {})
+    plain, given = plain.to("cuda", torch.bfloat16), cast(given, torch.bfloat16, "cuda")
+    fast = copy.deepcopy(plain)
+    report = speed_up(fast, "sdpa", scheduler=SCHEDULE)
+    assert report.linked >= 3
+    other = copy.deepcopy(fast)
+    expected = result(plain, given)
+    assert relative_error(result(fast, given), expected) <= 3e-2
+    with torch.inference_mode():
+        assert relative_error(result(other, given), expected) <= 3e-2
+    step = "t" if "t" in given else "timestep"
+    assert relative_error(result(fast, given | {step: given[step][:1]}), expected) <= 3e-2
+    assert not [record for record in caplog.records if "recorded anew" in record.message]
 
 
 def test_a_recorded_transformer_follows_another_backend() -> None:
@@ -419,10 +443,10 @@ def test_a_recording_is_made_anew_when_weights_were_moved(caplog: pytest.LogCapt
     model.cuda()
     assert model[0].weight.data_ptr() not in graphs.recorded_at, "or nothing is tried here"
     torch.testing.assert_close(graphs(x), expected)
-    model[1].running_mean = model[1].running_mean + 1
+    model[0] = torch.nn.Sequential(model[0], torch.nn.Linear(1024, 1024, device="cuda"))
     torch.testing.assert_close(graphs(x), model(x))
     assert [record.message for record in caplog.records] == [
-        "the model's weights were moved since its calls were recorded: they are recorded anew"
+        "the model's weights are others, or elsewhere, since its calls were recorded: they are recorded anew"
     ] * 2
     assert elsewhere.isnan().all()
     with pytest.raises(BadRequest, match="called with a tensor on cpu"):

@@ -33,20 +33,32 @@ def test_linked_blocks_compute_the_same(name: str) -> None:
     expected = result(model, given)
     assert link(model) == _leaving(name, 4)
     torch.testing.assert_close(result(model, given), expected, rtol=1e-5, atol=1e-5)
-    assert result(model.bfloat16(), _in(torch.bfloat16, given)).isfinite().all()
-    assert result(model.half(), _in(torch.float16, given)).isfinite().all()
+    assert result(model.bfloat16(), cast(given, torch.bfloat16)).isfinite().all()
+    assert result(model.half(), cast(given, torch.float16)).isfinite().all()
 
 
 def _leaving(name: str, blocks: int) -> int:
     return (blocks - 1) * LINKED[name] + (name in LAST)
 
 
-def _in(dtype: torch.dtype, given: Any) -> Any:
+def cast(given: Any, dtype: torch.dtype, device: str = "cpu") -> Any:
     if isinstance(given, dict):
-        return {name: _in(dtype, value) for name, value in given.items()}
+        return {name: cast(value, dtype, device) for name, value in given.items()}
     if isinstance(given, list):
-        return [_in(dtype, value) for value in given]
-    return given.to(dtype) if isinstance(given, Tensor) and given.is_floating_point() else given
+        return [cast(value, dtype, device) for value in given]
+    return given.to(device, dtype if given.is_floating_point() else None) if isinstance(given, Tensor) else given
+
+
+def with_ip_adapter(model: Any) -> dict[str, Any]:
+    """Give FLUX.1's first blocks one, with random weights; returns the argument that it reads."""
+    for block in model.transformer_blocks:
+        adapter = FluxIPAdapterAttnProcessor(
+            model.inner_dim, model.config.joint_attention_dim, num_tokens=(4,), scale=[1.0]
+        )
+        for parameter in adapter.parameters():
+            parameter.data = torch.randn_like(parameter) * 0.1
+        block.attn.set_processor(adapter.eval())
+    return {"joint_attention_kwargs": {"ip_hidden_states": [torch.randn(1, 4, model.config.joint_attention_dim)]}}
 
 
 @pytest.mark.parametrize(
@@ -132,14 +144,7 @@ def test_a_copy_of_a_linked_model_has_weights_of_its_own() -> None:
 def test_what_an_ip_adapter_adds_is_added_too(compiled: bool) -> None:
     torch._dynamo.reset()
     model = four("flux1")
-    width = model.inner_dim
-    for block in model.transformer_blocks:
-        adapter = FluxIPAdapterAttnProcessor(width, model.config.joint_attention_dim, num_tokens=(4,), scale=[1.0])
-        for parameter in adapter.parameters():
-            parameter.data = torch.randn_like(parameter) * 0.1
-        block.attn.set_processor(adapter.eval())
-    states = [torch.randn(1, 4, model.config.joint_attention_dim)]
-    given = arguments("flux1", model) | {"joint_attention_kwargs": {"ip_hidden_states": states}}
+    given = arguments("flux1", model) | with_ip_adapter(model)
     expected = result(model, given)
     assert link(model) == 3
     if compiled:

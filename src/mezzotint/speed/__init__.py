@@ -65,8 +65,8 @@ def speed_up(
     """Make a diffusers transformer as fast as it can be on the device that it is on, in place.
 
     Its first call compiles, for each shape of input; one that is not the first is announced in the log. What the
-    compiler makes is kept in `cache_folder`, so that the next process starts in seconds. After its weights were moved
-    on a GPU or away and back, its calls are recorded anew, which takes four of them and is said in the log.
+    compiler makes is kept in `cache_folder`, so that the next process starts in seconds. When its weights are others
+    or elsewhere, its calls are recorded anew, which takes as long as four of them and is said in the log.
 
     attention   name of one, None for the fastest that changes no more than the order of sums
     plain       only choose the attention and compile the repeated blocks, as diffusers' documentation advises
