@@ -455,14 +455,16 @@ def test_a_recording_is_made_anew_when_weights_were_moved(caplog: pytest.LogCapt
 
 def test_a_flag_is_read_before_what_follows_it_is_done() -> None:
     a = torch.randn(8192, 8192, device="cuda")
-    for value in (True, False):
+    early = []
+    for value in (True, False, True):
         flag = torch.tensor(value, device="cuda")
         wait = read_back(flag)
         for _ in range(20):
             a @ a
         flag.logical_not_()
         assert wait() == value
-        assert not torch.cuda.current_stream().query(), "it waited for the products too"
+        early.append(not torch.cuda.current_stream().query())
+    assert all(early[1:]), "waits for the products too; the first time, while kernels are loaded, it may"
 
 
 def test_fp8_attention_costs_what_is_written_of_it() -> None:

@@ -123,6 +123,16 @@ def test_calls_in_any_order_are_what_they_are_alone(name: str, few: int, calls: 
 
 
 @pytest.mark.parametrize("name", TINY)
+def test_a_batch_may_have_one_time_step(name: str) -> None:
+    plain = transformer(name)
+    ahead = copy.deepcopy(plain)
+    work_ahead(ahead, SCHEDULE)
+    inputs = arguments(name, plain, 2)
+    alone = {argument: inputs[argument][:1] for argument in ("t", "timestep", "guidance") if argument in inputs}
+    torch.testing.assert_close(result(ahead, inputs | alone), result(plain, inputs | alone), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", TINY)
 def test_every_argument_that_modulation_depends_on_is_named(name: str) -> None:
     """Those that are not named may change without the embedding changing, those that are named may not."""
     model = transformer(name)

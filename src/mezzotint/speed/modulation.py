@@ -196,8 +196,13 @@ class Ahead:
         """The embeddings of time steps [steps, batch], [steps, rows, width]: the model run as far as that, with all
         steps as one batch if it makes one row for each, else with one after another."""
         name, *others = self.embedding.arguments
-        repeated = {other: call.arguments[other] for other in others if call.arguments.get(other) is not None}
-        repeated = {other: value.repeat(len(steps), *[1] * (value.ndim - 1)) for other, value in repeated.items()}
+        given = {other: call.arguments[other] for other in others if call.arguments.get(other) is not None}
+        batch = max(len(value) for value in (*given.values(), steps[0]))  # one time step may be that of all pictures
+        steps = steps.expand(-1, batch)
+        repeated = {
+            other: value.expand(batch, *value.shape[1:]).repeat(len(steps), *[1] * (value.ndim - 1))
+            for other, value in given.items()
+        }
         together = self._reached(call.arguments | repeated | {name: steps.flatten(0, 1)})
         if len(together) == steps.numel():
             return together.view(*steps.shape, -1)
