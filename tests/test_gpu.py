@@ -441,7 +441,7 @@ def test_a_recording_is_made_anew_when_weights_were_moved(caplog: pytest.LogCapt
     model.cpu()
     elsewhere = torch.full((4 * 1024, 1024), torch.nan, device="cuda")
     model.cuda()
-    assert model[0].weight.data_ptr() not in graphs.recorded_at, "or nothing is tried here"
+    assert model[0].weight.data_ptr() not in graphs.weights.seen, "or nothing is tried here"
     torch.testing.assert_close(graphs(x), expected)
     model[0] = torch.nn.Sequential(model[0], torch.nn.Linear(1024, 1024, device="cuda"))
     torch.testing.assert_close(graphs(x), model(x))

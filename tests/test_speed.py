@@ -16,7 +16,7 @@ from mezzotint.costs import Memory, Spread
 from mezzotint.errors import BadRequest, Unsupported
 from mezzotint.families import families, family_with
 from mezzotint.kernels import Target
-from mezzotint.kernels.graphs import addresses
+from mezzotint.kernels.graphs import Weights
 from mezzotint.nn import GroupedLinear, LinearGroup, QuantLinear
 from mezzotint.painting import paint
 from mezzotint.pipelines import load, meta_model, sampling_of
@@ -151,17 +151,24 @@ def test_a_new_shape_is_announced_once(caplog: pytest.LogCaptureFixture) -> None
     assert len(caplog.records) == 2
 
 
-def test_where_weights_are_changes_when_one_is_another() -> None:
+def test_weights_that_are_others_or_elsewhere_are_noticed_once() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
-    seen = [addresses(model)]
-    assert addresses(model) == seen[0]
+    weights = Weights(model)
+    noticed = lambda: (weights.changed(), weights.changed())  # noqa: E731
+    assert noticed() == (True, False)
     model[0].weight.data = model[0].weight.data.clone()
-    seen.append(addresses(model))
+    assert noticed() == (True, False)
     model[1].register_buffer("running_mean", torch.ones(4))
-    seen.append(addresses(model))
+    assert noticed() == (True, False)
     model[0] = nn.Sequential(model[0], nn.Linear(4, 4))  # as a LoRA comes in
-    seen.append(addresses(model))
-    assert len(set(seen)) == len(seen)
+    assert noticed() == (True, False)
+    model[0][1].bias.data = torch.ones(4)
+    assert noticed() == (True, False)
+    model.double()
+    assert noticed() == (True, False)
+    model(torch.zeros(2, 4, dtype=torch.float64))
+    model[0][1].weight.data.mul_(2)
+    assert noticed() == (False, False), "a recording reads what is there"
 
 
 def test_the_choice_of_attention_and_its_reasons() -> None:

@@ -23,6 +23,7 @@ HEAD = (
     "once a painting, ms",
     "first call, s",
     "goal, ms",
+    "run",
 )
 GOALS = {
     ("flux1-dev", "fp8", "fa3"): 75,
@@ -46,17 +47,21 @@ def rows() -> list[dict[str, Any]]:
 
 
 def table(measured: list[dict[str, Any]]) -> str:
-    """Markdown; the ratio of a row is against the BF16 row of its model."""
-    bf16 = {row["case"]["model"]: row["call_ms"]["median"] for row in measured if row["case"]["scheme"] == "bf16"}
+    """Markdown; the ratio of a row is against the BF16 row of its model, and of its run if there is one."""
+    bf16: dict[Any, float] = {}
+    for row in measured:
+        if row["case"]["scheme"] == "bf16":
+            bf16[row["case"]["model"]] = bf16[row["case"]["model"], row["run"]] = row["call_ms"]["median"]
     lines = [f"| {' | '.join(HEAD)} |", f"|{'---|' * len(HEAD)}"]
     return "\n".join(lines + [f"| {' | '.join(cells(row, bf16))} |" for row in measured]) + "\n"
 
 
-def cells(row: dict[str, Any], bf16: dict[str, float]) -> list[str]:
+def cells(row: dict[str, Any], bf16: dict[Any, float]) -> list[str]:
     case, spread = row["case"], row["call_ms"]
     stored = case["resident"] == "stored"
     goal = GOALS.get((case["model"], case["scheme"], row["attention"])) if stored else None
-    ratio = "" if case["scheme"] == "bf16" else f"{bf16[case['model']] / spread['median']:.2f}"
+    base = bf16.get((case["model"], row["run"]), bf16[case["model"]])
+    ratio = "" if case["scheme"] == "bf16" else f"{base / spread['median']:.2f}"
     return [
         case["model"],
         case["scheme"] + ("" if stored else ", resident FP8"),
@@ -69,6 +74,7 @@ def cells(row: dict[str, Any], bf16: dict[str, float]) -> list[str]:
         f"{row['modulation_ms']:.0f}" if row.get("modulation_ms") else "",
         f"{row['first_s']:.1f}",
         "" if goal is None else f"{goal}" + (", met" if spread["median"] <= goal else ""),
+        str(row["run"]),
     ]
 
 

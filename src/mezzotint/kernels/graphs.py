@@ -13,8 +13,8 @@ from mezzotint.errors import BadRequest
 
 LOG = logging.getLogger(__name__)
 
-WARM_UP_CALLS = 3
-"""Calls before a graph is recorded: compiling, and whatever a library sets up when it first runs."""
+WARM_UP_CALLS = 2
+"""Calls before a graph is recorded: one that compiles and sets up what libraries need, and one as all others are."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ class Graphs:
     def __init__(self, function: Callable[..., Any], state: Callable[[], Any], model: nn.Module) -> None:
         self.function = function
         self.state = state
-        self.model = model
-        self.recorded_at: tuple[int, ...] = ()
+        self.weights = Weights(model)
         self.recordings: dict[Any, Recording] = {}
         self.pool = torch.cuda.graph_pool_handle()
 
@@ -51,7 +50,8 @@ class Graphs:
         self._forget_if_moved()
         key = (self.state(), tree, tuple(_kind(leaf) for leaf in leaves))
         if key not in self.recordings:
-            self.recordings[key] = self._record(leaves, tree)
+            self.recordings[key], result = self._record(leaves, tree)
+            return result
         recording = self.recordings[key]
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         for place, tensor in zip(recording.inputs, tensors, strict=True):
@@ -60,15 +60,14 @@ class Graphs:
         return pytree.tree_unflatten([_own(output) for output in recording.outputs], recording.tree)
 
     def _forget_if_moved(self) -> None:
-        now = addresses(self.model)
-        if now != self.recorded_at and self.recordings:
+        if self.weights.changed() and self.recordings:
             LOG.warning(
                 "the model's weights are others, or elsewhere, since its calls were recorded: they are recorded anew"
             )
             self.recordings.clear()
-        self.recorded_at = now
 
-    def _record(self, leaves: Sequence[Any], tree: pytree.TreeSpec) -> Recording:
+    def _record(self, leaves: Sequence[Any], tree: pytree.TreeSpec) -> tuple[Recording, Any]:
+        """A recording, and the result of the last call before it."""
         elsewhere = [str(leaf.device) for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_cuda]
         if elsewhere:
             raise BadRequest(
@@ -82,22 +81,38 @@ class Graphs:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP_CALLS):
-                self.function(*args, **kwargs)
+                result = self.function(*args, **kwargs)
         torch.cuda.current_stream().wait_stream(stream)
+        result = pytree.tree_map(_own, result)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool):
-            result = self.function(*args, **kwargs)
-        outputs, out_tree = pytree.tree_flatten(result)
-        return Recording(graph, [leaf for leaf in kept if isinstance(leaf, Tensor)], outputs, out_tree)
+            recorded = self.function(*args, **kwargs)
+        outputs, out_tree = pytree.tree_flatten(recorded)
+        inputs = [leaf for leaf in kept if isinstance(leaf, Tensor)]
+        return Recording(graph, inputs, outputs, out_tree), result
 
 
-def addresses(model: nn.Module) -> tuple[int, ...]:
-    """Where a model's weights are in memory; one to three milliseconds of the CPU's for the models of today."""
-    return tuple(
-        0 if tensor is None else tensor.data_ptr()
-        for module in model.modules()
-        for tensor in (*module._parameters.values(), *module._buffers.values())
-    )
+class Weights:
+    """Where a model's weights are in memory, and which modules it has; looked at in less than a millisecond."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.tables: list[dict[str, Any]] = []
+        self.seen: list[int] | None = None
+
+    def changed(self) -> bool:
+        """Whether one is elsewhere, or another one, since this was asked last."""
+        if self.seen is not None and self._look() == self.seen:
+            return False
+        modules = self.model.modules()
+        tables = (table for module in modules for table in (module._parameters, module._buffers, module._modules))
+        self.tables = [table for table in tables if table]
+        self.seen = self._look()
+        return True
+
+    def _look(self) -> list[int]:
+        found = (value for table in self.tables for value in table.values())
+        return [value.data_ptr() if isinstance(value, Tensor) else id(value) for value in found]
 
 
 def _kind(leaf: Any) -> Any:

@@ -92,7 +92,7 @@ def speed_up(
     refined = whole and refine_once(model)
     modulated = 0
     if whole and scheduler is not None:
-        modulated = work_ahead(model, scheduler, lambda function: Graphs(function, overrides, model))
+        modulated = work_ahead(model, scheduler, lambda function, layers: Graphs(function, overrides, layers))
     return SpeedReport(
         attention=chosen.name,
         declined=declined,

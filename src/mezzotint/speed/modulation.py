@@ -24,6 +24,9 @@ from mezzotint.speed.remembered import Remembered
 Products = Callable[[Tensor], Tensor]
 """Of x [steps, rows, in]: [steps, numbers]."""
 
+Record = Callable[[Products, nn.Module], Products]
+"""What makes a function of a GPU's tensors and of a module's weights launch its kernels at once."""
+
 LONGEST = 64
 """Steps that are worked out at once: 135 MB for FLUX.1, 283 MB for Qwen-Image."""
 
@@ -93,7 +96,6 @@ class Ahead:
     Weights are taken not to change, except by moving or casting the model, after which all is worked out anew.
 
     scheduler   knows the steps that are to come; what it does not know is worked out when it is seen
-    record      makes a function of a GPU's tensors launch its kernels at once
     """
 
     def __init__(
@@ -102,14 +104,14 @@ class Ahead:
         embedding: TimeEmbedding,
         layers: Sequence[Modulation],
         scheduler: Scheduler,
-        record: Callable[[Products], Products],
+        record: Record,
     ) -> None:
         self.function = model.forward
         self.own = MethodType(type(model).forward, model)
         self.signature = inspect.signature(self.own)
         self.embedder = model.get_submodule(embedding.module)
         self.embedding, self.layers, self.scheduler = embedding, layers, scheduler
-        self.products = record(self._products)
+        self.products = record(self._products, nn.ModuleList(layers))
         self.widths = [layer.out_features for layer in layers]
         self.tables: dict[Any, Table] = {}
         self.conditions = {name: Remembered() for name in embedding.arguments[1:]}
@@ -234,9 +236,7 @@ class Ahead:
                 layer.row = share.view(rows, -1)
 
 
-def work_ahead(
-    model: nn.Module, scheduler: Scheduler, record: Callable[[Products], Products] = lambda function: function
-) -> int:
+def work_ahead(model: nn.Module, scheduler: Scheduler, record: Record = lambda function, _layers: function) -> int:
     """Let the modulation of a model's blocks be worked out ahead; returns of how many layers that is.
 
     Comes after whatever else `model.forward` is wrapped in, which sees the layers' numbers change in place.

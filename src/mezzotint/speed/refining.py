@@ -26,13 +26,14 @@ class Refined:
         self.own = MethodType(type(model).forward, model)
         self.signature = inspect.signature(self.own)
         self.texts = Remembered()
+        self.without: dict[str, nn.Module] = {"cap_embedder": nn.Identity(), "context_refiner": nn.ModuleList()}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call = self.signature.bind(*args, **kwargs)
         if any(isinstance(part, list) for part in call.arguments["cap_feats"]):  # pictures among the text
             return self.function(*args, **kwargs)
         call.arguments["cap_feats"] = self.refined(call)
-        with _instead(self.model, cap_embedder=nn.Identity(), context_refiner=nn.ModuleList()):
+        with _instead(self.model, **self.without):
             return self.function(*call.args, **call.kwargs)
 
     def refined(self, call: inspect.BoundArguments) -> list[Tensor]:
