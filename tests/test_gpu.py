@@ -379,11 +379,12 @@ def test_a_fast_model_in_bf16_computes_what_diffusers_does(name: str, caplog: py
     assert report.linked >= 3
     other = copy.deepcopy(fast)
     expected = result(plain, given)
-    assert relative_error(result(fast, given), expected) <= 3e-2
-    with torch.inference_mode():
-        assert relative_error(result(other, given), expected) <= 3e-2
     step = "t" if "t" in given else "timestep"
-    assert relative_error(result(fast, given | {step: given[step][:1]}), expected) <= 3e-2
+    for _ in range(3):  # the first one is not replayed
+        assert relative_error(result(fast, given), expected) <= 3e-2
+        assert relative_error(result(fast, given | {step: given[step][:1]}), expected) <= 3e-2
+        with torch.inference_mode():
+            assert relative_error(result(other, given), expected) <= 3e-2
     assert not [record for record in caplog.records if "recorded anew" in record.message]
 
 
@@ -437,14 +438,18 @@ def test_a_recording_is_made_anew_when_weights_were_moved(caplog: pytest.LogCapt
     model = torch.nn.Sequential(torch.nn.Linear(1024, 1024), torch.nn.BatchNorm1d(1024)).eval().cuda()
     graphs = Graphs(model, lambda: None, model)
     x = torch.randn(64, 1024, device="cuda")
-    expected = graphs(x)
+    expected = model(x)
+    for _ in range(2):
+        torch.testing.assert_close(graphs(x), expected)
     model.cpu()
     elsewhere = torch.full((4 * 1024, 1024), torch.nan, device="cuda")
     model.cuda()
     assert model[0].weight.data_ptr() not in graphs.weights.seen, "or nothing is tried here"
-    torch.testing.assert_close(graphs(x), expected)
+    for _ in range(2):
+        torch.testing.assert_close(graphs(x), expected)
     model[0] = torch.nn.Sequential(model[0], torch.nn.Linear(1024, 1024, device="cuda"))
-    torch.testing.assert_close(graphs(x), model(x))
+    for _ in range(2):
+        torch.testing.assert_close(graphs(x), model(x))
     assert [record.message for record in caplog.records] == [
         "the model's weights are others, or elsewhere, since its calls were recorded: they are recorded anew"
     ] * 2

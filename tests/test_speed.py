@@ -1,6 +1,7 @@
 """What makes a model fast must not change what it computes: joined layers, attention in one pass, GELU, choices."""
 
 import copy
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -149,6 +150,7 @@ def test_a_new_shape_is_announced_once(caplog: pytest.LogCaptureFixture) -> None
     model(torch.zeros(1, 6))
     assert "mask absent -> 2x2" in caplog.records[1].message
     assert len(caplog.records) == 2
+    assert list(inspect.signature(model.forward).parameters) == ["x", "mask"], "pipelines look at it"
 
 
 def test_weights_that_are_others_or_elsewhere_are_noticed_once() -> None:
@@ -163,6 +165,21 @@ def test_weights_that_are_others_or_elsewhere_are_noticed_once() -> None:
     model[0] = nn.Sequential(model[0], nn.Linear(4, 4))  # as a LoRA comes in
     assert noticed() == (True, False)
     model[0][1].bias.data = torch.ones(4)
+    assert noticed() == (True, False)
+    for _ in range(20):
+        model[0][1] = nn.Linear(4, 4)  # perhaps where the last one was
+        assert noticed() == (True, False)
+    model[0][1].add_module("adapter", nn.Identity())
+    assert noticed() == (True, False)
+    model[0][1].register_buffer("scale", torch.ones(4))
+    assert noticed() == (True, False)
+    weight = model[0][1].weight
+    weight.data = weight.data.view(torch.int32).view(torch.float32)
+    assert noticed() == (False, False)
+    weight.requires_grad = False
+    weight.data = weight.data.view(torch.int32)
+    assert noticed() == (True, False), "of another dtype, where it was"
+    weight.data = weight.data.view(torch.float32)
     assert noticed() == (True, False)
     model.double()
     assert noticed() == (True, False)

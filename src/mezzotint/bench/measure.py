@@ -147,7 +147,7 @@ def _once(model: nn.Module, inputs: Mapping[str, Any], device: torch.device) -> 
         began = now(device)
         ahead.prepare(**inputs)
         if text is not None:
-            text.texts.results.clear()
+            text.texts.forget()
             text.refined(text.signature.bind(**inputs))
         times.append((now(device) - began) * 1e3)
     return Spread.of(times).median

@@ -1,5 +1,6 @@
 """Functions recorded as CUDA graphs."""
 
+import inspect
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,18 +36,21 @@ class Graphs:
 
     state    anything besides the arguments that the function depends on; what it returns is part of what is recorded
     model    whose weights the function reads. A recording reads them where they were, so that all are dropped when
-             one is elsewhere or there are others: the model was moved or cast, was away for a while, or got a LoRA
+             one is elsewhere or there are others: the model was moved or cast, was away for a while, or got a LoRA.
+             What it does with them is not watched: another scale of a LoRA takes part in what is recorded later
     """
 
     def __init__(self, function: Callable[..., Any], state: Callable[[], Any], model: nn.Module) -> None:
         self.function = function
         self.state = state
+        self.__signature__ = inspect.signature(function)
         self.weights = Weights(model)
         self.recordings: dict[Any, Recording] = {}
         self.pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         leaves, tree = pytree.tree_flatten((args, kwargs))
+        _refuse_elsewhere(leaves)
         self._forget_if_moved()
         key = (self.state(), tree, tuple(_kind(leaf) for leaf in leaves))
         if key not in self.recordings:
@@ -65,54 +69,62 @@ class Graphs:
                 "the model's weights are others, or elsewhere, since its calls were recorded: they are recorded anew"
             )
             self.recordings.clear()
+            self.pool = torch.cuda.graph_pool_handle()  # the old one may hold what a library has put into it
 
     def _record(self, leaves: Sequence[Any], tree: pytree.TreeSpec) -> tuple[Recording, Any]:
         """A recording, and the result of the last call before it."""
-        elsewhere = [str(leaf.device) for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_cuda]
-        if elsewhere:
-            raise BadRequest(
-                f"a transformer that was made fast for CUDA is called with a tensor on {elsewhere[0]}",
-                "move the tensor, or load the model again for that device.",
-            )
         with torch.inference_mode(False):  # or only calls in inference mode could write to them
             kept = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         args, kwargs = pytree.tree_unflatten(kept, tree)
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP_CALLS):
-                result = self.function(*args, **kwargs)
-        torch.cuda.current_stream().wait_stream(stream)
-        result = pytree.tree_map(_own, result)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
-            recorded = self.function(*args, **kwargs)
-        outputs, out_tree = pytree.tree_flatten(recorded)
         inputs = [leaf for leaf in kept if isinstance(leaf, Tensor)]
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(inputs[0].device):
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UP_CALLS):
+                    result = self.function(*args, **kwargs)
+            torch.cuda.current_stream().wait_stream(stream)
+            result = pytree.tree_map(_own, result)
+            with torch.cuda.graph(graph, pool=self.pool):
+                recorded = self.function(*args, **kwargs)
+        outputs, out_tree = pytree.tree_flatten(recorded)
         return Recording(graph, inputs, outputs, out_tree), result
 
 
 class Weights:
-    """Where a model's weights are in memory, and which modules it has; looked at in less than a millisecond."""
+    """Where a model's weights are in memory, in what dtype, and which modules it has; looked at in about a millisecond.
+
+    Weights that are changed where they are, are not noticed.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.tables: list[dict[str, Any]] = []
-        self.seen: list[int] | None = None
+        self.modules: list[nn.Module] = []  # held, so that no other one gets the id of one that was there
+        self.seen: list[Any] | None = None
 
     def changed(self) -> bool:
         """Whether one is elsewhere, or another one, since this was asked last."""
         if self.seen is not None and self._look() == self.seen:
             return False
-        modules = self.model.modules()
-        tables = (table for module in modules for table in (module._parameters, module._buffers, module._modules))
-        self.tables = [table for table in tables if table]
+        self.modules = list(self.model.modules())
         self.seen = self._look()
         return True
 
-    def _look(self) -> list[int]:
-        found = (value for table in self.tables for value in table.values())
-        return [value.data_ptr() if isinstance(value, Tensor) else id(value) for value in found]
+    def _look(self) -> list[Any]:
+        tables = [table for module in self.modules for table in (module._parameters, module._buffers)]
+        tensors = [tensor for table in tables for tensor in table.values() if tensor is not None]
+        children = [id(child) for module in self.modules for child in module._modules.values()]
+        return [tensor.data_ptr() for tensor in tensors] + [tensor.dtype for tensor in tensors] + children
+
+
+def _refuse_elsewhere(leaves: Sequence[Any]) -> None:
+    elsewhere = [str(leaf.device) for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_cuda]
+    if elsewhere:
+        raise BadRequest(
+            f"a transformer that was made fast for CUDA is called with a tensor on {elsewhere[0]}",
+            "move the tensor, or load the model again for that device.",
+        )
 
 
 def _kind(leaf: Any) -> Any:

@@ -12,8 +12,7 @@ def read_back(flag: Tensor) -> Callable[[], bool]:
         return lambda: bool(flag)
     here = torch.empty_like(flag, device="cpu", pin_memory=True)
     here.copy_(flag, non_blocking=True)
-    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    arrived.record()
+    arrived = torch.cuda.current_stream(flag.device).record_event()
 
     def wait() -> bool:
         arrived.synchronize()

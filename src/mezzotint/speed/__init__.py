@@ -66,7 +66,8 @@ def speed_up(
 
     Its first call compiles, for each shape of input; one that is not the first is announced in the log. What the
     compiler makes is kept in `cache_folder`, so that the next process starts in seconds. When its weights are others
-    or elsewhere, its calls are recorded anew, which takes as long as four of them and is said in the log.
+    or elsewhere, its calls are recorded anew, which takes as long as two of them and is said in the log. Weights that
+    are changed where they are go unnoticed, and so does what else a call depends on, such as the scale of a LoRA.
 
     attention   name of one, None for the fastest that changes no more than the order of sums
     plain       only choose the attention and compile the repeated blocks, as diffusers' documentation advises

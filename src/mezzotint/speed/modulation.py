@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from mezzotint.families import family_with
 from mezzotint.families.family import TimeEmbedding
+from mezzotint.kernels.graphs import Weights
 from mezzotint.kernels.products import FEW
 from mezzotint.kernels.readback import read_back
 from mezzotint.nn import overrides
@@ -60,12 +61,6 @@ class Modulation(nn.Module):
         """
         return self.row[: x.shape[0]]
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Modulation":
-        """What `.to()` and its kin call: a layer that is cast makes other numbers."""
-        self.row = torch.empty(0)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
-
 
 @dataclass(frozen=True)
 class Table:
@@ -73,7 +68,7 @@ class Table:
 
     steps      [steps, *of a time step]
     rows       [steps, numbers], one layer after another
-    schedule   the scheduler's time steps, if these are what follows in them
+    schedule   the scheduler's time steps, if these are what follows in them, as far as is known
     """
 
     steps: Tensor
@@ -89,11 +84,16 @@ class Table:
         """Whether others are all among the steps; waits for the GPU."""
         return bool(self.hits(others).any(0).all())
 
+    def with_step(self, step: Tensor, row: Tensor) -> "Table":
+        """This and a step that is in no schedule; of those that are known for longest, only so many are kept."""
+        steps, rows = torch.cat((self.steps, step)), torch.cat((self.rows, row))
+        return Table(steps[-2 * LONGEST :], rows[-2 * LONGEST :], None)
+
 
 class Ahead:
     """A transformer's forward, before which every modulation layer is given its row of the step.
 
-    Weights are taken not to change, except by moving or casting the model, after which all is worked out anew.
+    Weights are taken not to change where they are. When they are others or elsewhere, all is worked out anew.
 
     scheduler   knows the steps that are to come; what it does not know is worked out when it is seen
     """
@@ -108,10 +108,11 @@ class Ahead:
     ) -> None:
         self.function = model.forward
         self.own = MethodType(type(model).forward, model)
-        self.signature = inspect.signature(self.own)
+        self.__signature__ = self.signature = inspect.signature(self.own)
         self.embedder = model.get_submodule(embedding.module)
         self.embedding, self.layers, self.scheduler = embedding, layers, scheduler
         self.products = record(self._products, nn.ModuleList(layers))
+        self.weights = Weights(nn.ModuleList([self.embedder, *layers]))
         self.widths = [layer.out_features for layer in layers]
         self.tables: dict[Any, Table] = {}
         self.conditions = {name: Remembered() for name in embedding.arguments[1:]}
@@ -127,7 +128,8 @@ class Ahead:
         found = self.prepare(*args, **kwargs)
         result = self.function(*args, **kwargs)
         if not found():
-            self.tables.popitem()
+            key, table = self.tables.popitem()
+            self.tables[key] = replace(table, schedule=None)
             self.prepare(*args, **kwargs)
             result = self.function(*args, **kwargs)
         return result
@@ -135,7 +137,7 @@ class Ahead:
     @torch.no_grad()
     def prepare(self, *args: Any, **kwargs: Any) -> Callable[[], bool]:
         """Give every layer its row for a call with these arguments; returns what waits for whether there was one."""
-        if self.layers[0].row.numel() == 0:
+        if self.weights.changed():
             self.tables.clear()
             self.given = None
         call = self.signature.bind(*args, **kwargs)
@@ -163,13 +165,16 @@ class Ahead:
         return *_kind(given), self.conditions[name].of([given], None, lambda: _values(given))
 
     def _table(self, before: Table | None, call: inspect.BoundArguments, timestep: Tensor) -> Table:
-        """The one from before, unless the scheduler has other steps since then, or there is none."""
+        """The one from before, unless the scheduler has other steps since then, or the call keeps off from them."""
         if before is not None and before.schedule is self.scheduler.timesteps:
             return before
         steps, schedule = self._steps(timestep)
         if before is not None and before.has(steps):
             return replace(before, schedule=schedule)
-        return Table(steps, self._rows(call, steps), schedule)
+        rows = self._rows(call, steps)
+        if before is None or schedule is not None:
+            return Table(steps, rows, schedule)
+        return before.with_step(steps, rows)
 
     def _rows(self, call: inspect.BoundArguments, steps: Tensor) -> Tensor:
         """What all layers make of steps, [steps, numbers]."""

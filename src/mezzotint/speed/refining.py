@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from mezzotint.kernels.graphs import Weights
 from mezzotint.nn import overrides
 from mezzotint.speed.attention import attention_is_exact
 from mezzotint.speed.remembered import Remembered
@@ -18,14 +19,14 @@ from mezzotint.speed.remembered import Remembered
 class Refined:
     """A transformer's forward, which is given refined text.
 
-    Weights are taken not to change, except by moving or casting the model.
+    Weights are taken not to change where they are.
     """
 
     def __init__(self, model: Any) -> None:
         self.model, self.function = model, model.forward
         self.own = MethodType(type(model).forward, model)
-        self.signature = inspect.signature(self.own)
-        self.texts = Remembered()
+        self.__signature__ = self.signature = inspect.signature(self.own)
+        self.texts, self.weights = Remembered(), Weights(nn.ModuleList([model.cap_embedder, model.context_refiner]))
         self.without: dict[str, nn.Module] = {"cap_embedder": nn.Identity(), "context_refiner": nn.ModuleList()}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -38,6 +39,8 @@ class Refined:
 
     def refined(self, call: inspect.BoundArguments) -> list[Tensor]:
         """The text of a call, kept from an earlier one if it can be."""
+        if self.weights.changed():
+            self.texts.forget()
         weight = self.model.x_pad_token
         leaves = pytree.tree_leaves(call.arguments)
         settings = tuple(leaf for leaf in leaves if not isinstance(leaf, Tensor))

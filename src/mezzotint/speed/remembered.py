@@ -38,6 +38,9 @@ class Remembered:
         self.results = [*self.results, made][-KEPT:]
         return made.result
 
+    def forget(self) -> None:
+        self.results.clear()
+
 
 def _same(given: Sequence[tuple[Any, int]], tensors: Sequence[Tensor]) -> bool:
     return len(given) == len(tensors) and all(

@@ -14,17 +14,17 @@ LOG = logging.getLogger(__name__)
 class Announced:
     """A model's forward, which warns of a shape of input that it has not seen, unless it is the first one.
 
-    Comes before whatever else `model.forward` is wrapped in, and so sees what is compiled for.
+    Whatever else `model.forward` is wrapped in comes around it, so that it sees the shapes that are compiled for.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.function = model.forward
-        self.name, self.signature = type(model).__name__, inspect.signature(model.forward)
+        self.name, self.__signature__ = type(model).__name__, inspect.signature(model.forward)
         self.seen: list[dict[str, str]] = []
         self.last: dict[str, str] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._look(self.signature.bind(*args, **kwargs).arguments)
+        self._look(self.__signature__.bind(*args, **kwargs).arguments)
         return self.function(*args, **kwargs)
 
     def _look(self, named: Mapping[str, Any]) -> None:
