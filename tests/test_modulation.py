@@ -22,9 +22,9 @@ from mezzotint.painting import paint
 from mezzotint.schedule import StepSchedule
 from mezzotint.speed import modulation, speed_up
 from mezzotint.speed.linking import compile_blocks
-from mezzotint.speed.modulation import KEPT, LONGEST, Ahead, Modulation, by_few, work_ahead
+from mezzotint.speed.modulation import LONGEST, Ahead, Modulation, by_few, work_ahead
 from mezzotint.speed.refining import refine_once
-from mezzotint.speed.remembered import Remembered
+from mezzotint.speed.remembered import KEPT, Remembered
 from test_kernels import fp8_tensor
 
 TINY = {"flux1": tiny.flux1, "zimage": tiny.zimage, "qwenimage": tiny.qwenimage}

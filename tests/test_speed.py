@@ -17,7 +17,7 @@ from mezzotint.costs import Memory, Spread
 from mezzotint.errors import BadRequest, Unsupported
 from mezzotint.families import families, family_with
 from mezzotint.kernels import Target
-from mezzotint.kernels.graphs import Weights
+from mezzotint.kernels.weights import Weights
 from mezzotint.nn import GroupedLinear, LinearGroup, QuantLinear
 from mezzotint.painting import paint
 from mezzotint.pipelines import load, meta_model, sampling_of

@@ -48,20 +48,18 @@ def rows() -> list[dict[str, Any]]:
 
 def table(measured: list[dict[str, Any]]) -> str:
     """Markdown; the ratio of a row is against the BF16 row of its model, and of its run if there is one."""
-    bf16: dict[Any, float] = {}
-    for row in measured:
-        if row["case"]["scheme"] == "bf16":
-            bf16[row["case"]["model"]] = bf16[row["case"]["model"], row["run"]] = row["call_ms"]["median"]
+    bf16 = [row for row in measured if row["case"]["scheme"] == "bf16"]
     lines = [f"| {' | '.join(HEAD)} |", f"|{'---|' * len(HEAD)}"]
     return "\n".join(lines + [f"| {' | '.join(cells(row, bf16))} |" for row in measured]) + "\n"
 
 
-def cells(row: dict[str, Any], bf16: dict[Any, float]) -> list[str]:
+def cells(row: dict[str, Any], bf16: list[dict[str, Any]]) -> list[str]:
     case, spread = row["case"], row["call_ms"]
     stored = case["resident"] == "stored"
     goal = GOALS.get((case["model"], case["scheme"], row["attention"])) if stored else None
-    base = bf16.get((case["model"], row["run"]), bf16[case["model"]])
-    ratio = "" if case["scheme"] == "bf16" else f"{base / spread['median']:.2f}"
+    of_model = [other for other in bf16 if other["case"]["model"] == case["model"]]
+    base = next((other for other in of_model if other["run"] == row["run"]), of_model[-1])
+    ratio = "" if case["scheme"] == "bf16" else f"{base['call_ms']['median'] / spread['median']:.2f}"
     return [
         case["model"],
         case["scheme"] + ("" if stored else ", resident FP8"),

@@ -31,10 +31,11 @@ def joint_product(
         (picture, picture_scale, picture_codes, picture_weight_scale, picture_bias, out[:, text.shape[1] :]),
     )
     for x, scale, codes, weight_scale, bias, places in sides:
-        scales = scale.reshape(*x.shape[:2], 1) if scale.numel() > 1 else scale.expand(len(x), 1, 1)
+        scales = [scale] * len(x)
+        if scale.numel() > 1:  # each aligned: cuBLASLt reads scales by row in 16 bytes at a time
+            scales = [own.clone() for own in scale.reshape(*x.shape[:2], 1)]
         for sample, own, place in zip(x, scales, places, strict=True):
-            aligned = own.clone() if own.numel() > 1 else own  # cuBLASLt reads scales by row in 16 bytes at a time
-            rounded_product(sample, aligned, codes, weight_scale, bias, torch.bfloat16, place)
+            rounded_product(sample, own, codes, weight_scale, bias, torch.bfloat16, place)
     return out
 
 

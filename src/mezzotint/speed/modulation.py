@@ -16,11 +16,11 @@ from torch.utils import _pytree as pytree
 
 from mezzotint.families import family_with
 from mezzotint.families.family import TimeEmbedding
-from mezzotint.kernels.graphs import Weights
 from mezzotint.kernels.products import FEW
 from mezzotint.kernels.readback import read_back
+from mezzotint.kernels.weights import Weights
 from mezzotint.nn import overrides
-from mezzotint.speed.remembered import Remembered
+from mezzotint.speed.remembered import KEPT, Remembered
 
 Products = Callable[[Tensor], Tensor]
 """Of x [steps, rows, in]: [steps, numbers]."""
@@ -30,9 +30,6 @@ Record = Callable[[Products, nn.Module], Products]
 
 LONGEST = 64
 """Steps that are worked out at once: 135 MB for FLUX.1, 283 MB for Qwen-Image."""
-
-KEPT = 4
-"""Tables that are kept: of a prompt and of the one that guidance is against, with inputs rounded and unrounded."""
 
 
 class Scheduler(Protocol):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from mezzotint.kernels.graphs import Weights
+from mezzotint.kernels.weights import Weights
 from mezzotint.nn import overrides
 from mezzotint.speed.attention import attention_is_exact
 from mezzotint.speed.remembered import Remembered
@@ -41,10 +41,9 @@ class Refined:
         """The text of a call, kept from an earlier one if it can be."""
         if self.weights.changed():
             self.texts.forget()
-        weight = self.model.x_pad_token
         leaves = pytree.tree_leaves(call.arguments)
         settings = tuple(leaf for leaf in leaves if not isinstance(leaf, Tensor))
-        state = overrides(), attention_is_exact(), weight.dtype, weight.device, settings
+        state = overrides(), attention_is_exact(), settings
         made: list[Tensor] = self.texts.of(call.arguments["cap_feats"], state, lambda: self._refine(call))
         return made
 
