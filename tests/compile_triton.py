@@ -29,7 +29,7 @@ def calls() -> Iterator[Call]:
         constants = {"KIND": kind, "UNIT": 1.0, "GROUP": group, "HAS_ZERO": zero, "VECTORS": 3, "WIDTH": 4}
         yield "gemv", "_gemv4", 4, [HALVES, BYTES, HALVES, HALVES, REAL, REAL], constants | {"ROWS": 8, "COLUMNS": 1024}
     for out in (HALVES, BYTES):
-        yield "rope", "_norm_rope", 4, [HALVES] * 5 + [REAL, REAL, out], {"EPS": 1e-6, "WIDTH": 128, "HEADS": 8}
+        yield "rope", "_norm_rope", 4, [HALVES] * 5 + [REAL, REAL, out], {"EPS": 1e-6, "WIDTH": 128, "HEADS": 16}
     yield "round", "_round_into", 4, [HALVES, REAL, E4M3], {"COLUMNS": 1024}
     for gated, beside, columns in (
         (False, False, 16384),

@@ -8,8 +8,8 @@ from torch.library import triton_op, wrap_triton
 
 from mezzotint.kernels.triton_ops.codes import to_e4m3
 
-HEADS = 8
-"""Heads that one program takes."""
+HEADS = 16
+"""Heads that one program takes, of a token's queries and keys."""
 
 
 @triton.jit
@@ -30,12 +30,14 @@ def _norm_rope(
     before,
     tokens,
     heads,
+    parts,
     EPS: tl.constexpr,
     WIDTH: tl.constexpr,
     HEADS: tl.constexpr,
 ):
-    token, batch = tl.program_id(0), tl.program_id(2)
-    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)  # the queries' first, then as many keys'
+    token = tokens - 1 - tl.program_id(0) // parts  # the last ones were written last, and are still in the cache
+    batch = tl.program_id(1)
+    head = tl.program_id(0) % parts * HEADS + tl.arange(0, HEADS)  # the queries' first, then as many keys'
     lane, pair = tl.arange(0, WIDTH), tl.arange(0, WIDTH // 2)
     inside = (head < 2 * heads)[:, None]
     at = batch.to(tl.int64) * x_batch + token.to(tl.int64) * x_token + head[:, None] * WIDTH + lane[None, :]
@@ -81,7 +83,8 @@ def norm_rope(
     """
     batch, tokens, heads, width = x.shape
     out = torch.empty(x.shape, dtype=torch.uint8 if fp8 else x.dtype, device=x.device)
-    wrap_triton(_norm_rope)[tokens, triton.cdiv(heads, HEADS), batch](
+    parts = triton.cdiv(heads, HEADS)
+    wrap_triton(_norm_rope)[tokens * parts, batch](
         x,
         query_weight,
         key_weight,
@@ -98,6 +101,7 @@ def norm_rope(
         before,
         tokens,
         heads // 2,
+        parts,
         EPS=eps,
         WIDTH=width,
         HEADS=HEADS,
