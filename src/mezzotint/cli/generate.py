@@ -85,7 +85,7 @@ def generate(
         typer.Option(help="stored or fp8: whether 4-bit weights stay 4 bits \\[by the memory that is free]."),
     ] = None,
     fast: Annotated[
-        bool, typer.Option("--fast", help="Compile first, some 30 s at the first time: for many pictures.")
+        bool, typer.Option("--fast", help="Compile first, 10 to 30 s at the first time: for many pictures.")
     ] = False,
     attention: Annotated[
         str | None, typer.Option(help="With --fast: fa3, cudnn, sdpa, fa3_fp8 \\[the fastest exact one].")
