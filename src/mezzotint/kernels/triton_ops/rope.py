@@ -84,7 +84,7 @@ def norm_rope(
     batch, tokens, heads, width = x.shape
     out = torch.empty(x.shape, dtype=torch.uint8 if fp8 else x.dtype, device=x.device)
     parts = triton.cdiv(heads, HEADS)
-    wrap_triton(_norm_rope)[tokens * parts, batch](
+    wrap_triton(_norm_rope)[tokens * parts, batch](  # tokens on an axis of their own would end at 65535
         x,
         query_weight,
         key_weight,
