@@ -8,6 +8,8 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src/mezzotint"
 ROOMS = (
     "errors discover _import_hook _version",
+    "hub_errors",
+    "hub_http",
     "hub costs guard editing",
     "schemes",
     "tensor",

@@ -9,6 +9,7 @@ MezzotintError
 │   ├── UnexpectedTensor     a tensor is left over, or stored twice
 │   ├── ShapeMismatch        a tensor has a shape that its role forbids
 │   └── BadScale             a scale is not finite, or not positive
+├── HubError                 the Hub failed, cannot be reached, or answers with something else
 ├── Unsupported              sound, but nothing here can run it or hold it
 ├── UnsoundPicture           what was painted is NaN, one colour or noise
 ├── CannotWrite              the output cannot be written; what was there before is untouched
@@ -67,6 +68,10 @@ class ShapeMismatch(CheckpointError):
 
 class BadScale(CheckpointError):
     """A scale is not finite, or not positive."""
+
+
+class HubError(MezzotintError):
+    """The Hugging Face Hub failed, cannot be reached, or answers with something else than was asked for."""
 
 
 class Unsupported(MezzotintError):

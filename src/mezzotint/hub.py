@@ -5,21 +5,27 @@ huggingface_hub (HF_ENDPOINT, HF_HOME, HF_TOKEN, HF_HUB_OFFLINE). Small text fil
 """
 
 import io
+import json
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import total_ordering
+from functools import partial, total_ordering
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import quote
 
-from mezzotint.errors import BrokenFile, NotACheckpoint
+from mezzotint.errors import BrokenFile, HubError, NotACheckpoint
+from mezzotint.hub_errors import CHECK_ENDPOINT, SHOWN, printable
+from mezzotint.hub_http import call, open_stream
 
 HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?P<path>(/[^/@]+)*)/?(@(?P<revision>[^@]+))?")
 FIRST_READ = 64 * 1024
 """Bytes that a first range request asks for: most headers of a component's shard fit."""
-TIMEOUT = 30
+LISTING_BYTES = 8 * 2**20
+"""Largest list of a repository's files: 30,000 of them."""
+COMMIT = re.compile("[0-9a-f]{40,64}")
 
 
 @dataclass(frozen=True)
@@ -92,12 +98,25 @@ class HubPath:
             return Path(cached).open("rb")
         return io.BufferedReader(Ranges(self), ahead) if ahead else Ranges(self)
 
-    def fetch(self) -> Path:
-        """The local copy, downloaded into huggingface_hub's cache if it is not there."""
+    def fetch(self, **options: Any) -> Path:
+        """Return the local copy, downloaded into huggingface_hub's cache if it is not there.
+
+        options  further arguments of `hf_hub_download`
+        """
         from huggingface_hub import hf_hub_download
 
-        with _named_errors(str(self)):
-            local = Path(hf_hub_download(self.repo.name, str(self.path), revision=self.repo.revision))
+        size = self.repo.files.get(str(self.path))
+        if size is None:
+            raise NotACheckpoint(f"{self}: no such file", "check the name.")
+        download = partial(
+            hf_hub_download,
+            self.repo.name,
+            str(self.path),
+            revision=self.repo.revision,
+            headers={"Accept-Encoding": "identity"},
+            **options,
+        )
+        local = Path(call(str(self), size, download))
         if self.repo.commit not in local.parts:
             raise BrokenFile(f"{self}: the repository changed while it was being read", "run it again.")
         return local
@@ -153,7 +172,7 @@ def hub_path(name: str) -> HubPath | Path | None:
 
     In offline mode it is the folder in huggingface_hub's cache.
 
-    Raises  NotACheckpoint if there is no such repository, or no access to it
+    Raises  NotACheckpoint if there is no such repository, or no access to it; HubError if the Hub fails
     """
     match = HUB_ID.fullmatch(name)
     if match is None:
@@ -163,16 +182,54 @@ def hub_path(name: str) -> HubPath | Path | None:
     revision, inside = match["revision"] or "main", PurePosixPath(match["path"].lstrip("/"))
     if is_offline_mode():
         return _cached_snapshot(match["repo"], revision) / inside
-    return HubPath(_list(match["repo"], revision), inside)
+    return HubPath(list_files(match["repo"], revision), inside)
 
 
-def _list(repo: str, revision: str) -> Repo:
-    from huggingface_hub import HfApi
+def list_files(repo: str, revision: str) -> Repo:
+    """Return the commit that `revision` names, with its files and their sizes.
 
-    with _named_errors(f"{repo}@{revision}"):
-        info = HfApi().model_info(repo, revision=revision, files_metadata=True)
-    files = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-    return Repo(repo, revision, str(info.sha), files)
+    Raises  NotACheckpoint if there is no such repository or no access to it; HubError
+    """
+    what = f"{repo}@{revision}"
+    text = call(what, LISTING_BYTES, partial(_get_listing, repo, revision))
+    try:
+        listing = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _no_listing(what, "is not JSON") from error
+    if not isinstance(listing, dict) or not isinstance(listing.get("siblings"), list):
+        raise _no_listing(what, "has no files")
+    commit = listing.get("sha")
+    if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
+        raise _no_listing(what, "names no commit")
+    return Repo(repo, revision, commit, dict(_file_entry(what, entry) for entry in listing["siblings"]))
+
+
+def _get_listing(repo: str, revision: str) -> bytes:
+    from huggingface_hub import constants
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    validate_repo_id(repo)
+    url = f"{constants.ENDPOINT}/api/models/{repo}/revision/{quote(revision, safe='')}?blobs=true"
+    with open_stream(url) as response:
+        return response.read()
+
+
+def _file_entry(what: str, entry: Any) -> tuple[str, int]:
+    match entry:
+        case {"rfilename": str(name), "size": int(size)} if size >= 0 and _is_safe(name):
+            return name, size
+    raise _no_listing(what, f"has the unusable entry {printable(repr(entry)[:SHOWN])}")
+
+
+def _is_safe(name: str) -> bool:
+    """Whether a path stays inside its repository, and can be printed and opened."""
+    parts = name.split("/")
+    inside = len(name) <= 1024 and not {"", ".", ".."} & set(parts) and "\\" not in name
+    return inside and not any(unicodedata.category(c) in {"Cc", "Cs"} for c in name)
+
+
+def _no_listing(what: str, why: str) -> HubError:
+    return HubError(f"{what}: the Hub's list of files {why}", CHECK_ENDPOINT)
 
 
 def _cached_snapshot(repo: str, revision: str) -> Path:
@@ -191,35 +248,23 @@ def _cached_snapshot(repo: str, revision: str) -> Path:
 
 
 def _read_range(file: HubPath, start: int, end: int) -> bytes:
-    from huggingface_hub import get_session, hf_hub_url
-    from huggingface_hub.utils._headers import build_hf_headers
-    from huggingface_hub.utils._http import hf_raise_for_status
+    from huggingface_hub import hf_hub_url
 
     url = hf_hub_url(file.repo.name, str(file.path), revision=file.repo.commit)
-    headers = build_hf_headers() | {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
-    with _named_errors(str(file)), get_session().stream("GET", url, headers=headers, timeout=TIMEOUT) as response:
-        hf_raise_for_status(response)
-        if response.status_code != 206:
-            raise NotACheckpoint(f"{file}: the server does not answer range requests", "download the file first.")
-        data: bytes = response.read()
-    if len(data) != end - start:
-        raise BrokenFile(f"{file}: the server sent {len(data):,} bytes, expected {end - start:,}", "run it again.")
-    return data
+    return call(str(file), end - start, partial(_get_range, file, url, start, end))
 
 
-@contextmanager
-def _named_errors(what: str) -> Iterator[None]:
-    """Errors of the Hub and of the network as errors of Mezzotint."""
+def _get_range(file: HubPath, url: str, start: int, end: int) -> bytes:
     import httpx2
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError
 
-    try:
-        yield
-    except GatedRepoError as error:
-        raise NotACheckpoint(f"{what}: is gated on the Hub", "ask for access there, and set HF_TOKEN.") from error
-    except (httpx2.HTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise NotACheckpoint(
-            f"{what}: no such file or folder here, and the Hub says: {said[0]}",
-            "check the name; for a private repository set HF_TOKEN; for what is in the cache set HF_HUB_OFFLINE=1.",
-        ) from error
+    with open_stream(url, Range=f"bytes={start}-{end - 1}") as response:
+        whole = start == 0 and end == file.stat().st_size
+        if response.status_code != 206 and not (response.status_code == 200 and whole):
+            raise NotACheckpoint(f"{file}: the server does not answer range requests", "download the file first.")
+        sent = response.headers.get("Content-Range")
+        if sent is not None and not re.match(rf"bytes {start}-{end - 1}/", sent):
+            raise HubError(f"{file}: asked for bytes {start}-{end - 1}, the Hub sends {sent}", CHECK_ENDPOINT)
+        data = response.read()
+    if len(data) != end - start:
+        raise httpx2.RemoteProtocolError(f"{len(data):,} of {end - start:,} bytes came")
+    return data

@@ -2,7 +2,10 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+
+from mezzotint.errors import MezzotintError
+from mezzotint.hub import HubPath, list_files
 
 REPOSITORY = "models--"
 SNAPSHOTS = "snapshots"
@@ -46,18 +49,12 @@ def _fetch(file: Path) -> Repair:
     origin = origin_of(file)
     if origin is None:
         return Repair(file.name, False, "its folder is not one of huggingface_hub's cache, so its origin is not known")
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
-
     try:
-        hf_hub_download(
-            origin.repository,
-            origin.name,
-            revision=origin.revision,
-            cache_dir=origin.cache,
-            force_download=True,
-        )
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        return Repair(file.name, False, f"{origin.repository}@{origin.revision}: {reason}")
+        repository = list_files(origin.repository, origin.revision)
+        remote = HubPath(repository, PurePosixPath(origin.name))
+        if not remote.is_file():
+            return Repair(file.name, False, f"{origin.repository}@{origin.revision}: has no file {origin.name}")
+        remote.fetch(cache_dir=origin.cache, force_download=True)
+    except MezzotintError as error:
+        return Repair(file.name, False, error.message)
     return Repair(file.name, True)
