@@ -1,10 +1,11 @@
 """A Hub of one machine: the endpoints that huggingface_hub asks, over folders on disk, counting the bytes it serves."""
 
+import gzip
 import json
 import re
 import threading
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,6 +23,8 @@ class Hub(ThreadingHTTPServer):
     served   {(repository, file): bytes}
     ranges   whether ranges are answered; `sent` lists (file, start, end) of all that was
     tokens   what was sent for authorization
+    faults   {"list", "HEAD" or "GET": answers to the next such requests instead of the right one}; the last
+             one stays if `persistent`
     """
 
     daemon_threads = True
@@ -32,6 +35,16 @@ class Hub(ThreadingHTTPServer):
         self.sent: list[tuple[Path, int, int]] = []
         self.served: Counter[tuple[str, str]] = Counter()
         self.tokens: set[str | None] = set()
+        self.faults: dict[str, list[Fault]] = defaultdict(list)
+        self.persistent = False
+        self.stopped = threading.Event()
+
+    def next_fault(self, kind: str) -> "Fault | None":
+        waiting = self.faults[kind]
+        return None if not waiting else waiting[0] if self.persistent else waiting.pop(0)
+
+    def handle_error(self, *_: object) -> None:
+        """Say nothing of clients that hang up."""
 
     @property
     def endpoint(self) -> str:
@@ -54,12 +67,17 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, body: bool) -> None:
         path = unquote(urlsplit(self.path).path)
+        kind = "list" if path.startswith("/api/") else self.command
+        if fault := self.server.next_fault(kind):
+            self.close_connection = True
+            return fault(self)
         if listing := re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/(.+)", path):
             self.list(listing[1], listing[2])
         elif file := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self.send_file(file[1], file[3], body)
         else:
             self.refuse("EntryNotFound")
+        return None
 
     def list(self, repository: str, revision: str) -> None:
         self.server.tokens.add(self.headers.get("Authorization"))
@@ -85,7 +103,10 @@ class Handler(BaseHTTPRequestHandler):
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         if asked and self.server.ranges:
             start, end = int(asked[1]), min(int(asked[2]) + 1, size)
-        self.send_response(206 if end - start < size else 200)
+        partial = end - start < size
+        self.send_response(206 if partial else 200)
+        if partial:
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{size}")
         for key, value in {
             "Content-Length": end - start,
             "ETag": f'"{abs(hash((name, size))):040x}"',
@@ -110,6 +131,54 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
 
+Fault = Callable[[Handler], None]
+"""Answers a request in its own way."""
+
+
+def status(code: int, body: bytes = b"", **headers: str) -> Fault:
+    def answer(handler: Handler) -> None:
+        handler.send_response(code)
+        for key, value in {"Content-Length": str(len(body)), **headers}.items():
+            handler.send_header(key.replace("_", "-"), value)
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    return answer
+
+
+def cut(handler: Handler) -> None:
+    """Announce more than is sent."""
+    status(206, b"cut", Content_Length="65536")(handler)
+
+
+def endless(code: int = 206, **headers: str) -> Fault:
+    def answer(handler: Handler) -> None:
+        handler.send_response(code)
+        for key, value in headers.items():
+            handler.send_header(key.replace("_", "-"), value)
+        handler.end_headers()
+        while not handler.server.stopped.is_set():
+            handler.wfile.write(bytes(BLOCK))
+
+    return answer
+
+
+def gzip_bomb(handler: Handler) -> None:
+    body = gzip.compress(bytes(4 * BLOCK))
+    status(206, body, Content_Encoding="gzip")(handler)
+
+
+def trickle(start: bytes) -> Fault:
+    """Send `start`, then a byte every few milliseconds, until the server stops."""
+
+    def answer(handler: Handler) -> None:
+        handler.wfile.write(start)
+        while not handler.server.stopped.wait(0.005):
+            handler.wfile.write(b"x")
+
+    return answer
+
+
 @contextmanager
 def serving(repositories: dict[str, Path], ranges: bool = True) -> Iterator[Hub]:
     hub = Hub(repositories, ranges)
@@ -118,6 +187,7 @@ def serving(repositories: dict[str, Path], ranges: bool = True) -> Iterator[Hub]
     try:
         yield hub
     finally:
+        hub.stopped.set()
         hub.shutdown()
         thread.join()
         hub.server_close()

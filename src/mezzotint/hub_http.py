@@ -33,6 +33,7 @@ BYTES_PER_SECOND = 100_000
 RETRY_SECONDS = (0.5, 2.0, 6.0)
 """Waits before the second and later attempts, unless the server asks for a longer one."""
 REDIRECT_BYTES = 64 * 1024
+THREAD = "mezzotint-hub"
 SHOWN_HEADERS = ("X-Error-Message", "X-HF-Warning", "X-Request-Id", "X-Amzn-Trace-Id", "X-Amz-Cf-Id", "Content-Range")
 UNSAFE_ETAG = re.compile(r'(?!^W/")[/\\]|\.\.')
 
@@ -73,7 +74,7 @@ def call(what: str, max_bytes: int, request: Callable[[], T]) -> T:
     limits = Limits(what, max_bytes, time.monotonic() + TOTAL_SECONDS + max_bytes / BYTES_PER_SECOND)
     answer: _Answer[T] = _Answer()
     arguments = (_make_request, answer, limits, request)
-    threading.Thread(target=copy_context().run, args=arguments, daemon=True).start()
+    threading.Thread(target=copy_context().run, args=arguments, name=THREAD, daemon=True).start()
     try:
         return answer.result(limits.deadline - time.monotonic())
     except FutureTimeout:
@@ -104,6 +105,7 @@ def _with_retries(limits: Limits, request: Callable[[], T]) -> T:
     import httpx2
 
     for wait in (*RETRY_SECONDS, None):
+        limits.check_time()
         limits.retry_after = 0.0
         try:
             return request()
