@@ -17,7 +17,10 @@ CHECK_NAME = "check the name; for a private repository set HF_TOKEN; for what is
 
 
 def may_pass(error: Exception) -> bool:
-    """Whether the same request may succeed a moment later; a host that cannot be reached is not asked again."""
+    """Return whether the same request may succeed a moment later.
+
+    A host that cannot be reached is not asked again, so that a mistyped path fails fast.
+    """
     import httpx2
 
     if (status := _status(error)) is not None:
@@ -35,7 +38,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def named(what: str, error: BaseException) -> MezzotintError:
-    """The error of Mezzotint that says what has happened."""
+    """Return the MezzotintError that says what has happened."""
     import httpx2
     from huggingface_hub.errors import HFValidationError
 
@@ -101,7 +104,7 @@ def _named_transport(what: str, error: "httpx2.TransportError") -> HubError:
 
 
 def printable(text: str, most: int = SHOWN) -> str:
-    """A server's text for a message: one line, control characters escaped, no longer than `most` characters."""
+    """Return a server's text as one line of at most `most` characters, control characters escaped."""
     line = " ".join(text[: 8 * most].split())
     escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
     return escaped if len(escaped) <= most else f"{escaped[: most - 3]}..."

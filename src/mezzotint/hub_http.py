@@ -1,7 +1,8 @@
-"""Limits for every call to the Hugging Face Hub: bounded bodies and time, retries, and errors that say what failed.
+"""Limits for every call to the Hugging Face Hub: bytes, time and retries.
 
-huggingface_hub makes the requests, with its session, token and cache; `call` bounds them. Its `http_backoff` is not
-used, because it sleeps for as long as a server's Retry-After says, and its downloads do not retry a 500 or a 503.
+huggingface_hub makes the requests, with its session, token and cache; `call` bounds them.
+Its `http_backoff` is not used: it sleeps for as long as a server's Retry-After says, and its
+downloads do not retry a 500 or a 503.
 """
 
 import re
@@ -65,10 +66,10 @@ def call(what: str, max_bytes: int, request: Callable[[], T]) -> T:
     what       name of the file or repository, for messages
     max_bytes  size of the largest body that the request may receive
 
-    Raises  NotACheckpoint if the Hub says that there is no such thing or no access to it; HubError for all else
+    Raises  NotACheckpoint if the Hub has no such thing or gives no access to it; HubError otherwise
 
-    The request runs on a thread of its own: no timeout of a socket bounds a slow name server, headers that
-    arrive byte by byte, or huggingface_hub's own waits.
+    The request runs on a thread of its own, because no socket timeout bounds a slow name server,
+    headers that arrive byte by byte, or the waits of huggingface_hub.
     """
     _bound_every_client()
     limits = Limits(what, max_bytes, time.monotonic() + TOTAL_SECONDS + max_bytes / BYTES_PER_SECOND)
@@ -133,7 +134,7 @@ def open_stream(url: str, **headers: str) -> "Iterator[httpx2.Response]":
 
 @dataclass(frozen=True)
 class _BoundedClients:
-    """A client factory for huggingface_hub: the clients of `make`, whose responses meet the limits of `call`."""
+    """A client factory for huggingface_hub: adds the limits of `call` to the clients of `make`."""
 
     make: Callable[[], "httpx2.Client"]
 
@@ -147,7 +148,7 @@ class _BoundedClients:
 
 
 def _bound_every_client() -> None:
-    """Wrap huggingface_hub's client factory, once; outside `call` the clients behave as before."""
+    """Wrap huggingface_hub's client factory once; outside `call` clients behave as before."""
     from huggingface_hub import set_client_factory
     from huggingface_hub.utils import _http
 
