@@ -14,6 +14,7 @@ from mezzotint.checkpoint import Checkpoint
 from mezzotint.editing import check_pipeline, pipeline_for
 from mezzotint.errors import BadRequest, NotACheckpoint, UnknownFormat
 from mezzotint.families import Sampling, family_with
+from mezzotint.families.building import meta_model as meta_model
 from mezzotint.hub import AnyPath, HubPath, local_copy
 from mezzotint.kernels import AS_STORED, BackendChoice, device_of
 from mezzotint.loading import LoadPlan, plan
@@ -24,10 +25,6 @@ SAMPLING_FILE = "sampling.json"
 NEEDED = (".json", ".safetensors", ".txt", ".model", ".jinja")
 VARIANTS = (".fp16.", ".bf16.", ".non_ema.")
 """Which files of a text encoder or VAE on the Hub a pipeline is read from, and which of those are second copies."""
-DEEPEST = 1000
-"""Layers that a configuration may ask for: far more than any model has, and few enough to be built."""
-UNBUILDABLE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What diffusers' classes raise on configurations that make no sense."""
 
 
 def load(
@@ -127,29 +124,6 @@ def plan_transformer(
     config = header.config if "_class_name" in header.config else _component_config(folder, component)
     module = meta_model(model_class, config)
     return plan(checkpoint, module, activations), module
-
-
-def meta_model(class_name: str, config: dict[str, Any] | Any) -> nn.Module:
-    """The diffusers class built from its configuration with every parameter on the meta device.
-
-    Raises  UnknownFormat if diffusers cannot build it
-    """
-    import diffusers
-    from accelerate import init_empty_weights
-
-    entries = {key: value for key, value in config.items() if key != "quantization_config"}
-    deep = [key for key, value in entries.items() if key.endswith("layers") and type(value) is int and value > DEEPEST]
-    if deep:
-        raise UnknownFormat(f"config.json: {deep[0]} is {entries[deep[0]]}, and no known model has more than {DEEPEST}")
-    try:
-        with init_empty_weights(include_buffers=False):
-            model: nn.Module = getattr(diffusers, class_name).from_config(entries)
-    except UNBUILDABLE as error:
-        raise UnknownFormat(
-            f"config.json: diffusers cannot build a {class_name} of it ({type(error).__name__}: {error})",
-            "restore the config.json that came with these weights.",
-        ) from error
-    return model
 
 
 def sampling_of(model: str | AnyPath, edited: Image | None = None) -> Sampling:

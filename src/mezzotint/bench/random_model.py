@@ -19,7 +19,7 @@ from mezzotint.formats.svdquant import GELU_SHIFT, SHIFTED
 from mezzotint.kernels.expand import SCHEMES as EXPANDED
 from mezzotint.kernels.expand import as_fp8
 from mezzotint.nn import QuantLinear, SplitLinear, linear_of, quant_linears
-from mezzotint.pipelines import meta_model
+from mezzotint.families.building import meta_model
 from mezzotint.residency import RESIDENT, STORED
 from mezzotint.schemes import AWQ_W4A16, FP8, NVFP4, SVDQUANT_INT4, SVDQUANT_NVFP4, Scheme
 from mezzotint.schemes.awq import encode_awq

@@ -4,14 +4,17 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mezzotint.builtin import component_folder, counterpart, resolve
 from mezzotint.checkpoint.names import NamedContents
+from mezzotint.checkpoint.placing import account, check_flags
 from mezzotint.checkpoint.settling import inferred, measured
-from mezzotint.errors import BadRequest, MezzotintError
+from mezzotint.errors import BadRequest, MezzotintError, UnknownFormat
+from mezzotint.families.building import meta_model, model_of_shapes
 from mezzotint.families.naming import Piece
 from mezzotint.formats import Header, Recognised, StoredLinear, recognise
+from mezzotint.formats.components import transformer_alone
 from mezzotint.formats.safetensors_file import TensorInfo
 from mezzotint.formats.supplement import open_header
 from mezzotint.hub import AnyPath
@@ -42,9 +45,12 @@ class Checkpoint(NamedContents):
     >>> checkpoint = Checkpoint.open("demo-nvfp4")
     >>> checkpoint.weight("transformer_blocks.0.attn.to_q").shape
     torch.Size([256, 256])
+
+    unquantized   modules that are stored quantized and are no nn.Linear in the model: their weights are decoded
     """
 
     recognised: Recognised
+    unquantized: frozenset[str] = frozenset()
 
     @classmethod
     def open(
@@ -74,6 +80,7 @@ class Checkpoint(NamedContents):
 
     @classmethod
     def of(cls, header: Header) -> "Checkpoint":
+        header = transformer_alone(header)
         recognised = recognise(header)
         return cls(header, recognised.format.contents(header), recognised)
 
@@ -134,6 +141,44 @@ class Checkpoint(NamedContents):
         """The same checkpoint with the padding of its linears recognised by the shapes that a base has."""
         return self.fitted({name: base.shape(name) for name in base.plain})
 
+    def model(self, base: "Checkpoint | None" = None) -> nn.Module:
+        """The diffusers model that the tensors belong to, its parameters on the meta device.
+
+        It is built from the configuration beside the checkpoint, or else from that of `base`, or else from the shapes
+        of the tensors themselves.
+
+        Raises  UnknownFormat, MissingTensor, ShapeMismatch
+        """
+        where, wanted = str(self.header.path), self.family.transformer
+        configs = [checkpoint.header.config for checkpoint in (self, base) if checkpoint is not None]
+        config = next((config for config in configs if "_class_name" in config), None)
+        if config is None:
+            return model_of_shapes(self.family, self.sources, dict.fromkeys(self.flags.values(), True), where)
+        if config["_class_name"] != wanted:
+            raise UnknownFormat(
+                f"{where}: config.json names {config['_class_name']}, and the tensors are those of "
+                f"{self.family.title} ({wanted})",
+                "restore the config.json that came with these weights.",
+            )
+        return meta_model(wanted, config)
+
+    def placed(self, model: nn.Module) -> "Checkpoint":
+        """The same checkpoint with every tensor in its place in `model`, which may be on the meta device.
+
+        Padding of its linears is recognised, and so are layers that the model does not multiply by: an nn.Embedding
+        that is stored as quantized layers are.
+
+        Raises  MissingTensor, UnexpectedTensor, ShapeMismatch, UnknownFormat
+        """
+        places = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        checkpoint = self.fitted(places)
+        for linear in checkpoint.contents.linears.values():
+            linear.check(checkpoint.header)
+        account(checkpoint, places)
+        check_flags(checkpoint, getattr(model, "config", {}))
+        others = (name for name in checkpoint.linears if not isinstance(model.get_submodule(name), nn.Linear))
+        return replace(checkpoint, unquantized=frozenset(others))
+
     def _held(self) -> dict[str, list[str]]:
         """{stored linear: the modules that it holds}, of those whose modules consist of nothing else."""
         held: dict[str, list[str]] = {}
@@ -160,7 +205,8 @@ class Checkpoint(NamedContents):
             outline = linear.outline(self.header, values_of)
             for name, key in linear.keys.items():
                 info = self.header.tensors[key]
-                stored.append((outline.parts[name] if linear.keeps(name) else info.outline(), info))
+                as_stored = linear.keeps(name) and outline.parts[name].dtype.itemsize == info.dtype.itemsize
+                stored.append((outline.parts[name] if as_stored else info.outline(), info))
             pieces.append(_arranged(linear, outline, piece))
         return Outline(pieces, stored)
 

@@ -12,7 +12,7 @@ from typing import Any
 from mezzotint.builtin import component_folder, counterpart, resolve
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.converting.destination import Destination
-from mezzotint.converting.planning import Contents, matching, plan_contents, refuse_unplaced
+from mezzotint.converting.planning import Contents, matching, plan_contents
 from mezzotint.converting.provenance import model_config, plan_name, source_facts, stamps
 from mezzotint.errors import BadRequest
 from mezzotint.families.nunchaku_names import in_nunchaku, stored_layers, stored_tensor
@@ -89,8 +89,7 @@ def convert(
     destination = Destination.of(Path(output), target, component, merged)
     base_checkpoint = None if base is None else Checkpoint.open(counterpart(resolve(base), component))
     checkpoint = _open(source, component, base_checkpoint, scales_from)
-    if base_checkpoint is not None:
-        refuse_unplaced(checkpoint, [name for name in checkpoint.plain if name not in base_checkpoint.places])
+    checkpoint = checkpoint.placed(checkpoint.model(base_checkpoint))
     config = model_config(checkpoint, base_checkpoint)
     contents = _contents(checkpoint, target.writer(_model(checkpoint, config)), keep_bf16, base_checkpoint)
     shards = _shards(contents, destination, config, shard_bytes)
@@ -109,7 +108,7 @@ def convert(
         seconds=time.monotonic() - started,
         transforms=contents.transforms,
         ignored=checkpoint.ignored,
-        notes=(*checkpoint.header.notes, *_notes(config)),
+        notes=(*checkpoint.header.notes, *_notes(checkpoint, config)),
     )
 
 
@@ -190,6 +189,7 @@ def _counter(total: int, on_progress: Progress | None) -> Callable[[int], None]:
     return count
 
 
-def _notes(config: Mapping[str, Any]) -> Iterator[str]:
+def _notes(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Iterator[str]:
     if "_class_name" not in config:
+        yield from (f"{key} is not written; {entry} is true in the model's configuration" for key, entry in checkpoint.flags.items())
         yield "no model configuration was found beside the source; name --base, or load with the pipeline's own"

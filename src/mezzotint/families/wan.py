@@ -1,5 +1,6 @@
 """Wan 2.2, text and image to video: A14B, a pair of transformers, and TI2V-5B."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from mezzotint.families.family import TEXT_TOKENS, Family, Sampling, picture_arguments
 from mezzotint.families.naming import Naming
 from mezzotint.families.provenance import trace
+from mezzotint.families.sizes import blocks, columns, rows, side
 from mezzotint.families.spelling import Shapes, Spelling, holds
 
 OTHER_MODELS = ("vace_blocks.", "face_adapter.", "motion_encoder.")
@@ -37,6 +39,41 @@ def _wan(*names: str) -> Callable[[Shapes], bool]:
     return lambda shapes: there(shapes) and not any(name.startswith(OTHER_MODELS) for name in shapes)
 
 
+HEADS = (128, 64, 32, 16, 12, 8, 4, 2)
+"""Sizes of a head, the usual first: no tensor's shape follows from it."""
+IMAGE = "condition_embedder.image_embedder"
+
+
+def config(shapes: Shapes) -> dict[str, Any]:
+    width = rows(shapes, "patch_embedding.weight")
+    patch = tuple(side(shapes, "patch_embedding.weight", axis) for axis in (2, 3, 4))
+    head = next((size for size in HEADS if width % size == 0), 1)
+    return {
+        "patch_size": patch,
+        "num_attention_heads": width // head,
+        "attention_head_dim": head,
+        "in_channels": columns(shapes, "patch_embedding.weight"),
+        "out_channels": rows(shapes, "proj_out.weight") // math.prod(patch),
+        "text_dim": columns(shapes, "condition_embedder.text_embedder.linear_1.weight"),
+        "freq_dim": columns(shapes, "condition_embedder.time_embedder.linear_1.weight"),
+        "ffn_dim": rows(shapes, "blocks.0.ffn.net.0.proj.weight"),
+        "num_layers": blocks(shapes, "blocks"),
+        "cross_attn_norm": "blocks.0.norm2.weight" in shapes,
+        "qk_norm": "rms_norm_across_heads" if "blocks.0.attn1.norm_q.weight" in shapes else None,
+        **_of_images(shapes),
+    }
+
+
+def _of_images(shapes: Shapes) -> dict[str, int]:
+    """What the models that begin with an image have besides."""
+    found = {
+        "image_dim": (f"{IMAGE}.ff.net.0.proj.weight", 1),
+        "added_kv_proj_dim": ("blocks.0.attn2.add_k_proj.weight", 1),
+        "pos_embed_seq_len": (f"{IMAGE}.pos_embed", 1),
+    }
+    return {entry: side(shapes, name, axis) for entry, (name, axis) in found.items() if name in shapes}
+
+
 def example(config: Mapping[str, Any], sampling: Sampling, batch: int) -> dict[str, Any]:
     """Of a model whose VAE takes 4 frames and 8 x 8 pixels to one latent, which is A14B."""
     frames = ((sampling.num_frames or 1) - 1) // 4 + 1
@@ -58,6 +95,7 @@ FAMILY = Family(
     ),
     sampling=sampling,
     example=example,
+    config=config,
     together=(("attn1.to_q", "attn1.to_k", "attn1.to_v"), ("attn2.to_k", "attn2.to_v")),
     arguments=arguments,
 )

@@ -12,6 +12,7 @@ from mezzotint.formats.header import Header
 from mezzotint.layouts import convert, plain_dtype, plain_shape, stored_shapes
 from mezzotint.layouts.tiles import TILE_ROWS
 from mezzotint.schemes import Scheme, Shape
+from mezzotint.schemes.scheme import F32, HALVES, Part
 from mezzotint.tensor import PLAIN, Layout, QuantTensor
 
 MAX_PADDING = 32
@@ -81,7 +82,8 @@ class StoredLinear:
             shape = plain_shape(self.scheme, self.layout, part, self.shape, info.shape)
             if shape is None:
                 raise self._misarranged(part, info.shape, where)
-            self.scheme.check_part(part, shape, plain_dtype(self.layout, part, info.dtype), self.shape, where)
+            dtype = _read_dtype(plain_dtype(self.layout, part, info.dtype), self.scheme.part(part))
+            self.scheme.check_part(part, shape, dtype, self.shape, where)
             shapes[part] = shape
         if "shift" in {*self.keys, *self.implied} and "bias" not in self.keys:  # which makes up for it
             raise _missing(self, "bias", f"{self.module}.bias", header)
@@ -129,7 +131,7 @@ class StoredLinear:
         parts = {
             part: self._read_part(header, part)
             if part in values_of
-            else _typed(header.tensors[key].outline(), self._dtype(part))
+            else _typed(header.tensors[key].outline(), self.scheme.part(part))
             for part, key in self.keys.items()
         }
         parts |= {
@@ -146,7 +148,7 @@ class StoredLinear:
 
     def _read_part(self, header: Header, part: str) -> Tensor:
         info = header.tensors[self.keys[part]]
-        values = _typed(info.read(), self._dtype(part))
+        values = _typed(info.read(), self.scheme.part(part))
         self.scheme.check_values(part, values, f"{info.file}: {info.name}")
         return values
 
@@ -167,9 +169,6 @@ class StoredLinear:
         plain = convert(stored, PLAIN)
         return plain if self.finish is None else self.finish(plain)
 
-    def _dtype(self, part: str) -> torch.dtype:
-        return self.scheme.part(part).dtypes[0]
-
     def _misarranged(self, part: str, have: tuple[int, ...], where: str) -> ShapeMismatch:
         allowed = stored_shapes(self.scheme, self.layout, part, self.shape, have)
         return ShapeMismatch(
@@ -179,9 +178,16 @@ class StoredLinear:
         )
 
 
-def _typed(stored: Tensor, dtype: torch.dtype) -> Tensor:
-    """A part that is stored as raw bytes, in the one-byte dtype that its scheme names."""
-    return stored.view(dtype) if stored.dtype is torch.uint8 and dtype.itemsize == 1 else stored
+def _typed(stored: Tensor, part: Part) -> Tensor:
+    """A part that is stored as raw bytes, in the one-byte dtype that its scheme names; scales of 16 bits in float32."""
+    if stored.dtype is torch.uint8 and part.dtypes[0].itemsize == 1:
+        return stored.view(part.dtypes[0])
+    return stored.to(_read_dtype(stored.dtype, part))
+
+
+def _read_dtype(stored: torch.dtype, part: Part) -> torch.dtype:
+    """The dtype in which a part is read: float32 where a scheme wants that, which holds all numbers of 16 bits."""
+    return torch.float32 if part.dtypes == F32 and stored in HALVES else stored
 
 
 def _missing(linear: StoredLinear, part: str, key: str, header: Header) -> MissingTensor:
@@ -206,6 +212,7 @@ class Contents:
     assumed    fields of Layout that nothing in the header proves
     joined     {module: the linears that lie side by side along its input features}, where it is not one alone
     faults     {module: what is wrong with its scales} of layers that were to tell the layout, and could not for that
+    unscaled   numbers in e4m3 stand for themselves: the file is a cast, and has no scales
     """
 
     linears: Mapping[str, StoredLinear]
@@ -215,6 +222,7 @@ class Contents:
     assumed: frozenset[str] = frozenset()
     joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     faults: Mapping[str, str] = field(default_factory=dict)
+    unscaled: bool = False
 
 
 class Format(Protocol):

@@ -28,6 +28,7 @@ class Header:
     config           the diffusers configuration in the metadata, else config.json beside the files, else {}
     notes            oddities that do not stop a load, for the report
     hf_quant_config  hf_quant_config.json beside the files, or {}
+    aside            {tensor of another component: reason}; `tensors` is without these
     """
 
     path: AnyPath
@@ -37,6 +38,7 @@ class Header:
     config: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     hf_quant_config: Mapping[str, Any] = field(default_factory=dict)
+    aside: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def local(self) -> bool:

@@ -12,16 +12,15 @@ from typing import Any
 import torch
 
 from mezzotint.errors import BrokenFile, MissingTensor, UnknownFormat, Unsupported
+from mezzotint.formats.components import COMFY_NOTE, PREFIXES
 from mezzotint.formats.contents import MAX_PADDING, StoredLinear
 from mezzotint.formats.header import Header
-from mezzotint.formats.modelopt import COMFY_NOTE, SUFFIXES, optional_keys
+from mezzotint.formats.modelopt import SUFFIXES, optional_keys
 from mezzotint.formats.safetensors_file import read_each
 from mezzotint.schemes import FP8, INT8, MXFP8, NVFP4, Scheme
 from mezzotint.tensor import PLAIN, Layout
 
 MARKER = ".comfy_quant"
-PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.")
-"""What single files, and state dicts of whole pipelines, put before every name of the transformer."""
 SCHEME_OF_FORMAT = {"nvfp4": NVFP4, "float8_e4m3fn": FP8, "mxfp8": MXFP8, "int8_tensorwise": INT8}
 REFUSED = {
     "float8_e5m2": "its numbers have two bits of mantissa, and no scheme here has",

@@ -12,7 +12,7 @@ from mezzotint.formats.contents import orphans
 from mezzotint.formats.supplement import hf_folder, open_header
 from mezzotint.hub import AnyPath, local_copy
 from mezzotint.loading import plan
-from mezzotint.pipelines import meta_model
+from mezzotint.families.building import meta_model
 from mezzotint.verifying import against_base
 from mezzotint.verifying.against_base import LayerError
 from mezzotint.verifying.files import Files, check_sum, look_at_files, recorded_but_absent, recorded_checksums
