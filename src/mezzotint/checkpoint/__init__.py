@@ -103,13 +103,12 @@ class Checkpoint(NamedContents):
         """What `mezzotint inspect` prints."""
         family, ignored = self.family.title, self.ignored
         report = report_on(self.header, self.recognised, self.contents, self.evidence, family, ignored)
-        return replace(report, notes=(*report.notes, *self._oddities()))
+        return report if report.missing else replace(report, missing=tuple(self._refusal()))
 
-    def _oddities(self) -> Iterator[str]:
-        """What of the tensors has no place in the model, or that they do not make one up."""
+    def _refusal(self) -> Iterator[str]:
+        """Why no model of the family can be loaded from the tensors, if that is so."""
         try:
-            for name in self.unplaced:
-                yield f"{name} has no place in a {self.family.title} model"
+            self.without_input_scales().placed(self.model())
         except MezzotintError as error:
             yield error.message
 

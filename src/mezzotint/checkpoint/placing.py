@@ -24,10 +24,11 @@ def account(named: NamedContents, places: Mapping[str, Shape]) -> None:
     Raises  MissingTensor, UnexpectedTensor, ShapeMismatch, UnknownFormat
     """
     sources = named.sources
+    extra = [name for name in sources if name not in places] + named.unplaced
     if missing := [name for name in places if name not in sources]:
-        raise _missing(named, missing)
-    if extra := [name for name in sources if name not in places] + named.unplaced:
-        raise left_over(named, extra)
+        raise _missing(named, missing, extra)
+    if extra:
+        raise _left_over(named, extra)
     for name, shape in sources.items():
         if shape != places[name]:
             raise ShapeMismatch(
@@ -36,14 +37,15 @@ def account(named: NamedContents, places: Mapping[str, Shape]) -> None:
     _check_numbers(named)
 
 
-def _missing(named: NamedContents, names: Sequence[str]) -> MissingTensor:
+def _missing(named: NamedContents, names: Sequence[str], extra: Sequence[str]) -> MissingTensor:
+    besides = f"; it has no place for {listed(extra)}" if extra else ""
     return MissingTensor(
-        f"{named.header.path}: {_some(names)} not there, and the model needs {_them(names)}",
+        f"{named.header.path}: {_some(names)} not there, and the model needs {_them(names)}{besides}",
         "is this a checkpoint of the same model, and complete?",
     )
 
 
-def left_over(named: NamedContents, names: Sequence[str]) -> UnexpectedTensor:
+def _left_over(named: NamedContents, names: Sequence[str]) -> UnexpectedTensor:
     """The error for tensors that the model has no place for: parts of lost layers, or of an unknown variant."""
     message = f"{named.header.path}: {_some(names)} left over; the model has no place for {_them(names)}"
     unknown = _of_no_model(named, names)

@@ -1,7 +1,7 @@
 """Wan 2.2, text and image to video: A14B, a pair of transformers, and TI2V-5B."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,9 +11,6 @@ from mezzotint.families.naming import Naming
 from mezzotint.families.provenance import trace
 from mezzotint.families.sizes import blocks, columns, rows, side
 from mezzotint.families.spelling import Shapes, Spelling, holds
-
-OTHER_MODELS = ("vace_blocks.", "face_adapter.", "motion_encoder.")
-"""Wan VACE and Wan Animate are other classes, with all of Wan's tensors and these besides."""
 
 
 def sampling(index: Mapping[str, Any], _config: Mapping[str, Any]) -> Sampling:
@@ -32,11 +29,6 @@ def from_original(shapes: Shapes) -> Naming:
     from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 
     return trace(convert_wan_transformer_to_diffusers, shapes)
-
-
-def _wan(*names: str) -> Callable[[Shapes], bool]:
-    there = holds("patch_embedding.weight", *names)
-    return lambda shapes: there(shapes) and not any(name.startswith(OTHER_MODELS) for name in shapes)
 
 
 HEADS = (128, 64, 32, 16, 12, 8, 4, 2)
@@ -90,8 +82,8 @@ FAMILY = Family(
     title="Wan 2.2",
     transformer="WanTransformer3DModel",
     spellings=(
-        Spelling(_wan("condition_embedder.time_proj.weight", "blocks.0.attn2.to_q.weight")),
-        Spelling(_wan("time_projection.1.weight", "blocks.0.cross_attn.q.weight"), from_original),
+        Spelling(holds("patch_embedding.weight", "condition_embedder.time_proj.weight", "blocks.0.attn2.to_q.weight")),
+        Spelling(holds("patch_embedding.weight", "time_projection.1.weight", "blocks.0.cross_attn.q.weight"), from_original),
     ),
     sampling=sampling,
     example=example,

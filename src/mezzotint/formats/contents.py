@@ -1,5 +1,6 @@
 """What a format finds in a header: the quantized linears, the tensors stored as they are, and what it ignores."""
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -12,7 +13,7 @@ from mezzotint.formats.header import Header
 from mezzotint.layouts import convert, plain_dtype, plain_shape, stored_shapes
 from mezzotint.layouts.tiles import TILE_ROWS
 from mezzotint.schemes import Scheme, Shape
-from mezzotint.schemes.scheme import F32, HALVES, Part
+from mezzotint.schemes.scheme import F32, FLOATS, HALVES, Part
 from mezzotint.tensor import PLAIN, Layout, QuantTensor
 
 MAX_PADDING = 32
@@ -258,6 +259,19 @@ def _orphaned(header: Header, contents: Contents, key: str) -> str:
     return f"{where} belongs to no quantized layer; {beside}"
 
 
+DUMMY = "a scale of 1.0 beside a weight that is not quantized"
+DUMMIES = (".scale_weight", ".scale_input", ".weight_scale", ".input_scale")
+
+
+def _is_dummy(header: Header, key: str) -> bool:
+    """Whether a tensor is a scale of nothing but ones beside an unquantized weight; reads its few numbers."""
+    info, weight = header.tensors[key], header.tensors.get(f"{key.rpartition('.')[0]}.weight")
+    if not key.endswith(DUMMIES) or weight is None or weight.dtype not in FLOATS or info.dtype not in FLOATS:
+        return False
+    numbers = math.prod(info.shape)
+    return numbers in (1, *weight.shape[:1]) and bool((info.read() == 1).all())
+
+
 def sort_out(
     header: Header,
     linears: Mapping[str, StoredLinear],
@@ -266,9 +280,14 @@ def sort_out(
 ) -> Contents:
     """Contents in which every tensor that is neither part of a linear nor ignored is stored as it is.
 
+    Scales of exactly 1.0 beside a weight that is not quantized are ignored: they are what converters put there.
+
     Raises  UnexpectedTensor where an unquantized weight stands beside the quantized one of the same layer
     """
     claimed = {key for linear in linears.values() for key in linear.keys.values()} | ignored.keys()
+    dummies = [key for key in header.tensors if key not in claimed and _is_dummy(header, key)]
+    ignored = {**ignored, **dict.fromkeys(dummies, DUMMY)}
+    claimed |= ignored.keys()
     plain = tuple(key for key in header.tensors if key not in claimed)
     for key in plain:
         if key.removesuffix(".weight") in linears:
