@@ -23,7 +23,6 @@ from fuzz_checkpoints import mutate
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.converting import convert
 from mezzotint.errors import MezzotintError
-from mezzotint.families.building import meta_model
 from mezzotint.loading import plan
 
 TARGETS = ("bf16", "mezzotint")
@@ -68,11 +67,13 @@ def values_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
     return values
 
 
-def compare(read: Mapping[str, Tensor], written: Mapping[str, Tensor], rounded: torch.dtype | None, layers: Any) -> None:
+def compare(
+    read: Mapping[str, Tensor], written: Mapping[str, Tensor], rounded: torch.dtype | None, layers: Any
+) -> None:
     """Assert that both are the same numbers, NaN included; layers that were decoded are rounded once."""
     assert read.keys() == written.keys()
     for name, value in read.items():
-        layer, _, leaf = name.rpartition(".")
+        layer, _, _ = name.rpartition(".")
         own, other = value.float(), written[name].float()
         exact = torch.equal(own.nan_to_num(7.0), other.nan_to_num(7.0))
         once = layer in layers and (rounded or written[name].dtype) is torch.bfloat16

@@ -160,7 +160,12 @@ def report(plan: LoadPlan, model: nn.Module) -> LoadReport:
         ignored=plan.checkpoint.ignored,
         resident_bytes=resident_bytes([model]),
         backends=backends,
-        events=(*header.notes, *_events(plan, backends), *_turned_into_fp8(plan, model)),
+        events=(
+            *header.notes,
+            *plan.checkpoint.contradictions,
+            *_events(plan, backends),
+            *_turned_into_fp8(plan, model),
+        ),
     )
 
 

@@ -3,10 +3,12 @@
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor, nn
 
 from mezzotint.builtin import component_folder, counterpart, resolve
+from mezzotint.checkpoint.contradictions import contradictions
 from mezzotint.checkpoint.names import NamedContents
 from mezzotint.checkpoint.placing import account, check_flags
 from mezzotint.checkpoint.settling import inferred, measured
@@ -15,6 +17,7 @@ from mezzotint.families.building import meta_model, model_of_shapes
 from mezzotint.families.naming import Piece
 from mezzotint.formats import Header, Recognised, StoredLinear, recognise
 from mezzotint.formats.components import transformer_alone
+from mezzotint.formats.renaming import Renames
 from mezzotint.formats.safetensors_file import TensorInfo
 from mezzotint.formats.supplement import open_header
 from mezzotint.hub import AnyPath
@@ -60,6 +63,7 @@ class Checkpoint(NamedContents):
         base: str | AnyPath | None = None,
         component: str | None = None,
         scales_from: str | AnyPath | None = None,
+        rename: Renames | None = None,
     ) -> "Checkpoint":
         """Read the headers at `path` and recognise them; no weight is loaded.
 
@@ -69,10 +73,11 @@ class Checkpoint(NamedContents):
                       without it, statistics of a few layers may tell; its shapes tell what is padding
         component     folder inside a pipeline ["transformer"]; taken from a base that is one, too
         scales_from   a file of the same weights with the input scales that `path` lacks, or ModelOpt's backbone.pt
-        Raises        CheckpointError
+        rename        {regular expression: replacement}, in order, for a file that differs in its tensors' names alone
+        Raises        CheckpointError, BadRequest
         """
         sister = None if scales_from is None else counterpart(resolve(scales_from), component)
-        checkpoint = cls.of(open_header(component_folder(resolve(path), component), sister))
+        checkpoint = cls.of(open_header(component_folder(resolve(path), component), sister, rename))
         if base is None:
             return checkpoint.inferred()
         reference = cls.of(open_header(counterpart(resolve(base), component)))
@@ -89,6 +94,11 @@ class Checkpoint(NamedContents):
         """Why the format was recognised, and what is known of the layout and how."""
         return "; ".join((self.recognised.evidence, *self.contents.evidence))
 
+    @property
+    def contradictions(self) -> tuple[str, ...]:
+        """What a configuration says of the layout, and the file's own evidence does not bear out."""
+        return tuple(contradictions(self.header, self.contents))
+
     def measured(self, base: "Checkpoint") -> "Checkpoint":
         """The same checkpoint with its layout settled by the base: see `settling.measured`."""
         return replace(self, contents=measured(self, base))
@@ -103,6 +113,7 @@ class Checkpoint(NamedContents):
         """What `mezzotint inspect` prints."""
         family, ignored = self.family.title, self.ignored
         report = report_on(self.header, self.recognised, self.contents, self.evidence, family, ignored)
+        report = replace(report, notes=(*report.notes, *self.contradictions))
         return report if report.missing else replace(report, missing=tuple(self._refusal()))
 
     def _refusal(self) -> Iterator[str]:
@@ -244,6 +255,7 @@ def inspect(
     base: str | AnyPath | None = None,
     component: str | None = None,
     scales_from: str | AnyPath | None = None,
+    rename: Renames | None = None,
 ) -> Report:
     """Report on a checkpoint; the arguments are those of `open`.
 
@@ -252,4 +264,21 @@ def inspect(
 
     Raises  CheckpointError where a file cannot be read, or is nothing that Mezzotint knows
     """
-    return Checkpoint.open(path, base=base, component=component, scales_from=scales_from).report
+    return Checkpoint.open(path, base=base, component=component, scales_from=scales_from, rename=rename).report
+
+
+def raw(path: str | AnyPath, component: str | None = None) -> dict[str, Any]:
+    """What the files say of themselves, as they say it: their metadata and every quantization that is declared.
+
+    No format is asked, so that this tells of files that are not read.
+
+    Raises  CheckpointError where a header cannot be read
+    """
+    header = open_header(component_folder(resolve(path), component))
+    return {
+        "path": str(header.path),
+        "files": [file.name for file in header.files],
+        "metadata": dict(header.metadata),
+        "quantization_config": header.config.get("quantization_config"),
+        "hf_quant_config": dict(header.hf_quant_config),
+    }

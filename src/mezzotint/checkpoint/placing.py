@@ -31,9 +31,7 @@ def account(named: NamedContents, places: Mapping[str, Shape]) -> None:
         raise _left_over(named, extra)
     for name, shape in sources.items():
         if shape != places[name]:
-            raise ShapeMismatch(
-                f"{named.header.path}: {name} has shape {list(shape)}, expected {list(places[name])}"
-            )
+            raise ShapeMismatch(f"{named.header.path}: {name} has shape {list(shape)}, expected {list(places[name])}")
     _check_numbers(named)
 
 

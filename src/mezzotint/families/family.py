@@ -143,11 +143,14 @@ class Family:
         stored = without_prefix(shapes)
         drops = self._spelling({short: shapes[name] for short, name in stored.items()}).drops
         unused = {stored[short]: reason for short in stored for end, reason in drops.items() if short.endswith(end)}
-        said = {name: f"an empty tensor that stands for {entry} of config.json" for name, entry in self.flags_of(shapes).items()}
+        said = {
+            name: f"an empty tensor that stands for {entry} of config.json"
+            for name, entry in self.flags_of(shapes).items()
+        }
         return unused | said
 
     def flags_of(self, shapes: Shapes) -> dict[str, str]:
-        """{stored flag: the entry of config.json that it says is true}; they have no numbers, and may have no prefix."""
+        """{stored flag: the entry of config.json that it says is true}; flags are empty, and may have no prefix."""
         named = {name: self.flags.get(name.rpartition(".")[2]) for name, shape in shapes.items() if 0 in shape}
         return {name: entry for name, entry in named.items() if entry is not None}
 

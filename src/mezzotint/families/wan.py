@@ -83,7 +83,9 @@ FAMILY = Family(
     transformer="WanTransformer3DModel",
     spellings=(
         Spelling(holds("patch_embedding.weight", "condition_embedder.time_proj.weight", "blocks.0.attn2.to_q.weight")),
-        Spelling(holds("patch_embedding.weight", "time_projection.1.weight", "blocks.0.cross_attn.q.weight"), from_original),
+        Spelling(
+            holds("patch_embedding.weight", "time_projection.1.weight", "blocks.0.cross_attn.q.weight"), from_original
+        ),
     ),
     sampling=sampling,
     example=example,

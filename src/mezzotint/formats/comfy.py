@@ -57,9 +57,7 @@ class Comfy:
         if COMFY_NOTE not in header.metadata:
             return NoMatch(f"no {COMFY_NOTE} in the header, no {MARKER} and no {LEGACY} tensor")
         if modelopt_declaration(header):
-            return Match(
-                f"{COMFY_NOTE} in the header, beside ModelOpt's quantization_config: written by ModelOpt"
-            )
+            return Match(f"{COMFY_NOTE} in the header, beside ModelOpt's quantization_config: written by ModelOpt")
         if not has_bfl_names(header):
             return Match(f"{COMFY_NOTE} in the header")
         return NoMatch("its names are Black Forest Labs', and nothing else says ComfyUI")

@@ -6,7 +6,7 @@ tensors that are not the transformer's, and no note about them counts.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from mezzotint.formats.header import Header
@@ -29,7 +29,8 @@ def transformer_alone(header: Header) -> Header:
     if not aside or len(aside) == len(header.tensors):
         return header
     tensors = {name: info for name, info in header.tensors.items() if name not in aside}
-    metadata = _without_notes(header.metadata, {name.rpartition(".")[0] for name in aside})
+    others = {name.rpartition(".")[0] for name in aside}
+    metadata = with_noted_layers(header.metadata, lambda module: None if module in others else module)
     return replace(header, tensors=tensors, metadata=metadata, aside={**header.aside, **aside})
 
 
@@ -41,15 +42,19 @@ def _is_other(header: Header, name: str, prefix: str) -> bool:
     return bool(module) and not name.startswith(prefix) and f"{prefix}{module}.weight" not in header.tensors
 
 
-def _without_notes(metadata: Mapping[str, str], modules: set[str]) -> Mapping[str, str]:
-    """The metadata without ComfyUI's notes about these modules; a note that is no JSON stays, to be refused later."""
+def with_noted_layers(metadata: Mapping[str, str], rename: Callable[[str], str | None]) -> Mapping[str, str]:
+    """The metadata with the layers of ComfyUI's note called as `rename` says, those that it gives None left out.
+
+    A note that is no JSON stays as it is, to be refused later.
+    """
     try:
         note = json.loads(metadata.get(COMFY_NOTE, "null"))
     except (ValueError, RecursionError):
         return metadata
     layers = note.get("layers") if isinstance(note, dict) else None
-    if not isinstance(layers, dict) or modules.isdisjoint(layers):
+    if not isinstance(layers, dict):
         return metadata
-    kept = {module: said for module, said in layers.items() if module not in modules}
+    named = {rename(module): said for module, said in layers.items()}
+    named.pop(None, None)
     rest = {key: value for key, value in metadata.items() if key != COMFY_NOTE}
-    return rest | ({COMFY_NOTE: json.dumps(note | {"layers": kept})} if kept else {})
+    return rest | ({COMFY_NOTE: json.dumps(note | {"layers": named})} if named or not layers else {})

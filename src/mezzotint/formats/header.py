@@ -131,7 +131,9 @@ def index_of(folder: AnyPath, present: Sequence[AnyPath] = ()) -> AnyPath | None
     found: list[AnyPath] = sorted(folder.glob(f"*{INDEX}*.json"))
     plain = [index for index in found if index.name.endswith(INDEX_SUFFIX)]
     whole = {file.name for file in present}
-    variants = [index for index in found if index not in plain and f"{index.name.partition(INDEX)[0]}.safetensors" not in whole]
+    variants = [
+        index for index in found if index not in plain and f"{index.name.partition(INDEX)[0]}.safetensors" not in whole
+    ]
     return next(iter([*plain, *variants]), None)
 
 
