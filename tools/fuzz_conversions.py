@@ -8,6 +8,7 @@ import argparse
 import json
 import random
 import shutil
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,8 @@ from mezzotint.errors import MezzotintError
 from mezzotint.loading import plan
 
 TARGETS = ("bf16", "mezzotint")
+PROGRESS = 100
+"""After how many files the counts are printed."""
 
 
 def fuzz(sources: Sequence[Path], folder: Path, number: int, seed: int) -> dict[str, Any]:
@@ -38,6 +41,8 @@ def fuzz(sources: Sequence[Path], folder: Path, number: int, seed: int) -> dict[
         file.write_bytes(mutate(source.read_bytes(), chance) if index >= len(sources) else source.read_bytes())
         _lay_config(source, folder, chance.random() < 0.5)
         counts[try_one(file, _true_model(source), folder / "out", chance.choice(TARGETS))] += 1
+        if index % PROGRESS == PROGRESS - 1:
+            print(index + 1, dict(sorted(counts.items())), file=sys.stderr, flush=True)
     return {"files": number, "sources": len(sources), **dict(sorted(counts.items()))}
 
 
