@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.costs import resident_bytes
-from mezzotint.errors import BadRequest, MissingTensor, ShapeMismatch, UnexpectedTensor, listed
+from mezzotint.errors import BadRequest, listed
 from mezzotint.hub import AnyPath
 from mezzotint.kernels import (
     ACTIVATIONS,
@@ -27,8 +27,8 @@ from mezzotint.kernels import (
 )
 from mezzotint.nn import QuantLinear, SplitLinear, linear_of, quant_linears
 from mezzotint.residency import resident_form, settle
-from mezzotint.schemes import BF16, FP8, Shape
-from mezzotint.tensor import QuantTensor
+from mezzotint.schemes import BF16, FP8
+from mezzotint.tensor import QuantTensor, real_weight
 
 
 @dataclass(frozen=True)
@@ -70,18 +70,13 @@ class LoadReport:
 def plan(checkpoint: Checkpoint, model: nn.Module, activations: str = AS_STORED) -> LoadPlan:
     """Pair every stored tensor with a place in `model`, which may be on the meta device.
 
-    Raises  BadRequest, MissingTensor, UnexpectedTensor, ShapeMismatch
+    Raises  BadRequest, MissingTensor, UnexpectedTensor, ShapeMismatch, UnknownFormat
     """
     if activations not in ACTIVATIONS:
         raise BadRequest(f"activations is {activations!r}", f"there are: {', '.join(ACTIVATIONS)}.")
     if activations != AS_STORED:
         checkpoint = checkpoint.without_input_scales()
-    places = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    checkpoint = checkpoint.fitted(places)
-    for linear in checkpoint.contents.linears.values():
-        linear.check(checkpoint.header)
-    _account(checkpoint, places)
-    return LoadPlan(checkpoint, activations)
+    return LoadPlan(checkpoint.placed(model), activations)
 
 
 def load(
@@ -119,8 +114,8 @@ def insert_linears(
     kept = settle(resident, *_weights_of(plan.checkpoint), device, plan.activations, backend)
     for name in plan.checkpoint.linears:
         pieces = plan.checkpoint.read(name)
-        if pieces[0].scheme is BF16:
-            _restore(model, name, pieces[0], device, dtype)
+        if pieces[0].scheme is BF16 or name in plan.checkpoint.unquantized:
+            _restore(model, name, pieces, device, dtype)
             continue
         only = asked_for(backend, pieces[0].scheme)
         pieces = [resident_form(piece.to(device), kept, plan.activations) for piece in pieces]
@@ -130,16 +125,22 @@ def insert_linears(
 
 def _weights_of(checkpoint: Checkpoint) -> tuple[list[WeightSpec], int]:
     """The quantized layers as far as a choice of kernel depends on them, and the bytes of everything else in BF16."""
-    outlines = [piece for name in checkpoint.linears for piece in checkpoint.outline(name).pieces]
-    quantized = [WeightSpec.of(piece) for piece in outlines if piece.scheme is not BF16]
-    numbers = sum(math.prod(piece.shape) for piece in outlines if piece.scheme is BF16)
+    quantized, numbers = [], 0
+    for name in checkpoint.linears:
+        pieces = checkpoint.outline(name).pieces
+        if pieces[0].scheme is BF16 or name in checkpoint.unquantized:
+            numbers += sum(math.prod(piece.shape) for piece in pieces)
+        else:
+            quantized += [WeightSpec.of(piece) for piece in pieces]
     numbers += sum(math.prod(checkpoint.shape(name)) for name in checkpoint.plain)
     return quantized, numbers * torch.bfloat16.itemsize
 
 
-def _restore(model: nn.Module, name: str, weight: QuantTensor, device: torch.device, dtype: torch.dtype) -> None:
-    """Fill an ordinary nn.Linear with the weights that transformed ones stand for."""
-    values = {"weight": weight.scheme.dequantize(weight.parts), "bias": weight.scheme.real_bias(weight.parts)}
+def _restore(
+    model: nn.Module, name: str, pieces: Sequence[QuantTensor], device: torch.device, dtype: torch.dtype
+) -> None:
+    """Fill an ordinary module with the weights that the pieces of a transformed or quantized one stand for."""
+    values = {"weight": real_weight(pieces), "bias": pieces[0].scheme.real_bias(pieces[0].parts)}
     for leaf, value in values.items():
         if value is not None:
             place = f"{name}.{leaf}"
@@ -155,43 +156,17 @@ def report(plan: LoadPlan, model: nn.Module) -> LoadReport:
         format=recognised.format.title,
         evidence=plan.checkpoint.evidence,
         declined=recognised.declined,
-        tensors_used=len(header.tensors) - len(plan.checkpoint.ignored),
+        tensors_used=len(header.tensors.keys() - plan.checkpoint.ignored.keys()),
         ignored=plan.checkpoint.ignored,
         resident_bytes=resident_bytes([model]),
         backends=backends,
-        events=(*header.notes, *_events(plan, backends), *_turned_into_fp8(plan, model)),
+        events=(
+            *header.notes,
+            *plan.checkpoint.contradictions,
+            *_events(plan, backends),
+            *_turned_into_fp8(plan, model),
+        ),
     )
-
-
-def _account(checkpoint: Checkpoint, places: Mapping[str, Shape]) -> None:
-    """Every place in the model has one source of its shape, and every source a place."""
-    sources = {name: checkpoint.shape(name) for name in checkpoint.plain}
-    for module in checkpoint.linears:
-        sources |= {f"{module}.{name}": shape for name, shape in checkpoint.linear_shapes(module).items()}
-    path = checkpoint.header.path
-    missing = [name for name in places if name not in sources]
-    if missing:
-        raise MissingTensor(
-            f"{path}: {_some(missing)} not there, and the model needs {_them(missing)}",
-            "is this a checkpoint of the same model, and complete?",
-        )
-    extra = [name for name in sources if name not in places] + checkpoint.unplaced
-    if extra:
-        raise UnexpectedTensor(
-            f"{path}: {_some(extra)} left over; the model has no place for {_them(extra)}",
-            "a scale without its quantized weight, or a checkpoint of another model, looks like this.",
-        )
-    for name, shape in sources.items():
-        if shape != places[name]:
-            raise ShapeMismatch(f"{path}: {name} has shape {list(shape)}, expected {list(places[name])}")
-
-
-def _some(names: list[str]) -> str:
-    return f"{listed(names, 4)} {'is' if len(names) == 1 else 'are'}"
-
-
-def _them(names: list[str]) -> str:
-    return "it" if len(names) == 1 else "them"
 
 
 def _dtype_of(model: nn.Module, name: str, dtype: torch.dtype) -> torch.dtype:
@@ -235,6 +210,9 @@ def _events(plan: LoadPlan, backends: tuple[BackendUse, ...]) -> Iterator[str]:
     dynamic = [linear for linear in quantized if linear.dynamic_input and linear.scheme.static_input not in linear.keys]
     if dynamic:
         yield f"{len(dynamic)} quantized layers have no input scale in the file; theirs is computed at each call"
+    if plan.checkpoint.unquantized:
+        names = listed(sorted(plan.checkpoint.unquantized))
+        yield f"{names}: stored quantized, and no linear layer of the model; decoded weights are loaded"
     if len(quantized) < len(linears):
         yield f"{len(linears) - len(quantized)} BF16 layers are stored transformed; their effective weights are loaded"
 

@@ -14,6 +14,8 @@ from mezzotint.checkpoint import Checkpoint
 from mezzotint.editing import check_pipeline, pipeline_for
 from mezzotint.errors import BadRequest, NotACheckpoint, UnknownFormat
 from mezzotint.families import Sampling, family_with
+from mezzotint.families.building import meta_model as meta_model
+from mezzotint.formats.renaming import Renames
 from mezzotint.hub import AnyPath, HubPath, local_copy
 from mezzotint.kernels import AS_STORED, BackendChoice, device_of
 from mezzotint.loading import LoadPlan, plan
@@ -24,10 +26,6 @@ SAMPLING_FILE = "sampling.json"
 NEEDED = (".json", ".safetensors", ".txt", ".model", ".jinja")
 VARIANTS = (".fp16.", ".bf16.", ".non_ema.")
 """Which files of a text encoder or VAE on the Hub a pipeline is read from, and which of those are second copies."""
-DEEPEST = 1000
-"""Layers that a configuration may ask for: far more than any model has, and few enough to be built."""
-UNBUILDABLE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What diffusers' classes raise on configurations that make no sense."""
 
 
 def load(
@@ -40,6 +38,7 @@ def load(
     backend: BackendChoice = None,
     resident: str | None = None,
     scales_from: str | AnyPath | None = None,
+    rename: Renames | None = None,
 ) -> Any:
     """A ready diffusers pipeline whose transformer was read from `transformer`, quantized or not.
 
@@ -53,6 +52,7 @@ def load(
     resident      "stored": 4-bit weights stay 4 bits; "fp8": they become FP8 as they are read, and run as fast as
                   FP8 does; None for FP8 where it would be expanded to anyway and there is room for it
     scales_from   a file with the input scales that `transformer` lacks, or ModelOpt's backbone.pt for it
+    rename        {regular expression: replacement} for transformers that differ in their tensors' names alone
     Returns       a diffusers pipeline; `load_report` is its LoadReport, `load_report_2` the second expert's or None
     Raises        MezzotintError, before any weight is read if the files do not fit together
 
@@ -62,7 +62,7 @@ def load(
     folder = resolve(model)
     index = _pipeline_index(folder)
     place = device_of(device)
-    planned = plan_transformers(folder, transformer, transformer_2, activations, scales_from)
+    planned = plan_transformers(folder, transformer, transformer_2, activations, scales_from, rename)
     reports = {
         component: load_model(ready, module, place, dtype, backend, resident)
         for component, (ready, module) in planned.items()
@@ -88,6 +88,7 @@ def plan_transformers(
     transformer_2: str | AnyPath | None,
     activations: str,
     scales_from: str | AnyPath | None = None,
+    rename: Renames | None = None,
 ) -> dict[str, tuple[LoadPlan, nn.Module]]:
     """{component: its plan and its model} of a pipeline's transformers, each the one named or else the pipeline's own.
 
@@ -95,7 +96,9 @@ def plan_transformers(
     """
     index = _pipeline_index(folder)
     return {
-        component: plan_transformer(component, source, index, folder, activations, scales)
+        component: plan_transformer(
+            component, source, index, folder, activations, scales, None if source is None else rename
+        )
         for component, source, scales in ((TRANSFORMER, transformer, scales_from), (SECOND, transformer_2, None))
         if source is not None or _class_of(index, component) is not None
     }
@@ -108,6 +111,7 @@ def plan_transformer(
     folder: AnyPath,
     activations: str,
     scales_from: str | AnyPath | None,
+    rename: Renames | None = None,
 ) -> tuple[LoadPlan, nn.Module]:
     """The plan for one transformer and its model, with the configuration that lies beside it or else the pipeline's."""
     model_class = _class_of(index, component)
@@ -115,9 +119,9 @@ def plan_transformer(
         raise BadRequest(f"{folder}: has no {component}, and {source} was named for it", "name one transformer only.")
     place = folder if source is None else resolve(source)
     inside = component if is_pipeline(place) else None
-    checkpoint = Checkpoint.open(place, component=inside, scales_from=scales_from)
+    checkpoint = Checkpoint.open(place, component=inside, scales_from=scales_from, rename=rename)
     if checkpoint.contents.assumed and not checkpoint.header.local:
-        checkpoint = Checkpoint.open(local_copy(checkpoint.header.path), scales_from=scales_from)
+        checkpoint = Checkpoint.open(local_copy(checkpoint.header.path), scales_from=scales_from, rename=rename)
     header, family = checkpoint.header, checkpoint.family
     if family.transformer != model_class:
         raise UnknownFormat(
@@ -127,29 +131,6 @@ def plan_transformer(
     config = header.config if "_class_name" in header.config else _component_config(folder, component)
     module = meta_model(model_class, config)
     return plan(checkpoint, module, activations), module
-
-
-def meta_model(class_name: str, config: dict[str, Any] | Any) -> nn.Module:
-    """The diffusers class built from its configuration with every parameter on the meta device.
-
-    Raises  UnknownFormat if diffusers cannot build it
-    """
-    import diffusers
-    from accelerate import init_empty_weights
-
-    entries = {key: value for key, value in config.items() if key != "quantization_config"}
-    deep = [key for key, value in entries.items() if key.endswith("layers") and type(value) is int and value > DEEPEST]
-    if deep:
-        raise UnknownFormat(f"config.json: {deep[0]} is {entries[deep[0]]}, and no known model has more than {DEEPEST}")
-    try:
-        with init_empty_weights(include_buffers=False):
-            model: nn.Module = getattr(diffusers, class_name).from_config(entries)
-    except UNBUILDABLE as error:
-        raise UnknownFormat(
-            f"config.json: diffusers cannot build a {class_name} of it ({type(error).__name__}: {error})",
-            "restore the config.json that came with these weights.",
-        ) from error
-    return model
 
 
 def sampling_of(model: str | AnyPath, edited: Image | None = None) -> Sampling:

@@ -18,8 +18,8 @@ from mezzotint._version import VERSION
 from mezzotint.bench.random_model import BF16, Case, Steps, build, calibrate, example
 from mezzotint.bench.shapes import shape_of
 from mezzotint.costs import Memory, Spread, forget_peak, memory, now, resident_bytes
+from mezzotint.families.building import meta_model
 from mezzotint.nn import QuantLinear
-from mezzotint.pipelines import meta_model
 from mezzotint.speed import speed_up
 from mezzotint.speed.modulation import Ahead
 from mezzotint.speed.refining import Refined

@@ -14,12 +14,12 @@ from torch.utils import _pytree as pytree
 from mezzotint.bench.shapes import shape_of
 from mezzotint.errors import BadRequest
 from mezzotint.families import Family, Sampling, family_with
+from mezzotint.families.building import meta_model
 from mezzotint.families.nunchaku_names import TABLES, in_nunchaku, piece_columns, stored_layers
 from mezzotint.formats.svdquant import GELU_SHIFT, SHIFTED
 from mezzotint.kernels.expand import SCHEMES as EXPANDED
 from mezzotint.kernels.expand import as_fp8
 from mezzotint.nn import QuantLinear, SplitLinear, linear_of, quant_linears
-from mezzotint.pipelines import meta_model
 from mezzotint.residency import RESIDENT, STORED
 from mezzotint.schemes import AWQ_W4A16, FP8, NVFP4, SVDQUANT_INT4, SVDQUANT_NVFP4, Scheme
 from mezzotint.schemes.awq import encode_awq

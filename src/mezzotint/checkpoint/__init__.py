@@ -3,15 +3,21 @@
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mezzotint.builtin import component_folder, counterpart, resolve
+from mezzotint.checkpoint.contradictions import contradictions
 from mezzotint.checkpoint.names import NamedContents
+from mezzotint.checkpoint.placing import account, check_flags
 from mezzotint.checkpoint.settling import inferred, measured
-from mezzotint.errors import BadRequest, MezzotintError
+from mezzotint.errors import BadRequest, MezzotintError, UnknownFormat
+from mezzotint.families.building import meta_model, model_of_shapes
 from mezzotint.families.naming import Piece
 from mezzotint.formats import Header, Recognised, StoredLinear, recognise
+from mezzotint.formats.components import transformer_alone
+from mezzotint.formats.renaming import Renames
 from mezzotint.formats.safetensors_file import TensorInfo
 from mezzotint.formats.supplement import open_header
 from mezzotint.hub import AnyPath
@@ -42,9 +48,12 @@ class Checkpoint(NamedContents):
     >>> checkpoint = Checkpoint.open("demo-nvfp4")
     >>> checkpoint.weight("transformer_blocks.0.attn.to_q").shape
     torch.Size([256, 256])
+
+    unquantized   modules that are stored quantized and are no nn.Linear in the model: their weights are decoded
     """
 
     recognised: Recognised
+    unquantized: frozenset[str] = frozenset()
 
     @classmethod
     def open(
@@ -54,6 +63,7 @@ class Checkpoint(NamedContents):
         base: str | AnyPath | None = None,
         component: str | None = None,
         scales_from: str | AnyPath | None = None,
+        rename: Renames | None = None,
     ) -> "Checkpoint":
         """Read the headers at `path` and recognise them; no weight is loaded.
 
@@ -63,10 +73,11 @@ class Checkpoint(NamedContents):
                       without it, statistics of a few layers may tell; its shapes tell what is padding
         component     folder inside a pipeline ["transformer"]; taken from a base that is one, too
         scales_from   a file of the same weights with the input scales that `path` lacks, or ModelOpt's backbone.pt
-        Raises        CheckpointError
+        rename        {regular expression: replacement}, in order, for a file that differs in its tensors' names alone
+        Raises        CheckpointError, BadRequest
         """
         sister = None if scales_from is None else counterpart(resolve(scales_from), component)
-        checkpoint = cls.of(open_header(component_folder(resolve(path), component), sister))
+        checkpoint = cls.of(open_header(component_folder(resolve(path), component), sister, rename))
         if base is None:
             return checkpoint.inferred()
         reference = cls.of(open_header(counterpart(resolve(base), component)))
@@ -74,6 +85,7 @@ class Checkpoint(NamedContents):
 
     @classmethod
     def of(cls, header: Header) -> "Checkpoint":
+        header = transformer_alone(header)
         recognised = recognise(header)
         return cls(header, recognised.format.contents(header), recognised)
 
@@ -81,6 +93,11 @@ class Checkpoint(NamedContents):
     def evidence(self) -> str:
         """Why the format was recognised, and what is known of the layout and how."""
         return "; ".join((self.recognised.evidence, *self.contents.evidence))
+
+    @property
+    def contradictions(self) -> tuple[str, ...]:
+        """What a configuration says of the layout, and the file's own evidence does not bear out."""
+        return tuple(contradictions(self.header, self.contents))
 
     def measured(self, base: "Checkpoint") -> "Checkpoint":
         """The same checkpoint with its layout settled by the base: see `settling.measured`."""
@@ -96,13 +113,13 @@ class Checkpoint(NamedContents):
         """What `mezzotint inspect` prints."""
         family, ignored = self.family.title, self.ignored
         report = report_on(self.header, self.recognised, self.contents, self.evidence, family, ignored)
-        return replace(report, notes=(*report.notes, *self._oddities()))
+        report = replace(report, notes=(*report.notes, *self.contradictions))
+        return report if report.missing else replace(report, missing=tuple(self._refusal()))
 
-    def _oddities(self) -> Iterator[str]:
-        """What of the tensors has no place in the model, or that they do not make one up."""
+    def _refusal(self) -> Iterator[str]:
+        """Why no model of the family can be loaded from the tensors, if that is so."""
         try:
-            for name in self.unplaced:
-                yield f"{name} has no place in a {self.family.title} model"
+            self.without_input_scales().placed(self.model())
         except MezzotintError as error:
             yield error.message
 
@@ -134,6 +151,44 @@ class Checkpoint(NamedContents):
         """The same checkpoint with the padding of its linears recognised by the shapes that a base has."""
         return self.fitted({name: base.shape(name) for name in base.plain})
 
+    def model(self, base: "Checkpoint | None" = None) -> nn.Module:
+        """The diffusers model that the tensors belong to, its parameters on the meta device.
+
+        It is built from the configuration beside the checkpoint, or else from that of `base`, or else from the shapes
+        of the tensors themselves.
+
+        Raises  UnknownFormat, MissingTensor, ShapeMismatch
+        """
+        where, wanted = str(self.header.path), self.family.transformer
+        configs = [checkpoint.header.config for checkpoint in (self, base) if checkpoint is not None]
+        config = next((config for config in configs if "_class_name" in config), None)
+        if config is None:
+            return model_of_shapes(self.family, self.sources, dict.fromkeys(self.flags.values(), True), where)
+        if config["_class_name"] != wanted:
+            raise UnknownFormat(
+                f"{where}: config.json names {config['_class_name']}, and the tensors are those of "
+                f"{self.family.title} ({wanted})",
+                "restore the config.json that came with these weights.",
+            )
+        return meta_model(wanted, config)
+
+    def placed(self, model: nn.Module) -> "Checkpoint":
+        """The same checkpoint with every tensor in its place in `model`, which may be on the meta device.
+
+        Padding of its linears is recognised, and so are layers that the model does not multiply by: an nn.Embedding
+        that is stored as quantized layers are.
+
+        Raises  MissingTensor, UnexpectedTensor, ShapeMismatch, UnknownFormat
+        """
+        places = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        checkpoint = self.fitted(places)
+        for linear in checkpoint.contents.linears.values():
+            linear.check(checkpoint.header)
+        account(checkpoint, places)
+        check_flags(checkpoint, getattr(model, "config", {}))
+        others = (name for name in checkpoint.linears if not isinstance(model.get_submodule(name), nn.Linear))
+        return replace(checkpoint, unquantized=frozenset(others))
+
     def _held(self) -> dict[str, list[str]]:
         """{stored linear: the modules that it holds}, of those whose modules consist of nothing else."""
         held: dict[str, list[str]] = {}
@@ -160,7 +215,8 @@ class Checkpoint(NamedContents):
             outline = linear.outline(self.header, values_of)
             for name, key in linear.keys.items():
                 info = self.header.tensors[key]
-                stored.append((outline.parts[name] if linear.keeps(name) else info.outline(), info))
+                as_stored = linear.keeps(name) and outline.parts[name].dtype.itemsize == info.dtype.itemsize
+                stored.append((outline.parts[name] if as_stored else info.outline(), info))
             pieces.append(_arranged(linear, outline, piece))
         return Outline(pieces, stored)
 
@@ -199,6 +255,7 @@ def inspect(
     base: str | AnyPath | None = None,
     component: str | None = None,
     scales_from: str | AnyPath | None = None,
+    rename: Renames | None = None,
 ) -> Report:
     """Report on a checkpoint; the arguments are those of `open`.
 
@@ -207,4 +264,21 @@ def inspect(
 
     Raises  CheckpointError where a file cannot be read, or is nothing that Mezzotint knows
     """
-    return Checkpoint.open(path, base=base, component=component, scales_from=scales_from).report
+    return Checkpoint.open(path, base=base, component=component, scales_from=scales_from, rename=rename).report
+
+
+def raw(path: str | AnyPath, component: str | None = None) -> dict[str, Any]:
+    """What the files say of themselves, as they say it: their metadata and every quantization that is declared.
+
+    No format is asked, so that this tells of files that are not read.
+
+    Raises  CheckpointError where a header cannot be read
+    """
+    header = open_header(component_folder(resolve(path), component))
+    return {
+        "path": str(header.path),
+        "files": [file.name for file in header.files],
+        "metadata": dict(header.metadata),
+        "quantization_config": header.config.get("quantization_config"),
+        "hf_quant_config": dict(header.hf_quant_config),
+    }

@@ -52,11 +52,16 @@ class NamedContents:
     @cached_property
     def ignored(self) -> Mapping[str, str]:
         """{stored tensor: reason} of all that is left aside, by the format or by the family."""
-        ignored = dict(self.contents.ignored)
+        ignored = {**self.header.aside, **self.contents.ignored}
         for name, reason in self.family.dropped(self.shapes).items():
             linear = self.contents.linears.get(name.removesuffix(".weight"))
             ignored |= dict.fromkeys([name] if linear is None else linear.keys.values(), reason)
         return ignored
+
+    @cached_property
+    def flags(self) -> Mapping[str, str]:
+        """{empty tensor that stands for an entry of config.json: the entry}"""
+        return self.family.flags_of(self.shapes)
 
     @property
     def unplaced(self) -> list[str]:
@@ -82,6 +87,14 @@ class NamedContents:
         """{diffusers tensor name: the stored tensor that it is}"""
         stored = set(self.contents.plain)
         return {name: pieces[0] for name, pieces in self._naming.items() if pieces[0].source in stored}
+
+    @cached_property
+    def sources(self) -> Mapping[str, Shape]:
+        """{tensor of the diffusers model: its logical shape}, of all that the checkpoint has something for."""
+        sources = {name: self.shape(name) for name in self.plain}
+        for module in self.linears:
+            sources |= {f"{module}.{name}": shape for name, shape in self.linear_shapes(module).items()}
+        return sources
 
     @property
     def modules(self) -> list[str]:

@@ -29,6 +29,12 @@ def convert(
     merge_into: Annotated[
         str | None, typer.Option(metavar="PIPELINE", help="Make the output a whole pipeline, the rest by hard links.")
     ] = None,
+    rename: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OLD=NEW", help="Regular expression and what replaces it in tensors' names; may be repeated."
+        ),
+    ] = None,
     shard_gb: Annotated[float, typer.Option(min=0.001, help="Largest shard, in 10^9 bytes.")] = 4.0,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace what is there, once the new is complete.")
@@ -55,6 +61,7 @@ def convert(
       mezzotint convert ./export --keep-bf16 "*.ff.net.*" --base ./FLUX.1 --merge-into ./FLUX.1 -o ./FLUX.1-nvfp4
     """
     from mezzotint.converting import convert as run
+    from mezzotint.formats.renaming import read_renames
 
     with bytes_bar("writing") as on_progress:
         report = run(
@@ -68,6 +75,7 @@ def convert(
             merge_into=merge_into,
             shard_bytes=int(shard_gb * 1e9),
             overwrite=overwrite,
+            rename=read_renames(rename or ()),
             on_progress=on_progress,
         )
     for note in report.notes:

@@ -48,6 +48,12 @@ def generate(
     scales_from: Annotated[
         str | None, typer.Option(help="Checkpoint that has the input scales which the transformer lacks.")
     ] = None,
+    rename: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OLD=NEW", help="Regular expression and what replaces it in tensors' names; may be repeated."
+        ),
+    ] = None,
     image: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Picture to edit, or to begin a video with, where a model can.")
     ] = None,
@@ -105,6 +111,7 @@ def generate(
         bar = progress.add_task("loading", total=None)
         quiet_libraries()
         from mezzotint.editing import read_image
+        from mezzotint.formats.renaming import read_renames
         from mezzotint.painting import paint, unsound
         from mezzotint.pipelines import check_image, load, sampling_of
         from mezzotint.schedule import NO_STEPS, StepSchedule
@@ -130,6 +137,7 @@ def generate(
             backend=choice(backend or []),
             resident=resident,
             scales_from=scales_from,
+            rename=read_renames(rename or ()),
         )
         if attention is not None and not fast:
             raise BadRequest("--attention is chosen with --fast")

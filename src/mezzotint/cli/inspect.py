@@ -23,8 +23,17 @@ def inspect(
     component: Annotated[
         str | None, typer.Option(help="Folder inside a pipeline, such as transformer_2 \\[transformer].")
     ] = None,
+    rename: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OLD=NEW", help="Regular expression and what replaces it in tensors' names; may be repeated."
+        ),
+    ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="List every quantized layer.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Print the file's own metadata and quantization config as JSON, and no more.")
+    ] = False,
 ) -> None:
     """Say what a checkpoint is, from its headers: format, layout, what is missing, and who can run it on which GPU.
 
@@ -36,11 +45,18 @@ def inspect(
 
       mezzotint inspect ./flux1-fp8/transformer --json
 
+      mezzotint inspect ./odd.safetensors --rename "^net\\.=" --rename "to_out\\.weight=to_out.0.weight"
+
       mezzotint inspect ./qwen-image-nvfp4.safetensors --base ./Qwen-Image
     """
     from mezzotint.checkpoint import inspect as look
+    from mezzotint.checkpoint import raw as read_raw
+    from mezzotint.formats.renaming import read_renames
 
-    report = look(path, base=base, scales_from=scales_from, component=component)
+    if raw:
+        print(json.dumps(read_raw(path, component), indent=2))
+        return
+    report = look(path, base=base, scales_from=scales_from, component=component, rename=read_renames(rename or ()))
     if as_json:
         print(json.dumps(report.to_dict(), indent=2))
     else:

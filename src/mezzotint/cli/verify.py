@@ -21,6 +21,12 @@ def verify(
     component: Annotated[
         str | None, typer.Option(help="Folder inside a pipeline, such as transformer_2 \\[transformer].")
     ] = None,
+    rename: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OLD=NEW", help="Regular expression and what replaces it in tensors' names; may be repeated."
+        ),
+    ] = None,
     repair: Annotated[
         bool, typer.Option("--repair", help="Fetch broken files again, where the Hub's cache holds them.")
     ] = False,
@@ -36,10 +42,19 @@ def verify(
 
       mezzotint verify ./flux1-nvfp4/transformer --base ./FLUX.1-dev/transformer --json
     """
+    from mezzotint.formats.renaming import read_renames
     from mezzotint.verifying import verify as run
 
     with bytes_bar("checking") as on_progress:
-        report = run(path, base, component=component, scales_from=scales_from, repair=repair, on_progress=on_progress)
+        report = run(
+            path,
+            base,
+            component=component,
+            scales_from=scales_from,
+            repair=repair,
+            rename=read_renames(rename or ()),
+            on_progress=on_progress,
+        )
     if as_json:
         print(json.dumps(report.to_dict(), indent=2))
     else:

@@ -12,11 +12,12 @@ from typing import Any
 from mezzotint.builtin import component_folder, counterpart, resolve
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.converting.destination import Destination
-from mezzotint.converting.planning import Contents, matching, plan_contents, refuse_unplaced
+from mezzotint.converting.planning import Contents, matching, plan_contents
 from mezzotint.converting.provenance import model_config, plan_name, source_facts, stamps
 from mezzotint.errors import BadRequest
 from mezzotint.families.nunchaku_names import in_nunchaku, stored_layers, stored_tensor
 from mezzotint.formats import targets
+from mezzotint.formats.renaming import Renames
 from mezzotint.formats.writing import Model, Target, Writer
 from mezzotint.hub import local_copy
 from mezzotint.saving import Output, Shard, into_shards, write_output
@@ -68,6 +69,7 @@ def convert(
     merge_into: str | Path | None = None,
     shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
+    rename: Renames | None = None,
     on_progress: Progress | None = None,
 ) -> ConvertReport:
     """Write the checkpoint at `source` as another format.
@@ -81,6 +83,7 @@ def convert(
     merge_into    folder of a diffusers pipeline: `output` becomes a copy of it, by hard links, with this component
     shard_bytes   largest size of one file's tensors
     overwrite     replace what is at `output`, once the new one is complete
+    rename        {regular expression: replacement} for a source that differs in its tensors' names alone
     Raises        MezzotintError; what was at `output` is then untouched
     """
     started = time.monotonic()
@@ -88,9 +91,8 @@ def convert(
     merged = None if merge_into is None else Path(merge_into)
     destination = Destination.of(Path(output), target, component, merged)
     base_checkpoint = None if base is None else Checkpoint.open(counterpart(resolve(base), component))
-    checkpoint = _open(source, component, base_checkpoint, scales_from)
-    if base_checkpoint is not None:
-        refuse_unplaced(checkpoint, [name for name in checkpoint.plain if name not in base_checkpoint.places])
+    checkpoint = _open(source, component, base_checkpoint, scales_from, rename)
+    checkpoint = checkpoint.placed(checkpoint.model(base_checkpoint))
     config = model_config(checkpoint, base_checkpoint)
     contents = _contents(checkpoint, target.writer(_model(checkpoint, config)), keep_bf16, base_checkpoint)
     shards = _shards(contents, destination, config, shard_bytes)
@@ -109,7 +111,7 @@ def convert(
         seconds=time.monotonic() - started,
         transforms=contents.transforms,
         ignored=checkpoint.ignored,
-        notes=(*checkpoint.header.notes, *_notes(config)),
+        notes=(*checkpoint.header.notes, *checkpoint.contradictions, *_notes(checkpoint, config)),
     )
 
 
@@ -132,11 +134,16 @@ def _model(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Model:
 
 
 def _open(
-    path: str | Path, component: str | None, base: Checkpoint | None, scales_from: str | Path | None
+    path: str | Path,
+    component: str | None,
+    base: Checkpoint | None,
+    scales_from: str | Path | None,
+    rename: Renames | None,
 ) -> Checkpoint:
     """The source, its files here, its layout settled, and its padding undone as far as the base tells."""
     place = local_copy(component_folder(resolve(path), component))
-    return Checkpoint.open(place, base=None if base is None else base.header.path, scales_from=scales_from)
+    reference = None if base is None else base.header.path
+    return Checkpoint.open(place, base=reference, scales_from=scales_from, rename=rename)
 
 
 def _contents(checkpoint: Checkpoint, writer: Writer, keep_bf16: Sequence[str], base: Checkpoint | None) -> Contents:
@@ -190,6 +197,10 @@ def _counter(total: int, on_progress: Progress | None) -> Callable[[int], None]:
     return count
 
 
-def _notes(config: Mapping[str, Any]) -> Iterator[str]:
+def _notes(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Iterator[str]:
     if "_class_name" not in config:
+        yield from (
+            f"{key} is not written; {entry} is true in the model's configuration"
+            for key, entry in checkpoint.flags.items()
+        )
         yield "no model configuration was found beside the source; name --base, or load with the pipeline's own"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mezzotint.checkpoint import Checkpoint, Outline
 from mezzotint.converting.bytes_of import bytes_of, copied, copied_scale, decoded, decoded_bias
-from mezzotint.errors import BadRequest, CannotWrite, UnexpectedTensor, Unsupported, listed
+from mezzotint.errors import BadRequest, CannotWrite, Unsupported, listed
 from mezzotint.formats.safetensors_file import TensorInfo
 from mezzotint.formats.writing import Declaration, Pieces, Refusal, Writer
 from mezzotint.saving import Block, Entry, Group
@@ -39,20 +39,22 @@ def plan_contents(
 ) -> Contents:
     """The tensors that `writer` makes of the checkpoint's layers, those in `unquantize` decoded or taken from `base`.
 
-    Raises   Unsupported, with every reason, if the target has no place for some layer; CheckpointError if the
-             checkpoint is not complete, or holds what is no part of its model
+    Layers that are no nn.Linear in the model are decoded, whatever `base` holds.
+
+    checkpoint   placed in its model, so that it is complete and holds nothing else
+    Raises       Unsupported, with every reason, if the target has no place for some layer
     """
-    _check(checkpoint)
     plain = [_plain(checkpoint, name, writer) for name in checkpoint.plain]
     names = list(checkpoint.plain)
     transforms: Counter[str] = Counter()
-    bare = set(unquantize)
+    decode_only = checkpoint.unquantized.difference(unquantize)
+    bare = {*unquantize, *checkpoint.unquantized}
     outlines = {module: checkpoint.outline(module) for module in checkpoint.linears if module not in bare}
     for module in _merely_transformed(writer, outlines):
         bare.add(module)
         del outlines[module]
     for module in sorted(bare):
-        where, groups = _unquantized(checkpoint, module, writer, base)
+        where, groups = _unquantized(checkpoint, module, writer, None if module in decode_only else base)
         plain += groups
         names += [entry.key for _, group in groups for entry in group.entries]
         transforms[where] += 1
@@ -64,23 +66,6 @@ def plan_contents(
     _check_unique([group for _, group in ordered])
     schemes = {module: outline.pieces[0].scheme.name for module, outline in outlines.items()}
     return Contents(tuple(group for _, group in ordered), declaration, schemes, dict(transforms))
-
-
-def _check(checkpoint: Checkpoint) -> None:
-    """Every layer has its parts, and every stored tensor a place in the model."""
-    for linear in checkpoint.contents.linears.values():
-        linear.check(checkpoint.header)
-    refuse_unplaced(checkpoint, checkpoint.unplaced)
-
-
-def refuse_unplaced(checkpoint: Checkpoint, names: Sequence[str]) -> None:
-    """Raise UnexpectedTensor if there are any of these tensors, which are no part of the model."""
-    if names:
-        raise UnexpectedTensor(
-            f"{checkpoint.header.path}: {listed(names)} {'has' if len(names) == 1 else 'have'} no place in a "
-            f"{checkpoint.family.title} model",
-            "`mezzotint verify PATH` lists what is odd about the file.",
-        )
 
 
 def _merely_transformed(writer: Writer, outlines: Mapping[str, Outline]) -> list[str]:

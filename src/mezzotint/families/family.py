@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from mezzotint.errors import UnknownFormat
 from mezzotint.families.naming import Naming
-from mezzotint.families.spelling import Shapes, Spelling, of_other_components, without_prefix
+from mezzotint.families.spelling import Shapes, Spelling, without_prefix
 
 SIDE = 32
 """Pixels of which every family takes multiples: 16 of a latent's in Wan 2.2 TI2V-5B, two to a token."""
@@ -102,9 +102,11 @@ class Family:
     arguments     (settings, number of prompts) -> the settings as the family's pipelines take them
     example       (the transformer's config.json, settings, batch) -> arguments of one call of the transformer, random,
                   with as many tokens as the settings ask for
+    config        {tensor of the diffusers model: its shape} -> the arguments of the class that those shapes follow from
     together      linears of a block that read the same input, by their names in the block
     modulation    ends of the names of linears that see one row a picture
     embedding     what those of the blocks are given, None where that is not known
+    flags         {empty tensor that stands in a file for an entry of config.json: the entry, which is then true}
     """
 
     name: str
@@ -113,10 +115,12 @@ class Family:
     spellings: tuple[Spelling, ...]
     sampling: Callable[[Mapping[str, Any], Mapping[str, Any]], Sampling]
     example: Callable[[Mapping[str, Any], Sampling, int], dict[str, Any]]
+    config: Callable[[Shapes], dict[str, Any]]
     together: tuple[tuple[str, ...], ...]
     modulation: tuple[str, ...] = ()
     embedding: TimeEmbedding | None = None
     arguments: Callable[[Sampling, int], dict[str, Any]] = picture_arguments
+    flags: Mapping[str, str] = field(default_factory=dict)
 
     def owns(self, shapes: Shapes) -> bool:
         """Whether a checkpoint with these tensors, {name: logical shape}, is one of the family."""
@@ -128,7 +132,8 @@ class Family:
 
         Raises  MissingTensor, ShapeMismatch, UnknownFormat
         """
-        stored = without_prefix(shapes)
+        flags = self.flags_of(shapes)
+        stored = {short: name for short, name in without_prefix(shapes).items() if name not in flags}
         bare = {short: shapes[name] for short, name in stored.items()}
         naming = self._spelling(bare).naming(bare)
         return {name: [replace(piece, source=stored[piece.source]) for piece in naming[name]] for name in naming}
@@ -138,7 +143,16 @@ class Family:
         stored = without_prefix(shapes)
         drops = self._spelling({short: shapes[name] for short, name in stored.items()}).drops
         unused = {stored[short]: reason for short in stored for end, reason in drops.items() if short.endswith(end)}
-        return unused | of_other_components(shapes)
+        said = {
+            name: f"an empty tensor that stands for {entry} of config.json"
+            for name, entry in self.flags_of(shapes).items()
+        }
+        return unused | said
+
+    def flags_of(self, shapes: Shapes) -> dict[str, str]:
+        """{stored flag: the entry of config.json that it says is true}; flags are empty, and may have no prefix."""
+        named = {name: self.flags.get(name.rpartition(".")[2]) for name, shape in shapes.items() if 0 in shape}
+        return {name: entry for name, entry in named.items() if entry is not None}
 
     def _spelling(self, bare: Shapes) -> Spelling:
         found = next((spelling for spelling in self.spellings if spelling.owns(bare)), None)

@@ -1,6 +1,8 @@
 """FLUX.1 (dev, schnell, Kontext) and every model of its architecture, the built-in one included."""
 
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from mezzotint.errors import Unsupported
 from mezzotint.families.family import TEXT_TOKENS, Family, Sampling, TimeEmbedding, grid
 from mezzotint.families.naming import Naming
 from mezzotint.families.provenance import trace
+from mezzotint.families.sizes import blocks, columns, holds_any, rows
 from mezzotint.families.spelling import Shapes, Spelling, holds, nunchaku
 
 OWN_NAMES = (
@@ -16,6 +19,7 @@ OWN_NAMES = (
     "time_text_embed.text_embedder.linear_1.weight",
     "single_transformer_blocks.0.proj_mlp.weight",
 )
+NORM = re.compile(r"(query_norm|key_norm)\.weight$")
 CONVERTERS_WIDTH = 3072
 """Diffusers' converter splits `linear1` as if every model had this width."""
 
@@ -40,10 +44,39 @@ def from_original(shapes: Shapes) -> Naming:
             f"divides {CONVERTERS_WIDTH}",
             "save the model with diffusers' names.",
         )
-    weights = [name for name in shapes if name.endswith(".weight")]
-    biases: Shapes = {f"{name.removesuffix('.weight')}.bias": shapes[name][:1] for name in weights}
-    naming = trace(convert_flux_transformer_checkpoint_to_diffusers, {**biases, **shapes}, CONVERTERS_WIDTH // width)
-    return {name: pieces for name, pieces in naming.items() if pieces[0].source in shapes}
+    stored = {_norm_scale(name, shapes): name for name in shapes}
+    own = {known: shapes[name] for known, name in stored.items()}
+    weights = [name for name in own if name.endswith(".weight")]
+    biases: Shapes = {f"{name.removesuffix('.weight')}.bias": own[name][:1] for name in weights}
+    naming = trace(convert_flux_transformer_checkpoint_to_diffusers, {**biases, **own}, CONVERTERS_WIDTH // width)
+    return {
+        name: [replace(piece, source=stored[piece.source]) for piece in pieces]
+        for name, pieces in naming.items()
+        if pieces[0].source in stored
+    }
+
+
+def _norm_scale(name: str, shapes: Shapes) -> str:
+    """What the converter calls a norm of queries or keys: ComfyUI saves `query_norm.scale` as `query_norm.weight`."""
+    known = NORM.sub(r"\1.scale", name)
+    return name if known in shapes else known
+
+
+def config(shapes: Shapes) -> dict[str, Any]:
+    width = rows(shapes, "x_embedder.weight")
+    norms = ("transformer_blocks.0.attn.norm_q.weight", "single_transformer_blocks.0.attn.norm_q.weight")
+    head = rows(shapes, *norms)
+    return {
+        "in_channels": columns(shapes, "x_embedder.weight"),
+        "out_channels": rows(shapes, "proj_out.weight"),
+        "num_layers": blocks(shapes, "transformer_blocks"),
+        "num_single_layers": blocks(shapes, "single_transformer_blocks"),
+        "attention_head_dim": head,
+        "num_attention_heads": width // head,
+        "joint_attention_dim": columns(shapes, "context_embedder.weight"),
+        "pooled_projection_dim": columns(shapes, "time_text_embed.text_embedder.linear_1.weight"),
+        "guidance_embeds": holds_any(shapes, "time_text_embed.guidance_embedder."),
+    }
 
 
 def example(config: Mapping[str, Any], sampling: Sampling, batch: int) -> dict[str, Any]:
@@ -73,6 +106,7 @@ FAMILY = Family(
     ),
     sampling=sampling,
     example=example,
+    config=config,
     together=(
         ("proj_mlp", "attn.to_q", "attn.to_k", "attn.to_v"),
         ("attn.to_q", "attn.to_k", "attn.to_v"),

@@ -8,6 +8,7 @@ import torch
 from mezzotint.families.family import TEXT_TOKENS, Family, Sampling, grid
 from mezzotint.families.naming import Naming
 from mezzotint.families.provenance import trace
+from mezzotint.families.sizes import blocks, columns, holds_any, rows
 from mezzotint.families.spelling import Shapes, Spelling, holds
 
 
@@ -23,6 +24,31 @@ def from_original(shapes: Shapes) -> Naming:
     from diffusers.loaders.single_file_utils import convert_flux2_transformer_checkpoint_to_diffusers
 
     return trace(convert_flux2_transformer_checkpoint_to_diffusers, shapes)
+
+
+def config(shapes: Shapes) -> dict[str, Any]:
+    width = rows(shapes, "x_embedder.weight")
+    norms = ("transformer_blocks.0.attn.norm_q.weight", "single_transformer_blocks.0.attn.norm_q.weight")
+    head = rows(shapes, *norms)
+    return {
+        "in_channels": columns(shapes, "x_embedder.weight"),
+        "out_channels": rows(shapes, "proj_out.weight"),
+        "num_layers": blocks(shapes, "transformer_blocks"),
+        "num_single_layers": blocks(shapes, "single_transformer_blocks"),
+        "attention_head_dim": head,
+        "num_attention_heads": width // head,
+        "joint_attention_dim": columns(shapes, "context_embedder.weight"),
+        "timestep_guidance_channels": columns(shapes, "time_guidance_embed.timestep_embedder.linear_1.weight"),
+        "mlp_ratio": _hidden(shapes, width) / width,
+        "guidance_embeds": holds_any(shapes, "time_guidance_embed.guidance_embedder."),
+    }
+
+
+def _hidden(shapes: Shapes, width: int) -> int:
+    """Features inside the MLP; a single block's last layer reads those of the attention, too."""
+    if "transformer_blocks.0.ff.linear_out.weight" in shapes:
+        return columns(shapes, "transformer_blocks.0.ff.linear_out.weight")
+    return columns(shapes, "single_transformer_blocks.0.attn.to_out.weight") - width
 
 
 def example(config: Mapping[str, Any], sampling: Sampling, batch: int) -> dict[str, Any]:
@@ -47,6 +73,7 @@ FAMILY = Family(
     ),
     sampling=sampling,
     example=example,
+    config=config,
     together=(
         ("attn.to_q", "attn.to_k", "attn.to_v"),
         ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),

@@ -6,8 +6,12 @@ from typing import Any
 import torch
 
 from mezzotint.families.family import TEXT_TOKENS, Family, Sampling, TimeEmbedding, picture_arguments
-from mezzotint.families.spelling import Spelling, holds, nunchaku
+from mezzotint.families.sizes import blocks, columns, rows
+from mezzotint.families.spelling import Shapes, Spelling, holds, nunchaku
 
+LAYERED = "time_text_embed.addition_t_embedding.weight"
+"""An nn.Embedding that only Qwen-Image-Layered has."""
+PATCH = 2
 OWN_NAMES = ("txt_norm.weight", "img_in.weight", "transformer_blocks.0.img_mod.1.weight")
 
 
@@ -22,6 +26,20 @@ def arguments(sampling: Sampling, prompts: int) -> dict[str, Any]:
     given = picture_arguments(sampling, prompts)
     guidance = given.pop("guidance_scale")
     return given | {"true_cfg_scale": guidance, "negative_prompt": [" "] * prompts}
+
+
+def config(shapes: Shapes) -> dict[str, Any]:
+    head = rows(shapes, "transformer_blocks.0.attn.norm_q.weight")
+    return {
+        "patch_size": PATCH,
+        "in_channels": columns(shapes, "img_in.weight"),
+        "out_channels": rows(shapes, "proj_out.weight") // PATCH**2,
+        "num_layers": blocks(shapes, "transformer_blocks"),
+        "attention_head_dim": head,
+        "num_attention_heads": rows(shapes, "img_in.weight") // head,
+        "joint_attention_dim": columns(shapes, "txt_in.weight"),
+        "use_additional_t_cond": LAYERED in shapes,
+    }
 
 
 def example(config: Mapping[str, Any], sampling: Sampling, batch: int) -> dict[str, Any]:
@@ -41,6 +59,7 @@ FAMILY = Family(
     spellings=(nunchaku("qwenimage", *OWN_NAMES), Spelling(holds(*OWN_NAMES))),
     sampling=sampling,
     example=example,
+    config=config,
     together=(
         ("attn.to_q", "attn.to_k", "attn.to_v"),
         ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
@@ -48,4 +67,5 @@ FAMILY = Family(
     modulation=("img_mod.1", "txt_mod.1"),
     embedding=TimeEmbedding("time_text_embed", ("timestep", "guidance", "additional_t_cond")),
     arguments=arguments,
+    flags={"__index_timestep_zero__": "zero_cond_t"},
 )

@@ -6,14 +6,11 @@ from functools import partial
 
 from mezzotint.families.naming import Naming, as_spelled
 from mezzotint.families.nunchaku_names import nunchaku_naming
-from mezzotint.formats.notes import PREFIXES
+from mezzotint.formats.components import PREFIXES
 from mezzotint.schemes import Shape
 
 Shapes = Mapping[str, Shape]
 """{tensor name: logical shape} of every plain tensor and of every quantized linear's weight."""
-
-OTHER_COMPONENTS = ("vae.", "text_encoders.", "first_stage_model.", "cond_stage_model.", "conditioner.")
-"""How the names of a single file's other components begin."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +49,3 @@ def without_prefix(shapes: Shapes) -> dict[str, str]:
     """
     prefix = next((p for p in PREFIXES if any(name.startswith(p) for name in shapes)), "")
     return {name.removeprefix(prefix): name for name in shapes if name.startswith(prefix)}
-
-
-def of_other_components(shapes: Shapes) -> dict[str, str]:
-    """{name: reason} of the tensors that a single file holds for its text encoders and its VAE."""
-    if not any(name.startswith(PREFIXES) for name in shapes):
-        return {}
-    return {name: "belongs to another component" for name in shapes if name.startswith(OTHER_COMPONENTS)}

@@ -1,6 +1,7 @@
 """Wan 2.2, text and image to video: A14B, a pair of transformers, and TI2V-5B."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,10 +9,8 @@ import torch
 from mezzotint.families.family import TEXT_TOKENS, Family, Sampling, picture_arguments
 from mezzotint.families.naming import Naming
 from mezzotint.families.provenance import trace
+from mezzotint.families.sizes import blocks, columns, rows, side
 from mezzotint.families.spelling import Shapes, Spelling, holds
-
-OTHER_MODELS = ("vace_blocks.", "face_adapter.", "motion_encoder.")
-"""Wan VACE and Wan Animate are other classes, with all of Wan's tensors and these besides."""
 
 
 def sampling(index: Mapping[str, Any], _config: Mapping[str, Any]) -> Sampling:
@@ -32,9 +31,39 @@ def from_original(shapes: Shapes) -> Naming:
     return trace(convert_wan_transformer_to_diffusers, shapes)
 
 
-def _wan(*names: str) -> Callable[[Shapes], bool]:
-    there = holds("patch_embedding.weight", *names)
-    return lambda shapes: there(shapes) and not any(name.startswith(OTHER_MODELS) for name in shapes)
+HEADS = (128, 64, 32, 16, 12, 8, 4, 2)
+"""Sizes of a head, the usual first: no tensor's shape follows from it."""
+IMAGE = "condition_embedder.image_embedder"
+
+
+def config(shapes: Shapes) -> dict[str, Any]:
+    width = rows(shapes, "patch_embedding.weight")
+    patch = tuple(side(shapes, "patch_embedding.weight", axis) for axis in (2, 3, 4))
+    head = next((size for size in HEADS if width % size == 0), 1)
+    return {
+        "patch_size": patch,
+        "num_attention_heads": width // head,
+        "attention_head_dim": head,
+        "in_channels": columns(shapes, "patch_embedding.weight"),
+        "out_channels": rows(shapes, "proj_out.weight") // math.prod(patch),
+        "text_dim": columns(shapes, "condition_embedder.text_embedder.linear_1.weight"),
+        "freq_dim": columns(shapes, "condition_embedder.time_embedder.linear_1.weight"),
+        "ffn_dim": rows(shapes, "blocks.0.ffn.net.0.proj.weight"),
+        "num_layers": blocks(shapes, "blocks"),
+        "cross_attn_norm": "blocks.0.norm2.weight" in shapes,
+        "qk_norm": "rms_norm_across_heads" if "blocks.0.attn1.norm_q.weight" in shapes else None,
+        **_of_images(shapes),
+    }
+
+
+def _of_images(shapes: Shapes) -> dict[str, int]:
+    """What the models that begin with an image have besides."""
+    found = {
+        "image_dim": (f"{IMAGE}.ff.net.0.proj.weight", 1),
+        "added_kv_proj_dim": ("blocks.0.attn2.add_k_proj.weight", 1),
+        "pos_embed_seq_len": (f"{IMAGE}.pos_embed", 1),
+    }
+    return {entry: side(shapes, name, axis) for entry, (name, axis) in found.items() if name in shapes}
 
 
 def example(config: Mapping[str, Any], sampling: Sampling, batch: int) -> dict[str, Any]:
@@ -53,11 +82,14 @@ FAMILY = Family(
     title="Wan 2.2",
     transformer="WanTransformer3DModel",
     spellings=(
-        Spelling(_wan("condition_embedder.time_proj.weight", "blocks.0.attn2.to_q.weight")),
-        Spelling(_wan("time_projection.1.weight", "blocks.0.cross_attn.q.weight"), from_original),
+        Spelling(holds("patch_embedding.weight", "condition_embedder.time_proj.weight", "blocks.0.attn2.to_q.weight")),
+        Spelling(
+            holds("patch_embedding.weight", "time_projection.1.weight", "blocks.0.cross_attn.q.weight"), from_original
+        ),
     ),
     sampling=sampling,
     example=example,
+    config=config,
     together=(("attn1.to_q", "attn1.to_k", "attn1.to_v"), ("attn2.to_k", "attn2.to_v")),
     arguments=arguments,
 )

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from functools import cache
 
 from mezzotint.discover import collect
-from mezzotint.errors import UnknownFormat
+from mezzotint.errors import UnknownFormat, Unsupported
 from mezzotint.formats.contents import Contents, Format, Match, NoMatch, StoredLinear
+from mezzotint.formats.foreign import HINT, refuse_foreign, unnamed
 from mezzotint.formats.header import Header, read_header
 from mezzotint.formats.writing import Target
 
@@ -49,13 +50,19 @@ def formats() -> dict[str, Format]:
 
 
 def recognise(header: Header) -> Recognised:
-    """Ask every format; exactly one must match, else UnknownFormat with all their reasons."""
+    """Ask every format; exactly one must match.
+
+    Raises  Unsupported for a format that is known and not read, UnknownFormat with all formats' reasons otherwise
+    """
+    refuse_foreign(header)
     answers = {name: form.detect(header) for name, form in formats().items()}
     matches = {name: answer.evidence for name, answer in answers.items() if isinstance(answer, Match)}
     declined = {name: answer.reason for name, answer in answers.items() if isinstance(answer, NoMatch)}
     if len(matches) == 1:
         (name, evidence) = next(iter(matches.items()))
         return Recognised(formats()[name], evidence, declined)
+    if not matches and (name := unnamed(header)):
+        raise Unsupported(f"{header.path}: {name}, which is not read", HINT)
     said = [f"{name}: yes, {why}" for name, why in matches.items()] + [f"{n}: no, {why}" for n, why in declined.items()]
     number = "no format recognises it" if not matches else f"{len(matches)} formats claim it"
     raise UnknownFormat(f"{header.path}: {number}" + "".join(f"\n    {line}" for line in said))

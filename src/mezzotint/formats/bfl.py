@@ -15,10 +15,10 @@ import torch
 from mezzotint.errors import UnknownFormat
 from mezzotint.formats.cast import FORMAT as CAST
 from mezzotint.formats.comfy import comfy_marks, has_bfl_names, modelopt_declaration
+from mezzotint.formats.components import COMFY_NOTE
 from mezzotint.formats.contents import Contents, Match, NoMatch, StoredLinear, sort_out
 from mezzotint.formats.header import Header
 from mezzotint.formats.layout_evidence import assume_codes, settle_scales
-from mezzotint.formats.modelopt import COMFY_NOTE
 from mezzotint.formats.notes import SCHEME_OF_FORMAT, kitchen_linear, notes
 from mezzotint.formats.safetensors_file import TensorInfo
 from mezzotint.schemes import FP8, NVFP4

@@ -14,6 +14,7 @@ import torch
 
 from mezzotint.formats import modelopt
 from mezzotint.formats.comfy import LEGACY
+from mezzotint.formats.components import COMFY_NOTE
 from mezzotint.formats.contents import PARTS, Contents, Match, NoMatch, StoredLinear, sort_out
 from mezzotint.formats.header import Header
 from mezzotint.formats.notes import kitchen_linear
@@ -23,7 +24,7 @@ from mezzotint.schemes.scheme import FLOATS
 
 SAMPLES, LARGEST = 8, 64.0
 """How many matrices are looked at, and the median of their largest weights above which they must have had scales."""
-DECLARATIONS = ("quantization_config", modelopt.COMFY_NOTE)
+DECLARATIONS = ("quantization_config", COMFY_NOTE)
 NOT_READ = frozenset({"scales"})
 """What is assumed of a file on the Hub, whose numbers are read only to load."""
 
@@ -46,7 +47,7 @@ class Cast:
 
     def contents(self, header: Header) -> Contents:
         linears = {linear.module: linear for linear in (_linear(header, info) for info in _matrices(header))}
-        found = sort_out(header, linears, {})
+        found = replace(sort_out(header, linears, {}), unscaled=True)
         return found if header.local else replace(found, assumed=NOT_READ)
 
 

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 
 from mezzotint.formats import modelopt
+from mezzotint.formats.components import COMFY_NOTE, PREFIXES
 from mezzotint.formats.contents import Contents, Match, NoMatch, StoredLinear, sort_out
 from mezzotint.formats.header import Header
 from mezzotint.formats.layout_evidence import TILES, assume_codes, settle_scales, with_order
 from mezzotint.formats.notes import (
     MARKER,
-    PREFIXES,
     REFUSED,
     SCHEME_OF_FORMAT,
     kitchen_linear,
@@ -54,14 +54,12 @@ class Comfy:
     def detect(self, header: Header) -> Match | NoMatch:
         if marks := comfy_marks(header):
             return Match(marks)
-        if modelopt.COMFY_NOTE not in header.metadata:
-            return NoMatch(f"no {modelopt.COMFY_NOTE} in the header, no {MARKER} and no {LEGACY} tensor")
+        if COMFY_NOTE not in header.metadata:
+            return NoMatch(f"no {COMFY_NOTE} in the header, no {MARKER} and no {LEGACY} tensor")
         if modelopt_declaration(header):
-            return Match(
-                f"{modelopt.COMFY_NOTE} in the header, beside ModelOpt's quantization_config: written by ModelOpt"
-            )
+            return Match(f"{COMFY_NOTE} in the header, beside ModelOpt's quantization_config: written by ModelOpt")
         if not has_bfl_names(header):
-            return Match(f"{modelopt.COMFY_NOTE} in the header")
+            return Match(f"{COMFY_NOTE} in the header")
         return NoMatch("its names are Black Forest Labs', and nothing else says ComfyUI")
 
     def contents(self, header: Header) -> Contents:
@@ -92,12 +90,12 @@ def comfy_marks(header: Header) -> str:
         return f"a tensor {legacy}"
     if found := markers(header):
         return f"{len(found)} {MARKER} tensors"
-    if modelopt.COMFY_NOTE not in header.metadata:
+    if COMFY_NOTE not in header.metadata:
         return ""
     if prefix := _prefix(header):
-        return f"{modelopt.COMFY_NOTE} in the header, and names that begin with {prefix}"
+        return f"{COMFY_NOTE} in the header, and names that begin with {prefix}"
     formats = _own_formats(header)
-    return f"{modelopt.COMFY_NOTE} in the header, with layers in {' and '.join(formats)}" if formats else ""
+    return f"{COMFY_NOTE} in the header, with layers in {' and '.join(formats)}" if formats else ""
 
 
 def legacy_marker(header: Header) -> str | None:

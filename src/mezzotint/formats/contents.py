@@ -1,5 +1,6 @@
 """What a format finds in a header: the quantized linears, the tensors stored as they are, and what it ignores."""
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -12,6 +13,7 @@ from mezzotint.formats.header import Header
 from mezzotint.layouts import convert, plain_dtype, plain_shape, stored_shapes
 from mezzotint.layouts.tiles import TILE_ROWS
 from mezzotint.schemes import Scheme, Shape
+from mezzotint.schemes.scheme import F32, FLOATS, HALVES, Part
 from mezzotint.tensor import PLAIN, Layout, QuantTensor
 
 MAX_PADDING = 32
@@ -81,7 +83,8 @@ class StoredLinear:
             shape = plain_shape(self.scheme, self.layout, part, self.shape, info.shape)
             if shape is None:
                 raise self._misarranged(part, info.shape, where)
-            self.scheme.check_part(part, shape, plain_dtype(self.layout, part, info.dtype), self.shape, where)
+            dtype = _read_dtype(plain_dtype(self.layout, part, info.dtype), self.scheme.part(part))
+            self.scheme.check_part(part, shape, dtype, self.shape, where)
             shapes[part] = shape
         if "shift" in {*self.keys, *self.implied} and "bias" not in self.keys:  # which makes up for it
             raise _missing(self, "bias", f"{self.module}.bias", header)
@@ -129,7 +132,7 @@ class StoredLinear:
         parts = {
             part: self._read_part(header, part)
             if part in values_of
-            else _typed(header.tensors[key].outline(), self._dtype(part))
+            else _typed(header.tensors[key].outline(), self.scheme.part(part))
             for part, key in self.keys.items()
         }
         parts |= {
@@ -146,7 +149,7 @@ class StoredLinear:
 
     def _read_part(self, header: Header, part: str) -> Tensor:
         info = header.tensors[self.keys[part]]
-        values = _typed(info.read(), self._dtype(part))
+        values = _typed(info.read(), self.scheme.part(part))
         self.scheme.check_values(part, values, f"{info.file}: {info.name}")
         return values
 
@@ -167,9 +170,6 @@ class StoredLinear:
         plain = convert(stored, PLAIN)
         return plain if self.finish is None else self.finish(plain)
 
-    def _dtype(self, part: str) -> torch.dtype:
-        return self.scheme.part(part).dtypes[0]
-
     def _misarranged(self, part: str, have: tuple[int, ...], where: str) -> ShapeMismatch:
         allowed = stored_shapes(self.scheme, self.layout, part, self.shape, have)
         return ShapeMismatch(
@@ -179,9 +179,16 @@ class StoredLinear:
         )
 
 
-def _typed(stored: Tensor, dtype: torch.dtype) -> Tensor:
-    """A part that is stored as raw bytes, in the one-byte dtype that its scheme names."""
-    return stored.view(dtype) if stored.dtype is torch.uint8 and dtype.itemsize == 1 else stored
+def _typed(stored: Tensor, part: Part) -> Tensor:
+    """A part that is stored as raw bytes, in the one-byte dtype that its scheme names; scales of 16 bits in float32."""
+    if stored.dtype is torch.uint8 and part.dtypes[0].itemsize == 1:
+        return stored.view(part.dtypes[0])
+    return stored.to(_read_dtype(stored.dtype, part))
+
+
+def _read_dtype(stored: torch.dtype, part: Part) -> torch.dtype:
+    """The dtype in which a part is read: float32 where a scheme wants that, which holds all numbers of 16 bits."""
+    return torch.float32 if part.dtypes == F32 and stored in HALVES else stored
 
 
 def _missing(linear: StoredLinear, part: str, key: str, header: Header) -> MissingTensor:
@@ -206,6 +213,7 @@ class Contents:
     assumed    fields of Layout that nothing in the header proves
     joined     {module: the linears that lie side by side along its input features}, where it is not one alone
     faults     {module: what is wrong with its scales} of layers that were to tell the layout, and could not for that
+    unscaled   numbers in e4m3 stand for themselves: the file is a cast, and has no scales
     """
 
     linears: Mapping[str, StoredLinear]
@@ -215,6 +223,7 @@ class Contents:
     assumed: frozenset[str] = frozenset()
     joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     faults: Mapping[str, str] = field(default_factory=dict)
+    unscaled: bool = False
 
 
 class Format(Protocol):
@@ -250,6 +259,19 @@ def _orphaned(header: Header, contents: Contents, key: str) -> str:
     return f"{where} belongs to no quantized layer; {beside}"
 
 
+DUMMY = "a scale of 1.0 beside a weight that is not quantized"
+DUMMIES = (".scale_weight", ".scale_input", ".weight_scale", ".input_scale")
+
+
+def _is_dummy(header: Header, key: str) -> bool:
+    """Whether a tensor is a scale of nothing but ones beside an unquantized weight; reads its few numbers."""
+    info, weight = header.tensors[key], header.tensors.get(f"{key.rpartition('.')[0]}.weight")
+    if not key.endswith(DUMMIES) or weight is None or weight.dtype not in FLOATS or info.dtype not in FLOATS:
+        return False
+    numbers = math.prod(info.shape)
+    return numbers in (1, *weight.shape[:1]) and bool((info.read() == 1).all())
+
+
 def sort_out(
     header: Header,
     linears: Mapping[str, StoredLinear],
@@ -258,9 +280,14 @@ def sort_out(
 ) -> Contents:
     """Contents in which every tensor that is neither part of a linear nor ignored is stored as it is.
 
+    Scales of exactly 1.0 beside a weight that is not quantized are ignored: they are what converters put there.
+
     Raises  UnexpectedTensor where an unquantized weight stands beside the quantized one of the same layer
     """
     claimed = {key for linear in linears.values() for key in linear.keys.values()} | ignored.keys()
+    dummies = [key for key in header.tensors if key not in claimed and _is_dummy(header, key)]
+    ignored = {**ignored, **dict.fromkeys(dummies, DUMMY)}
+    claimed |= ignored.keys()
     plain = tuple(key for key in header.tensors if key not in claimed)
     for key in plain:
         if key.removesuffix(".weight") in linears:

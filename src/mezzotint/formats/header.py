@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from mezzotint.errors import BrokenFile, NotACheckpoint, UnexpectedTensor
 from mezzotint.formats.safetensors_file import TensorInfo, read_file
 from mezzotint.hub import AnyPath, HubPath
 
-INDEX_SUFFIX = ".safetensors.index.json"
+INDEX = ".safetensors.index"
+INDEX_SUFFIX = f"{INDEX}.json"
 NUNCHAKU_FOLDER = ("transformer_blocks.safetensors", "unquantized_layers.safetensors")
 """The two files that make up one component in Nunchaku's older folders, which have no index."""
 
@@ -28,6 +29,7 @@ class Header:
     config           the diffusers configuration in the metadata, else config.json beside the files, else {}
     notes            oddities that do not stop a load, for the report
     hf_quant_config  hf_quant_config.json beside the files, or {}
+    aside            {tensor of another component: reason}; `tensors` is without these
     """
 
     path: AnyPath
@@ -37,6 +39,7 @@ class Header:
     config: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     hf_quant_config: Mapping[str, Any] = field(default_factory=dict)
+    aside: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def local(self) -> bool:
@@ -91,9 +94,9 @@ def header_of_files(
 
 def _weight_files(folder: AnyPath) -> tuple[list[AnyPath], list[str]]:
     """The component's weight files in `folder`, and what is odd about them."""
-    present: list[AnyPath] = sorted(folder.glob("*.safetensors"))
-    indices: list[AnyPath] = sorted(folder.glob("*" + INDEX_SUFFIX))
-    if not indices:
+    present, notes = without_variants(sorted(folder.glob("*.safetensors")))
+    index = index_of(folder, present)
+    if index is None:
         if [file.name for file in present] == list(NUNCHAKU_FOLDER):
             return present, []
         if len(present) > 1:
@@ -104,11 +107,10 @@ def _weight_files(folder: AnyPath) -> tuple[list[AnyPath], list[str]]:
             )
         if not present:
             raise _no_weights(folder)
-        return present, []
-    index = indices[0]
+        return present, notes
     wanted: list[AnyPath] = [folder / name for name in _index_shards(index)]
     missing = [file.name for file in wanted if not file.is_file()]
-    single: AnyPath = folder / index.name.replace(INDEX_SUFFIX, ".safetensors")
+    single: AnyPath = folder / single_of(index)
     if missing and single in present:
         note = f"ignored {index.name}: it names {missing[0]}, which is not there, beside a complete {single.name}"
         return [single], [note]
@@ -118,8 +120,41 @@ def _weight_files(folder: AnyPath) -> tuple[list[AnyPath], list[str]]:
             "download the missing files again.",
         )
     extra = [file.name for file in present if file not in wanted]
-    notes = [f"ignored {name}: the index does not name it" for name in extra]
-    return wanted, notes
+    return wanted, [*notes, *(f"ignored {name}: the index does not name it" for name in extra)]
+
+
+def index_of(folder: AnyPath, present: Sequence[AnyPath] = ()) -> AnyPath | None:
+    """The index of a component's shards, that without a variant first; None where one whole file goes before it.
+
+    A variant's index is called STEM.safetensors.index.VARIANT.json, and its shards STEM.VARIANT-00001-of-...
+    """
+    found: list[AnyPath] = sorted(folder.glob(f"*{INDEX}*.json"))
+    plain = [index for index in found if index.name.endswith(INDEX_SUFFIX)]
+    whole = {file.name for file in present}
+    variants = [
+        index for index in found if index not in plain and f"{index.name.partition(INDEX)[0]}.safetensors" not in whole
+    ]
+    return next(iter([*plain, *variants]), None)
+
+
+def single_of(index: AnyPath) -> str:
+    """Name of the one file that would hold what an index's shards hold."""
+    stem, _, rest = index.name.partition(INDEX)
+    variant = rest.removesuffix(".json")
+    return f"{stem}{variant}.safetensors"
+
+
+def without_variants(present: Sequence[AnyPath]) -> tuple[list[AnyPath], list[str]]:
+    """The weight files without the variants of those beside them, STEM.VARIANT.safetensors; a note on each of these."""
+    stems = {file.name.removesuffix(".safetensors") for file in present}
+    kept, notes = [], []
+    for file in present:
+        stem = file.name.removesuffix(".safetensors").rpartition(".")[0]
+        if stem and stem in stems:
+            notes.append(f"ignored {file.name}: a variant of {stem}.safetensors, which is taken")
+        else:
+            kept.append(file)
+    return kept, notes
 
 
 def _no_weights(folder: AnyPath) -> NotACheckpoint:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from mezzotint.errors import UnknownFormat
+from mezzotint.formats.components import COMFY_NOTE
 from mezzotint.formats.contents import Contents, Match, NoMatch, StoredLinear, sort_out
 from mezzotint.formats.header import Header
 from mezzotint.formats.safetensors_file import TensorInfo
@@ -39,7 +40,6 @@ TRANSFORMS = {
 }
 LOW_RANK = {"lora_down", "lora_up"}
 OPTIONAL_SUFFIXES = {"input_scale": ".input_scale", "bias": ".bias"} | TRANSFORMS
-COMFY_NOTE = "_quantization_metadata"
 SCHEME_OF_ALGO = {
     "FP8": FP8,
     "NVFP4": NVFP4,

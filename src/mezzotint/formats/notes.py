@@ -12,21 +12,21 @@ from typing import Any
 import torch
 
 from mezzotint.errors import BrokenFile, MissingTensor, UnknownFormat, Unsupported
+from mezzotint.formats.components import COMFY_NOTE, PREFIXES
 from mezzotint.formats.contents import MAX_PADDING, StoredLinear
 from mezzotint.formats.header import Header
-from mezzotint.formats.modelopt import COMFY_NOTE, SUFFIXES, optional_keys
+from mezzotint.formats.modelopt import SUFFIXES, optional_keys
 from mezzotint.formats.safetensors_file import read_each
 from mezzotint.schemes import FP8, INT8, MXFP8, NVFP4, Scheme
 from mezzotint.tensor import PLAIN, Layout
 
 MARKER = ".comfy_quant"
-PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.")
-"""What single files, and state dicts of whole pipelines, put before every name of the transformer."""
 SCHEME_OF_FORMAT = {"nvfp4": NVFP4, "float8_e4m3fn": FP8, "mxfp8": MXFP8, "int8_tensorwise": INT8}
 REFUSED = {
     "float8_e5m2": "its numbers have two bits of mantissa, and no scheme here has",
     "convrot_w4a4": "its weights are rotated by Hadamard matrices",
     "asym_w4a8_int8": "its 4-bit weights have zero points",
+    "int8_blockwise": "its scales are for blocks, not for rows",
     "awq_w4a16": "its packing of 4-bit weights is ComfyUI's own",
 }
 COMFY_LAYOUT = Layout(codes="high_first", scales="tiles_128x4")
@@ -123,7 +123,8 @@ def _scheme(header: Header, module: str, note: Mapping[str, Any]) -> Scheme:
     if written in REFUSED:
         raise Unsupported(f"{header.path}: layer {module} has format {written}: {REFUSED[written]}")
     if note.get("convrot"):
-        raise Unsupported(f"{header.path}: layer {module} has format {written} with convrot: its weights are rotated")
+        said = f"format {written} with convrot" if "format" in note else "convrot and no format (INT8-Fast)"
+        raise Unsupported(f"{header.path}: layer {module} has {said}: its weights are rotated")
     if written not in SCHEME_OF_FORMAT:
         raise UnknownFormat(
             f"{header.path}: layer {module} has format {written!r}, expected {' or '.join(SCHEME_OF_FORMAT)}"

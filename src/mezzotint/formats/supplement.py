@@ -9,6 +9,7 @@ from mezzotint.errors import BadRequest, BrokenFile, Unsupported
 from mezzotint.formats.calibrated import RANGES
 from mezzotint.formats.header import Header, read_header
 from mezzotint.formats.pickled import is_counts
+from mezzotint.formats.renaming import Renames, renamed
 from mezzotint.formats.torch_file import TorchFile, read_torch_file
 from mezzotint.hub import AnyPath
 from mezzotint.schemes.scheme import FLOATS
@@ -21,14 +22,15 @@ BACKBONE = "ckpt/backbone.pt"
 E4M3_BITS = (4, 3)
 
 
-def open_header(path: AnyPath, scales_from: AnyPath | None = None) -> Header:
+def open_header(path: AnyPath, scales_from: AnyPath | None = None, rename: Renames | None = None) -> Header:
     """Header of a file, a component's folder, or ModelOpt's folder of hf and ckpt/backbone.pt.
 
     scales_from   a sister file with the input scales that `path` lacks, or a backbone.pt with ranges for its weights
+    rename        {regular expression: replacement} for names of the tensors at `path`
     Raises        CheckpointError, BadRequest
     """
     home = hf_folder(path)
-    header = read_header(home)
+    header = renamed(read_header(home), rename or {})
     if home != path and scales_from is None and (path / BACKBONE).is_file():
         scales_from = path / BACKBONE
     if scales_from is None:

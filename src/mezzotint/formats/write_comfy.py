@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from mezzotint import layouts
-from mezzotint.formats.modelopt import COMFY_NOTE, SUFFIXES
+from mezzotint.formats.components import COMFY_NOTE
+from mezzotint.formats.modelopt import SUFFIXES
 from mezzotint.formats.notes import COMFY_LAYOUT, MARKER
 from mezzotint.formats.writing import Declaration, DiffusersNames, Pieces, Refusal, Written, in_pieces, scalar, unplaced
 from mezzotint.schemes import FP8, MXFP8, NVFP4

@@ -12,11 +12,11 @@ def decode_fp8(parts: Parts) -> Tensor:
     """Real weights of an FP8 matrix: codes * weight_scale, in float32.
 
     codes          float8_e4m3fn [out, in]
-    weight_scale   float32 [], [1], or [out] (one per row)
+    weight_scale   float32 [], [1], [out] or [out, 1] (one per row)
     Returns        float32 [out, in]
     """
     scale = parts["weight_scale"].float()
-    return parts["codes"].float() * (scale[:, None] if scale.numel() > 1 else scale.reshape(()))
+    return parts["codes"].float() * (scale.reshape(-1, 1) if scale.numel() > 1 else scale.reshape(()))
 
 
 def encode_fp8(weights: Tensor, by_row: bool = False) -> dict[str, Tensor]:

@@ -9,10 +9,10 @@ from mezzotint.builtin import component_folder, counterpart, resolve
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.errors import CheckpointError, listed
 from mezzotint.formats.contents import orphans
+from mezzotint.formats.renaming import Renames
 from mezzotint.formats.supplement import hf_folder, open_header
 from mezzotint.hub import AnyPath, local_copy
 from mezzotint.loading import plan
-from mezzotint.pipelines import meta_model
 from mezzotint.verifying import against_base
 from mezzotint.verifying.against_base import LayerError
 from mezzotint.verifying.files import Files, check_sum, look_at_files, recorded_but_absent, recorded_checksums
@@ -62,6 +62,7 @@ def verify(
     component: str | None = None,
     scales_from: str | Path | None = None,
     repair: bool = False,
+    rename: Renames | None = None,
     on_progress: Progress | None = None,
 ) -> VerifyReport:
     """Check a checkpoint file or component folder; nothing is raised for what is wrong with it, only reported.
@@ -69,6 +70,7 @@ def verify(
     base          unquantized component of the same model, to compare every layer with
     component     folder inside `path`, where that is a whole pipeline ["transformer"]
     scales_from   checkpoint whose static input scales fill in for those that `path` lacks
+    rename        {regular expression: replacement} for a checkpoint that differs in its tensors' names alone
     repair        download broken and missing files again from the Hub first, where they came from there
     Raises        CheckpointError only for a base or scales that cannot be read
     """
@@ -81,7 +83,7 @@ def verify(
         files = look_at_files(folder)
     reference = None if base is None else Checkpoint.open(counterpart(resolve(base), component))
     sister = None if scales_from is None else counterpart(resolve(scales_from), component)
-    return _Run(place, files, reference, sister, on_progress).report(repairs)
+    return _Run(place, files, reference, sister, on_progress, rename).report(repairs)
 
 
 def _to_fetch(files: Files) -> Iterator[Path]:
@@ -103,7 +105,9 @@ class _Run:
         base: Checkpoint | None,
         scales_from: AnyPath | None,
         on_progress: Progress | None,
+        rename: Renames | None = None,
     ) -> None:
+        self.rename = rename
         self.path, self.files, self.base, self.scales_from = path, files, base, scales_from
         self.on_progress = on_progress
         self.sums = recorded_checksums(files)
@@ -124,6 +128,7 @@ class _Run:
             ]
             if not any(finding.check == "layers" for finding in findings):
                 findings += _against_config(checkpoint)
+            findings += [suspicious("config", str(self.path), said) for said in checkpoint.contradictions]
             if self.base is not None:
                 checkpoint = self._measured(checkpoint, self.base, findings)
                 errors = self._compare(checkpoint, self.base, findings)
@@ -152,7 +157,7 @@ class _Run:
     def _open(self, findings: list[Finding]) -> Checkpoint | None:
         """The checkpoint, or None if the files cannot be read as one; what stops it is among the findings."""
         try:
-            checkpoint = Checkpoint.of(open_header(self.path, self.scales_from))
+            checkpoint = Checkpoint.of(open_header(self.path, self.scales_from, self.rename))
             _ = checkpoint.linears
         except CheckpointError as error:
             if not any(finding.severity == Severity.BROKEN for finding in findings):
@@ -209,12 +214,11 @@ def _against_config(checkpoint: Checkpoint) -> Iterator[Finding]:
         yield Finding(
             Severity.NOTE, "config", str(checkpoint.header.path), "no config.json beside it to hold it against"
         )
-        return
-    if config["_class_name"] != checkpoint.family.transformer:
+    elif config["_class_name"] != checkpoint.family.transformer:
         message = f"names {config['_class_name']}, and the tensors are those of {checkpoint.family.title}"
         yield suspicious("config", "config.json", message)
         return
     try:
-        plan(checkpoint.without_input_scales(), meta_model(config["_class_name"], config))
+        plan(checkpoint.without_input_scales(), checkpoint.model())
     except CheckpointError as error:
-        yield of_error("config", "config.json", error)
+        yield of_error("config", "config.json" if config else str(checkpoint.header.path), error)

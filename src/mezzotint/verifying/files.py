@@ -8,7 +8,7 @@ from typing import Any
 
 from mezzotint.errors import CheckpointError, UnexpectedTensor
 from mezzotint.formats import Header
-from mezzotint.formats.header import INDEX_SUFFIX, header_of_files
+from mezzotint.formats.header import header_of_files, index_of, single_of, without_variants
 from mezzotint.saving.stream import record_of
 from mezzotint.verifying.findings import Finding, broken, of_error, suspicious
 
@@ -42,8 +42,8 @@ def look_at_files(path: Path) -> Files:
     """Read every header on its own, so that one broken file does not hide another."""
     if path.is_file():
         return _read(path.parent, [path], None, [])
-    index_file = next(iter(sorted(path.glob("*" + INDEX_SUFFIX))), None)
-    present = sorted(path.glob("*.safetensors"))
+    present, _ = without_variants(sorted(path.glob("*.safetensors")))
+    index_file = index_of(path, present)
     if index_file is None:
         return _read(path, present, None, [])
     try:
@@ -57,7 +57,7 @@ def look_at_files(path: Path) -> Files:
         for file in wanted
         if not file.is_file()
     ]
-    single = path / index_file.name.replace(INDEX_SUFFIX, ".safetensors")
+    single = path / single_of(index_file)
     if missing and single in present:
         stale = suspicious(
             "index", index_file.name, f"names shards that are not there, beside a complete {single.name}"

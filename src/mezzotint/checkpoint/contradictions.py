@@ -1,0 +1,58 @@
+"""What a configuration says of the layout, where the file's own evidence says otherwise: named, and not followed."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mezzotint.formats import Contents, Header
+from mezzotint.schemes import MXFP8, NVFP4
+
+HIGH_FIRST = {True: "high_first", False: "low_first"}
+"""{swap_weight_nibbles: the order of codes that it is right for}; SGLang swaps what comfy-kitchen wrote."""
+SCALES = {"swizzled": "tiles_128x4", "linear": "row_major"}
+"""{checkpoint_weight_scale_layout: the order of block scales that it stands for}"""
+
+
+def contradictions(header: Header, contents: Contents) -> Iterator[str]:
+    """One sentence for each entry of a configuration that is not true of the layers."""
+    for where, declared in _declared(header):
+        yield from (f"{where} has {said}; the layers are read as they are" for said in _untrue(declared, contents))
+
+
+def _untrue(declared: Mapping[str, Any], contents: Contents) -> Iterator[str]:
+    linears = contents.linears.values()
+    codes = {linear.layout.codes for linear in linears if linear.scheme is NVFP4}
+    scales = {linear.layout.scales for linear in linears if linear.scheme in (NVFP4, MXFP8)}
+    groups = {linear.scheme.group for linear in linears if linear.scheme.group > 1}
+    swap, order = declared.get("swap_weight_nibbles"), declared.get("checkpoint_weight_scale_layout")
+    if isinstance(swap, bool) and codes and codes != {HIGH_FIRST[swap]}:
+        yield f"swap_weight_nibbles {swap}, and codes are {_said(codes)}"
+    if isinstance(order, str) and order in SCALES and scales and scales != {SCALES[order]}:
+        yield f"checkpoint_weight_scale_layout {order}, and scales are {_said(scales)}"
+    size = declared.get("group_size")
+    if type(size) is int and size > 0 and groups and size not in groups:
+        yield f"group_size {size}, and groups have {' or '.join(map(str, sorted(groups)))} columns"
+
+
+def _said(orders: set[str]) -> str:
+    return " and ".join(order.replace("_", " ") for order in sorted(orders))
+
+
+def _declared(header: Header) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(where, entries) of every quantization that is declared, nested ones flat."""
+    found = {
+        "config.json": header.config.get("quantization_config"),
+        "hf_quant_config.json": header.hf_quant_config,
+        "the header": _object_in(header.metadata.get("quantization_config", "")),
+    }
+    for where, declared in found.items():
+        if isinstance(declared, Mapping):
+            nested = declared.get("quantization")
+            yield where, {**declared, **nested} if isinstance(nested, Mapping) else declared
+
+
+def _object_in(text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
