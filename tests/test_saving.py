@@ -17,7 +17,8 @@ import synthetic
 from checkpoints import WEIGHTS
 from mezzotint.errors import BadRequest, CannotWrite
 from mezzotint.formats import read_header
-from mezzotint.saving import Entry, Group, Output, Shard, into_shards, output, write_output
+from mezzotint.saving import Entry, Group, Output, Shard, into_shards, other_files, output, publishing, write_output
+from mezzotint.saving.files import locked
 from mezzotint.saving.stream import write_shard
 
 TOOLS = Path(kill_convert.__file__).parent
@@ -40,11 +41,19 @@ def shards_of(number: int) -> list[Shard]:
     return into_shards(groups, 256, "", "w", {"format": "pt"})
 
 
+PLAN = "0123456789ab"
+
+
 def planned(path: Path, number: int = 3) -> Output:
+    """An output that takes everything but notes for its own."""
+
     def finish(folder: Path, records: object) -> None:
         (folder / "config.json").write_text("{}")
 
-    return Output(path, "abc", shards_of(number), finish)
+    def strangers(folder: Path) -> list[str]:
+        return [name for name in other_files(folder, set()) if "note" in name]
+
+    return Output(path, PLAN, shards_of(number), finish, strangers=strangers)
 
 
 def hidden(folder: Path) -> list[str]:
@@ -125,18 +134,20 @@ def test_a_finished_shard_whose_bytes_have_changed_is_written_again(tmp_path: Pa
 
 
 def test_leftovers_of_another_plan_are_removed(tmp_path: Path) -> None:
-    (tmp_path / ".out.partial-old").mkdir()
-    (tmp_path / ".out.partial-old/a").write_text("x")
-    (tmp_path / ".out.partial-old.journal").write_text("x")
-    (tmp_path / ".output.partial-other").mkdir()
+    (tmp_path / ".out.partial-ffffffffffff").mkdir()
+    (tmp_path / ".out.partial-ffffffffffff/a").write_text("x")
+    (tmp_path / ".out.partial-ffffffffffff.journal").write_text("x")
+    others = [".out.partial-mine", ".output.partial-ffffffffffff"]
+    for name in others:
+        (tmp_path / name).mkdir()
     write_output(planned(tmp_path / "out"), False, ignore)
-    assert hidden(tmp_path) == [".output.partial-other"]
+    assert hidden(tmp_path) == others
 
 
 def test_two_runs_do_not_write_one_output(tmp_path: Path) -> None:
     plan = planned(tmp_path / "out")
     plan.partial.mkdir()
-    with output._locked(plan.partial), pytest.raises(BadRequest, match="another run is writing this output"):
+    with locked(plan.partial), pytest.raises(BadRequest, match="another run is writing this output"):
         write_output(plan, False, ignore)
 
 
@@ -154,7 +165,7 @@ def test_an_output_is_replaced_only_on_request(nvfp4: Path, tmp_path: Path) -> N
 def test_folders_change_places_where_the_system_cannot_exchange_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(output.ctypes, "CDLL", lambda *_a, **_k: object())
+    monkeypatch.setattr(publishing.ctypes, "CDLL", lambda *_a, **_k: object())
     write_output(planned(tmp_path / "out", 1), False, ignore)
     write_output(planned(tmp_path / "out", 2), True, ignore)
     assert len(list((tmp_path / "out").glob("*.safetensors"))) == 2
