@@ -36,7 +36,8 @@ class Destination:
         """Raises BadRequest where path, target and pipeline do not fit together."""
         path = true_place(path)
         if merge_into is None:
-            return cls(path.with_name(f"{path.name}{_suffix(path, target)}"), "", target.file, None)
+            suffix = _suffix(path, target)
+            return cls(path.with_name(f"{path.name}{suffix}") if suffix else path, "", target.file, None)
         if target.file:
             raise BadRequest(f"{target.title} is a single file, and --merge-into makes a folder")
         merged = MergedPipeline.of(merge_into, component or COMPONENT)
@@ -70,4 +71,4 @@ class Destination:
 
 
 def _suffix(path: Path, target: Target) -> str:
-    return ".safetensors" if target.file and path.suffix != ".safetensors" else ""
+    return ".safetensors" if target.file and path.name and path.suffix != ".safetensors" else ""

@@ -100,7 +100,7 @@ def write_output(output: Output, overwrite: bool, on_bytes: Callable[[int], None
                 _clear(output, old)
     except OSError as error:
         if not placed:
-            output.unchanged()
+            _check_unchanged(output)
         raise _cannot_write(output, error, placed) from error
     return resumed
 
@@ -145,7 +145,8 @@ def _check_unchanged(output: Output) -> None:
         output.unchanged()
     except MezzotintError:
         output.journal.unlink(missing_ok=True)
-        shutil.rmtree(output.partial)
+        if output.partial.is_dir():
+            shutil.rmtree(output.partial)
         raise
 
 

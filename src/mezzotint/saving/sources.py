@@ -34,10 +34,11 @@ class HeldFiles(ExitStack):
     def check(self) -> None:
         """Raise BrokenFile if a file was written, replaced or removed since it was held."""
         for file, (handle, stamp) in self._held.items():
+            there = file.exists() and os.path.samestat(os.fstat(handle), file.stat())
+            if not there:
+                raise _changed(file, "replaced or removed")
             if _stamp(os.fstat(handle)) != stamp:
-                raise _changed(file, "written to")
-            if not file.exists() or _stamp(file.stat()) != stamp:
-                raise _changed(file, "replaced")
+                raise _changed(file, "written to, moved or linked")
 
 
 def _stamp(stat: os.stat_result) -> Stamp:
