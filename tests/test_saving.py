@@ -17,7 +17,19 @@ import synthetic
 from checkpoints import WEIGHTS
 from mezzotint.errors import BadRequest, CannotWrite
 from mezzotint.formats import read_header
-from mezzotint.saving import Entry, Group, Output, Shard, into_shards, output, write_output
+from mezzotint.saving import (
+    Entry,
+    Group,
+    Output,
+    Shard,
+    into_shards,
+    other_files,
+    output,
+    publishing,
+    whole_file,
+    write_output,
+)
+from mezzotint.saving.files import locked
 from mezzotint.saving.stream import write_shard
 
 TOOLS = Path(kill_convert.__file__).parent
@@ -40,11 +52,19 @@ def shards_of(number: int) -> list[Shard]:
     return into_shards(groups, 256, "", "w", {"format": "pt"})
 
 
+PLAN = "0123456789ab"
+
+
 def planned(path: Path, number: int = 3) -> Output:
+    """An output that takes everything but notes for its own."""
+
     def finish(folder: Path, records: object) -> None:
         (folder / "config.json").write_text("{}")
 
-    return Output(path, "abc", shards_of(number), finish)
+    def strangers(folder: Path) -> list[str]:
+        return [name for name in other_files(folder, set()) if "note" in name]
+
+    return Output(path, PLAN, shards_of(number), finish, strangers=strangers)
 
 
 def hidden(folder: Path) -> list[str]:
@@ -125,18 +145,20 @@ def test_a_finished_shard_whose_bytes_have_changed_is_written_again(tmp_path: Pa
 
 
 def test_leftovers_of_another_plan_are_removed(tmp_path: Path) -> None:
-    (tmp_path / ".out.partial-old").mkdir()
-    (tmp_path / ".out.partial-old/a").write_text("x")
-    (tmp_path / ".out.partial-old.journal").write_text("x")
-    (tmp_path / ".output.partial-other").mkdir()
+    (tmp_path / ".out.partial-ffffffffffff").mkdir()
+    (tmp_path / ".out.partial-ffffffffffff/a").write_text("x")
+    (tmp_path / ".out.partial-ffffffffffff.journal").write_text("x")
+    others = [".out.partial-mine", ".output.partial-ffffffffffff"]
+    for name in others:
+        (tmp_path / name).mkdir()
     write_output(planned(tmp_path / "out"), False, ignore)
-    assert hidden(tmp_path) == [".output.partial-other"]
+    assert hidden(tmp_path) == others
 
 
 def test_two_runs_do_not_write_one_output(tmp_path: Path) -> None:
     plan = planned(tmp_path / "out")
     plan.partial.mkdir()
-    with output._locked(plan.partial), pytest.raises(BadRequest, match="another run is writing this output"):
+    with locked(plan.partial), pytest.raises(BadRequest, match="another run is writing this output"):
         write_output(plan, False, ignore)
 
 
@@ -154,7 +176,7 @@ def test_an_output_is_replaced_only_on_request(nvfp4: Path, tmp_path: Path) -> N
 def test_folders_change_places_where_the_system_cannot_exchange_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(output.ctypes, "CDLL", lambda *_a, **_k: object())
+    monkeypatch.setattr(publishing.ctypes, "CDLL", lambda *_a, **_k: object())
     write_output(planned(tmp_path / "out", 1), False, ignore)
     write_output(planned(tmp_path / "out", 2), True, ignore)
     assert len(list((tmp_path / "out").glob("*.safetensors"))) == 2
@@ -216,3 +238,125 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("big") / "source"
     synthetic.write(folder, 1, 2, heads=18)
     return folder
+
+
+def kill_at(step: str, path: Path) -> None:
+    """Replace an output in a process that dies right before this call, without a way to exchange two names."""
+    code = f"""
+import os, sys
+from pathlib import Path
+sys.path[:0] = {sys.path!r}
+import test_saving
+from mezzotint.saving import publishing, whole_file, write_output
+publishing.ctypes = type("None", (), {{"CDLL": lambda *_a, **_k: object()}})
+calls = []
+rename, rmtree = Path.rename, publishing.shutil.rmtree
+def counted(name, call):
+    def instead(*arguments):
+        calls.append(name)
+        if f"{{name}}{{calls.count(name)}}" == "{step}":
+            os._exit(9)
+        return call(*arguments)
+    return instead
+Path.rename = counted("rename", rename)
+publishing.shutil.rmtree = counted("rmtree", rmtree)
+write_output(test_saving.planned(Path(sys.argv[1]), 2), True, test_saving.ignore)
+"""
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
+    assert done.returncode == 9, done.stderr
+
+
+@pytest.mark.parametrize("step", ["rename1", "rename2", "rmtree1"])
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_kill_between_the_two_renames_is_repaired_by_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, exchange: bool
+) -> None:
+    path, number = tmp_path / "out", {"rename1": 1, "rename2": 1, "rmtree1": 2}[step]
+    write_output(planned(path, 1), False, ignore)
+    kill_at(step, path)
+    assert path.exists() == (step != "rename2")
+    with pytest.raises(BadRequest, match="is there already"):
+        write_output(planned(path, 3), False, ignore)
+    assert len(list(path.glob("*.safetensors"))) == number, "the old output, or the new one"
+    if not exchange:
+        monkeypatch.setattr(publishing.ctypes, "CDLL", lambda *_a, **_k: object())
+    write_output(planned(path, 3), True, ignore)
+    assert len(list(path.glob("*.safetensors"))) == 3
+    assert hidden(tmp_path) == []
+
+
+def test_a_folder_of_that_name_which_is_no_output_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aside = tmp_path / ".out.replaced"
+    aside.mkdir()
+    (aside / "note").write_text("mine")
+    write_output(planned(tmp_path / "out"), False, ignore)
+    write_output(planned(tmp_path / "out"), True, ignore)
+    monkeypatch.setattr(publishing.ctypes, "CDLL", lambda *_a, **_k: object())
+    with pytest.raises(BadRequest, match=r"\.out\.replaced: is in the way"):
+        write_output(planned(tmp_path / "out"), True, ignore)
+    assert (aside / "note").read_text() == "mine"
+
+
+def fail(*_arguments: object, **_options: object) -> None:
+    raise OSError(5, "Input/output error")
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_nothing_has_changed_is_said_only_where_it_is_true(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
+) -> None:
+    path = tmp_path / "out"
+    write_output(planned(path, 1), False, ignore)
+    if not exchange:
+        monkeypatch.setattr(publishing.ctypes, "CDLL", lambda *_a, **_k: object())
+    with monkeypatch.context() as patch, pytest.raises(CannotWrite) as caught:
+        patch.setattr(output.shutil, "rmtree", fail)
+        write_output(planned(path, 2), True, ignore)
+    assert "is written and complete" in caught.value.message
+    assert "changed" not in str(caught.value)
+    assert len(list(path.glob("*.safetensors"))) == 2
+    write_output(planned(path, 3), True, ignore)
+    assert hidden(tmp_path) == []
+
+
+def test_where_neither_rename_nor_the_way_back_succeeds_the_old_output_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, rename = tmp_path / "out", Path.rename
+    write_output(planned(path, 1), False, ignore)
+    monkeypatch.setattr(publishing.ctypes, "CDLL", lambda *_a, **_k: object())
+    with monkeypatch.context() as patch, pytest.raises(CannotWrite) as caught:
+        patch.setattr(Path, "rename", lambda one, other: fail() if other == path else rename(one, other))
+        write_output(planned(path, 2), True, ignore)
+    assert f"what was at the output is at {tmp_path / '.out.replaced'}" in caught.value.hint
+    assert "nothing at the output has changed" not in caught.value.hint
+    write_output(planned(path, 2), True, ignore)
+    assert len(list(path.glob("*.safetensors"))) == 2
+    assert hidden(tmp_path) == []
+
+
+def test_a_temporary_file_of_a_killed_run_is_removed_by_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "out.png"
+    code = (
+        "import os, sys; from mezzotint.saving import whole_file\n"
+        "with whole_file(sys.argv[1]) as file:\n    file.write_text('half'); os._exit(9)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, path], check=False)
+    others = [".out.png.abcdefgh.png", ".out.png.partial-mine.png", ".other.png.partial-abcdefgh.png"]
+    for name in others:
+        (tmp_path / name).write_text("mine")
+    assert len(hidden(tmp_path)) == 4
+    with whole_file(path) as temporary:
+        temporary.write_text("whole")
+    assert hidden(tmp_path) == sorted(others)
+
+
+def test_a_temporary_file_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
+    with whole_file(tmp_path / "a.png") as first, whole_file(tmp_path / "a.png") as second:
+        assert first != second
+        first.write_text("one")
+        second.write_text("two")
+    assert (tmp_path / "a.png").read_text() == "one", "the outer block ends last"
+    assert hidden(tmp_path) == []

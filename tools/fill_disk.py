@@ -45,8 +45,7 @@ def filling_at(share: float, ballast: Path) -> Callable[[int, int], None]:
 def trial(source: Path, folder: Path, share: float, expected: dict[str, str]) -> dict[str, Any]:
     """One full disk and one restart, beside an old output."""
     output, ballast = folder / "out", folder / "ballast"
-    output.mkdir()
-    (output / "note.txt").write_text("what was there before\n")
+    shutil.copytree(folder / "old", output)
     old = digest(output)
     try:
         mezzotint.convert(
@@ -63,6 +62,11 @@ def trial(source: Path, folder: Path, share: float, expected: dict[str, str]) ->
     assert not leftovers(output), f"left behind: {leftovers(output)}"
     shutil.rmtree(output)
     return {"share": share, "message": message}
+
+
+def small_output(folder: Path) -> None:
+    """An earlier output that takes little room: only that may be replaced."""
+    mezzotint.convert("demo-fp8", folder)
 
 
 def too_small(source: Path, folder: Path) -> str:
@@ -89,6 +93,7 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="add a row to benchmarks/results/robustness.jsonl")
     arguments = parser.parse_args()
     early = too_small(arguments.source, arguments.folder)
+    small_output(arguments.folder / "old")
     mezzotint.convert(arguments.source, arguments.folder / "out", shard_bytes=SHARD_BYTES)
     expected = digest(arguments.folder / "out")
     shutil.rmtree(arguments.folder / "out")

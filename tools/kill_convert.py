@@ -113,8 +113,7 @@ def main() -> None:
     whole = time.monotonic() - started
     expected = digest(output)
     shutil.rmtree(output)
-    old.mkdir()
-    (old / "note.txt").write_text("what was there before\n")
+    mezzotint.convert(arguments.source, old, shard_bytes=2 * SHARD_BYTES)
     random.seed(arguments.seed)
     trials: list[Trial] = []
     while sum(trial.killed for trial in trials) < arguments.points:

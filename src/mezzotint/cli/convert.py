@@ -27,7 +27,8 @@ def convert(
         str | None, typer.Option(help="Folder inside a pipeline, such as transformer_2 \\[transformer].")
     ] = None,
     merge_into: Annotated[
-        str | None, typer.Option(metavar="PIPELINE", help="Make the output a whole pipeline, the rest by hard links.")
+        str | None,
+        typer.Option(metavar="PIPELINE", help="Folder or Hub id: make the output a whole pipeline, the rest copied."),
     ] = None,
     rename: Annotated[
         list[str] | None,
@@ -37,14 +38,14 @@ def convert(
     ] = None,
     shard_gb: Annotated[float, typer.Option(min=0.001, help="Largest shard, in 10^9 bytes.")] = 4.0,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what is there, once the new is complete.")
+        bool, typer.Option("--overwrite", help="Replace an earlier output, and nothing else, once the new is complete.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
 ) -> None:
     """Write a checkpoint as another format. What the target cannot hold is refused before anything is written.
 
     The output appears whole or not at all. After an interruption the same command goes on with the shards that are
-    finished.
+    finished. --overwrite replaces what an earlier conversion has written; where anything else lies, it refuses.
 
     Examples:
 

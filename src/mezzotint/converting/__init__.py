@@ -9,18 +9,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mezzotint.builtin import component_folder, counterpart, resolve
+from mezzotint._version import VERSION
+from mezzotint.builtin import PIPELINE_INDEX, component_folder, counterpart, is_pipeline, resolve
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.converting.destination import Destination
+from mezzotint.converting.earlier_output import strangers
 from mezzotint.converting.planning import Contents, matching, plan_contents
-from mezzotint.converting.provenance import model_config, plan_name, source_facts, stamps
-from mezzotint.errors import BadRequest
+from mezzotint.converting.provenance import PIPELINE, VERSION_KEY, model_config, plan_name, source_facts
+from mezzotint.converting.reading import files_read, tensor_files
+from mezzotint.errors import BadRequest, listed
 from mezzotint.families.nunchaku_names import in_nunchaku, stored_layers, stored_tensor
 from mezzotint.formats import targets
 from mezzotint.formats.renaming import Renames
 from mezzotint.formats.writing import Model, Target, Writer
-from mezzotint.hub import local_copy
-from mezzotint.saving import Output, Shard, into_shards, write_output
+from mezzotint.hub import AnyPath, local_copy
+from mezzotint.saving import HeldFiles, Output, Shard, into_shards, write_output
 
 __all__ = ["ConvertReport", "convert"]
 
@@ -66,7 +69,7 @@ def convert(
     scales_from: str | Path | None = None,
     keep_bf16: Sequence[str] = (),
     component: str | None = None,
-    merge_into: str | Path | None = None,
+    merge_into: str | AnyPath | None = None,
     shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
     rename: Renames | None = None,
@@ -79,25 +82,32 @@ def convert(
     to            mezzotint, bf16, modelopt, comfy, nunchaku, row-major
     scales_from   checkpoint whose static input scales fill in for those that `source` lacks
     keep_bf16     globs on diffusers' module names; these layers are written unquantized
-    component     folder inside `source`, where that is a whole pipeline ["transformer"]
-    merge_into    folder of a diffusers pipeline: `output` becomes a copy of it, by hard links, with this component
+    component     folder inside `source`, where that is a whole pipeline, and inside the output of `merge_into`
+                  ["transformer"]
+    merge_into    folder or Hub id of a diffusers pipeline: `output` becomes a copy of it with this component, whose
+                  configuration stays the pipeline's
     shard_bytes   largest size of one file's tensors
-    overwrite     replace what is at `output`, once the new one is complete
+    overwrite     replace an earlier output at `output`, once the new one is complete; anything else there is refused
     rename        {regular expression: replacement} for a source that differs in its tensors' names alone
     Raises        MezzotintError; what was at `output` is then untouched
     """
     started = time.monotonic()
     target = _target(to)
-    merged = None if merge_into is None else Path(merge_into)
-    destination = Destination.of(Path(output), target, component, merged)
-    base_checkpoint = None if base is None else Checkpoint.open(counterpart(resolve(base), component))
-    checkpoint = _open(source, component, base_checkpoint, scales_from, rename)
-    checkpoint = checkpoint.placed(checkpoint.model(base_checkpoint))
-    config = model_config(checkpoint, base_checkpoint)
-    contents = _contents(checkpoint, target.writer(_model(checkpoint, config)), keep_bf16, base_checkpoint)
-    shards = _shards(contents, destination, config, shard_bytes)
-    planned = _output(destination, shards, contents, config, to, [checkpoint, base_checkpoint])
-    resumed = write_output(planned, overwrite, _counter(planned.nbytes, on_progress))
+    destination = Destination.of(Path(output), target, component, merge_into)
+    inside = component if merge_into is None or is_pipeline(resolve(source)) else None
+    named = [resolve(path) for path in (source, base, scales_from) if path is not None]
+    destination.check([*named, component_folder(named[0], inside)], overwrite)
+    with HeldFiles() as held:
+        for path in named:
+            held.hold(files_read(path, component))
+        base_checkpoint = None if base is None else Checkpoint.open(counterpart(resolve(base), component))
+        checkpoint = _open(source, inside, base_checkpoint, scales_from, rename)
+        checkpoint = checkpoint.placed(checkpoint.model(base_checkpoint))
+        config = _config(checkpoint, base_checkpoint, destination)
+        contents = _contents(checkpoint, target.writer(_model(checkpoint, config)), keep_bf16, base_checkpoint)
+        shards = _shards(contents, destination, config, shard_bytes)
+        planned = _output(destination, shards, contents, config, to, [checkpoint, base_checkpoint], held)
+        resumed = write_output(planned, overwrite, _counter(planned.total, on_progress))
     return ConvertReport(
         source=Path(str(checkpoint.header.path)),
         source_format=checkpoint.recognised.format.name,
@@ -111,7 +121,7 @@ def convert(
         seconds=time.monotonic() - started,
         transforms=contents.transforms,
         ignored=checkpoint.ignored,
-        notes=(*checkpoint.header.notes, *checkpoint.contradictions, *_notes(checkpoint, config)),
+        notes=(*checkpoint.header.notes, *checkpoint.contradictions, *_notes(checkpoint, config, destination)),
     )
 
 
@@ -153,10 +163,19 @@ def _contents(checkpoint: Checkpoint, writer: Writer, keep_bf16: Sequence[str], 
     return plan_contents(checkpoint, writer, matching(modules, keep_bf16), base)
 
 
+def _config(checkpoint: Checkpoint, base: Checkpoint | None, destination: Destination) -> dict[str, Any]:
+    """The configuration to write: that of the pipeline which the output becomes, else the source's or the base's."""
+    if destination.merged is None:
+        return model_config(checkpoint, base)
+    destination.merged.check(checkpoint)
+    return destination.merged.config
+
+
 def _shards(contents: Contents, destination: Destination, config: Mapping[str, Any], limit: int) -> list[Shard]:
     metadata = {"format": "pt", **contents.declaration.metadata}
-    if destination.file and config:
-        metadata["config"] = json.dumps(config)
+    if destination.file:
+        metadata[VERSION_KEY] = VERSION
+        metadata |= {"config": json.dumps(config)} if config else {}
     return into_shards(
         contents.groups, None if destination.file else limit, destination.folder, destination.stem, metadata
     )
@@ -169,19 +188,27 @@ def _output(
     config: Mapping[str, Any],
     to: str,
     read: Sequence[Checkpoint | None],
+    held: HeldFiles,
 ) -> Output:
-    """The output, named after everything that decides its bytes."""
+    """The output, named after everything that decides its bytes; every file that is read for it is held from now on."""
     quantization = contents.declaration.quantization
     config = {**config, **({} if quantization is None else {"quantization_config": quantization})}
     sources = [source_facts(checkpoint) for checkpoint in read if checkpoint is not None]
-    provenance = {"target": to, "sources": sources, "transforms": contents.transforms}
-    facts = {"config": config, "provenance": provenance, "files": stamps(read), "merged": str(destination.merged)}
+    provenance: dict[str, Any] = {"target": to, "sources": sources, "transforms": contents.transforms}
+    copies = {} if destination.merged is None else destination.merged.files()
+    if destination.merged is not None:
+        provenance[PIPELINE] = {"path": str(destination.merged.folder), "files": list(copies)}
+    held.hold(tensor_files(read))
+    held.hold(copies.values())
     return Output(
         destination.path,
-        plan_name(shards, facts),
+        plan_name(shards, {"config": config, "provenance": provenance, "files": held.stamps}),
         shards,
         partial(destination.finish, config, provenance, shards),
         destination.file,
+        copies,
+        strangers,
+        held.check,
     )
 
 
@@ -197,10 +224,12 @@ def _counter(total: int, on_progress: Progress | None) -> Callable[[int], None]:
     return count
 
 
-def _notes(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Iterator[str]:
+def _notes(checkpoint: Checkpoint, config: Mapping[str, Any], destination: Destination) -> Iterator[str]:
     if "_class_name" not in config:
         yield from (
             f"{key} is not written; {entry} is true in the model's configuration"
             for key, entry in checkpoint.flags.items()
         )
         yield "no model configuration was found beside the source; name --base, or load with the pipeline's own"
+    if destination.merged is not None and (left := destination.merged.left_out()):
+        yield f"{listed(left)} of {destination.merged.folder} not copied, as {PIPELINE_INDEX} does not name it"

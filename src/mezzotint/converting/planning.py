@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mezzotint.checkpoint import Checkpoint, Outline
 from mezzotint.converting.bytes_of import bytes_of, copied, copied_scale, decoded, decoded_bias
-from mezzotint.errors import BadRequest, CannotWrite, Unsupported, listed
+from mezzotint.errors import BadRequest, CannotWrite, ShapeMismatch, Unsupported, listed
 from mezzotint.formats.safetensors_file import TensorInfo
 from mezzotint.formats.writing import Declaration, Pieces, Refusal, Writer
 from mezzotint.saving import Block, Entry, Group
@@ -112,6 +112,7 @@ def _unquantized(
 ) -> tuple[str, list[tuple[Place, Group]]]:
     """A quantized module in BF16, and where its values are from: the base if it has them, else decoded."""
     if base is not None and f"{module}.weight" in base.plain:
+        _check_same_shape(checkpoint, base, module)
         names = [name for name in (f"{module}.weight", f"{module}.bias") if name in base.plain]
         return f"taken in BF16 from {base.header.path}", [_plain(base, name, writer) for name in names]
     outline = checkpoint.outline(module)
@@ -121,6 +122,18 @@ def _unquantized(
     groups = [(place, Group((entry,), lambda: decoded(checkpoint.read(module), torch.bfloat16)))]
     bias = _bias(checkpoint, outline, module, writer.plain(f"{module}.bias"))
     return "decoded to BF16", groups + ([(place, bias)] if bias is not None else [])
+
+
+def _check_same_shape(checkpoint: Checkpoint, base: Checkpoint, module: str) -> None:
+    """Raise ShapeMismatch if the base has a layer of this name and another shape: it is another model's."""
+    expected = checkpoint.linear_shapes(module)["weight"]
+    found = base.shape(f"{module}.weight")
+    if found != expected:
+        raise ShapeMismatch(
+            f"{base.header.path}: {module}.weight has shape {list(found)}, and {checkpoint.header.path} has "
+            f"{list(expected)}",
+            "name the base of the same model.",
+        )
 
 
 def _bias(checkpoint: Checkpoint, outline: Outline, module: str, key: str) -> Group | None:

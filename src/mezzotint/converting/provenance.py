@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,11 @@ from mezzotint.hub import local_copy
 from mezzotint.saving import Shard, ShardRecord, weight_index
 
 SIDECAR = "mezzotint.json"
+VERSION_KEY = "mezzotint_version"
+"""By this entry, in mezzotint.json or in a single file's metadata, an output is known for one of ours."""
+PIPELINE = "pipeline"
+"""The entry of mezzotint.json that says which pipeline stands around the component."""
+STEM = "diffusion_pytorch_model"
 SHA256_LENGTH = 64
 
 
@@ -36,15 +41,6 @@ def _file_facts(file: Path) -> dict[str, Any]:
     return facts | ({"sha256": blob} if known else {})
 
 
-def stamps(checkpoints: Iterable[Checkpoint | None]) -> list[tuple[str, int, int]]:
-    """Path, size and time of change of every file that is read: a change of any of them is another conversion."""
-    infos = (
-        info for checkpoint in checkpoints if checkpoint is not None for info in checkpoint.header.tensors.values()
-    )
-    files = sorted({local_copy(info.file).resolve() for info in infos})
-    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-
-
 def plan_name(shards: Sequence[Shard], facts: Mapping[str, Any]) -> str:
     """A short name for everything that decides the output's bytes."""
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
@@ -56,7 +52,11 @@ def plan_name(shards: Sequence[Shard], facts: Mapping[str, Any]) -> str:
 def model_config(source: Checkpoint, base: Checkpoint | None) -> dict[str, Any]:
     """The model's configuration without its quantization: the source's, or else the base's."""
     candidates = [source.header.config, base.header.config if base is not None else {}]
-    config = next((entries for entries in candidates if "_class_name" in entries), {})
+    return unquantized_config(next((entries for entries in candidates if "_class_name" in entries), {}))
+
+
+def unquantized_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A component's configuration without its quantization."""
     return {key: value for key, value in config.items() if key != "quantization_config"}
 
 
@@ -73,7 +73,7 @@ def write_small_files(
     component = folder / prefix
     _write_json(component / "config.json", config)
     ordered = dict(sorted(checksums.items()))
-    _write_json(component / SIDECAR, {"mezzotint_version": VERSION} | dict(provenance) | {"shards": ordered})
+    _write_json(component / SIDECAR, {VERSION_KEY: VERSION} | dict(provenance) | {"shards": ordered})
     if len(shards) > 1:
         stem = shards[0].name.removeprefix(prefix).rpartition("-of-")[0].rpartition("-")[0]
         _write_json(component / f"{stem}.safetensors.index.json", weight_index(shards, prefix))

@@ -12,6 +12,10 @@ CONVERSION = {"tool": "mezzotint", "layout": ROWS, "vectors": ROWS}
 """What the file says of itself in the metadata entry `conversion`, as JSON."""
 
 
+NOT_CONVERTED = ["lm_head"]
+"""What vLLM-Omni needs to find in `modules_to_not_convert`: the head of a text encoder, which no transformer has."""
+
+
 class RowMajorTarget:
     name = "row-major"
     title = "row-major SVDQuant"
@@ -38,6 +42,6 @@ class RowMajorWriter(FusedNames):
             "rank": rank,
             "precision": "nvfp4" if scheme is SVDQUANT_NVFP4 else "int4",
             "act_unsigned": False,
-            "modules_to_not_convert": [],
+            "modules_to_not_convert": NOT_CONVERTED,
         }
         return Declaration(quantization, {"conversion": json.dumps(CONVERSION)})
