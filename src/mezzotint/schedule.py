@@ -7,8 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from mezzotint.errors import BadRequest
-from mezzotint.nn import unrounded_inputs
-from mezzotint.speed.attention import exact_attention
+from mezzotint.nn import exact_attention, unrounded_inputs
 
 WRITTEN = re.compile(r"(\d+)\+(\d+)")
 

@@ -12,8 +12,8 @@ from mezzotint.errors import BadRequest
 from mezzotint.families import family_with
 from mezzotint.kernels import Target
 from mezzotint.kernels.graphs import Graphs
-from mezzotint.nn import overrides
-from mezzotint.speed.attention import attention_is_exact, choose, set_attention
+from mezzotint.nn import attention_is_exact, overrides
+from mezzotint.speed.attention import choose, set_attention
 from mezzotint.speed.attention_layers import replace_layers
 from mezzotint.speed.fusing import Unfused, fuse
 from mezzotint.speed.linking import compile_blocks, link
