@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src/mezzotint"
 ROOMS = (
     "errors discover _import_hook _version",
-    "hub costs guard editing",
+    "hub costs guard editing turns",
     "schemes",
     "tensor",
     "layouts",
@@ -18,7 +18,7 @@ ROOMS = (
     "builtin inspection speed",
     "schedule checkpoint",
     "residency",
-    "loading saving",
+    "loading model_state saving",
     "diffusers_quantizer pictures converting",
     "pipelines videos",
     "painting",

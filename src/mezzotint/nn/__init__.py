@@ -1,7 +1,7 @@
 """The modules that the loader puts in place of a quantized nn.Linear, and the modes that they run in."""
 
 from mezzotint.nn.group import GroupedLinear, LinearGroup
-from mezzotint.nn.linear import QuantLinear, SplitLinear, linear_of, quant_linears
+from mezzotint.nn.linear import PREPARED, QuantLinear, SplitLinear, linear_of, quant_linears
 from mezzotint.nn.modes import attention_is_exact, exact_attention, overrides, unrounded_inputs, use_backend
 from mezzotint.nn.weight import DecodedWeight, HasWeight
 
@@ -10,6 +10,7 @@ __all__ = [
     "GroupedLinear",
     "HasWeight",
     "LinearGroup",
+    "PREPARED",
     "QuantLinear",
     "SplitLinear",
     "attention_is_exact",
