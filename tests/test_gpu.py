@@ -350,7 +350,7 @@ def test_modulation_worked_out_ahead_is_that_of_each_step(name: str) -> None:
     calls = record_calls(pipe)
     assert speed_up(pipe.transformer, scheduler=pipe.scheduler).modulated == 2 * 2 + 3
     assert speed_up(in_the_call.transformer).modulated == 0
-    ahead: Any = pipe.transformer.forward
+    ahead: Any = pipe.transformer.forward.function
     with torch.no_grad():
         together = [pipe.transformer(**call)[0] for call in calls]
         assert [len(table.steps) for table in ahead.tables.values()] == [STEPS]

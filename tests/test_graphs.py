@@ -52,7 +52,7 @@ def pools(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     numbers = count()
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(numbers))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Tape)
-    monkeypatch.setattr(torch.cuda, "graph", lambda tape, pool: (used.append(pool), tape)[1])
+    monkeypatch.setattr(torch.cuda, "graph", lambda tape, pool, capture_error_mode: (used.append(pool), tape)[1])
     monkeypatch.setattr(torch.cuda, "device", lambda _device: nullcontext())
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)

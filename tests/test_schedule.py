@@ -15,7 +15,7 @@ from torch import Tensor
 from mezzotint import speed
 from mezzotint.errors import BadRequest
 from mezzotint.kernels import BF16
-from mezzotint.nn import QuantLinear, overrides, unrounded_inputs, use_backend
+from mezzotint.nn import QuantLinear, attention_is_exact, exact_attention, overrides, unrounded_inputs, use_backend
 from mezzotint.painting import paint
 from mezzotint.pipelines import load, sampling_of
 from mezzotint.quality.candidate import read_sources
@@ -23,7 +23,7 @@ from mezzotint.quality.prompts import read_prompts
 from mezzotint.quality.sensitivity import sensitivity
 from mezzotint.quality.step_sensitivity import StepGain, schedule_for
 from mezzotint.schedule import StepSchedule, scheduled
-from mezzotint.speed.attention import ATTENTIONS, attention_is_exact, exact_attention
+from mezzotint.speed.attention import ATTENTIONS
 from mezzotint.speed.attention_layers import _takes_fp8
 from test_cli import run
 from test_kernels import fp8_tensor, nvfp4_tensor
@@ -106,11 +106,12 @@ def test_a_failure_leaves_no_step_behind() -> None:
 
 
 def test_attention_has_steps_of_its_own_and_those_of_the_layers() -> None:
-    with scheduled(StepSchedule(0, 1), StepSchedule(1, 0), 3) as done:
+    with scheduled(StepSchedule(0, 1), StepSchedule(1, 0), 3) as between:
         states = []
         for step in range(3):
             states.append((overrides()[1], attention_is_exact()))
-            done(step)
+            with between(step):
+                assert (overrides()[1], attention_is_exact()) == (False, False), "callbacks are no part of a step"
     assert states == [(False, True), (False, False), (True, True)]
 
 

@@ -84,10 +84,9 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(f"mezzotint.{_HOME[name]}"), name)
 
 
-def _join_diffusers(auto: ModuleType) -> None:
-    from mezzotint.diffusers_quantizer import register
-
-    register(auto)
+def _join_diffusers(_auto: ModuleType) -> None:
+    """Import the quantizer, which registers itself: it may be its own import that has led here."""
+    importlib.import_module("mezzotint.diffusers_quantizer")
 
 
 when_imported("diffusers.quantizers.auto", _join_diffusers)

@@ -1,10 +1,13 @@
-"""Let diffusers' own `from_pretrained` read a ModelOpt export, by Mezzotint's plan and Mezzotint's layers.
+"""Let diffusers' own `from_pretrained` read what Mezzotint reads, and its `save_pretrained` write Mezzotint's format.
 
 diffusers builds the model on the meta device, asks a quantizer to prepare it, then fills what is left. The quantizer
 here reads the same headers as `mezzotint.load`, puts QuantLinears in, and takes the tensors it has read out of
-diffusers' hands, because diffusers would cast float32 scales to the model's dtype.
+diffusers' hands, because diffusers would cast float32 scales to the model's dtype. A model that `mezzotint.load` has
+filled is given a quantizer too, which diffusers asks when it is to save or dequantize the model.
 """
 
+import importlib
+import weakref
 from enum import Enum
 from pathlib import Path
 from types import ModuleType
@@ -15,8 +18,11 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import NVIDIAModelOptConfig, QuantizationConfigMixin
 
 from mezzotint.checkpoint import Checkpoint
+from mezzotint.errors import Unsupported
 from mezzotint.formats.header import header_of_files
 from mezzotint.loading import LoadPlan, LoadReport, insert_linears, plan, report
+from mezzotint.model_state import check_savable, dequantize, quantization_of, stored_tensors
+from mezzotint.nn import quant_linears
 
 
 class Method(str, Enum):
@@ -48,11 +54,26 @@ class ModelOptConfig:
         return NVIDIAModelOptConfig.from_dict(entries, **kwargs)
 
 
+class Owner:
+    """A model that the quantizer among its attributes refers to, without keeping it alive.
+
+    A copy of the model has a quantizer of its own, which refers to the copy.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model = weakref.ref(model)
+
+    def __call__(self) -> Any:
+        return self.model()
+
+    def __reduce__(self) -> Any:
+        return Owner, (self.model(),)
+
+
 class MezzotintQuantizer(DiffusersQuantizer):  # type: ignore[misc]
-    """Prepares a meta-device model for one checkpoint; lives for one `from_pretrained`."""
+    """Prepares a meta-device model for one checkpoint, and saves and dequantizes it later."""
 
     use_keep_in_fp32_modules = True
-    is_serializable = False
     is_trainable = False
     is_compileable = True
     supports_parallel_loading = False
@@ -77,15 +98,59 @@ class MezzotintQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         return {key: value for key, value in state_dict.items() if key in self.checkpoint.plain}
 
     def update_missing_keys(self, model: torch.nn.Module, missing_keys: list[str], prefix: str) -> list[str]:
-        return [key for key in missing_keys if key.rpartition(".")[0] not in self.checkpoint.linears]
+        inside = tuple(f"{name}." for name in self.checkpoint.linears)
+        return [key for key in missing_keys if not key.startswith(inside)]
 
     def _process_model_after_weight_loading(self, model: torch.nn.Module, **_: Any) -> torch.nn.Module:
-        self.report: LoadReport = report(self.plan, model)
+        self.belong_to(model, report(self.plan, model))
+        return model
+
+    def belong_to(self, model: Any, report: LoadReport) -> None:
+        """Be the quantizer of a model that is filled, whose configuration says from now on what is quantized."""
+        self.report, self.owner = report, Owner(model)
+        model.register_to_config(quantization_config=quantization_of(model))
+
+    @property
+    def is_serializable(self) -> bool:
+        """True. diffusers asks before it writes anything, so that this is where saving is refused.
+
+        Raises   Unsupported if a checkpoint would not be what the model is
+        """
+        model = self.owner()
+        check_savable(model, self.report.path)
+        model.register_to_config(quantization_config=quantization_of(model))
+        return True
+
+    def get_state_dict_and_metadata(
+        self, state_dict: dict[str, torch.Tensor], safe_serialization: bool = False
+    ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        if not safe_serialization:
+            raise Unsupported("quantized weights are saved as safetensors only", "leave out safe_serialization=False.")
+        return stored_tensors(self.owner(), state_dict), {}
+
+    def _dequantize(self, model: Any) -> Any:
+        dequantize(model)
+        model._internal_dict = type(model.config)(
+            {key: value for key, value in model.config.items() if key != "quantization_config"}
+        )
+        model.quantization_method = None
         return model
 
 
-def register(auto: ModuleType) -> None:
+def mark_quantized(model: Any, report: LoadReport) -> None:
+    """Let diffusers know that a model which was not loaded by it is quantized, if it is, and how to save it."""
+    if not quant_linears(model):
+        return
+    model.is_quantized, model.quantization_method = True, Method.MEZZOTINT
+    model.hf_quantizer = MezzotintQuantizer(MezzotintConfig())
+    model.hf_quantizer.belong_to(model, report)
+
+
+def _register(auto: ModuleType) -> None:
     """Add the quantizer to diffusers' tables; `auto` is diffusers.quantizers.auto."""
     auto.AUTO_QUANTIZER_MAPPING[Method.MEZZOTINT.value] = MezzotintQuantizer
     auto.AUTO_QUANTIZATION_CONFIG_MAPPING[Method.MEZZOTINT.value] = MezzotintConfig
     auto.AUTO_QUANTIZATION_CONFIG_MAPPING["modelopt"] = ModelOptConfig
+
+
+_register(importlib.import_module("diffusers.quantizers.auto"))

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from mezzotint.families import Sampling, family_with
 from mezzotint.guard import problems_of
 from mezzotint.pipelines import sampling_of
 from mezzotint.schedule import NO_STEPS, StepSchedule, scheduled
+from mezzotint.turns import alone
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,11 @@ def paint(
     bf16_steps which of the steps leave the inputs of quantized layers, and FP8 attention's, in BF16;
                `bf16_attention_steps` those that do it for FP8 attention alone
     images     the pictures that are edited, RGB, for pipelines that take one; None for pictures from the prompt alone
-    Raises     BadRequest if there is not one seed and image for each prompt, or the pipeline takes no image;
-               UnsoundPicture for NaN, one colour, or noise
+    Raises     BadRequest if there is not one seed and image for each prompt, the pipeline takes no image, or `on_step`
+               calls it with the same pipeline; UnsoundPicture for NaN, one colour, or noise
+
+    Threads take turns, one picture each, where their pipelines share a scheduler. Calls of the pipeline itself
+    (`pipe(...)`) take no turns: a scheduler keeps the state of one picture at a time.
     """
     seeds = range(len(prompts)) if seeds is None else seeds
     images = [None] * len(prompts) if images is None else images
@@ -68,8 +73,8 @@ def paint(
     painted: list[Any] = []
     latents: list[Tensor] = []
     for number, (painter, prompt, seed, image) in enumerate(zip(painters, prompts, seeds, images, strict=True)):
-        with scheduled(bf16_steps, bf16_attention_steps, sampling.steps) as done:
-            count = partial(_count_on, on_step, done, number * sampling.steps)
+        with alone(pipe), scheduled(bf16_steps, bf16_attention_steps, sampling.steps) as between:
+            count = partial(_count_on, on_step, between, number * sampling.steps)
             one, last = _paint_one(painter, prompt, seed, image, sampling, count)
         painted.append(one)
         latents.append(last)
@@ -93,10 +98,14 @@ def unsound(prompts: Sequence[str], problems: Sequence[Sequence[str]]) -> tuple[
 
 
 def _count_on(
-    on_step: Callable[[int, Tensor], None], done: Callable[[int], None], before: int, step: int, latents: Tensor
+    on_step: Callable[[int, Tensor], None],
+    between: Callable[[int], AbstractContextManager[None]],
+    before: int,
+    step: int,
+    latents: Tensor,
 ) -> None:
-    on_step(before + step, latents)
-    done(step)
+    with between(step):
+        on_step(before + step, latents)
 
 
 def _paint_one(

@@ -67,7 +67,11 @@ def load(
         component: load_model(ready, module, place, dtype, backend, resident)
         for component, (ready, module) in planned.items()
     }
+    from mezzotint.diffusers_quantizer import mark_quantized  # which imports diffusers
+
     modules = {component: module.eval() for component, (_, module) in planned.items()}
+    for component, module in modules.items():
+        mark_quantized(module, reports[component])
     here = _fetch_rest(index, folder) if isinstance(folder, HubPath) else folder
     pipe = _pipeline_class(index, folder).from_pretrained(here, dtype=dtype, local_files_only=True, **modules)
     pipe.set_progress_bar_config(disable=True)

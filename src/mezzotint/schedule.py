@@ -3,12 +3,11 @@ picture, late ones its detail, and an error in either is not mended by the steps
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
 from mezzotint.errors import BadRequest
-from mezzotint.nn import unrounded_inputs
-from mezzotint.speed.attention import exact_attention
+from mezzotint.nn import exact_attention, unrounded_inputs
 
 WRITTEN = re.compile(r"(\d+)\+(\d+)")
 
@@ -46,8 +45,13 @@ NO_STEPS = StepSchedule()
 
 
 @contextmanager
-def scheduled(layers: StepSchedule, attention: StepSchedule, steps: int) -> Iterator[Callable[[int], None]]:
-    """Keep to two schedules while the context is open; yields what is to be told the number of each step done.
+def scheduled(
+    layers: StepSchedule, attention: StepSchedule, steps: int
+) -> Iterator[Callable[[int], AbstractContextManager[None]]]:
+    """Keep to two schedules while the context is open, in this thread.
+
+    Yields a context to open between two steps, given the number of the one that is done: in it modes are as they were
+    outside, so that what runs there for other models is not changed.
 
     layers      whose steps leave the inputs of quantized layers in BF16, and FP8 attention's with them
     attention   whose steps do that for FP8 attention alone
@@ -55,11 +59,16 @@ def scheduled(layers: StepSchedule, attention: StepSchedule, steps: int) -> Iter
     with ExitStack() as stack:
 
         def prepare(step: int) -> None:
-            stack.close()
             if layers.covers(step, steps):
                 stack.enter_context(unrounded_inputs())
             if layers.covers(step, steps) or attention.covers(step, steps):
                 stack.enter_context(exact_attention())
 
+        @contextmanager
+        def between(done: int) -> Iterator[None]:
+            stack.close()
+            yield
+            prepare(done + 1)
+
         prepare(0)
-        yield lambda done: prepare(done + 1)
+        yield between

@@ -137,7 +137,7 @@ def _timed(call: Callable[[], Any], calls: int, device: torch.device) -> Spread:
 
 def _once(model: nn.Module, inputs: Mapping[str, Any], device: torch.device) -> float:
     """Milliseconds of what is worked out once a painting, the median of some."""
-    ahead: Any = model.forward
+    ahead: Any = getattr(model.forward, "function", None)
     if not isinstance(ahead, Ahead):
         return 0.0
     text: Any = ahead.function if isinstance(ahead.function, Refined) else None

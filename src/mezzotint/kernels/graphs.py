@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,9 @@ LOG = logging.getLogger(__name__)
 
 WARM_UP_CALLS = 2
 """Calls before a graph is recorded: one that compiles and sets up what libraries need, and one as all others are."""
+
+RECORDING = threading.Lock()
+"""Held while a graph is recorded: before each, PyTorch waits for the whole GPU, which no other recording allows."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,8 @@ class Graphs:
                     result = self.function(*args, **kwargs)
             torch.cuda.current_stream().wait_stream(stream)
             result = pytree.tree_map(_own, result)
-            with torch.cuda.graph(graph, pool=self.pool):
+            # Other threads may go on allocating memory, which would spoil a recording in PyTorch's default mode.
+            with RECORDING, torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
                 recorded = self.function(*args, **kwargs)
         outputs, out_tree = pytree.tree_flatten(recorded)
         return Recording(graph, inputs, outputs, out_tree), result

@@ -12,14 +12,15 @@ from mezzotint.errors import BadRequest
 from mezzotint.families import family_with
 from mezzotint.kernels import Target
 from mezzotint.kernels.graphs import Graphs
-from mezzotint.nn import overrides
-from mezzotint.speed.attention import attention_is_exact, choose, set_attention
+from mezzotint.nn import attention_is_exact, overrides
+from mezzotint.speed.attention import choose, set_attention
 from mezzotint.speed.attention_layers import replace_layers
 from mezzotint.speed.fusing import Unfused, fuse
 from mezzotint.speed.linking import compile_blocks, link
-from mezzotint.speed.modulation import Ahead, Scheduler, work_ahead
-from mezzotint.speed.refining import Refined, refine_once
+from mezzotint.speed.modulation import Scheduler, work_ahead
+from mezzotint.speed.refining import refine_once
 from mezzotint.speed.rewriting import replace_rounded_products
+from mezzotint.speed.serial import Serial
 from mezzotint.speed.shapes import Announced
 
 __all__ = ["SpeedReport", "Unfused", "speed_up"]
@@ -68,13 +69,14 @@ def speed_up(
     compiler makes is kept in `cache_folder`, so that the next process starts in seconds. When its weights are others
     or elsewhere, its calls are recorded anew, which takes as long as two of them and is said in the log. Weights that
     are changed where they are go unnoticed, and so does what else a call depends on, such as the scale of a LoRA.
+    Threads that call it take turns.
 
     attention   name of one, None for the fastest that changes no more than the order of sums
     plain       only choose the attention and compile the repeated blocks, as diffusers' documentation advises
     scheduler   of the model's pipeline; with it, modulation is worked out for all steps at once
     Raises      BadRequest if it was made fast already, Unsupported if the attention cannot run here
     """
-    if isinstance(model.forward, Announced | Graphs | Refined | Ahead):
+    if isinstance(model.forward, Serial):
         raise BadRequest("this transformer was made fast already", "load it again for other settings.")
     target = Target.of(next(model.parameters()).device)
     whole = not plain and target.kind == "cuda"
@@ -94,6 +96,7 @@ def speed_up(
     modulated = 0
     if whole and scheduler is not None:
         modulated = work_ahead(model, scheduler, lambda function, layers: Graphs(function, overrides, layers))
+    model.forward = Serial(model.forward)
     return SpeedReport(
         attention=chosen.name,
         declined=declined,

@@ -8,8 +8,7 @@ sdpa      PyTorch's own choice; anywhere
 """
 
 import importlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -21,12 +20,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mezzotint.errors import BadRequest, Unsupported
 from mezzotint.kernels import Can, Cannot, Target
+from mezzotint.nn import attention_is_exact
 from mezzotint.schemes.rounding import round_e4m3
 
 WHEEL = "fa3_fwd_interface"
-
-_exact = False
-"""What `exact_attention` sets. A plain global, because torch.compile cannot trace a ContextVar (2.13)."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ def _fa3_fp8(
 ) -> Tensor:
     if attn_mask is not None:
         return _cudnn(query, key, value, attn_mask, scale)
-    if _exact:
+    if attention_is_exact():
         return _fa3(query, key, value, None, scale)
     q, k, v = (x if x.dtype == torch.float8_e4m3fn else round_e4m3(x.float()) for x in (query, key, value))
     return _fa3(q, k, v, None, scale)
@@ -106,22 +103,6 @@ ATTENTIONS = {
     )
 }
 """{name: attention}, the fastest first."""
-
-
-@contextmanager
-def exact_attention() -> Iterator[None]:
-    """Let FP8 attention be computed in BF16 while this is open; any other is what it is."""
-    global _exact
-    before, _exact = _exact, True
-    try:
-        yield
-    finally:
-        _exact = before
-
-
-def attention_is_exact() -> bool:
-    """Whether `exact_attention` is open."""
-    return _exact
 
 
 def choose(target: Target, name: str | None = None) -> tuple[Attention, dict[str, str]]:

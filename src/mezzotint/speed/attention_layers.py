@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mezzotint.nn import GroupedLinear, QuantLinear
+from mezzotint.nn import GroupedLinear, QuantLinear, attention_is_exact
 from mezzotint.schemes.rounding import round_e4m3
-from mezzotint.speed.attention import Attention, attention_is_exact
+from mezzotint.speed.attention import Attention
 from mezzotint.speed.rounded_products import Columns, RoundedProduct, as_chosen, in_fp8, rounded_operands
 
 Angles = tuple[Tensor, Tensor]

@@ -1,14 +1,13 @@
 """Layers that read the same input become one product."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
-from mezzotint import layouts
 from mezzotint.errors import ShapeMismatch
 from mezzotint.nn import GroupedLinear, LinearGroup, QuantLinear
-from mezzotint.tensor import PLAIN, QuantTensor, join_rows
+from mezzotint.tensor import join_rows
 
 
 @dataclass(frozen=True)
@@ -64,11 +63,5 @@ def joined(layers: Sequence[QuantLinear]) -> QuantLinear:
     first = layers[0]
     if any(layer.selection.backend is not first.selection.backend for layer in layers):
         raise ShapeMismatch("they run on different backends")
-    weight = join_rows([_with_bias(layer) for layer in layers])
+    weight = join_rows([layer.plain_weight() for layer in layers])
     return QuantLinear(weight, first.compute_dtype, first.activations, first.only)
-
-
-def _with_bias(layer: QuantLinear) -> QuantTensor:
-    weight = layouts.convert(replace(layer.weight_tensor, prepared={}), PLAIN)
-    bias: dict[str, Tensor] = {} if layer.bias is None else {"bias": layer.bias.detach()}
-    return weight.with_parts({**weight.parts, **bias}, PLAIN)

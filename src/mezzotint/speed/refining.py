@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from mezzotint.kernels.weights import Weights
-from mezzotint.nn import overrides
-from mezzotint.speed.attention import attention_is_exact
+from mezzotint.nn import attention_is_exact, overrides
 from mezzotint.speed.remembered import Remembered
 
 

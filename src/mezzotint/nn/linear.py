@@ -1,25 +1,22 @@
 """The modules that the loader puts in place of a quantized nn.Linear."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from mezzotint import kernels, layouts
-from mezzotint.kernels import AS_STORED, BF16, Backend, Selection, Target, WeightSpec
+from mezzotint.kernels import AS_STORED, BF16, Selection, Target, WeightSpec
+from mezzotint.nn.modes import modes
+from mezzotint.nn.weight import HasWeight
 from mezzotint.tensor import PLAIN, QuantTensor
 
 PREPARED = "prepared_"
 """Begins the names of the buffers that hold what the backend made of the parts."""
 
-_forced: Backend | None = None
-_unrounded = False
-"""What `use_backend` and `unrounded_inputs` set. Plain globals: torch.compile cannot trace a ContextVar (2.13)."""
 
-
-class QuantLinear(nn.Module):
+class QuantLinear(HasWeight):
     """A linear layer whose weight is a QuantTensor.
 
     The weight's parts are buffers, in the layout that the chosen backend wants. Moving the layer to another kind of
@@ -61,11 +58,6 @@ class QuantLinear(nn.Module):
         return (self,)
 
     @property
-    def weight(self) -> Tensor:
-        """Shape and dtype for model code that looks at a linear's weight; it has no values to multiply by."""
-        return torch.empty(self.out_features, self.in_features, dtype=self.compute_dtype, device="meta")
-
-    @property
     def weight_tensor(self) -> QuantTensor:
         """The weight as a value, without its bias; its parts are this layer's buffers."""
         parts = {name: part for name, part in self._buffers.items() if part is not None}
@@ -75,12 +67,22 @@ class QuantLinear(nn.Module):
 
     def dequantize(self) -> Tensor:
         """The real weights that the checkpoint stands for, float32 [out, in]."""
-        return self.scheme.dequantize(layouts.convert(self.weight_tensor, PLAIN).parts)
+        return self.scheme.dequantize(self.plain_weight().parts)
+
+    def real_bias(self) -> Tensor | None:
+        """The bias that goes with `dequantize`, float32 [out]."""
+        return self.scheme.real_bias(self.plain_weight().parts)
+
+    def plain_weight(self) -> QuantTensor:
+        """The weight with its parts in the plain layout, the bias among them."""
+        weight = layouts.convert(replace(self.weight_tensor, prepared={}), PLAIN)
+        bias = {} if self.bias is None else {"bias": self.bias.detach()}
+        return weight.with_parts({**weight.parts, **bias}, PLAIN)
 
     def forward(self, x: Tensor) -> Tensor:
         own, weight, activations = self.selection.backend, self.weight_tensor, self.activations
-        backend = _forced or own
-        if _unrounded and self.decoder is not None:
+        backend = modes.backend or own
+        if modes.unrounded and self.decoder is not None:
             backend, activations = self.decoder, BF16
         if backend is not own:
             weight = layouts.convert(weight, backend.wants)
@@ -95,6 +97,9 @@ class QuantLinear(nn.Module):
 
     def _device(self) -> torch.device:
         return next(self.buffers()).device
+
+    def _dtype_and_device(self) -> tuple[torch.dtype, torch.device]:
+        return self.compute_dtype, self._device()
 
     def _select(self) -> None:
         """Choose the backend for the device that the parts are on, and arrange them as it wants."""
@@ -122,7 +127,7 @@ class QuantLinear(nn.Module):
         return self
 
 
-class SplitLinear(nn.ModuleList):
+class SplitLinear(HasWeight, nn.ModuleList):
     """A linear layer stored in several pieces, each with a scale of its own for its part of the input features.
 
     pieces   weights of equal out_features, side by side along the input; a bias of any of them is added
@@ -148,6 +153,14 @@ class SplitLinear(nn.ModuleList):
         """The real weights that the checkpoint stands for, float32 [out, in]."""
         return torch.cat([product.dequantize() for product in self.products], dim=1)
 
+    def real_bias(self) -> Tensor | None:
+        """The bias that goes with `dequantize`, float32 [out]."""
+        biases = [bias for product in self.products if (bias := product.real_bias()) is not None]
+        return torch.stack(biases).sum(0) if biases else None
+
+    def _dtype_and_device(self) -> tuple[torch.dtype, torch.device]:
+        return self.products[0]._dtype_and_device()
+
     def forward(self, x: Tensor) -> Tensor:
         products = self.products
         columns = torch.split(x, [product.in_features for product in products], dim=-1)
@@ -169,56 +182,6 @@ def linear_of(
     return SplitLinear(pieces, dtype, activations, only)
 
 
-class LinearGroup:
-    """Several linear layers on the same input, multiplied as one; each member hands out its own columns.
-
-    The member that is called first computes for all, and each of the others takes its share when it is called with
-    the same tensor. A member called with another tensor starts anew, so that nothing depends on the order of calls.
-
-    joined   what multiplies, its output features those of the members one after another
-    """
-
-    def __init__(self, joined: QuantLinear, widths: Sequence[int]) -> None:
-        self.joined = joined
-        self.widths = list(widths)
-        self.input: Tensor | None = None
-        self.product: Tensor | None = None
-        self.waiting = [False] * len(widths)
-
-    def take(self, x: Tensor, member: int, count: int = 1) -> Tensor:
-        """Columns of the product that belong to a member and those after it: x [..., in] to [..., their widths]."""
-        after = member + count
-        assert after <= len(self.widths)  # noqa: S101
-        if self.input is not x or self.product is None or not all(self.waiting[member:after]):
-            self.input, self.product, self.waiting = x, self.joined(x), [True] * len(self.widths)
-        first = sum(self.widths[:member])
-        share = self.product[..., first : first + sum(self.widths[member:after])]
-        self.waiting[member:after] = [False] * count
-        if not any(self.waiting):
-            self.input = self.product = None
-        return share
-
-
-class GroupedLinear(nn.Module):
-    """One of a LinearGroup's members. The first one owns the weights."""
-
-    def __init__(self, group: LinearGroup, member: int) -> None:
-        super().__init__()
-        self.group, self.member = group, member
-        self.in_features, self.out_features = group.joined.in_features, group.widths[member]
-        if member == 0:
-            self.joined = group.joined
-
-    @property
-    def weight(self) -> Tensor:
-        """Shape and dtype for model code that looks at a linear's weight; it has no values to multiply by."""
-        dtype = self.group.joined.compute_dtype
-        return torch.empty(self.out_features, self.in_features, dtype=dtype, device="meta")
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.group.take(x, self.member)
-
-
 def quant_linears(model: nn.Module) -> dict[str, QuantLinear | SplitLinear]:
     """{module name: layer} of every quantized linear in `model`, one that is stored in pieces counted once."""
     found: dict[str, QuantLinear | SplitLinear] = {}
@@ -226,37 +189,3 @@ def quant_linears(model: nn.Module) -> dict[str, QuantLinear | SplitLinear]:
         if isinstance(module, QuantLinear | SplitLinear) and name.rpartition(".")[0] not in found:
             found[name] = module
     return found
-
-
-@contextmanager
-def use_backend(name: str) -> Iterator[None]:
-    """Run every quantized linear of the process on this backend while the context is open.
-
-    >>> with use_backend("reference"):
-    ...     expected = layer(x)
-    """
-    global _forced
-    before, _forced = _forced, kernels.named(name)
-    try:
-        yield
-    finally:
-        _forced = before
-
-
-@contextmanager
-def unrounded_inputs() -> Iterator[None]:
-    """Let every quantized linear of the process multiply its input as it is, by its decoded weight, while this is open.
-
-    Where weights have backends of their own for that, a layer takes none: nothing is prepared for a few calls.
-    """
-    global _unrounded
-    before, _unrounded = _unrounded, True
-    try:
-        yield
-    finally:
-        _unrounded = before
-
-
-def overrides() -> tuple[str | None, bool]:
-    """What `use_backend` and `unrounded_inputs` have set: all that a layer's product depends on besides its input."""
-    return None if _forced is None else _forced.name, _unrounded
