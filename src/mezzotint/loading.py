@@ -25,6 +25,7 @@ from mezzotint.kernels import (
     check_choice,
     count_uses,
 )
+from mezzotint.kernels.verified import NOT_VERIFIED
 from mezzotint.nn import QuantLinear, SplitLinear, linear_of, quant_linears
 from mezzotint.residency import resident_form, settle
 from mezzotint.schemes import BF16, FP8, Shape
@@ -225,6 +226,8 @@ def _events(plan: LoadPlan, backends: tuple[BackendUse, ...]) -> Iterator[str]:
             yield f"{use.layers} {use.scheme} layers run on the slow reference backend ({use.why})"
         if use.backend == "expand":
             yield f"{use.layers} {use.scheme} layers round their inputs to FP8, where the checkpoint means 4 bits"
+        if not use.verified:
+            yield f"{use.layers} {use.scheme} layers run on {use.backend}, {NOT_VERIFIED}: never run on such a GPU yet"
     linears = plan.checkpoint.contents.linears.values()
     if plan.activations != AS_STORED and linears:
         yield "inputs stay unquantized on request; the checkpoint's input scales are not used"
@@ -257,6 +260,6 @@ def _report_lines(report: LoadReport) -> Iterator[str]:
     resident = ", ".join(f"{dtype} {size / 2**20:.1f} MiB" for dtype, size in report.resident_bytes.items())
     yield f"  resident: {resident}"
     for use in report.backends:
-        yield f"  {use.layers} {use.scheme} layers on {use.backend}"
+        yield f"  {use.layers} {use.scheme} layers on {use.backend}{'' if use.verified else f', {NOT_VERIFIED}'}"
     for event in report.events:
         yield f"  note: {event}"
