@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src/mezzotint"
 ROOMS = (
     "errors discover _import_hook _version",
-    "hub costs guard editing",
+    "hub costs guard editing sources step_schedule",
     "schemes",
     "tensor",
     "layouts",
@@ -16,7 +16,7 @@ ROOMS = (
     "nn",
     "families",
     "builtin inspection speed",
-    "schedule checkpoint",
+    "schedule checkpoint latent_grid prompt_length",
     "residency",
     "loading saving",
     "diffusers_quantizer pictures converting",

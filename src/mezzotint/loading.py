@@ -13,7 +13,7 @@ from torch import nn
 
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.costs import resident_bytes
-from mezzotint.errors import BadRequest, MissingTensor, ShapeMismatch, UnexpectedTensor, listed
+from mezzotint.errors import BadRequest, MissingTensor, ShapeMismatch, UnexpectedTensor, listed, there_are
 from mezzotint.hub import AnyPath
 from mezzotint.kernels import (
     ACTIVATIONS,
@@ -74,7 +74,7 @@ def plan(checkpoint: Checkpoint, model: nn.Module, activations: str = AS_STORED)
     Raises  BadRequest, MissingTensor, UnexpectedTensor, ShapeMismatch
     """
     if activations not in ACTIVATIONS:
-        raise BadRequest(f"activations is {activations!r}", f"there are: {', '.join(ACTIVATIONS)}.")
+        raise BadRequest(f"activations is {activations!r}", there_are(activations, ACTIVATIONS))
     if activations != AS_STORED:
         checkpoint = checkpoint.without_input_scales()
     places = {name: tuple(value.shape) for name, value in model.state_dict().items()}

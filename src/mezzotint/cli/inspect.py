@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from mezzotint.cli import checks
+
 
 def inspect(
     path: Annotated[
@@ -38,6 +40,7 @@ def inspect(
 
       mezzotint inspect ./qwen-image-nvfp4.safetensors --base ./Qwen-Image
     """
+    checks.check_sources(path, base, scales_from)
     from mezzotint.checkpoint import inspect as look
 
     report = look(path, base=base, scales_from=scales_from, component=component)

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mezzotint.cli import checks
 from mezzotint.cli.progress import bytes_bar
 
 COLOURS = {"NOTE": "dim", "SUSPICIOUS": "yellow", "BROKEN": "red"}
@@ -36,6 +37,7 @@ def verify(
 
       mezzotint verify ./flux1-nvfp4/transformer --base ./FLUX.1-dev/transformer --json
     """
+    checks.check_sources(path, base, scales_from)
     from mezzotint.verifying import verify as run
 
     with bytes_bar("checking") as on_progress:

@@ -14,7 +14,7 @@ from mezzotint.checkpoint import Checkpoint
 from mezzotint.converting.destination import Destination
 from mezzotint.converting.planning import Contents, matching, plan_contents, refuse_unplaced
 from mezzotint.converting.provenance import model_config, plan_name, source_facts, stamps
-from mezzotint.errors import BadRequest
+from mezzotint.errors import BadRequest, there_are
 from mezzotint.families.nunchaku_names import in_nunchaku, stored_layers, stored_tensor
 from mezzotint.formats import targets
 from mezzotint.formats.writing import Model, Target, Writer
@@ -115,7 +115,7 @@ def convert(
 
 def _target(to: str) -> Target:
     if to not in targets():
-        raise BadRequest(f"there is no target {to!r}", f"there are: {', '.join(targets())}.")
+        raise BadRequest(f"there is no target {to!r}", there_are(to, targets()))
     return targets()[to]
 
 
