@@ -5,20 +5,12 @@ from collections.abc import Iterator
 import four_bits
 from mezzotint.kernels import AS_STORED, GENERATIONS, Backend, Can, Target, WeightSpec, backends, select
 from mezzotint.kernels.reference import BACKEND as REFERENCE
+from mezzotint.kernels.verified import is_verified
 from mezzotint.kernels.weight_only import BACKEND as WEIGHT_ONLY
 from mezzotint.schemes import AWQ_W4A16, FP8, INT8, MXFP8, SVDQUANT_INT4, SVDQUANT_NVFP4, Scheme
 
 BEGIN = "<!-- what select answers with every library installed: pytest --readme -->\n"
 SHAPE = (256, 384)
-VERIFIED = {
-    ("FP8", "H100", "scaled_mm"),
-    ("NVFP4", "H100", "expand"),
-    ("NVFP4", "H100", "humming"),
-    ("SVDQuant INT4", "H100", "expand"),
-    ("SVDQuant NVFP4", "H100", "expand"),
-    ("AWQ W4A16", "H100", "gemv"),
-}
-"""(row, GPU, backend) that a test marked `gpu` has passed on; see docs/numerics.md."""
 
 
 def spec(scheme: Scheme, *optional: str, dynamic: bool = True) -> WeightSpec:
@@ -56,12 +48,12 @@ def table() -> str:
     lines = [f"| scheme | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
     for row, weight in ROWS.items():
         cells = (
-            ", ".join(_cell(row, column, backend) for backend in able(weight, target))
-            for column, target in COLUMNS.items()
+            ", ".join(_cell(weight, target, backend) for backend in able(weight, target)) for target in COLUMNS.values()
         )
         lines.append(f"| {row} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(row: str, column: str, backend: Backend) -> str:
-    return f"**{backend.name}**" if column == "CPU" or (row, column, backend.name) in VERIFIED else backend.name
+def _cell(weight: WeightSpec, target: Target, backend: Backend) -> str:
+    verified = is_verified(weight.scheme.name, str(target), backend.name)
+    return f"**{backend.name}**" if verified else backend.name

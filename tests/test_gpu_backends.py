@@ -1,6 +1,6 @@
 """Every backend that can run on this GPU, with the libraries that are installed: `pytest -m gpu -s` this file.
 
-What passes here may go into VERIFIED (tests/kernel_table.py); what cannot run is skipped with the backend's own reason.
+What passes here may go into VERIFIED (kernels/verified.py); what cannot run is skipped with the backend's own reason.
 """
 
 from functools import cache

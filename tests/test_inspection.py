@@ -11,9 +11,12 @@ import torch
 import mezzotint
 import sparse
 from cases import Case
+from mezzotint.cli.inspect import inspect
 from mezzotint.errors import NotACheckpoint
 from mezzotint.formats.safetensors_file import TensorInfo
 from mezzotint.inspection import Outlook
+from mezzotint.kernels import refusals
+from mezzotint.kernels.libraries import Library
 from quantized import export
 from test_golden import CASES, Golden, loaded, opened
 
@@ -53,6 +56,24 @@ def test_each_generation_has_its_backend_and_its_reasons(data: Path) -> None:
     assert use.declined["scaled_mm"] == "needs FP8 tensor cores (sm_89 or newer), this is sm_80"
     assert {use.backend for use in on(outlooks, "sm_90").backends} == {"scaled_mm"}
     assert sum(outlook.here for outlook in outlooks) == 1
+
+
+def test_outlooks_are_about_the_gpu_and_not_about_this_machine(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PyTorch brings Triton along where there is a GPU; without it here, an H100 still expands NVFP4."""
+    whole = mezzotint.inspect(data / "modelopt_flux1_nvfp4/checkpoint").outlooks
+    monkeypatch.setattr(refusals, "find_spec", lambda _name: None)
+    monkeypatch.setattr(Library, "missing", lambda library: f"needs {library.distribution}")
+    outlooks = mezzotint.inspect(data / "modelopt_flux1_nvfp4/checkpoint").outlooks
+    (use,) = on(outlooks, "sm_90").backends
+    assert (use.backend, use.verified, use.libraries) == ("expand", True, {"expand": "triton"})
+    assert on(outlooks, "sm_90").resident_bytes == on(whole, "sm_90").resident_bytes
+    inspect(str(data / "modelopt_flux1_nvfp4/checkpoint"))
+    text = capsys.readouterr().out
+    assert "20 nvfp4 on expand (needs triton, not installed here)" in text
+    assert "20 nvfp4 on expand (not verified on hardware; needs triton, not installed here)" in text
+    assert "20 nvfp4 on weight_only (not verified on hardware; humming with humming-kernels installed)" in text
 
 
 def test_a_component_is_picked_from_a_pipeline(cases: Callable[[str], Case], tmp_path: Path) -> None:

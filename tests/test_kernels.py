@@ -8,12 +8,26 @@ import torch
 from safetensors.torch import load_file
 
 import mezzotint
+from mezzotint import kernels
 from mezzotint.cli.kernels import choice as kernel_choice
 from mezzotint.errors import BadRequest, Unsupported
-from mezzotint.kernels import AS_STORED, BF16, BackendUse, Target, WeightSpec, backends, products, select
+from mezzotint.kernels import (
+    AS_STORED,
+    BF16,
+    GENERATIONS,
+    BackendUse,
+    Cannot,
+    Target,
+    WeightSpec,
+    backends,
+    products,
+    select,
+    takes,
+)
 from mezzotint.kernels.joint_product import joint_product
+from mezzotint.kernels.verified import VERIFIED
 from mezzotint.nn import QuantLinear, use_backend
-from mezzotint.schemes import FP8, NVFP4
+from mezzotint.schemes import FP8, NVFP4, SCHEMES
 from mezzotint.schemes.rounding import round_e4m3
 from mezzotint.tensor import PLAIN, Layout, QuantTensor
 
@@ -63,14 +77,15 @@ def spec(tensor: QuantTensor) -> WeightSpec:
         (dynamic(fp8_tensor()), HOPPER, BF16, "weight_only", "the inputs of this layer are not quantized"),
         (fp8_tensor(), HOPPER, BF16, "weight_only", "the inputs of this layer are not quantized"),
         (fp8_tensor(out=40), HOPPER, AS_STORED, "weight_only", "multiples of 16 and 16, this is 40 x 64"),
-        (nvfp4_tensor(out=40), HOPPER, AS_STORED, "weight_only", "multiplies FP8 (e4m3) only, this is NVFP4"),
+        (nvfp4_tensor(out=40), HOPPER, AS_STORED, "weight_only", "needs sides that are multiples of"),
     ],
 )
 def test_choice_and_reasons(tensor: QuantTensor, target: Target, activations: str, chosen: str, reason: str) -> None:
     selection = select(spec(tensor), target, activations)
     assert selection.backend.name == chosen
     assert any(reason in said for said in selection.declined.values())
-    assert {chosen, *selection.declined} == set(backends())
+    own = {name for name, backend in backends().items() if takes(backend, tensor.scheme)}
+    assert {chosen, *selection.declined} == own
 
 
 def test_an_amd_gpu_is_no_cuda_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,3 +228,47 @@ def test_a_joint_product_is_two_products_side_by_side(by_row: bool) -> None:
     for (x, scale, codes, weight_scale, bias), own in zip(sides, (got[:, :3], got[:, 3:]), strict=True):
         exact = (x.float().flatten(0, 1) * scale) @ (codes.float() * weight_scale.reshape(-1, 1)).t() + bias.float()
         torch.testing.assert_close(own.flatten(0, 1).float(), exact, rtol=8e-3, atol=8e-3)
+
+
+def test_a_backend_for_another_scheme_is_no_reason() -> None:
+    """`generate` on a CPU named nine backends that could not have multiplied by such a layer anywhere."""
+    tensor = fp8_tensor()
+    layer = QuantLinear(tensor)
+    assert set(layer.selection.declined) == {"scaled_mm", "weight_only"}
+    others = {name for name, backend in backends().items() if not takes(backend, FP8)}
+    assert len(others) > 5
+    assert not others & set(select(spec(tensor), HOPPER).declined)
+    with pytest.raises(Unsupported, match="humming: multiplies NVFP4 only"):
+        select(spec(tensor), HOPPER, only="humming")
+
+
+def test_every_backend_refuses_the_schemes_that_it_does_not_list() -> None:
+    """`schemes` and `can` are two ways of saying one thing."""
+    for backend in backends().values():
+        for tensor in (fp8_tensor(), nvfp4_tensor()):
+            answer = backend.can(spec(tensor), Target("cuda", (10, 0)), AS_STORED)
+            other = isinstance(answer, Cannot) and answer.reason.startswith("multiplies ")
+            assert takes(backend, tensor.scheme) is not other, backend.name
+
+
+@pytest.mark.parametrize(
+    ("target", "verified"), [(HOPPER, True), (CPU, True), (ADA, False), (AMPERE, False), (Target("rocm"), False)]
+)
+def test_a_choice_says_whether_it_has_run_on_such_hardware(target: Target, verified: bool) -> None:
+    selection = select(spec(fp8_tensor()), target)
+    assert selection.verified is verified
+    assert BackendUse.of(FP8, selection).verified is verified
+
+
+def test_every_entry_of_what_is_verified_names_what_exists() -> None:
+    for scheme, target, backend in VERIFIED:
+        assert scheme in SCHEMES
+        assert takes(backends()[backend], SCHEMES[scheme])
+        assert target in map(str, GENERATIONS.values())
+
+
+def test_a_load_report_says_what_was_never_run_on_such_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "is_verified", lambda *_: False)
+    report = str(mezzotint.load("demo", transformer="demo-fp8", device="cpu").load_report)
+    assert "46 fp8 layers on reference, not verified on hardware" in report
+    assert "note: 46 fp8 layers run on reference, not verified on hardware" in report

@@ -5,8 +5,8 @@ Built in are a small trained FLUX, and quantized copies of its transformer.
 
 from pathlib import Path
 
-from mezzotint.errors import NotACheckpoint
-from mezzotint.hub import AnyPath, hub_path
+from mezzotint.errors import NotACheckpoint, did_you_mean
+from mezzotint.hub import HUB_ID, AnyPath, hub_path
 
 DATA = Path(__file__).parent / "data"
 DEMO = "demo"
@@ -30,8 +30,18 @@ def resolve(name: str | AnyPath) -> AnyPath:
         return name
     if name == DEMO:
         return DATA / DEMO
+    check_exists(name)
     path = QUANTIZED.get(name, Path(name))
     return path if path.exists() else hub_path(name) or path
+
+
+def check_exists(name: str) -> None:
+    """Raise NotACheckpoint for what is no built-in model, not here, and cannot be a Hub id; the Hub is not asked."""
+    built_in = (DEMO, *QUANTIZED)
+    if name in built_in or Path(name).exists() or HUB_ID.fullmatch(name):
+        return
+    known = f"built in are: {', '.join(built_in)}."
+    raise NotACheckpoint(f"{name}: no such file or folder", f"{did_you_mean(name, built_in)}{known}")
 
 
 def is_pipeline(path: AnyPath) -> bool:

@@ -16,10 +16,11 @@ MezzotintError
 └── BadRequest               the caller asked for something that does not exist
 
 Each carries `message` (what, where, expected, found) and `hint` (what to do next). The command line prints
-both and exits with 2.
+both, or with --json both in an object, and exits with 2; see `mezzotint.cli.failures`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 
 
 class MezzotintError(Exception):
@@ -88,6 +89,19 @@ class CannotWrite(MezzotintError):
 
 class BadRequest(MezzotintError):
     """The caller asked for something that does not exist."""
+
+
+def there_are(name: str, known: Iterable[str]) -> str:
+    """The hint about a name that does not exist: which one may be meant, and all that there are."""
+    names = list(known)
+    return f"{did_you_mean(name, names)}there are: {', '.join(names)}."
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The question which of the known names is meant, where one is like `name`; or else nothing."""
+    spellings = {other.lower(): other for other in known}
+    close = get_close_matches(name.lower(), spellings, n=1)
+    return f"did you mean {spellings[close[0]]}? " if close else ""
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:

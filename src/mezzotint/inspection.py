@@ -12,7 +12,16 @@ from mezzotint import layouts
 from mezzotint.formats import Contents, Header, Recognised, StoredLinear
 from mezzotint.formats.contents import orphans
 from mezzotint.hub import AnyPath
-from mezzotint.kernels import GENERATIONS, BackendUse, Target, WeightSpec, best_device, count_uses, select
+from mezzotint.kernels import (
+    GENERATIONS,
+    WITH_PYTORCH,
+    BackendUse,
+    Target,
+    WeightSpec,
+    best_device,
+    count_uses,
+    select,
+)
 from mezzotint.schemes import BF16
 from mezzotint.tensor import QuantTensor
 
@@ -31,7 +40,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class Outlook:
-    """What a checkpoint would be once it is loaded on one kind of device, with the libraries that are installed here.
+    """What a checkpoint would be once it is loaded on one kind of device.
+
+    It is about the device: on another machine's, what comes with PyTorch there counts as installed (Triton). Libraries
+    that one installs count where they are installed here; the backends that lack one are named with it.
 
     device          what the kind is known by, such as "H100"
     target          "sm_90"
@@ -39,7 +51,7 @@ class Outlook:
     resident_bytes  predicted: quantized layers in the layout of their backends, everything else in BF16; what a model
                     keeps in float32, what the split of a joined layer repeats and what a backend prepares comes on
                     top (some per cent)
-    backends        who would run the quantized layers, and why each other backend would not
+    backends        who would run the quantized layers, and why each other backend of their scheme would not
     """
 
     device: str
@@ -136,7 +148,7 @@ def _outlooks(header: Header, linears: list[StoredLinear], plain: tuple[str, ...
 def _outlook(device: str, target: Target, here: bool, kinds: list[tuple[QuantTensor, int]], rest: int) -> Outlook:
     uses, resident = [], rest
     for weight, layers in kinds:
-        chosen = select(WeightSpec.of(weight), target)
+        chosen = select(WeightSpec.of(weight), target, presumed=() if here else WITH_PYTORCH)
         uses.append(BackendUse.of(weight.scheme, chosen, layers))
         resident += layers * layouts.convert(weight, chosen.backend.wants).nbytes()
     return Outlook(device, str(target), here, resident, count_uses(uses))

@@ -13,7 +13,7 @@ from torch import nn
 
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.costs import resident_bytes
-from mezzotint.errors import BadRequest, listed
+from mezzotint.errors import BadRequest, listed, there_are
 from mezzotint.hub import AnyPath
 from mezzotint.kernels import (
     ACTIVATIONS,
@@ -25,6 +25,7 @@ from mezzotint.kernels import (
     check_choice,
     count_uses,
 )
+from mezzotint.kernels.verified import NOT_VERIFIED
 from mezzotint.nn import QuantLinear, SplitLinear, linear_of, quant_linears
 from mezzotint.residency import resident_form, settle
 from mezzotint.schemes import BF16, FP8
@@ -73,7 +74,7 @@ def plan(checkpoint: Checkpoint, model: nn.Module, activations: str = AS_STORED)
     Raises  BadRequest, MissingTensor, UnexpectedTensor, ShapeMismatch, UnknownFormat
     """
     if activations not in ACTIVATIONS:
-        raise BadRequest(f"activations is {activations!r}", f"there are: {', '.join(ACTIVATIONS)}.")
+        raise BadRequest(f"activations is {activations!r}", there_are(activations, ACTIVATIONS))
     if activations != AS_STORED:
         checkpoint = checkpoint.without_input_scales()
     return LoadPlan(checkpoint.placed(model), activations)
@@ -200,6 +201,8 @@ def _events(plan: LoadPlan, backends: tuple[BackendUse, ...]) -> Iterator[str]:
             yield f"{use.layers} {use.scheme} layers run on the slow reference backend ({use.why})"
         if use.backend == "expand":
             yield f"{use.layers} {use.scheme} layers round their inputs to FP8, where the checkpoint means 4 bits"
+        if not use.verified:
+            yield f"{use.layers} {use.scheme} layers run on {use.backend}, {NOT_VERIFIED}: never run on such a GPU yet"
     linears = plan.checkpoint.contents.linears.values()
     if plan.activations != AS_STORED and linears:
         yield "inputs stay unquantized on request; the checkpoint's input scales are not used"
@@ -235,6 +238,6 @@ def _report_lines(report: LoadReport) -> Iterator[str]:
     resident = ", ".join(f"{dtype} {size / 2**20:.1f} MiB" for dtype, size in report.resident_bytes.items())
     yield f"  resident: {resident}"
     for use in report.backends:
-        yield f"  {use.layers} {use.scheme} layers on {use.backend}"
+        yield f"  {use.layers} {use.scheme} layers on {use.backend}{'' if use.verified else f', {NOT_VERIFIED}'}"
     for event in report.events:
         yield f"  note: {event}"

@@ -16,7 +16,9 @@ from mezzotint.editing import check_pipeline, pipeline_for
 from mezzotint.errors import BadRequest, UnsoundPicture
 from mezzotint.families import Sampling, family_with
 from mezzotint.guard import problems_of
+from mezzotint.latent_grid import LatentGrid
 from mezzotint.pipelines import sampling_of
+from mezzotint.prompt_length import cut_prompts
 from mezzotint.schedule import NO_STEPS, StepSchedule, scheduled
 from mezzotint.turns import alone
 
@@ -28,6 +30,7 @@ class Painting:
     images   one a prompt, or none if videos were painted
     videos   one a prompt, each a list of its frames, `fps` a second
     problems what the output guard saw, by prompt; empty for what can be a picture
+    notes    what was done otherwise than asked: prompts that were cut
     """
 
     images: list[Image]
@@ -35,6 +38,7 @@ class Painting:
     videos: list[list[Image]] = field(default_factory=list)
     fps: int | None = None
     problems: tuple[tuple[str, ...], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def paint(
@@ -57,8 +61,9 @@ def paint(
     bf16_steps which of the steps leave the inputs of quantized layers, and FP8 attention's, in BF16;
                `bf16_attention_steps` those that do it for FP8 attention alone
     images     the pictures that are edited, RGB, for pipelines that take one; None for pictures from the prompt alone
-    Raises     BadRequest if there is not one seed and image for each prompt, the pipeline takes no image, or `on_step`
-               calls it with the same pipeline; UnsoundPicture for NaN, one colour, or noise
+    Raises     BadRequest if there is not one seed and image for each prompt, the pipeline takes no image, sides or
+               frames are not those of whole latents, or `on_step` calls it with the same pipeline;
+               UnsoundPicture for NaN, one colour, or noise
 
     Threads take turns, one picture each, where their pipelines share a scheduler. Calls of the pipeline itself
     (`pipe(...)`) take no turns: a scheduler keeps the state of one picture at a time.
@@ -70,6 +75,8 @@ def paint(
             raise BadRequest(f"{len(prompts)} prompts and {len(given)} {name}s", f"give one {name} for each prompt.")
     painters = [_painter(pipe, image is not None) for image in images]
     sampling = sampling or sampling_of(pipe.config._name_or_path)
+    LatentGrid.of(pipe.vae.config, pipe.transformer.config).check(sampling)
+    notes = cut_prompts(pipe, prompts, sampling)
     painted: list[Any] = []
     latents: list[Tensor] = []
     for number, (painter, prompt, seed, image) in enumerate(zip(painters, prompts, seeds, images, strict=True)):
@@ -84,8 +91,8 @@ def paint(
     if guard and any(problems):
         raise UnsoundPicture(*unsound(prompts, problems))
     if video:
-        return Painting([], torch.cat(latents), painted, sampling.fps, problems)
-    return Painting(painted, torch.cat(latents), problems=problems)
+        return Painting([], torch.cat(latents), painted, sampling.fps, problems, notes)
+    return Painting(painted, torch.cat(latents), problems=problems, notes=notes)
 
 
 def unsound(prompts: Sequence[str], problems: Sequence[Sequence[str]]) -> tuple[str, str]:

@@ -18,10 +18,11 @@ from mezzotint.families.building import meta_model as meta_model
 from mezzotint.formats.renaming import Renames
 from mezzotint.hub import AnyPath, HubPath, local_copy
 from mezzotint.kernels import AS_STORED, BackendChoice, device_of
+from mezzotint.latent_grid import LatentGrid
 from mezzotint.loading import LoadPlan, plan
 from mezzotint.loading import load as load_model
 
-TRANSFORMER, SECOND = "transformer", "transformer_2"
+TRANSFORMER, SECOND, VAE = "transformer", "transformer_2", "vae"
 SAMPLING_FILE = "sampling.json"
 NEEDED = (".json", ".safetensors", ".txt", ".model", ".jinja")
 VARIANTS = (".fp16.", ".bf16.", ".non_ema.")
@@ -152,6 +153,20 @@ def sampling_of(model: str | AnyPath, edited: Image | None = None) -> Sampling:
         changes = {key: value for key, value in json.loads(own.read_text()).items() if key in known}
         recommended = replace(recommended, **changes)
     return recommended if edited is None else recommended.shaped_like(*edited.size)
+
+
+def settings_for(model: str | AnyPath, edited: Image | None = None, **given: int | float | None) -> Sampling:
+    """`sampling_of` a model with the settings that are given and not None, checked before anything is loaded.
+
+    Raises  BadRequest for frames of a picture, and for sides or frames that the model's latents do not come in
+    """
+    own = sampling_of(model, edited)
+    if given.get("num_frames") is not None and own.num_frames is None:
+        raise BadRequest("--frames is for videos, and this model paints pictures")
+    settings = own.but(**given)
+    folder = resolve(model)
+    LatentGrid.of(*(_component_config(folder, component) for component in (VAE, TRANSFORMER))).check(settings)
+    return settings
 
 
 def check_image(model: str | AnyPath, given: bool) -> None:

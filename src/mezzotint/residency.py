@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from mezzotint.errors import BadRequest
+from mezzotint.errors import BadRequest, there_are
 from mezzotint.kernels import AS_STORED, BackendChoice, Can, Target, WeightSpec, asked_for, select
 from mezzotint.kernels.expand import BACKEND as EXPAND
 from mezzotint.kernels.expand import as_fp8, can_expand
@@ -35,7 +35,7 @@ def settle(
     """
     if asked is not None:
         if asked not in RESIDENT:
-            raise BadRequest(f"resident is {asked!r}", f"there are: {', '.join(RESIDENT)}.")
+            raise BadRequest(f"resident is {asked!r}", there_are(asked, RESIDENT))
         return asked
     target = Target.of(device)
     if target.kind != "cuda":

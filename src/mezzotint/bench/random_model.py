@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from mezzotint.bench.shapes import shape_of
-from mezzotint.errors import BadRequest
+from mezzotint.errors import BadRequest, there_are
 from mezzotint.families import Family, Sampling, family_with
 from mezzotint.families.building import meta_model
 from mezzotint.families.nunchaku_names import TABLES, in_nunchaku, piece_columns, stored_layers
@@ -71,7 +71,7 @@ class Case:
             ("residency", self.resident, RESIDENT),
         ):
             if name is not None and name not in known:
-                raise BadRequest(f"no {what} is called {name!r}", f"there are: {', '.join(known)}.")
+                raise BadRequest(f"no {what} is called {name!r}", there_are(name, known))
 
     @property
     def svdquant(self) -> bool:

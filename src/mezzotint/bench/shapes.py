@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mezzotint.errors import BadRequest
+from mezzotint.errors import BadRequest, there_are
 from mezzotint.families import Sampling
 
 
@@ -44,5 +44,5 @@ SHAPES = {
 def shape_of(model: str) -> Shape:
     """The model of this name; BadRequest lists those that there are."""
     if model not in SHAPES:
-        raise BadRequest(f"no model is called {model!r}", f"there are: {', '.join(SHAPES)}.")
+        raise BadRequest(f"no model is called {model!r}", there_are(model, SHAPES))
     return SHAPES[model]

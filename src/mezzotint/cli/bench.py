@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from mezzotint.cli import checks
+
 
 def bench(
     model: Annotated[
@@ -41,6 +43,12 @@ def bench(
 
       mezzotint bench wan2.2-a14b --no-baseline --profile trace.json
     """
+    checks.check_name("MODEL", model, checks.BENCH_MODELS)
+    for name in scheme or ():
+        checks.check_name("--scheme", name, checks.BENCH_SCHEMES)
+    checks.check_kernels(None, resident, attention)
+    checks.check_file("--profile", profile)
+    checks.check_file("-o", output)
     from mezzotint import bench as benches
     from mezzotint.errors import Unsupported
     from mezzotint.kernels import best_device

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mezzotint.cli import checks
 from mezzotint.cli.sides import sides
 from mezzotint.errors import BadRequest
 
@@ -69,10 +70,18 @@ def compare(
         raise BadRequest(
             f"-o is {output}, and that folder is not empty", "--resume goes on there; or name a new folder."
         )
-    from mezzotint.cli.output import quiet_libraries, step_progress
+    asked = None if metrics is None else [name.strip() for name in metrics.split(",")]
+    for name in asked or ():
+        checks.check_name("--metrics", name, checks.METRICS)
+    checks.check_candidates(reference, *candidates)
+    checks.check_sources(model)
+    checks.check_request(prompts, image, size)
+    checks.check_gate(gate)
+    checks.check_device(device)
+    checks.check_writable("-o", output)
+    from mezzotint.cli.output import Steps, quiet_libraries
 
-    with step_progress() as progress:
-        bar = progress.add_task("loading", total=None)
+    with Steps() as progress:
         quiet_libraries()
         from mezzotint.quality.comparison import compare as run
         from mezzotint.quality.report import write_report
@@ -89,12 +98,12 @@ def compare(
             size=sides(size),
             guidance=guidance,
             frames=frames,
-            metrics=None if metrics is None else [name.strip() for name in metrics.split(",")],
+            metrics=asked,
             gate=gate,
             device=device,
-            on_picture=lambda done, total, name: progress.update(bar, completed=done, total=total, description=name),
+            on_picture=lambda done, total, name: progress.say(name, done, total),
         )
-        progress.update(bar, description="writing the report")
+        progress.say("writing the report")
         files = write_report(comparison, output)
     if as_json:
         print(files[1].read_text(encoding="utf-8"), end="")

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mezzotint.cli import checks
 from mezzotint.cli.progress import bytes_bar
 
 
@@ -61,6 +62,9 @@ def convert(
 
       mezzotint convert ./export --keep-bf16 "*.ff.net.*" --base ./FLUX.1 --merge-into ./FLUX.1 -o ./FLUX.1-nvfp4
     """
+    checks.check_name("--to", to, checks.TARGETS)
+    checks.check_sources(source, base, scales_from, merge_into)
+    checks.check_writable("-o", output)
     from mezzotint.converting import convert as run
     from mezzotint.formats.renaming import read_renames
 

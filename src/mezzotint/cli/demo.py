@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from mezzotint.cli import checks
+
 
 def demo(
     output: Annotated[
@@ -23,6 +25,8 @@ def demo(
 
       mezzotint demo -o /tmp/demo.png --device cpu --json
     """
+    checks.check_file("-o", output)
+    checks.check_device(device)
     print("loading PyTorch and diffusers ...", file=sys.stderr)
     from mezzotint.cli.output import quiet_libraries
 

@@ -6,6 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
+from mezzotint.cli import checks
+from mezzotint.cli.sides import sides
+
 SHOWN = 20
 """How many suspects the table has; --json has all."""
 
@@ -27,6 +30,8 @@ def diagnose(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise that every picture starts from.")] = 0,
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps to record.")] = 2,
+    size: Annotated[str | None, typer.Option(metavar="N|WxH", help="In pixels \\[as `generate`].")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, max=10_000, help="Frames of a video \\[model's own].")] = None,
     layers: Annotated[str, typer.Option(metavar="GLOB", help="Which layers to look at.")] = "*",
     sensitivity: Annotated[
         bool, typer.Option("--sensitivity", help="Rank instead what it buys to keep layers, or steps, in BF16.")
@@ -58,11 +63,16 @@ def diagnose(
       mezzotint diagnose ./FLUX.1-Kontext-dev ./kontext-fp8 --image street.png
 
       mezzotint diagnose demo demo-nvfp4 --sensitivity --steps 8
-    """
-    from mezzotint.cli.output import quiet_libraries, step_progress
 
-    with step_progress() as progress:
-        bar = progress.add_task("loading", total=None)
+      mezzotint diagnose ./wan2.2 ./high-fp8,transformer_2=./low-fp8 --size 832x480 --frames 17
+    """
+    checks.check_candidates(reference, candidate)
+    checks.check_sources(model)
+    checks.check_request(prompts, image, size)
+    checks.check_device(device)
+    from mezzotint.cli.output import Steps, quiet_libraries
+
+    with Steps() as progress:
         quiet_libraries()
         from mezzotint.quality.diagnosis import diagnose as find
         from mezzotint.quality.sensitivity import sensitivity as rank
@@ -75,9 +85,11 @@ def diagnose(
             image=image,
             seed=seed,
             steps=steps,
+            size=sides(size),
+            frames=frames,
             layers=layers,
             device=device,
-            on_progress=lambda done, total, what: progress.update(bar, completed=done, total=total, description=what),
+            on_progress=lambda done, total, what: progress.say(what, done, total),
         )
     if as_json:
         print(json.dumps(found.to_dict(), indent=2))

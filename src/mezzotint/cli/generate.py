@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mezzotint.cli import checks
 from mezzotint.cli.kernels import choice, is_fp8, make_fast
 from mezzotint.cli.sides import sides
 from mezzotint.errors import BadRequest
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 EXAMPLES = """
 Paint pictures, or videos, with a diffusers pipeline whose transformer may be quantized.
 
+The built-in model knows captions of one form: "a SIZE COLOUR SHAPE on a COLOUR background", SIZE large or small.
+
 What cannot be a picture (NaN, a single colour, noise) is written as NAME-unsound, and the exit code is 1.
 
 Examples:
@@ -26,11 +29,11 @@ Examples:
 
   mezzotint generate "a small green triangle on a yellow background" --transformer demo-nvfp4 -o triangle.png
 
-  mezzotint generate "a red star on a white background" "a blue ring on a black background" --count 3 --grid -o grid.png
+  mezzotint generate "a large red star on a white background" "a small blue ring on a black background" --count 3 --grid -o grid.png
 
   mezzotint generate "make it night" --image street.png --model ./FLUX.1-Kontext-dev --transformer ./kontext-fp8
 
-  mezzotint generate "a blue ring on a black background" --transformer demo-nvfp4 --bf16-steps 2+1
+  mezzotint generate "a large blue ring on a black background" --transformer demo-nvfp4 --bf16-steps 2+1
 
   mezzotint generate "a cat on the moon" --model ./wan2.2 --transformer ./high-fp8 --transformer-2 ./low-fp8 -o cat.mp4
 """
@@ -105,15 +108,23 @@ def generate(
     ] = "2+1",
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON on stdout.")] = False,
 ) -> None:
-    from mezzotint.cli.output import quiet_libraries, step_progress
+    from mezzotint.cli.output import Steps, quiet_libraries
 
-    with step_progress() as progress:
-        bar = progress.add_task("loading", total=None)
+    checks.check_sources(model, transformer, transformer_2, scales_from)
+    checks.check_kernels(backend, resident, attention)
+    checks.check_name("--activations", activations, checks.ACTIVATIONS)
+    checks.check_steps(bf16_steps, bf16_attention_steps)
+    checks.check_device(device)
+    checks.check_request(None, image, size)
+    checks.check_writable("-o", output or Path())
+    if attention is not None and not fast:
+        raise BadRequest("--attention is chosen with --fast")
+    with Steps() as progress:
         quiet_libraries()
         from mezzotint.editing import read_image
         from mezzotint.formats.renaming import read_renames
         from mezzotint.painting import paint, unsound
-        from mezzotint.pipelines import check_image, load, sampling_of
+        from mezzotint.pipelines import check_image, load, settings_for
         from mezzotint.schedule import NO_STEPS, StepSchedule
 
         schedules = {
@@ -123,11 +134,8 @@ def generate(
         source = None if image is None else read_image(image)
         check_image(model, source is not None)
         picture = source.picture if source else None
-        own = sampling_of(model, picture)
-        if frames is not None and own.num_frames is None:
-            raise BadRequest("--frames is for videos, and this model paints pictures")
-        settings = own.but(steps=steps, guidance=guidance, num_frames=frames, **sides(size))
-        output = _checked_output(output, own.num_frames is not None, grid)
+        settings = settings_for(model, picture, steps=steps, guidance=guidance, num_frames=frames, **sides(size))
+        output = _checked_output(output, settings.num_frames is not None, grid)
         pipe = load(
             model,
             transformer,
@@ -139,20 +147,19 @@ def generate(
             scales_from=scales_from,
             rename=read_renames(rename or ()),
         )
-        if attention is not None and not fast:
-            raise BadRequest("--attention is chosen with --fast")
         if fast:
-            progress.update(bar, description="making it fast")
+            progress.say("making it fast")
             make_fast(pipe, attention)
         repeated = [prompt for prompt in prompts for _ in range(count)]
         seeds = [seed + i for i in range(len(repeated))]
-        progress.update(bar, description="painting", total=settings.steps * len(repeated), completed=0)
+        total = settings.steps * len(repeated)
+        progress.say("painting", 0, total)
         painting = paint(
             pipe,
             repeated,
             seeds,
             settings,
-            lambda step, _: progress.update(bar, completed=step + 1),
+            lambda step, _: progress.say("painting", step + 1, total),
             guard=False,
             images=[picture] * len(repeated),
             **schedules,
@@ -172,10 +179,13 @@ def generate(
         parameters = [{"prompt": p, "seed": s} | common for p, s in zip(repeated, seeds, strict=True)]
         written = list(_save_each(painting, output, parameters))
     reports = [report for report in (pipe.load_report, pipe.load_report_2) if report is not None]
-    for event in dict.fromkeys(event for report in reports for event in report.events):
-        print(f"note: {event}", file=sys.stderr)
+    events = [event for report in reports for event in report.events]
+    for note in dict.fromkeys([*events, *painting.notes]):
+        print(f"note: {note}", file=sys.stderr)
     if as_json:
         result = {"files": [str(p) for p in written], "seeds": seeds, "sampling": vars(settings)} | edited
+        result["notes"] = list(painting.notes)
+        result["problems"] = [list(seen) for seen in painting.problems]
         loads = dict(zip(("load", "load_2"), (report.to_dict() for report in reports), strict=False))
         print(json.dumps(result | loads, indent=2))
     else:

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from mezzotint.cli import checks
+
 
 def inspect(
     path: Annotated[
@@ -49,6 +51,7 @@ def inspect(
 
       mezzotint inspect ./qwen-image-nvfp4.safetensors --base ./Qwen-Image
     """
+    checks.check_sources(path, base, scales_from)
     from mezzotint.checkpoint import inspect as look
     from mezzotint.checkpoint import raw as read_raw
     from mezzotint.formats.renaming import read_renames
@@ -96,7 +99,7 @@ def _facts(report: Any) -> Iterator[tuple[str, str]]:
     yield "stored", _mib(report.stored_bytes)
     for outlook in report.outlooks:
         for use in outlook.backends if outlook.here else ():
-            yield "runs here", f"{use.layers} {use.scheme} on {use.backend}; {use.why}"
+            yield "runs here", f"{use.layers} {use.scheme} on {use.backend}{_in_brackets(use)}; {use.why}"
     for note in report.notes:
         yield "note", note
 
@@ -119,8 +122,19 @@ def _outlook_table(report: Any) -> Any:
 def _run_by(outlook: Any) -> str:
     layers: Counter[str] = Counter()
     for use in outlook.backends:
-        layers[f"{use.scheme} on {use.backend}"] += use.layers
+        layers[f"{use.scheme} on {use.backend}{_in_brackets(use)}"] += use.layers
     return ", ".join(f"{number} {said}" for said, number in layers.items()) or "PyTorch's own layers"
+
+
+def _in_brackets(use: Any) -> str:
+    """What is to be known of a choice: whether it has run on such a device, and which libraries would change it."""
+    from mezzotint.kernels.verified import NOT_VERIFIED
+
+    said = [] if use.verified else [NOT_VERIFIED]
+    for backend, library in use.libraries.items():
+        own = backend == use.backend
+        said.append(f"needs {library}, not installed here" if own else f"{backend} with {library} installed")
+    return f" ({'; '.join(said)})" if said else ""
 
 
 def _layer_table(report: Any) -> Any:

@@ -1,11 +1,18 @@
 """How commands print: tables on stdout, progress on stderr, nothing cut off where there is no terminal."""
 
 import os
+import sys
+import time
+from threading import Event, Thread
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from mezzotint.cli.failures import visible
+
 PIPED_WIDTH = 200
+INTERVAL, QUIET = 10.0, 1.0
+"""Seconds between two lines of progress, and at least between two of things that are begun."""
 
 
 def console() -> Console:
@@ -25,15 +32,67 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def step_progress() -> Progress:
-    """A bar of steps with elapsed and remaining time on stderr; silent where stderr is no terminal."""
-    err = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=err,
-        disable=not err.is_terminal,
-    )
+class Steps:
+    """What a command says of its progress on stderr: a bar on a terminal, lines at intervals anywhere else."""
+
+    def __init__(self, interval: float = INTERVAL) -> None:
+        console = Console(stderr=True)
+        self.bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("loading", total=None)
+        self.lines = None if console.is_terminal else Lines(interval)
+
+    def __enter__(self) -> "Steps":
+        self.bar.start()
+        if self.lines:
+            self.lines.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+        if self.lines:
+            self.lines.stop()
+
+    def say(self, what: str, done: int | None = None, total: int | None = None) -> None:
+        """What is being done, and how much of it is."""
+        self.bar.update(self.task, description=what, completed=done, total=total)
+        if self.lines:
+            self.lines.say(what, done, total)
+
+
+class Lines(Thread):
+    """Prints at once what is begun, and how far it is every `interval` seconds, also while nothing is reported."""
+
+    def __init__(self, interval: float) -> None:
+        super().__init__(daemon=True)
+        self.interval, self.began = interval, time.monotonic()
+        self.ended, self.state, self.printed = Event(), ("loading", 0, 0), float("-inf")
+
+    def say(self, what: str, done: int | None, total: int | None) -> None:
+        begun, had, of = self.state
+        self.state = (what, had if done is None else done, of if total is None else total)
+        if what != begun and time.monotonic() - self.printed >= QUIET:
+            self.show()
+
+    def run(self) -> None:
+        self.show()
+        while not self.ended.wait(self.interval):
+            self.show()
+
+    def stop(self) -> None:
+        self.ended.set()
+        self.join()
+
+    def show(self) -> None:
+        """Print a line such as "12 s: demo-fp8, 3 of 24"."""
+        self.printed = time.monotonic()
+        what, done, total = self.state
+        count = f", {done} of {total}" if total else ""
+        print(f"{self.printed - self.began:.0f} s: {visible(what)}{count}", file=sys.stderr, flush=True)

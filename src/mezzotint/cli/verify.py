@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mezzotint.cli import checks
 from mezzotint.cli.progress import bytes_bar
 
 COLOURS = {"NOTE": "dim", "SUSPICIOUS": "yellow", "BROKEN": "red"}
@@ -42,6 +43,7 @@ def verify(
 
       mezzotint verify ./flux1-nvfp4/transformer --base ./FLUX.1-dev/transformer --json
     """
+    checks.check_sources(path, base, scales_from)
     from mezzotint.formats.renaming import read_renames
     from mezzotint.verifying import verify as run
 

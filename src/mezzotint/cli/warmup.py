@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from mezzotint.cli import checks
 from mezzotint.cli.kernels import choice, make_fast
 from mezzotint.cli.sides import sides
 
@@ -33,22 +34,27 @@ def warmup(
 
       mezzotint warmup ./FLUX.1-dev --transformer ./flux1-dev-fp8 --size 1024 --size 1344x768
     """
+    checks.check_sources(model, transformer, transformer_2)
+    checks.check_kernels(backend, resident, attention)
+    checks.check_device(device)
+    checks.check_request(None, image, *(size or ()))
     from mezzotint.cli.output import quiet_libraries
 
     quiet_libraries()
     from mezzotint.editing import read_image
     from mezzotint.painting import paint
-    from mezzotint.pipelines import check_image, load, sampling_of
+    from mezzotint.pipelines import check_image, load, settings_for
     from mezzotint.speed import cache_folder
 
     picture = None if image is None else read_image(image).picture
     check_image(model, picture is not None)
-    own = sampling_of(model, picture)
+    few = 2 if transformer_2 else 1
+    planned = [
+        settings_for(model, picture, steps=few, num_frames=frames, **sides(one)) for one in [*(size or ())] or [None]
+    ]
     pipe = load(model, transformer, transformer_2, device, backend=choice(backend or []), resident=resident)
     make_fast(pipe, attention)
-    sizes: list[str | None] = [*(size or ())] or [None]
-    for one in sizes:
-        settings = own.but(steps=2 if transformer_2 else 1, num_frames=frames, **sides(one))
+    for settings in planned:
         began = time.perf_counter()
         paint(pipe, ["a grey stone"], sampling=settings, guard=False, images=[picture])
         print(f"{settings.width or settings.size}x{settings.size}: ready after {time.perf_counter() - began:.1f} s")

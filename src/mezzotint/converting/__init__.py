@@ -17,7 +17,7 @@ from mezzotint.converting.earlier_output import strangers
 from mezzotint.converting.planning import Contents, matching, plan_contents
 from mezzotint.converting.provenance import PIPELINE, VERSION_KEY, model_config, plan_name, source_facts
 from mezzotint.converting.reading import files_read, tensor_files
-from mezzotint.errors import BadRequest, listed
+from mezzotint.errors import BadRequest, listed, there_are
 from mezzotint.families.nunchaku_names import in_nunchaku, stored_layers, stored_tensor
 from mezzotint.formats import targets
 from mezzotint.formats.renaming import Renames
@@ -127,7 +127,7 @@ def convert(
 
 def _target(to: str) -> Target:
     if to not in targets():
-        raise BadRequest(f"there is no target {to!r}", f"there are: {', '.join(targets())}.")
+        raise BadRequest(f"there is no target {to!r}", there_are(to, targets()))
     return targets()[to]
 
 

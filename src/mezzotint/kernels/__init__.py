@@ -1,12 +1,12 @@
 """Backends, one file each, and the choice among them."""
 
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 from mezzotint.discover import collect
-from mezzotint.errors import BadRequest, Unsupported
+from mezzotint.errors import BadRequest, Unsupported, there_are
 from mezzotint.kernels.backend import (
     ACTIVATIONS,
     AS_STORED,
@@ -19,7 +19,10 @@ from mezzotint.kernels.backend import (
     WeightSpec,
     best_device,
     device_of,
+    takes,
 )
+from mezzotint.kernels.refusals import TRITON
+from mezzotint.kernels.verified import is_verified
 from mezzotint.schemes import SCHEMES, Scheme
 
 __all__ = [
@@ -34,6 +37,7 @@ __all__ = [
     "Cannot",
     "Selection",
     "Target",
+    "WITH_PYTORCH",
     "WeightSpec",
     "asked_for",
     "backends",
@@ -44,29 +48,46 @@ __all__ = [
     "device_of",
     "named",
     "select",
+    "takes",
 ]
+
+
+WITH_PYTORCH = (TRITON.distribution,)
+"""Libraries that are there wherever PyTorch is built for CUDA, whether or not this machine has them."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The backend that was chosen, and why each of the others was not: {name: reason}."""
+    """The backend that was chosen, and why each of the others of the scheme was not: {name: reason}.
+
+    verified    a test has passed with it on a GPU of this generation
+    libraries   {backend: library that it lacks here}, of the chosen one and of those that are preferred to it
+    """
 
     backend: Backend
     declined: Mapping[str, str]
+    verified: bool = True
+    libraries: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class BackendUse:
-    """One choice of backend, and how many layers share it; `declined` is {backend: reason}."""
+    """One choice of backend, and how many layers share it; `declined` is {backend: reason}.
+
+    verified, libraries   as in `Selection`
+    """
 
     scheme: str
     backend: str
     layers: int
     declined: Mapping[str, str]
+    verified: bool = True
+    libraries: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, scheme: Scheme, selection: Selection, layers: int = 1) -> "BackendUse":
-        return cls(scheme.name, selection.backend.name, layers, selection.declined)
+        chosen = selection.backend.name
+        return cls(scheme.name, chosen, layers, selection.declined, selection.verified, selection.libraries)
 
     @property
     def why(self) -> str:
@@ -80,9 +101,10 @@ class BackendUse:
 
 def count_uses(uses: Iterable[BackendUse]) -> tuple[BackendUse, ...]:
     """The same choices, equal ones as one with all their layers."""
-    layers: dict[tuple[str, str, tuple[tuple[str, str], ...]], list[BackendUse]] = {}
+    layers: dict[object, list[BackendUse]] = {}
     for use in uses:
-        layers.setdefault((use.scheme, use.backend, tuple(use.declined.items())), []).append(use)
+        kind = (use.scheme, use.backend, tuple(use.declined.items()), use.verified, tuple(use.libraries.items()))
+        layers.setdefault(kind, []).append(use)
     return tuple(replace(same[0], layers=sum(use.layers for use in same)) for same in layers.values())
 
 
@@ -95,7 +117,7 @@ def backends() -> dict[str, Backend]:
 def named(name: str) -> Backend:
     """The backend of this name; BadRequest lists those that exist."""
     if name not in backends():
-        raise BadRequest(f"no backend is called {name!r}", f"there are: {', '.join(backends())}.")
+        raise BadRequest(f"no backend is called {name!r}", there_are(name, backends()))
     return backends()[name]
 
 
@@ -107,7 +129,7 @@ def check_choice(choice: BackendChoice) -> None:
     """Raise BadRequest, listing those that exist, for the name of a backend or scheme that does not."""
     for scheme in choice if isinstance(choice, Mapping) else ():
         if scheme not in SCHEMES:
-            raise BadRequest(f"no scheme is called {scheme!r}", f"there are: {', '.join(SCHEMES)}.")
+            raise BadRequest(f"no scheme is called {scheme!r}", there_are(scheme, SCHEMES))
     for name in choice.values() if isinstance(choice, Mapping) else filter(None, [choice]):
         named(name)
 
@@ -123,24 +145,41 @@ def decoder(weight: WeightSpec, target: Target) -> Backend:
     return next(backend for backend in plain if isinstance(backend.can(weight, target, BF16), Can))
 
 
-def select(weight: WeightSpec, target: Target, activations: str = AS_STORED, only: str | None = None) -> Selection:
+def select(
+    weight: WeightSpec,
+    target: Target,
+    activations: str = AS_STORED,
+    only: str | None = None,
+    presumed: Collection[str] = (),
+) -> Selection:
     """The most preferred backend that can multiply by `weight` on `target`, or `only` that one if it can.
 
-    Raises  Unsupported with every reason if none can, BadRequest if `only` names no backend
+    presumed   libraries that count as installed, by name
+    Raises     Unsupported with every reason if none can, BadRequest if `only` names no backend
     """
-    candidates = [named(only)] if only else sorted(backends().values(), key=lambda backend: -backend.preference)
     declined: dict[str, str] = {}
+    libraries: dict[str, str] = {}
     chosen: Backend | None = None
-    for backend in candidates:
+    for backend in _candidates(weight, only):
         if chosen is not None:
             declined[backend.name] = f"{chosen.name} is preferred"
             continue
         answer = backend.can(weight, target, activations)
-        if isinstance(answer, Can):
+        if isinstance(answer, Cannot) and answer.library:
+            libraries[backend.name] = answer.library
+        if isinstance(answer, Can) or answer.library in presumed:
             chosen = backend
         else:
             declined[backend.name] = answer.reason
     if chosen is None:
         reasons = "".join(f"\n    {name}: {reason}" for name, reason in declined.items())
         raise Unsupported(f"nothing can multiply by {weight.scheme.title} {weight.shape} on {target}:{reasons}")
-    return Selection(chosen, declined)
+    return Selection(chosen, declined, is_verified(weight.scheme.name, str(target), chosen.name), libraries)
+
+
+def _candidates(weight: WeightSpec, only: str | None) -> list[Backend]:
+    """Those that are for the weight's scheme, the most preferred first; or `only` the one that was asked for."""
+    if only:
+        return [named(only)]
+    own = [backend for backend in backends().values() if takes(backend, weight.scheme)]
+    return sorted(own, key=lambda backend: -backend.preference)

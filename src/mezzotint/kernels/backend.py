@@ -24,9 +24,13 @@ class Can:
 
 @dataclass(frozen=True)
 class Cannot:
-    """The backend cannot, and why."""
+    """The backend cannot, and why.
+
+    library   the only thing that it lacks, by the name it is installed under; empty where there is another reason
+    """
 
     reason: str
+    library: str = ""
 
 
 HOPPER = 9
@@ -111,6 +115,7 @@ class Backend(Protocol):
 
     preference   among those that can, the highest is taken
     wants        the layout that `linear` is given
+    schemes      those that it multiplies, an attribute of backends that are not for all; see `takes`
     """
 
     name: str
@@ -126,3 +131,8 @@ class Backend(Protocol):
     def linear(self, x: Tensor, weight: QuantTensor, bias: Tensor | None, activations: str) -> Tensor:
         """x [..., in] times the weight, plus bias [out]; result [..., out] in x's dtype."""
         ...
+
+
+def takes(backend: Backend, scheme: Scheme) -> bool:
+    """Whether the backend is for this scheme at all, on whatever device."""
+    return scheme in getattr(backend, "schemes", (scheme,))

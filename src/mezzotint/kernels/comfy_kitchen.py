@@ -12,7 +12,7 @@ from torch import Tensor
 from mezzotint.kernels.backend import Can, Cannot, Target, WeightSpec
 from mezzotint.kernels.branches import around
 from mezzotint.kernels.libraries import Library
-from mezzotint.kernels.nvfp4_product import TILED, input_unit, outer_scale, reasons_against
+from mezzotint.kernels.nvfp4_product import SCHEMES, TILED, input_unit, outer_scale, reasons_against
 from mezzotint.kernels.refusals import answer
 from mezzotint.tensor import QuantTensor
 
@@ -24,9 +24,10 @@ class ComfyKitchen:
     name = "comfy_kitchen"
     preference = 30
     wants = TILED
+    schemes = SCHEMES
 
     def can(self, weight: WeightSpec, target: Target, activations: str) -> Can | Cannot:
-        return answer(*reasons_against(weight, target, activations, ROWS, COLUMNS), LIBRARY.missing())
+        return answer(*reasons_against(weight, target, activations, ROWS, COLUMNS), library=LIBRARY)
 
     def prepare(self, weight: QuantTensor) -> Mapping[str, Tensor]:
         return outer_scale(weight)

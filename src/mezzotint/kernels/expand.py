@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mezzotint.kernels.backend import Can, Cannot, Target, WeightSpec
 from mezzotint.kernels.products import FEW, MULTIPLE, fp8_product, scaled_input
-from mezzotint.kernels.refusals import answer, exact_input, odd_sides, other_gpu, other_scheme, without_triton
+from mezzotint.kernels.refusals import TRITON, answer, exact_input, odd_sides, other_gpu, other_scheme
 from mezzotint.schemes import FP8, NVFP4, SVDQUANT_INT4, SVDQUANT_NVFP4
 from mezzotint.schemes.rounding import E2M1_MAX, E4M3_MAX, expand_e2m1, expand_nibbles, round_e4m3
 from mezzotint.schemes.scheme import Parts
@@ -29,12 +29,13 @@ class Expand:
     name = "expand"
     preference = 20
     wants = PLAIN
+    schemes = SCHEMES
 
     def can(self, weight: WeightSpec, target: Target, activations: str) -> Can | Cannot:
         return answer(
             *against_expanding(weight, activations),
             other_gpu(target, "FP8 tensor cores (sm_89 or newer)", lambda own: own >= (8, 9)),
-            without_triton(),
+            library=TRITON,
         )
 
     def prepare(self, weight: QuantTensor) -> Mapping[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from mezzotint.kernels.backend import Can, Cannot, Target, WeightSpec
 from mezzotint.kernels.branches import around
 from mezzotint.kernels.libraries import Library
-from mezzotint.kernels.nvfp4_product import TILED, input_unit, outer_scale, reasons_against
+from mezzotint.kernels.nvfp4_product import SCHEMES, TILED, input_unit, outer_scale, reasons_against
 from mezzotint.kernels.refusals import answer, not_among
 from mezzotint.layouts.arrangements import pad
 from mezzotint.schemes import SVDQUANT_NVFP4
@@ -29,12 +29,13 @@ class FlashInfer:
     name = "flashinfer"
     preference = 35
     wants = TILED
+    schemes = SCHEMES
 
     def can(self, weight: WeightSpec, target: Target, activations: str) -> Can | Cannot:
         return answer(
             *reasons_against(weight, target, activations, ROWS, COLUMNS),
             not_among(target, GPUS, "FlashInfer has NVFP4 kernels for"),
-            LIBRARY.missing(),
+            library=LIBRARY,
         )
 
     def prepare(self, weight: QuantTensor) -> Mapping[str, Tensor]:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from mezzotint.kernels.backend import Can, Cannot, Target, WeightSpec
 from mezzotint.kernels.products import FEW
-from mezzotint.kernels.refusals import answer, other_gpu, other_parts, other_scheme, without_triton
+from mezzotint.kernels.refusals import TRITON, answer, other_gpu, other_parts, other_scheme
 from mezzotint.schemes import AWQ_W4A16
 from mezzotint.tensor import PLAIN, QuantTensor
 
@@ -20,13 +20,14 @@ class Gemv:
     name = "gemv"
     preference = 20
     wants = PLAIN
+    schemes = (AWQ_W4A16,)
 
     def can(self, weight: WeightSpec, target: Target, activations: str) -> Can | Cannot:
         return answer(
             other_scheme(weight, AWQ_W4A16),
             other_gpu(target, "BF16 tensor cores (sm_80 or newer)", lambda own: own >= (8, 0)),
-            without_triton(),
             other_parts(weight, {"bias"}),
+            library=TRITON,
         )
 
     def prepare(self, weight: QuantTensor) -> Mapping[str, Tensor]:

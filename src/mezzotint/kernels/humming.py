@@ -30,13 +30,14 @@ class Humming:
     name = "humming"
     preference = 15
     wants = PLAIN
+    schemes = (NVFP4,)
 
     def can(self, weight: WeightSpec, target: Target, activations: str) -> Can | Cannot:
         return answer(
             other_scheme(weight, NVFP4),
             other_gpu(target, "BF16 tensor cores (sm_80 or newer)", lambda own: own >= (8, 0)),
             odd_sides(weight, ROWS, COLUMNS),
-            LIBRARY.missing(),
+            library=LIBRARY,
         )
 
     def prepare(self, weight: QuantTensor) -> Mapping[str, Tensor]:

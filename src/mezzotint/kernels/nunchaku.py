@@ -51,6 +51,10 @@ class Nunchaku:
     wants: Layout
     preference: int = 50
 
+    @property
+    def schemes(self) -> tuple[Scheme, ...]:
+        return (self.scheme,)
+
     def can(self, weight: WeightSpec, target: Target, activations: str) -> Can | Cannot:
         return answer(
             other_scheme(weight, self.scheme),
@@ -59,7 +63,7 @@ class Nunchaku:
             absent_parts(weight, NEEDED),
             other_parts(weight, APPLIED),
             odd_sides(weight, WARP, WARP),
-            LIBRARY.missing(),
+            library=LIBRARY,
         )
 
     def prepare(self, weight: QuantTensor) -> Mapping[str, Tensor]:

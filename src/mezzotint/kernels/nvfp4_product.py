@@ -9,6 +9,7 @@ from mezzotint.schemes import NVFP4, SVDQUANT_NVFP4
 from mezzotint.schemes import nvfp4 as scheme
 from mezzotint.tensor import Layout, QuantTensor
 
+SCHEMES = (NVFP4, SVDQUANT_NVFP4)
 TILED = Layout(scales="tiles_128x4")
 """What the kernels read: codes low nibble first, scales in NVIDIA's blocked order."""
 
@@ -18,7 +19,7 @@ def reasons_against(
 ) -> tuple[str | None, ...]:
     """rows, columns   what the kernel needs the output and the input features to be multiples of"""
     return (
-        other_scheme(weight, NVFP4, SVDQUANT_NVFP4),
+        other_scheme(weight, *SCHEMES),
         other_gpu(target, "FP4 tensor cores (sm_100 or newer)", lambda own: own >= (10, 0)),
         exact_input(weight, activations, "NVFP4"),
         odd_sides(weight, rows, columns),

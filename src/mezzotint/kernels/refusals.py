@@ -2,15 +2,43 @@
 
 from collections.abc import Callable, Collection
 from importlib.util import find_spec
+from typing import Protocol
 
 from mezzotint.kernels.backend import Can, Cannot, Target, WeightSpec
 from mezzotint.schemes import Scheme
 
 
-def answer(*reasons: str | None) -> Can | Cannot:
-    """Can, or Cannot for the first of the reasons that there are."""
+class Needed(Protocol):
+    """A library that a backend needs: its name where packages come from, and why it cannot be used here, or None."""
+
+    @property
+    def distribution(self) -> str: ...
+
+    def missing(self) -> str | None: ...
+
+
+class Triton:
+    """Triton, which PyTorch's builds for CUDA on Linux bring along."""
+
+    distribution = "triton"
+
+    def missing(self) -> str | None:
+        return "needs Triton, which is not installed" if find_spec("triton") is None else None
+
+
+TRITON = Triton()
+
+
+def answer(*reasons: str | None, library: Needed | None = None) -> Can | Cannot:
+    """Can, or Cannot for the first of the reasons that there are.
+
+    library   what the backend needs besides; looked for last, where nothing else is in the way
+    """
     found = next((reason for reason in reasons if reason is not None), None)
-    return Can() if found is None else Cannot(found)
+    if found is not None:
+        return Cannot(found)
+    absent = None if library is None else library.missing()
+    return Can() if library is None or absent is None else Cannot(absent, library.distribution)
 
 
 def other_scheme(weight: WeightSpec, *schemes: Scheme) -> str | None:
@@ -48,10 +76,6 @@ def exact_input(weight: WeightSpec, activations: str, rounding: str) -> str | No
     if weight.quantizes_input(activations):
         return None
     return f"rounds the input to {rounding}, and the inputs of this layer are not quantized"
-
-
-def without_triton() -> str | None:
-    return "needs Triton, which is not installed" if find_spec("triton") is None else None
 
 
 def odd_sides(weight: WeightSpec, rows: int, columns: int) -> str | None:

@@ -15,6 +15,7 @@ class ScaledMM:
     name = "scaled_mm"
     preference = 10
     wants = PLAIN
+    schemes = (FP8,)
 
     def can(self, weight: WeightSpec, target: Target, activations: str) -> Can | Cannot:
         return answer(

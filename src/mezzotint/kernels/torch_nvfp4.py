@@ -13,7 +13,7 @@ from torch.nn.functional import ScalingType, SwizzleType
 
 from mezzotint.kernels.backend import Can, Cannot, Target, WeightSpec
 from mezzotint.kernels.branches import around
-from mezzotint.kernels.nvfp4_product import TILED, input_unit, outer_scale, reasons_against
+from mezzotint.kernels.nvfp4_product import SCHEMES, TILED, input_unit, outer_scale, reasons_against
 from mezzotint.kernels.refusals import answer
 from mezzotint.layouts import to_tiles
 from mezzotint.schemes import SVDQUANT_NVFP4
@@ -31,6 +31,7 @@ class TorchNVFP4:
     name = "torch_nvfp4"
     preference = 40
     wants = TILED
+    schemes = SCHEMES
 
     def can(self, weight: WeightSpec, target: Target, activations: str) -> Can | Cannot:
         return answer(*reasons_against(weight, target, activations, ROWS, COLUMNS))

@@ -1,6 +1,5 @@
 """One model of a comparison: a source, how it is to run, and its name in the report."""
 
-import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,11 +11,7 @@ from mezzotint.kernels import AS_STORED, check_choice
 from mezzotint.pipelines import load, plan_transformers
 from mezzotint.residency import STORED
 from mezzotint.schedule import NO_STEPS, StepSchedule
-
-OPTIONS = ("transformer_2", "activations", "backend", "resident", "bf16_steps")
-PLAIN_NAMES = ("transformer", "diffusion_pytorch_model", "hf")
-"""Parts of a path that many models share, and none is called after."""
-NAMED = re.compile(r"(?P<name>[^/=]+)=(?P<rest>.+)", re.DOTALL)
+from mezzotint.sources import split_source
 
 
 @dataclass(frozen=True)
@@ -70,7 +65,7 @@ def read_sources(reference: str, candidates: list[str], model: str | None = None
     model    None for the reference, if that is a pipeline, or else the built-in one
     Raises   BadRequest for an option that does not exist, or two of one name
     """
-    sources = [_split(text) for text in (reference, *candidates)]
+    sources = [split_source(text) for text in (reference, *candidates)]
     around = model or (sources[0][1] if is_pipeline(resolve(sources[0][1])) else DEMO)
     found = tuple(_candidate(*source, around) for source in sources)
     names = [candidate.name for candidate in found]
@@ -84,22 +79,3 @@ def _candidate(name: str, source: str, options: dict[str, str], model: str) -> C
     if is_pipeline(resolve(source)):
         return replace(Candidate(name, source), **options)
     return replace(Candidate(name, model, source), **options)
-
-
-def _split(text: str) -> tuple[str, str, dict[str, str]]:
-    """(name, source, options)"""
-    source, *rest = text.split(",")
-    options: dict[str, str] = {}
-    for part in rest:
-        key, _, value = part.partition("=")
-        if key not in OPTIONS or not value:
-            raise BadRequest(
-                f"{text!r}: {part!r} is no option", f"after a comma comes {', '.join(f'{o}=...' for o in OPTIONS)}."
-            )
-        options[key] = value
-    named = NAMED.fullmatch(source)
-    if named is not None:
-        return named["name"], named["rest"], options
-    parts = [part.removesuffix(".safetensors") for part in source.split("/") if part not in (".", "..", "")]
-    stem = next((part for part in reversed(parts) if part not in PLAIN_NAMES), source)
-    return " ".join((stem, *(f"{key}={value}" for key, value in options.items()))), source, options

@@ -11,10 +11,10 @@ import diffusers
 import torch
 
 from mezzotint._version import VERSION
-from mezzotint.errors import BadRequest
+from mezzotint.errors import BadRequest, Unsupported, there_are
 from mezzotint.families import Sampling
 from mezzotint.kernels import Target, device_of
-from mezzotint.pipelines import sampling_of
+from mezzotint.pipelines import settings_for
 from mezzotint.quality.candidate import Candidate, read_sources
 from mezzotint.quality.cost import cost
 from mezzotint.quality.floor import Level, NoiseFloor
@@ -134,7 +134,7 @@ def compare(
     prompts     "default", "demo", "edit" or a file; None for the set that fits the model
     image       file of the picture that is edited by all prompts that name none of their own
     size        None for the model's own area in the shape of the first prompt's picture, if it edits one
-    metrics     names of picture metrics, None for all; those that a gate has limits on are computed besides
+    metrics     names of picture metrics, None for all that can be computed; those that a gate has limits on are computed besides
     gate        a profile or a TOML file, None for the profile that fits each candidate
     on_picture  called with how many are painted, of how many, and by whom
     Raises      MezzotintError, before anything is painted if the request or a checkpoint cannot be
@@ -146,14 +146,14 @@ def compare(
     for source in sources:
         source.check()
     chosen = prompts_for([source.model for source in sources], prompts, image)
-    own = sampling_of(sources[0].model, chosen[0].picture)
-    if frames is not None and own.num_frames is None:
-        raise BadRequest("--frames is for videos, and this model paints pictures")
+    sampling = settings_for(
+        sources[0].model, chosen[0].picture, steps=steps, guidance=guidance, num_frames=frames, **(size or {})
+    )
     settings = Settings(
         prompts=chosen,
         seeds=tuple(range(seeds)),
-        sampling=own.but(steps=steps, guidance=guidance, num_frames=frames, **(size or {})),
-        metrics=_checked(metrics, [fixed] if fixed else [read_gate(name) for name in PROFILES]),
+        sampling=sampling,
+        metrics=_checked(metrics, [fixed] if fixed else [read_gate(name) for name in PROFILES], sampling),
         device=device_of(device),
     )
     return _Comparing(settings, _folder(Path(output)), len(sources), on_picture).judge(sources, fixed)
@@ -235,12 +235,17 @@ def _impostor(run: Run) -> tuple[str, ...]:
     )
 
 
-def _checked(names: Sequence[str] | None, gates: Sequence[Gate]) -> tuple[str, ...]:
-    """The metrics asked for and those that the gates need, in the order of a report."""
+def _checked(names: Sequence[str] | None, gates: Sequence[Gate], sampling: Sampling) -> tuple[str, ...]:
+    """The metrics asked for and those that the gates need, in the order of a report.
+
+    Raises  BadRequest for a metric that does not exist, Unsupported for one asked for that cannot be computed here
+    """
     known = tuple(metric.name for metric in PICTURE_METRICS)
     for name in names or ():
         if name not in known:
-            raise BadRequest(f"there is no metric {name!r}", f"there are: {', '.join(known)}; latents always are.")
+            raise BadRequest(f"there is no metric {name!r}", there_are(name, known))
+    for name, reason in unavailable(names or (), (sampling.width or sampling.size, sampling.size)).items():
+        raise Unsupported(f"--metrics has {name}, which {reason}", "leave it out, and all that can be are computed.")
     needed = {limit.metric for gate in gates for limit in gate.limits}
     return known if names is None else tuple(name for name in known if name in {*names, *needed})
 

@@ -1,6 +1,6 @@
 """Why a candidate is wrong: every layer is measured, and the suspects among them are named with a cause."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -73,6 +73,8 @@ def diagnose(
     image: str | Path | None = None,
     seed: int = 0,
     steps: int = STEPS,
+    size: Mapping[str, int] | None = None,
+    frames: int | None = None,
     layers: str = "*",
     device: str | torch.device | None = None,
     on_progress: Callable[[int, int, str], None] = lambda _done, _total, _what: None,
@@ -85,11 +87,12 @@ def diagnose(
     prompts       a set or a file, of which all are painted; None for the first of the set that fits the model
     image         file of the picture that is edited by all prompts that name none of their own
     steps         of each picture
+    size, frames  of each picture or video, as `compare` takes them; None for the model's own
     layers        which layers to look at, a pattern such as "*.ff.*"
     on_progress   called with how much is done, of how much, and what
     Raises        MezzotintError, before anything is painted if the request or a checkpoint cannot be
     """
-    pair = open_pair(reference, candidate, model, prompts, image, seed, steps, layers, device)
+    pair = open_pair(reference, candidate, model, prompts, image, seed, steps, layers, device, size, frames)
     tasks = [(side, name) for side in pair.sides for name in side.names]
     progress = Progress(steps * len(pair.prompts) + len(tasks), on_progress)
     recording = record(

@@ -13,7 +13,7 @@ from mezzotint.errors import BadRequest
 from mezzotint.families import Sampling
 from mezzotint.kernels import device_of
 from mezzotint.loading import LoadPlan
-from mezzotint.pipelines import plan_transformers, sampling_of
+from mezzotint.pipelines import plan_transformers, settings_for
 from mezzotint.quality.candidate import Candidate, read_sources
 from mezzotint.quality.layers import Side
 from mezzotint.quality.prompts import Prompt, prompts_for
@@ -38,6 +38,8 @@ class Pair:
             "images": [prompt.image.to_dict() if prompt.image else None for prompt in self.prompts],
             "seed": self.seed,
             "steps": self.sampling.steps,
+            "size": [self.sampling.width or self.sampling.size, self.sampling.size],
+            "frames": self.sampling.num_frames,
             "layers": self.sides[0].pattern,
             "device": str(self.device),
         }
@@ -53,6 +55,8 @@ def open_pair(
     steps: int,
     layers: str,
     device: str | torch.device | None,
+    size: Mapping[str, int] | None = None,
+    frames: int | None = None,
 ) -> Pair:
     """Open both, no weight read; the arguments are those of `diagnose`. Raises MezzotintError if they do not fit."""
     first, second = read_sources(reference, [candidate], model)
@@ -63,7 +67,7 @@ def open_pair(
         tuple(sides_of(first, second, layers)),
         chosen,
         seed,
-        sampling_of(first.model, chosen[0].picture).but(steps=steps),
+        settings_for(first.model, chosen[0].picture, steps=steps, num_frames=frames, **(size or {})),
         device_of(device),
     )
 

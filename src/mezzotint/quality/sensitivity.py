@@ -2,7 +2,7 @@
 activations: which to keep so.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -108,6 +108,8 @@ def sensitivity(
     image: str | Path | None = None,
     seed: int = 0,
     steps: int = STEPS,
+    size: Mapping[str, int] | None = None,
+    frames: int | None = None,
     layers: str = "*",
     device: str | torch.device | None = None,
     on_progress: Callable[[int, int, str], None] = lambda _done, _total, _what: None,
@@ -117,7 +119,7 @@ def sensitivity(
     Every prediction is from the reference's latents, so that steps do not add up. One model in memory at a time, and
     one role of the reference's layers. The arguments are those of `diagnose`.
     """
-    pair = open_pair(reference, candidate, model, prompts, image, seed, steps, layers, device)
+    pair = open_pair(reference, candidate, model, prompts, image, seed, steps, layers, device, size, frames)
     roles = [(side, role) for side in pair.sides for role in sorted({role_of(name) for name in _quantized(side)})]
     if not roles:
         raise BadRequest(

@@ -123,8 +123,16 @@ def _compiler(whole: bool) -> Any:
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept: TORCHINDUCTOR_CACHE_DIR, or else mezzotint/inductor in the user's cache."""
-    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    folder = os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home / "mezzotint/inductor"))
+    """Where compiled kernels are kept: TORCHINDUCTOR_CACHE_DIR, or else mezzotint/inductor in the user's cache.
+
+    Importing diffusers makes PyTorch write its own default, a temporary folder, into that variable: it is nobody's
+    choice, and does not count.
+    """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    if not folder or folder == os.path.abspath(default_cache_dir()):  # noqa: PTH100, as PyTorch writes it
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(home / "mezzotint/inductor")
     os.environ.setdefault("TRITON_CACHE_DIR", str(Path(folder) / "triton"))
     return Path(folder)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mezzotint.errors import BadRequest, Unsupported
+from mezzotint.errors import BadRequest, Unsupported, there_are
 from mezzotint.kernels import Can, Cannot, Target
 from mezzotint.nn import attention_is_exact
 from mezzotint.schemes.rounding import round_e4m3
@@ -112,7 +112,7 @@ def choose(target: Target, name: str | None = None) -> tuple[Attention, dict[str
     """
     if name is not None:
         if name not in ATTENTIONS:
-            raise BadRequest(f"no attention is called {name!r}", f"there are: {', '.join(ATTENTIONS)}.")
+            raise BadRequest(f"no attention is called {name!r}", there_are(name, ATTENTIONS))
         answer = ATTENTIONS[name].can(target)
         if isinstance(answer, Cannot):
             raise Unsupported(f"attention {name} {answer.reason}")

@@ -1,0 +1,131 @@
+"""How a command ends that could not do what it was asked: one message, or one JSON object, and an exit code.
+
+    0    done
+    1    done, and something is to be looked at: a gate failed, a layer is suspect, a picture is unsound
+    2    could not be done as asked: arguments, files, a device, or a checkpoint that is broken
+    3    `verify` only: the format is not one that is read
+    4    failed on the way: out of memory, or a fault of Mezzotint's own
+    130  interrupted
+
+With --json a failure is an object on stdout, `{"error": {"type": ..., "message": ..., "hint": ...}}`, and without it a
+message on stderr. Neither ever has exit code 1.
+"""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Any
+
+import typer
+
+from mezzotint.errors import BadRequest, MezzotintError, did_you_mean
+
+COULD_NOT, FAILED = 2, 4
+CLOSED = 141
+"""As a shell has it for a command whose reader has gone: 128 + SIGPIPE."""
+TRACEBACK = "MEZZOTINT_TRACEBACK"
+ALLOCATION = ("can't allocate memory", "not enough memory", "out of memory")
+"""What PyTorch says in a RuntimeError where the CPU's memory, or a driver's, is used up."""
+OUT_OF_MEMORY = "try a smaller --size, fewer --frames, or a checkpoint of fewer bits."
+USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[2]
+"""What Typer raises for arguments that cannot be; it has no public name of its own."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What is said about an exception, and the exit code."""
+
+    type: str
+    message: str
+    hint: str
+    exit_code: int = COULD_NOT
+
+    @classmethod
+    def of(cls, error: BaseException) -> "Failure":
+        if isinstance(error, MezzotintError):
+            return cls(type(error).__name__, error.message, error.hint)
+        if isinstance(error, USAGE_ERROR):
+            return cls(BadRequest.__name__, *_of_arguments(error))
+        if is_out_of_memory(error):
+            return cls("OutOfMemory", f"out of memory: {_said(error)}", OUT_OF_MEMORY, FAILED)
+        if isinstance(error, OSError):
+            return cls(type(error).__name__, str(error), "")
+        hint = f"this is a fault of Mezzotint; {TRACEBACK}=1 shows where. Please report it with the command."
+        return cls(type(error).__name__, f"unexpected: {_said(error)}", hint, FAILED)
+
+    def show(self, as_json: bool) -> None:
+        """Print the object on stdout, or the message on stderr."""
+        if as_json:
+            entries = asdict(self)
+            del entries["exit_code"]
+            print(json.dumps({"error": entries}, indent=2))
+        else:
+            hint = f"\n  hint: {visible(self.hint)}" if self.hint else ""
+            print(f"error: {self.type}: {visible(self.message)}{hint}", file=sys.stderr)
+
+
+class Reported:
+    """A context whose exceptions are reported as failures, whatever their class: the outermost edge of a command.
+
+    exit_code   of what was reported, None where nothing was
+    """
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        self.as_json = wants_json(arguments)
+        self.exit_code: int | None = None
+
+    def __enter__(self) -> "Reported":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        if os.environ.get(TRACEBACK):
+            traceback.print_exception(error)
+        failure = Failure.of(error)
+        self.exit_code = failure.exit_code
+        if failure.message:
+            failure.show(self.as_json)
+        return True
+
+
+def wants_json(arguments: Sequence[str]) -> bool:
+    """Whether --json is among the options; after `--` it is an argument like any other."""
+    options = list(arguments)
+    return "--json" in (options[: options.index("--")] if "--" in options else options)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception is the CPU's, PyTorch's or a driver's for memory that is used up."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in ALLOCATION)
+
+
+def visible(text: str) -> str:
+    """Text whose control characters are written out, so that what a file says cannot steer a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def _of_arguments(error: Any) -> tuple[str, str]:
+    """The message and the hint about arguments that cannot be."""
+    message = str(error.format_message()).partition(" (Possible options")[0]
+    message, _, meant = message.rstrip(".").partition(". Did you mean ")
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "mezzotint"
+    hint = f"`{command} --help` has what there is."
+    close = getattr(error, "possibilities", None) or []
+    if close:
+        return message, did_you_mean(error.option_name, close) + hint
+    return message, (f"did you mean {meant.rstrip('?')}? " if meant else "") + hint
+
+
+def _said(error: BaseException) -> str:
+    """The first line of what an exception says, or its class where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
