@@ -23,7 +23,7 @@ def save_png(picture: Image.Image, path: Path, parameters: dict[str, Any]) -> No
     """Write a PNG whose text chunks hold the parameters: `mezzotint` as JSON, `parameters` as others write it."""
     info = PngImagePlugin.PngInfo()
     info.add_text("mezzotint", json.dumps(parameters, sort_keys=True))
-    info.add_text("parameters", _as_others_write(parameters))
+    info.add_text("parameters", _encodable(_as_others_write(parameters)))
     with whole_file(path) as temporary:
         picture.save(temporary, format="PNG", pnginfo=info)
 
@@ -90,6 +90,11 @@ def _pieces(word: str, font: Any, width: int) -> list[str]:
             pieces.append("")
         pieces[-1] += letter
     return pieces
+
+
+def _encodable(text: str) -> str:
+    """The text with surrogates spelled out, which stand for bytes of file names that are not UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _as_others_write(parameters: dict[str, Any]) -> str:

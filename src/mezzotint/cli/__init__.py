@@ -8,6 +8,7 @@ import sys
 import typer
 
 from mezzotint.cli import bench, compare, convert, demo, diagnose, generate, inspect, verify, warmup
+from mezzotint.cli.encoding import print_in_any_encoding
 from mezzotint.errors import MezzotintError
 
 app = typer.Typer(
@@ -30,6 +31,7 @@ app.command("demo")(demo.demo)
 
 def main() -> None:
     """Entry point: run the command line; an error of ours or of the file system is one message and exit code 2."""
+    print_in_any_encoding()
     try:
         app()
     except MezzotintError as error:

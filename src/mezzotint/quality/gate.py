@@ -10,7 +10,7 @@
     max_drift = 0.5                  # relative to the noise floor: 0 the reference with other kernels, 1 another seed
 
 A limit on a metric that could not be computed here (LPIPS without its weights) fails: a gate is not silently skipped.
-One with `optional = true` is then left out, and the report says so; the profiles have it on metrics of optional packages.
+One with `optional = true` is then left out, and the report says so: the profiles have it for optional packages.
 """
 
 import math
@@ -184,7 +184,8 @@ def _limits(path: Path, tables: object) -> Iterator[Limit]:
         for kind, bound in bounds.items():
             if kind not in KINDS or not _is_number(bound):
                 raise BadRequest(
-                    f"{path}: {metric}: {kind} = {bound!r}", f"the limits are numbers: {', '.join(KINDS)}; optional is true or false."
+                    f"{path}: {metric}: {kind} = {bound!r}",
+                    f"the limits are numbers: {', '.join(KINDS)}; optional is true or false.",
                 )
             yield Limit(metric, kind, float(bound), optional)
 

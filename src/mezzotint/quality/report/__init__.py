@@ -37,9 +37,13 @@ def contact_sheet(comparison: Comparison) -> Image.Image:
     shots = [shot for (_, seed), shot in comparison.settings.shots().items() if seed == comparison.settings.seeds[0]]
     runs = [comparison.reference, *(candidate.run for candidate in comparison.candidates)]
     rows = [[_small(run.frames(shot)) for shot in shots] for run in runs]
-    names, prompts = ([visible(text) for text in texts] for texts in (
-        [run.candidate.name for run in runs], [shot.prompt for shot in shots],
-    ))
+    names, prompts = (
+        [visible(text) for text in texts]
+        for texts in (
+            [run.candidate.name for run in runs],
+            [shot.prompt for shot in shots],
+        )
+    )
     return sheet(rows, names, prompts, scale=max(1, SHEET_SIDE // max(rows[0][0].size)))
 
 

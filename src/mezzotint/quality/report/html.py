@@ -33,7 +33,7 @@ def render(comparison: Comparison, report: Report, folder: Path) -> str:
         report=report,
         tables=tables,
         metrics=METRICS,
-        names=tables.shown(report),
+        names=[name for name in tables.shown(report) if name not in report["settings"]["unavailable"]],
         kinds=kinds,
         plots=list(_plots(report, kinds)),
         gallery=list(gallery(comparison, Album(folder))),
