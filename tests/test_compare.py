@@ -85,6 +85,7 @@ def test_the_report_has_what_its_schema_promises(done: tuple[Path, dict[str, Any
         assert candidate["reasons"] == []
         assert candidate["metrics"].keys() == METRICS.keys()
         assert candidate["metrics"]["lpips"] is None
+        assert candidate["metrics"]["st_lpips"] > 0
         assert len(candidate["trajectory"]["latent_cosine"]) == STEPS
         assert len(candidate["pictures"]) == 4
         assert candidate["cost"]["seconds_per_step"]["count"] == 4 * STEPS
@@ -150,8 +151,10 @@ def test_the_page_needs_nothing_else(done: tuple[Path, dict[str, Any]]) -> None:
     page = re.sub('base64,[^)"]+', "", (output / "report.html").read_text())
     assert not re.findall(r"(?:https?:)?//[a-z]", page)
     assert all(source.startswith("data:image/") for source in re.findall(r'src="([^"]{11})', page))
-    assert page.index('class="verdict pass"') < page.index("<table>")
-    assert page.count('type="range"') == 2 * 4
+    assert page.index('class="verdict pass"') < page.index("<table")
+    assert page.count('class="view"') == 2 * 4
+    assert "data-full" not in page
+    assert not (output / "pictures").exists()
     markdown = (output / "report.md").read_text()
     assert markdown.startswith("# PASS: demo against demo-fp8, w4\n")
     for text in (page, markdown):
@@ -181,11 +184,11 @@ def test_no_option_finds_what_was_painted_with_another() -> None:
 
 
 def without_times(report: Path) -> str:
-    """report.json less when it was made and what it cost."""
+    """report.json less when and by which command it was made, and what it cost."""
     entries = json.loads(report.read_text())
     for model in (entries["reference"], *entries["candidates"]):
         del model["cost"]
-    del entries["created"]
+    del entries["created"], entries["command"]
     return json.dumps(entries)
 
 
@@ -479,6 +482,27 @@ def test_gates_that_cannot_be_are_refused(tmp_path: Path, text: str, message: st
     file.write_text(text)
     with pytest.raises(BadRequest, match=message):
         read_gate(str(file))
+
+
+def test_an_optional_limit_is_left_out_and_said_to_be(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("[limits.st_lpips]\nmax_drift = 0.1\noptional = true\n[limits.lpips]\nmax = 0.1\n")
+    gate = read_gate(str(file)).without(["st_lpips", "lpips"])
+    assert gate == Gate("mine", (Limit("lpips", "max", 0.1),), skipped=("st_lpips",))
+    assert list(gate.reasons({"lpips": None}, {}, held(), None)) == [
+        "mean LPIPS could not be computed, and the gate asks for at most 0.1"
+    ]
+    judged = done[1]["candidates"][0] | {"gate": gate.to_dict()}
+    assert tables.judged_by(judged) == "gate mine less its limit on ST-LPIPS, 126 weights checked, none wrong"
+    file.write_text("[limits.st_lpips]\nmax = 1\noptional = 1\n")
+    with pytest.raises(BadRequest, match="st_lpips: optional = 1"):
+        read_gate(str(file))
+
+
+def test_the_profiles_hold_st_lpips_where_it_can_be_had() -> None:
+    for name in ("fp8", "w4"):
+        (limit,) = (limit for limit in read_gate(name).limits if limit.metric == "st_lpips")
+        assert (limit.kind, limit.optional) == ("max_drift", True)
 
 
 def test_drift_is_0_at_other_kernels_and_1_at_another_seed() -> None:

@@ -12,6 +12,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.data import astronaut, chelsea
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from mezzotint.quality import perceptual
 from mezzotint.quality.metrics import (
     EQUAL_PSNR,
     LATENT_METRICS,
@@ -108,6 +109,56 @@ def test_what_cannot_be_computed_says_why() -> None:
     assert "torchvision" in reasons["lpips"]
     small = Image.new("RGB", (64, 64))
     assert picture_metrics([small], [small], ["psnr", "ms_ssim", "lpips"]).keys() == {"psnr"}
+
+
+def pixels(seed: int, height: int, width: int, noise: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random pixels, and the same with noise of so many levels."""
+    random = np.random.default_rng(seed)
+    a = random.integers(0, 256, (height, width, 3))
+    return a.astype(np.uint8), np.clip(a + random.integers(-noise, noise + 1, a.shape), 0, 255).astype(np.uint8)
+
+
+def ramp(height: int, width: int) -> np.ndarray:
+    y, x = np.mgrid[0:height, 0:width]
+    sides = (x * 255 // (width - 1), y * 255 // (height - 1), (x + y) * 255 // (height + width - 2))
+    return np.stack(sides, -1).astype(np.uint8)
+
+
+ST_LPIPS = {
+    "noise": (pixels(0, 64, 64, 40), 0.00278105353936553),
+    "faint noise, wide": (pixels(1, 48, 80, 8), 0.00014498806558549404),
+    "shifted by a pixel, odd sides": ((ramp(97, 65), np.roll(ramp(97, 65), 1, 1)), 0.021250013262033463),
+    "inverted": ((ramp(64, 64), 255 - ramp(64, 64)), 0.8845146894454956),
+}
+"""{case: (pair, value)}. The values are of `stlpips_pytorch.stlpips.LPIPS(net="alex", variant="shift_tolerant")` of
+stlpips-pytorch 0.0.2, its own code and weights, with `normalize=True`: run once on a CPU with PyTorch 2.13.0, with empty
+modules in place of torchvision, torchsummary and IPython, which it imports and does not need for this network."""
+
+
+@pytest.mark.parametrize("name", ST_LPIPS)
+def test_st_lpips_is_that_of_the_packages_own_code(name: str) -> None:
+    sides, expected = ST_LPIPS[name]
+    images = [Image.fromarray(side) for side in sides]
+    found = picture_metrics([images[0]], [images[1]], ["st_lpips"])["st_lpips"]
+    assert found == [pytest.approx(expected, rel=1e-4)]
+
+
+def test_st_lpips_needs_its_weights_and_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert unavailable(["st_lpips"], (21, 21)) == {}
+    assert unavailable(["st_lpips"], (20, 64))["st_lpips"] == "needs sides of 21 pixels or more, these are 20 x 64"
+    found = perceptual._weights_file()
+    for file, message in ((tmp_path / "none.pth", "it is not there"), (tmp_path / "other.pth", "has others")):
+        (tmp_path / "other.pth").write_bytes(found.read_bytes()[:-1])
+        perceptual._weights.cache_clear()
+        monkeypatch.setattr(perceptual, "_weights_file", lambda file=file: file)
+        assert message in unavailable(["st_lpips"], (64, 64))["st_lpips"]
+    monkeypatch.undo()
+    monkeypatch.setattr(perceptual, "PACKAGE", "no-such-package")
+    reason = unavailable(["st_lpips"], (64, 64))["st_lpips"]
+    assert reason == "needs the package no-such-package, which is not installed: pip install 'mezzotint[perceptual]'"
+    assert picture_metrics(*[[Image.new("RGB", (64, 64))]] * 2, ["st_lpips"]) == {}
+    monkeypatch.undo()
+    perceptual._weights.cache_clear()
 
 
 def test_latents_are_compared_as_numpy_does() -> None:

@@ -11,6 +11,7 @@ import typer
 
 from mezzotint._version import VERSION
 from mezzotint.cli import bench, compare, convert, demo, diagnose, generate, inspect, verify, warmup
+from mezzotint.cli.encoding import print_in_any_encoding
 from mezzotint.cli.failures import CLOSED, Reported
 
 app = typer.Typer(
@@ -49,6 +50,7 @@ def _every_command(
 
 def main() -> None:
     """Entry point: run the command line, and turn whatever fails into one message and its exit code."""
+    print_in_any_encoding()
     code: object = None
     with Reported(sys.argv[1:]) as reported:
         try:

@@ -30,7 +30,7 @@ def compare(
     guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale \\[model's own].")] = None,
     frames: Annotated[int | None, typer.Option(min=1, max=10_000, help="Frames of a video \\[model's own].")] = None,
     metrics: Annotated[
-        str | None, typer.Option(metavar="NAME,...", help="psnr, ssim, ms_ssim, flip, lpips, mae \\[all].")
+        str | None, typer.Option(metavar="NAME,...", help="psnr, ssim, ms_ssim, flip, st_lpips, lpips, mae \\[all].")
     ] = None,
     gate: Annotated[
         str | None, typer.Option(metavar="strict|fp8|w4|FILE", help="What a candidate must keep \\[its own profile].")

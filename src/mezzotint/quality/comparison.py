@@ -15,7 +15,9 @@ from mezzotint.errors import BadRequest, Unsupported, there_are
 from mezzotint.families import Sampling
 from mezzotint.kernels import Target, device_of
 from mezzotint.pipelines import settings_for
+from mezzotint.quality.alone import alone_in
 from mezzotint.quality.candidate import Candidate, read_sources
+from mezzotint.quality.command import command_line
 from mezzotint.quality.cost import cost
 from mezzotint.quality.floor import Level, NoiseFloor
 from mezzotint.quality.gate import PROFILES, Gate, profile_for, read_gate
@@ -83,6 +85,7 @@ class Comparison:
     floor: NoiseFloor
     candidates: tuple[Judged, ...]
     missing: Mapping[str, str]
+    command: str
     created: str = field(default_factory=lambda: datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds"))
 
     @property
@@ -94,6 +97,7 @@ class Comparison:
         return {
             "schema": SCHEMA,
             "created": self.created,
+            "command": self.command,
             "verdict": self.verdict,
             "environment": _environment(self.settings.device),
             "settings": {
@@ -156,7 +160,24 @@ def compare(
         metrics=_checked(metrics, [fixed] if fixed else [read_gate(name) for name in PROFILES], sampling),
         device=device_of(device),
     )
-    return _Comparing(settings, _folder(Path(output)), len(sources), on_picture).judge(sources, fixed)
+    folder = _folder(Path(output))
+    command = command_line(
+        [reference, *candidates],
+        output=output,
+        model=model,
+        prompts=prompts,
+        image=image,
+        seeds=None if seeds == 1 else seeds,
+        steps=steps,
+        size=size,
+        guidance=guidance,
+        frames=frames,
+        metrics=metrics,
+        gate=gate,
+        device=device,
+    )
+    with alone_in(folder):
+        return _Comparing(settings, folder, len(sources), command, on_picture).judge(sources, fixed)
 
 
 def shot_of(prompt: Prompt, seed: int) -> Shot:
@@ -176,9 +197,14 @@ class _Comparing:
     """One comparison at work: paints into one folder."""
 
     def __init__(
-        self, settings: Settings, folder: Path, models: int, on_picture: Callable[[int, int, str], None]
+        self,
+        settings: Settings,
+        folder: Path,
+        models: int,
+        command: str,
+        on_picture: Callable[[int, int, str], None],
     ) -> None:
-        self.settings, self.folder = settings, folder
+        self.settings, self.folder, self.command = settings, folder, command
         self.shots = settings.shots()
         self.expected = [shot_of(prompt, settings.seeds[0]) for prompt in settings.prompts]
         self.kernels = [replace(shot, other_kernels=True) for shot in self.expected]
@@ -190,8 +216,8 @@ class _Comparing:
         reference = self._paint(sources[0], [*self.shots.values(), *self.kernels, *self.others])
         missing = unavailable(self.settings.metrics, reference.frames(next(iter(self.shots.values())))[0].size)
         floor = NoiseFloor(self._floor(reference, self.kernels), self._floor(reference, self.others))
-        judged = tuple(self._judge(reference, source, floor, gate) for source in sources[1:])
-        return Comparison(self.settings, reference, floor, judged, missing)
+        judged = tuple(self._judge(reference, source, floor, missing, gate) for source in sources[1:])
+        return Comparison(self.settings, reference, floor, judged, missing, self.command)
 
     def _paint(self, source: Candidate, shots: Sequence[Shot]) -> Run:
         return paint_run(self.folder, source, shots, self.settings.sampling, self.settings.device, self.progress)
@@ -203,14 +229,17 @@ class _Comparing:
         scores = [score(0, 0, reference.painted(a), reference.painted(b), names) for a, b in pairs]
         return Level(means(scores), step_means(scores))
 
-    def _judge(self, reference: Run, source: Candidate, floor: NoiseFloor, gate: Gate | None) -> Judged:
+    def _judge(
+        self, reference: Run, source: Candidate, floor: NoiseFloor, missing: Mapping[str, str], gate: Gate | None
+    ) -> Judged:
         run = self._paint(source, list(self.shots.values()))
         scores = tuple(
             score(prompt, seed, reference.painted(shot), run.painted(shot), self.settings.metrics)
             for (prompt, seed), shot in self.shots.items()
         )
         held = Resident(**run.facts["resident"])
-        own = gate or read_gate(profile_for(held.quantized_bits, run.facts["claims"]))
+        named = gate or read_gate(profile_for(held.quantized_bits, run.facts["claims"]))
+        own = named.without(missing)
         drift = {name: floor.drift(name, value) for name, value in means(scores).items()}
         self.progress.say(f"{source.name}: weights")
         weights = weights_of(reference.candidate, source, self.settings.device)

@@ -10,12 +10,13 @@
     max_drift = 0.5                  # relative to the noise floor: 0 the reference with other kernels, 1 another seed
 
 A limit on a metric that could not be computed here (LPIPS without its weights) fails: a gate is not silently skipped.
+One with `optional = true` is then left out, and the report says so: the profiles have it for optional packages.
 """
 
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,15 @@ where none is named."""
 
 @dataclass(frozen=True)
 class Limit:
-    """One bound on one metric; `kind` is one of KINDS."""
+    """One bound on one metric; `kind` is one of KINDS.
+
+    optional   left out where the metric cannot be computed; without it, the candidate then fails
+    """
 
     metric: str
     kind: str
     bound: float
+    optional: bool = False
 
     def broken_by(self, value: float | None, drift: float | None) -> str | None:
         """Why the limit is not kept, or None if it is."""
@@ -65,7 +70,10 @@ class Limit:
 
 @dataclass(frozen=True)
 class Gate:
-    """What a candidate must keep; None for no limit."""
+    """What a candidate must keep; None for no limit.
+
+    skipped   metrics whose optional limits are left out, because they could not be computed
+    """
 
     name: str
     limits: tuple[Limit, ...]
@@ -73,9 +81,16 @@ class Gate:
     min_quantized_share: float | None = None
     max_unit_input_scales: int | None = None
     max_wrong_weights: int | None = None
+    skipped: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def without(self, missing: Collection[str]) -> "Gate":
+        """Return the gate less its optional limits on metrics that could not be computed."""
+        left_out = [limit for limit in self.limits if limit.optional and limit.metric in missing]
+        limits = tuple(limit for limit in self.limits if limit not in left_out)
+        return replace(self, limits=limits, skipped=tuple(dict.fromkeys(limit.metric for limit in left_out)))
 
     def reasons(
         self,
@@ -163,12 +178,16 @@ def _limits(path: Path, tables: object) -> Iterator[Limit]:
             raise BadRequest(
                 f"{path}: {metric} = {bounds!r}", f"write a table: [limits.{metric}] and min = ... under it."
             )
+        optional = bounds.pop("optional", False)
+        if not isinstance(optional, bool):
+            raise BadRequest(f"{path}: {metric}: optional = {optional!r}", "it is true or false.")
         for kind, bound in bounds.items():
             if kind not in KINDS or not _is_number(bound):
                 raise BadRequest(
-                    f"{path}: {metric}: {kind} = {bound!r}", f"the limits are numbers: {', '.join(KINDS)}."
+                    f"{path}: {metric}: {kind} = {bound!r}",
+                    f"the limits are numbers: {', '.join(KINDS)}; optional is true or false.",
                 )
-            yield Limit(metric, kind, float(bound))
+            yield Limit(metric, kind, float(bound), optional)
 
 
 def profile_for(quantized_bits: float, claims: Sequence[str]) -> str:

@@ -16,6 +16,8 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
+from mezzotint.quality import perceptual
+
 EQUAL_PSNR = 120.0
 """dB given to equal pictures, whose ratio is infinite; one level in one value of a 2048 x 2048 picture is 119 dB."""
 WINDOW = 11
@@ -65,6 +67,7 @@ PICTURE_METRICS = (
     Metric("ssim", "SSIM", True, _from_one, 4),
     Metric("ms_ssim", "MS-SSIM", True, _from_one, 4),
     Metric("flip", "FLIP", False, _itself, 4),
+    Metric("st_lpips", "ST-LPIPS", False, _itself, 5),
     Metric("lpips", "LPIPS", False, _itself, 4),
     Metric("mae", "MAE", False, _itself, 2, "of 255"),
 )
@@ -105,12 +108,18 @@ def picture_metrics(
 
 def unavailable(names: Sequence[str], size: tuple[int, int]) -> dict[str, str]:
     """{metric: why it cannot be computed} for pictures of this width and height."""
-    reasons = {}
-    if min(size) < MS_SSIM_SMALLEST:
-        reasons["ms_ssim"] = f"needs sides of {MS_SSIM_SMALLEST} pixels or more, these are {size[0]} x {size[1]}"
-    if "lpips" in names and _without_lpips():
-        reasons["lpips"] = _without_lpips()
-    return {name: reason for name, reason in reasons.items() if name in names}
+    needs = {
+        "ms_ssim": lambda: _without_sides(size, MS_SSIM_SMALLEST),
+        "st_lpips": lambda: _without_sides(size, perceptual.SMALLEST) or perceptual.unavailable_because(),
+        "lpips": _without_lpips,
+    }
+    reasons = {name: why() for name, why in needs.items() if name in names}
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+def _without_sides(size: tuple[int, int], smallest: int) -> str:
+    small = min(size) < smallest
+    return f"needs sides of {smallest} pixels or more, these are {size[0]} x {size[1]}" if small else ""
 
 
 @cache
@@ -193,6 +202,7 @@ FRAME_METRICS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ssim": ssim,
     "ms_ssim": _ms_ssim,
     "flip": _flip,
+    "st_lpips": perceptual.st_lpips,
     "lpips": _lpips,
     "mae": _mae,
 }

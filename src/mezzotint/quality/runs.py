@@ -3,11 +3,13 @@
 runs/KEY/run.json         the model, what was loaded, and what it cost
 runs/KEY/SHOT.png         a picture, or a folder of a video's frames
 runs/KEY/SHOT.safetensors the latents after each step
-runs/KEY/SHOT.json        written last: times, problems; what has none is painted again
+runs/KEY/SHOT.json        written last: times, problems, and the SHA-256 of the shot's files
+
+Both JSON files are records (`kept.py`) that hold their own SHA-256, too. What has no record, or is not what its record
+says, is painted again, and so is what was put where another run or shot belongs.
 """
 
 import gc
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -26,6 +28,7 @@ from mezzotint._version import VERSION
 from mezzotint.builtin import PIPELINE_INDEX, resolve
 from mezzotint.costs import Laps, clocked, forget_peak, memory, now
 from mezzotint.editing import SourceImage
+from mezzotint.errors import BrokenFile
 from mezzotint.families import Sampling
 from mezzotint.hub import AnyPath, HubPath
 from mezzotint.kernels import Target
@@ -33,6 +36,7 @@ from mezzotint.painting import Painting, paint
 from mezzotint.pictures import save_png
 from mezzotint.pipelines import SAMPLING_FILE, SECOND, TRANSFORMER, transformers_of
 from mezzotint.quality.candidate import Candidate
+from mezzotint.quality.kept import FILES, digest, has_its_files, read_record, remove, write_record
 from mezzotint.quality.prompts import Prompt, request
 from mezzotint.quality.resident import claim_of, resident
 from mezzotint.saving import whole_file
@@ -59,7 +63,7 @@ class Shot:
 
     @property
     def key(self) -> str:
-        return _digest({name: value for name, value in self.to_dict().items() if name != "image"})
+        return _key({name: value for name, value in self.to_dict().items() if name != "image"})
 
     def to_dict(self) -> dict[str, Any]:
         own = {"prompt": self.prompt, "seed": self.seed, "other_kernels": self.other_kernels}
@@ -96,12 +100,22 @@ class Run:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What was loaded and what it cost."""
-        facts: dict[str, Any] = json.loads((self.folder / "run.json").read_text())
-        return facts
+        """What was loaded and what it cost. Raises BrokenFile if it was damaged after the run."""
+        return _sound(self.facts_file, self.kept_facts())
+
+    def kept_facts(self) -> dict[str, Any] | None:
+        """The facts, or None if there are none, or they are damaged or those of another run."""
+        facts = read_record(self.facts_file)
+        return facts if facts is not None and _key(facts.get("identity")) == self.folder.name else None
+
+    @property
+    def facts_file(self) -> Path:
+        return self.folder / "run.json"
 
     def has(self, shot: Shot) -> bool:
-        return self._file(shot, ".json").is_file()
+        """Whether the shot was painted by this run, and every file of it is what was written."""
+        entry = self._kept_entry(shot)
+        return entry is not None and has_its_files(self._file(shot, ".json"), entry)
 
     def painted(self, shot: Shot) -> Painted:
         """What was painted for a shot, read from disk."""
@@ -109,9 +123,11 @@ class Run:
 
     def frames(self, shot: Shot) -> list[Image.Image]:
         """The picture, or the frames of the video."""
-        folder = self._file(shot, "")
-        files = sorted(folder.glob("*.png")) if folder.is_dir() else [self._file(shot, ".png")]
-        return [_opened(file) for file in files]
+        return [_opened(file) for file in self.frame_files(shot)]
+
+    def frame_files(self, shot: Shot) -> list[Path]:
+        """The PNG of the picture, or those of the video's frames."""
+        return [self.folder / name for name in self._entry(shot)[FILES] if name.endswith(".png")]
 
     def laps(self, shot: Shot) -> Laps:
         """How long the painting took."""
@@ -123,23 +139,40 @@ class Run:
         return tuple(self._entry(shot)["problems"])
 
     def _entry(self, shot: Shot) -> dict[str, Any]:
-        entry: dict[str, Any] = json.loads(self._file(shot, ".json").read_text())
-        return entry
+        return _sound(self._file(shot, ".json"), self._kept_entry(shot))
+
+    def _kept_entry(self, shot: Shot) -> dict[str, Any] | None:
+        entry = read_record(self._file(shot, ".json"))
+        expected = self._place(shot)
+        return entry if entry is not None and expected.items() <= entry.items() else None
+
+    def _place(self, shot: Shot) -> dict[str, Any]:
+        """What a record must say to be of this run and shot; the file name of what is edited may differ."""
+        return {"run": self.folder.name, "shot": shot.key}
 
     def keep(self, shot: Shot, painting: Painting, trajectory: Tensor, laps: Laps) -> None:
+        """Write a shot in place of what is left of an earlier one; its record comes last."""
         parameters = shot.to_dict() | {"model": self.candidate.name}
+        record, frames, picture, latents = (self._file(shot, end) for end in (".json", "", ".png", ".safetensors"))
+        for path in (record, frames, picture, latents):
+            remove(path)
         if painting.videos:
-            save_frames(painting.videos[0], self._file(shot, ""), parameters)
+            save_frames(painting.videos[0], frames, parameters)
         else:
-            save_png(painting.images[0], self._file(shot, ".png"), parameters)
-        with whole_file(self._file(shot, ".safetensors")) as temporary:
+            save_png(painting.images[0], picture, parameters)
+        with whole_file(latents) as temporary:
             save_file({"latents": trajectory}, temporary)
-        _write_json(
-            self._file(shot, ".json"), shot.to_dict() | {"laps": asdict(laps), "problems": painting.problems[0]}
-        )
+        files = [*(sorted(frames.iterdir()) if painting.videos else [picture]), latents]
+        facts = {"laps": asdict(laps), "problems": painting.problems[0]}
+        write_record(record, self._place(shot) | shot.to_dict() | facts, files)
 
     def keep_facts(self, facts: dict[str, Any]) -> None:
-        _write_json(self.folder / "run.json", facts)
+        write_record(self.facts_file, facts)
+
+    def sweep(self) -> None:
+        """Remove temporary files that a killed process has left."""
+        for path in self.folder.glob(".*"):
+            remove(path)
 
     def _file(self, shot: Shot, suffix: str) -> Path:
         return self.folder / f"{shot.key}{suffix}"
@@ -153,18 +186,28 @@ def paint_run(
     device: torch.device,
     on_picture: Callable[[str], None],
 ) -> Run:
-    """Paint what is not there yet; the model is loaded only if something is missing, and freed afterwards.
+    """Paint what is not there yet, or damaged; the model is loaded only for that, and freed afterwards.
 
     on_picture   called with the model's name for each shot, painted or found
     """
     identity = run_identity(candidate, sampling, device)
-    run = Run(candidate, sampling, folder / _digest(identity))
-    missing = [shot for shot in shots if not run.has(shot)]
+    run = Run(candidate, sampling, folder / _key(identity))
+    run.sweep()
+    missing = _missing(run, shots)
     for _ in range(len(shots) - len(missing)):
         on_picture(candidate.name)
     if missing:
         _paint_missing(run, identity, missing, device, on_picture)
     return run
+
+
+def _missing(run: Run, shots: Sequence[Shot]) -> list[Shot]:
+    """The shots that are to be painted; without facts one of them is, even if all are there, for these come of it."""
+    missing = [shot for shot in shots if not run.has(shot)]
+    plain = [shot for shot in shots if not shot.other_kernels]
+    if run.kept_facts() is None and not set(plain) & set(missing):
+        return [plain[0], *missing]
+    return missing
 
 
 def _paint_missing(
@@ -180,7 +223,7 @@ def _paint_missing(
     seconds = now(device) - began
     loaded = asdict(memory(device, "loaded"))
     reports = [report for report in (pipe.load_report, pipe.load_report_2) if report is not None]
-    earlier = run.facts if (run.folder / "run.json").is_file() else {}
+    earlier = run.kept_facts() or {}
     facts = earlier or {
         "identity": identity,
         "load": [report.to_dict() for report in reports],
@@ -264,18 +307,19 @@ def content_hash(source: AnyPath) -> str:
 def _hash_files(root: Path, places: Sequence[Path]) -> str:
     """Of the names and bytes of files, and of all files in folders; what is not there is left out."""
     files = {file for place in places for file in ([place] if place.is_file() else place.rglob("*")) if file.is_file()}
-    return _digest({str(file.relative_to(root)): record_of(file).sha256 for file in sorted(files)}, length=64)
+    return digest({str(file.relative_to(root)): record_of(file).sha256 for file in sorted(files)})
 
 
-def _digest(value: Any, length: int = 20) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:length]
+def _key(value: Any) -> str:
+    return digest(value)[:20]
+
+
+def _sound(path: Path, entries: dict[str, Any] | None) -> dict[str, Any]:
+    if entries is None:
+        raise BrokenFile(f"{path}: was damaged or removed after it was written", "`compare --resume` paints it again.")
+    return entries
 
 
 def _opened(file: Path) -> Image.Image:
     with Image.open(file) as picture:
         return picture.convert("RGB")
-
-
-def _write_json(path: Path, value: Any) -> None:
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A comparison as files: report.html, report.json, report.md and sheet.png."""
+"""A comparison as files: report.html, report.json, report.md and sheet.png, and what the page shows beside it."""
 
 import json
 from collections.abc import Sequence
@@ -9,18 +9,19 @@ from PIL import Image
 from mezzotint.pictures import save_png, sheet
 from mezzotint.quality.comparison import Comparison
 from mezzotint.quality.report import html, markdown
+from mezzotint.quality.report.foreign import visible
 from mezzotint.saving import whole_file
 
 SHEET_SIDE = 256
-"""Longest side of a picture on the contact sheet, in pixels."""
+"""Longest side of a picture on the contact sheet, in pixels; small ones are enlarged by whole pixels up to it."""
 
 
 def write_report(comparison: Comparison, output: str | Path) -> tuple[Path, ...]:
-    """Write the four files into a folder; returns their paths, the page first."""
+    """Write the four files into a folder, and `pictures/` beside them; return their paths, the page first."""
     output = Path(output)
     report = comparison.to_dict()
     texts = {
-        "report.html": html.render(comparison, report),
+        "report.html": html.render(comparison, report, output),
         "report.json": json.dumps(report, indent=2, allow_nan=False) + "\n",
         "report.md": markdown.render(report),
     }
@@ -36,7 +37,14 @@ def contact_sheet(comparison: Comparison) -> Image.Image:
     shots = [shot for (_, seed), shot in comparison.settings.shots().items() if seed == comparison.settings.seeds[0]]
     runs = [comparison.reference, *(candidate.run for candidate in comparison.candidates)]
     rows = [[_small(run.frames(shot)) for shot in shots] for run in runs]
-    return sheet(rows, [run.candidate.name for run in runs], [shot.prompt for shot in shots])
+    names, prompts = (
+        [visible(text) for text in texts]
+        for texts in (
+            [run.candidate.name for run in runs],
+            [shot.prompt for shot in shots],
+        )
+    )
+    return sheet(rows, names, prompts, scale=max(1, SHEET_SIDE // max(rows[0][0].size)))
 
 
 def _small(frames: Sequence[Image.Image]) -> Image.Image:

@@ -1,9 +1,10 @@
 """A comparison as Markdown, for a pull request."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from mezzotint.quality.metrics import METRICS
 from mezzotint.quality.report import tables
+from mezzotint.quality.report.foreign import markdown as foreign
 from mezzotint.quality.report.tables import Report
 
 
@@ -13,39 +14,49 @@ def render(report: Report) -> str:
 
 
 def _lines(report: Report) -> Iterator[str]:
-    yield f"# {report['verdict'].upper()}: {report['reference']['name']} against {_names(report)}"
+    yield f"# {report['verdict'].upper()}: {foreign(report['reference']['name'])} against {_names(report)}"
     yield ""
     yield f"{tables.verdict_sentence(report)}."
     if report["reference"]["problems"]:
-        yield f"The reference itself: {tables.reference_problems(report)}."
+        yield f"The reference itself: {foreign(tables.reference_problems(report))}."
     yield ""
     for candidate in report["candidates"]:
-        yield f"- **{candidate['name']}**: {candidate['verdict']} ({tables.judged_by(candidate)})"
-        yield from (f"  - {reason}" for reason in candidate["reasons"])
+        yield f"- **{foreign(candidate['name'])}**: {candidate['verdict']} ({foreign(tables.judged_by(candidate))})"
+        yield from (f"  - {foreign(reason)}" for reason in candidate["reasons"])
     yield ""
     names = tables.shown(report)
-    rows = [(c["name"], c["metrics"]) for c in report["candidates"]] + tables.floor_rows(report)
-    cells = [[name, *(tables.number(metric, values.get(metric)) for metric in names)] for name, values in rows]
-    yield from _table(["mean over all pictures", *map(tables.title, names)], cells)
+    yield from _table(["mean over all pictures", *map(tables.title, names)], _quality_rows(report, names))
     yield ""
     models = [report["reference"], *report["candidates"]]
-    yield from _table(
-        ["cost", *tables.COST_TITLES], [[m["name"], *tables.cost_row(m, report["reference"])] for m in models]
-    )
+    rows = [[foreign(m["name"]), *tables.cost_row(m, report["reference"])] for m in models]
+    yield from _table(["cost", *tables.COST_TITLES], rows)
     yield ""
-    yield from (f"- {model['name']} holds {tables.held(model)}" for model in models)
+    yield from (f"- {foreign(model['name'])} holds {foreign(tables.held(model))}" for model in models)
     missing = report["settings"]["unavailable"]
-    yield from (f"- {METRICS[name].title} was not computed: it {why}" for name, why in missing.items())
+    yield from (f"- {METRICS[name].title} was not computed: it {foreign(why)}" for name, why in missing.items())
     environment = report["environment"]
     yield ""
-    yield f"Mezzotint {environment['mezzotint']}, PyTorch {environment['torch']}, {environment['device']}."
+    yield f"Made by {foreign(report['command'])}"
+    yield ""
+    yield f"Mezzotint {environment['mezzotint']}, PyTorch {environment['torch']}, {foreign(environment['device'])}."
+
+
+def _quality_rows(report: Report, names: Sequence[str]) -> Iterator[list[str]]:
+    """One row a candidate, what breaks its gate in bold, and one for each end of the noise floor."""
+    for candidate in report["candidates"]:
+        failing = tables.failing(candidate)
+        numbers = [tables.number(name, candidate["metrics"].get(name)) for name in names]
+        marked = [f"**{number}**" if name in failing else number for name, number in zip(names, numbers, strict=True)]
+        yield [foreign(candidate["name"]), *marked]
+    for label, values in tables.floor_rows(report):
+        yield [label, *(tables.number(name, values.get(name)) for name in names)]
 
 
 def _names(report: Report) -> str:
-    return ", ".join(candidate["name"] for candidate in report["candidates"])
+    return ", ".join(foreign(candidate["name"]) for candidate in report["candidates"])
 
 
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
     yield f"| {' | '.join(titles)} |"
     yield f"|---|{'---:|' * (len(titles) - 1)}"
     yield from (f"| {' | '.join(row)} |" for row in rows)

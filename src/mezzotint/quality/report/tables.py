@@ -3,6 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mezzotint.errors import listed
+from mezzotint.quality.floor import Level, NoiseFloor
+from mezzotint.quality.gate import Limit
 from mezzotint.quality.metrics import LAST, METRICS, Metric
 
 HIDDEN = {f"latent_{name}{LAST}" for name in ("mae", "max_abs", "l2")}
@@ -34,6 +37,38 @@ def interval(name: str, candidate: Mapping[str, Any]) -> str:
     return "" if bounds is None else f"{number(name, bounds[0])}–{number(name, bounds[1])}"
 
 
+def failing(candidate: Mapping[str, Any]) -> dict[str, str]:
+    """{metric whose mean breaks a limit of the candidate's gate: why}."""
+    return _broken(candidate, candidate["metrics"], candidate["drift"])
+
+
+def failing_alone(report: Report, candidate: Mapping[str, Any], metrics: Mapping[str, float | None]) -> dict[str, str]:
+    """{metric: why} of one picture, that would break a limit if it were the mean of all."""
+    floor = NoiseFloor(**{end: Level(**level) for end, level in report["noise_floor"].items()})
+    return _broken(candidate, metrics, {name: floor.drift(name, value) for name, value in metrics.items()})
+
+
+def _broken(
+    candidate: Mapping[str, Any], metrics: Mapping[str, float | None], drift: Mapping[str, float | None]
+) -> dict[str, str]:
+    limits = [Limit(**limit) for limit in candidate["gate"]["limits"]]
+    reasons = {one.metric: one.broken_by(metrics.get(one.metric), drift.get(one.metric)) for one in reversed(limits)}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def too_many_bits(model: Mapping[str, Any]) -> bool:
+    """Whether more bits a weight are resident than the model's gate allows; a reference has no gate."""
+    most = model.get("gate", {}).get("max_bits_per_weight")
+    return most is not None and model["resident"]["quantized_bits"] > most
+
+
+def drift(name: str, candidate: Mapping[str, Any]) -> str:
+    """The drift of a metric beside the largest that the gate allows, or nothing where it has no such limit."""
+    most = [one["bound"] for one in candidate["gate"]["limits"] if (one["metric"], one["kind"]) == (name, "max_drift")]
+    found = candidate["drift"].get(name)
+    return f"drift {found:.2f} of {min(most):.2f}" if most and found is not None else ""
+
+
 def floor_rows(report: Report) -> list[tuple[str, Mapping[str, float | None]]]:
     """The noise floor as rows beside the candidates': (name, {metric: value})."""
     floor = report["noise_floor"]
@@ -43,13 +78,14 @@ def floor_rows(report: Report) -> list[tuple[str, Mapping[str, float | None]]]:
     ]
 
 
+BITS = "bits / weight"
 COST_TITLES = (
     "s / picture",
     "speed-up",
     "s / step",
     "load s",
     "weights MiB",
-    "bits / weight",
+    BITS,
     "activations MiB",
     "peak MiB",
     "driver MiB",
@@ -100,11 +136,12 @@ def verdict_sentence(report: Report) -> str:
 
 def judged_by(candidate: Mapping[str, Any]) -> str:
     """The gate that a candidate was held to, and what came of its weights, which pass silently else."""
+    skipped = [METRICS[name].title for name in candidate["gate"]["skipped"]]
+    gate = f"gate {candidate['gate']['name']}{f' less its limit on {listed(skipped)}' if skipped else ''}"
     weights = candidate["weights"]
     if weights is None:
-        return f"gate {candidate['gate']['name']}, weights not checked: the reference has other tensors"
-    wrong = weights["wrong"] or "none"
-    return f"gate {candidate['gate']['name']}, {weights['checked']} weights checked, {wrong} wrong"
+        return f"{gate}, weights not checked: the reference has other tensors"
+    return f"{gate}, {weights['checked']} weights checked, {weights['wrong'] or 'none'} wrong"
 
 
 def reference_problems(report: Report) -> str:
