@@ -85,6 +85,17 @@ def test_at_full_size_every_tensor_lands_on_one_parameter(model: str, form: str)
     assert seconds < 2
 
 
+@pytest.mark.parametrize("form", ["diffusers", "original"])
+@pytest.mark.parametrize("model", MODELS)
+def test_without_a_configuration_the_shapes_give_the_same_model(model: str, form: str) -> None:
+    fixture = read_fixture(model)
+    checkpoint = Checkpoint.of(header_of(expand(fixture[form]), {}))
+    built = checkpoint.model()
+    checkpoint.placed(built)
+    expected = {name: value.shape for name, value in empty_model(model).state_dict().items()}
+    assert {name: value.shape for name, value in built.state_dict().items()} == expected
+
+
 def uses_of_rows(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """{stored tensor: how often each of its rows is in the model}"""
     uses: dict[str, torch.Tensor] = {}

@@ -10,9 +10,12 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import fuzz_conversions
 import mezzotint
 from mezzotint.checkpoint import Checkpoint, inspect
 from mezzotint.errors import BadRequest, MezzotintError, MissingTensor, UnexpectedTensor, UnknownFormat, Unsupported
@@ -176,6 +179,59 @@ def test_a_config_of_another_model_is_no_configuration(weights: Tensors, tmp_pat
     file = saved(tmp_path / "in", weights)
     (file.parent / "config.json").write_text('{"_class_name": "FluxTransformer2DModel"}')
     is_refused(file, tmp_path, UnknownFormat, "names FluxTransformer2DModel, and the tensors are those of Qwen-Image")
+
+
+@st.composite
+def changed(draw: st.DrawFn) -> Callable[[Tensors], None]:
+    """A few tensors renamed, taken away, cast, or given a scale."""
+    steps = draw(st.lists(st.tuples(st.sampled_from(CHANGES), st.integers(0, 10**6)), min_size=1, max_size=3))
+
+    def change(tensors: Tensors) -> None:
+        for step, number in steps:
+            step(tensors, sorted(tensors)[number % len(tensors)])
+
+    return change
+
+
+def drop(tensors: Tensors, name: str) -> None:
+    del tensors[name]
+
+
+def to_e4m3(tensors: Tensors, name: str) -> None:
+    tensors[name] = tensors[name].float().to(E4M3)
+
+
+def to_int8(tensors: Tensors, name: str) -> None:
+    tensors[name] = tensors[name].float().to(torch.int8)
+
+
+def another_scale(tensors: Tensors, name: str) -> None:
+    tensors[f"{name.rpartition('.')[0]}.weight_scale"] = torch.tensor(2.0)
+
+
+def other_name(tensors: Tensors, name: str) -> None:
+    tensors[name.replace("0", "1")] = tensors.pop(name)
+
+
+CHANGES = (drop, to_e4m3, to_int8, another_scale, other_name)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(change=changed(), form=st.sampled_from([dict, cast, noted, legacy]), to=st.sampled_from(["bf16", "mezzotint"]))
+def test_convert_writes_what_load_would_accept_and_the_same_numbers(
+    weights: Tensors, tmp_path: Path, change: Callable[[Tensors], None], form: Callable[[Tensors], Tensors], to: str
+) -> None:
+    """For any file: it succeeds only if a plan of it would, and the output stands for what the input stands for."""
+    tensors = form(weights)
+    change(tensors)
+    file = saved(tmp_path / "in", tensors)
+    outcome = fuzz_conversions.try_one(file, qwen(), tmp_path / "out", to)
+    try:
+        plan(Checkpoint.open(file), qwen())
+    except MezzotintError:
+        assert outcome != "converted"
+    else:
+        assert outcome == "converted"
 
 
 # ---- point 2: what is no nn.Linear stays what it is

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 
 import fuzz_checkpoints
+import fuzz_conversions
 import fuzz_headers
 from checkpoints import WEIGHTS
 from mezzotint.errors import BrokenFile
@@ -130,3 +131,22 @@ def test_no_header_takes_more_than_300_mb(tmp_path: Path) -> None:
     environment = {"PYTHONPATH": ":".join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code, *files], capture_output=True, text=True, env=environment)
     assert int(done.stdout) < fuzz_headers.MEMORY, done.stderr
+
+
+def test_changed_checkpoints_are_converted_to_the_same_numbers_or_refused(data: Path, tmp_path: Path) -> None:
+    """Thirty; `tools/fuzz_conversions.py` tries thousands."""
+    names = ["bfl_flux2dev_nvfp4", "comfy_qwenimage_mixed_nvfp4_fp8", "modelopt_flux1_nvfp4"]
+    sources = [next((data / name / "checkpoint").glob("*.safetensors")) for name in names]
+    result = fuzz_conversions.fuzz(sources, tmp_path, 30, seed=1)
+    assert result["converted"] >= len(names)
+    assert result["MissingTensor"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(24 * 3600)
+def test_ten_thousand_changed_checkpoints_are_converted_to_the_same_numbers_or_refused(
+    data: Path, tmp_path: Path
+) -> None:
+    files = sorted(data.glob("*/checkpoint/**/*.safetensors"))
+    sources = [file for file in files if not file.parts[-3].startswith("broken")]
+    assert fuzz_conversions.fuzz(sources, tmp_path, 10_000, seed=0)["converted"] > 100

@@ -145,6 +145,8 @@ class Checkpoint(NamedContents):
             cut = replace(linears[source], shape=shape)
             if linears[source].may_be_padded_from(shape) and cut.is_sound(self.header):
                 linears[source] = cut
+        if linears == self.contents.linears:
+            return self  # what is worked out of it, such as the naming, is worked out once
         return replace(self, contents=replace(self.contents, linears=linears))
 
     def fitted_to(self, base: "Checkpoint") -> "Checkpoint":
@@ -186,8 +188,9 @@ class Checkpoint(NamedContents):
             linear.check(checkpoint.header)
         account(checkpoint, places)
         check_flags(checkpoint, getattr(model, "config", {}))
-        others = (name for name in checkpoint.linears if not isinstance(model.get_submodule(name), nn.Linear))
-        return replace(checkpoint, unquantized=frozenset(others))
+        layers = checkpoint.linears
+        others = frozenset(name for name in layers if not isinstance(model.get_submodule(name), nn.Linear))
+        return checkpoint if others == checkpoint.unquantized else replace(checkpoint, unquantized=others)
 
     def _held(self) -> dict[str, list[str]]:
         """{stored linear: the modules that it holds}, of those whose modules consist of nothing else."""

@@ -61,8 +61,8 @@ def recognise(header: Header) -> Recognised:
     if len(matches) == 1:
         (name, evidence) = next(iter(matches.items()))
         return Recognised(formats()[name], evidence, declined)
-    if not matches and (name := unnamed(header)):
-        raise Unsupported(f"{header.path}: {name}, which is not read", HINT)
+    if not matches and (looks := unnamed(header)):
+        raise Unsupported(f"{header.path}: {looks}, which is not read", HINT)
     said = [f"{name}: yes, {why}" for name, why in matches.items()] + [f"{n}: no, {why}" for n, why in declined.items()]
     number = "no format recognises it" if not matches else f"{len(matches)} formats claim it"
     raise UnknownFormat(f"{header.path}: {number}" + "".join(f"\n    {line}" for line in said))

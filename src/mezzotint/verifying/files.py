@@ -42,8 +42,10 @@ def look_at_files(path: Path) -> Files:
     """Read every header on its own, so that one broken file does not hide another."""
     if path.is_file():
         return _read(path.parent, [path], None, [])
-    present, _ = without_variants(sorted(path.glob("*.safetensors")))
-    index_file = index_of(path, present)
+    kept, _ = without_variants(sorted(path.glob("*.safetensors")))
+    present = [path / file.name for file in kept]
+    found = index_of(path, present)
+    index_file = None if found is None else path / found.name
     if index_file is None:
         return _read(path, present, None, [])
     try:
