@@ -106,13 +106,13 @@ def generate(
 
     checks.check_sources(model, transformer, transformer_2, scales_from)
     checks.check_kernels(backend, resident, attention)
-    checks.check_name("--activations", activations, checks.ACTIVATIONS)
+    checks.check_name(checks.NO_ACTIVATIONS, activations, checks.ACTIVATIONS)
     checks.check_steps(bf16_steps, bf16_attention_steps)
     checks.check_device(device)
     checks.check_request(None, image, size)
     checks.check_writable("-o", output or Path())
     if attention is not None and not fast:
-        raise BadRequest("--attention is chosen with --fast")
+        raise BadRequest("--attention is chosen with --fast", "add --fast, or leave it out.")
     with Steps() as progress:
         quiet_libraries()
         from mezzotint.editing import read_image
