@@ -14,7 +14,7 @@ from typer.main import get_command
 
 from mezzotint.cli import app, failures
 from mezzotint.cli.output import Steps
-from mezzotint.errors import BrokenFile, MezzotintError, Unsupported
+from mezzotint.errors import BrokenFile, Unsupported
 from test_cli import run
 
 COMMANDS = {
@@ -101,13 +101,9 @@ def test_with_json_a_failure_is_an_object_on_stdout(
 
 
 def test_a_lack_of_memory_that_an_error_of_ours_names_is_one_too() -> None:
-    try:
-        try:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        except torch.OutOfMemoryError as cause:
-            raise Unsupported("out of memory while loading") from cause
-    except MezzotintError as error:
-        assert failures.Failure.of(error).exit_code == failures.FAILED
+    error = Unsupported("out of memory while loading")
+    error.__cause__ = torch.OutOfMemoryError("CUDA out of memory.")
+    assert failures.Failure.of(error).exit_code == failures.FAILED
 
 
 def test_an_interrupt_is_neither_a_failed_gate_nor_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
