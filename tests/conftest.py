@@ -1,8 +1,15 @@
 """Paths of the test data, pipelines that tests share, and a record of what tests that pass have shown."""
 
+import atexit
 import os
 import shutil
+import tempfile
 
+import environment
+
+HUGGING_FACE = tempfile.mkdtemp(prefix="mezzotint-tests-")
+atexit.register(shutil.rmtree, HUGGING_FACE, ignore_errors=True)
+environment.settle(os.environ, HUGGING_FACE)  # before anything reads it
 os.environ.setdefault("TRITON_INTERPRET", "0" if shutil.which("nvidia-smi") else "1")  # before PyTorch imports Triton
 
 from collections.abc import Callable, Iterator

@@ -82,9 +82,7 @@ def test_there_are_examples_in_the_readme_and_in_the_help() -> None:
 def test_an_example_generates_what_it_says(example: Example) -> None:
     schedule = StepSchedule.read(example.bf16_steps) if example.bf16_steps else NO_STEPS
     seeds = [number * example.count for number in range(len(example.prompts))]
-    images = paint(
-        pipeline(example.transformer), example.prompts, seeds, sampling_of(DEMO), bf16_steps=schedule
-    ).images
+    images = paint(pipeline(example.transformer), example.prompts, seeds, sampling_of(DEMO), bf16_steps=schedule).images
     for image, prompt in zip(images, example.prompts, strict=True):
         assert all(judged(image, prompt).values()), (prompt, judged(image, prompt))
 

@@ -3,11 +3,13 @@
 import copy
 import inspect
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 import tiny
 from mezzotint.bench import SHAPES, Case, markdown, shape_of, warnings
@@ -21,7 +23,7 @@ from mezzotint.kernels.weights import Weights
 from mezzotint.nn import GroupedLinear, LinearGroup, QuantLinear
 from mezzotint.painting import paint
 from mezzotint.pipelines import load, meta_model, sampling_of
-from mezzotint.speed import speed_up
+from mezzotint.speed import cache_folder, speed_up
 from mezzotint.speed.activations import tanh_gelu
 from mezzotint.speed.attention import ATTENTIONS, choose
 from mezzotint.speed.attention_layers import REPLACED, norm_rope_by_definition
@@ -266,3 +268,23 @@ def test_a_transformer_is_made_fast_once_and_announces_new_sizes(
 def test_bench_looks_at_its_names_before_it_looks_for_a_gpu(wrong: tuple[str, ...], said: str) -> None:
     done = run("bench", *wrong)
     assert (done.returncode, said in done.stderr) == (2, True)
+
+
+def test_compiled_kernels_are_kept_where_the_documentation_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Importing diffusers makes PyTorch write its temporary folder into the variable; `warmup` named that one."""
+    page = (Path(__file__).parents[1] / "docs/performance.md").read_text()
+    assert "`~/.cache/mezzotint/inductor`" in page
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    cache_dir()  # what an import of diffusers does
+    assert cache_folder() == tmp_path / ".cache/mezzotint/inductor"
+    assert cache_folder() == Path(cache_dir())
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "own"))
+    assert cache_folder() == tmp_path / "own"
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert cache_folder() == tmp_path / "cache/mezzotint/inductor"

@@ -43,10 +43,11 @@ def bench(
 
       mezzotint bench wan2.2-a14b --no-baseline --profile trace.json
     """
-    checks.check_name("MODEL", model, checks.BENCH_MODELS)
+    checks.check_name("no model is called {!r}", model, checks.BENCH_MODELS)
     for name in scheme or ():
-        checks.check_name("--scheme", name, checks.BENCH_SCHEMES)
-    checks.check_kernels(None, resident, attention)
+        checks.check_name("no scheme is called {!r}", name, checks.BENCH_SCHEMES)
+    checks.check_name("no residency is called {!r}", resident, checks.RESIDENT)
+    checks.check_kernels(None, attention=attention)
     checks.check_file("--profile", profile)
     checks.check_file("-o", output)
     from mezzotint import bench as benches

@@ -39,14 +39,18 @@ METRICS = ("psnr", "ssim", "ms_ssim", "flip", "lpips", "mae")
 PROMPT_SETS = tuple(sorted(file.stem for file in (DATA / "prompts").glob("*.txt")))
 RESIDENT = ("stored", "fp8")
 SCHEMES = ("awq_w4a16", "bf16", "fp8", "int8", "mxfp8", "nvfp4", "svdquant_int4", "svdquant_nvfp4")
+NO_ACTIVATIONS = "activations is {!r}"
 TARGETS = ("bf16", "comfy", "mezzotint", "modelopt", "nunchaku", "row-major")
 
 
-def check_name(option: str, given: str | None, known: Iterable[str]) -> None:
-    """Raise BadRequest, with the nearest of the known names, if what an option is given is none of them."""
+def check_name(message: str, given: str | None, known: Iterable[str]) -> None:
+    """Raise BadRequest, with the nearest of the known names, if what is given is none of them.
+
+    message   what is wrong then, as the API says it, with {!r} for what is given
+    """
     names = tuple(known)
     if given is not None and given not in names:
-        raise BadRequest(f"{option} is {given!r}", there_are(given, names))
+        raise BadRequest(message.format(given), there_are(given, names))
 
 
 def check_sources(*names: str | None) -> None:
@@ -58,12 +62,11 @@ def check_sources(*names: str | None) -> None:
 
 def check_candidates(*sources: str) -> None:
     """Raise what is wrong with `[NAME=]SOURCE[,OPTION=VALUE...]`, as `compare` and `diagnose` take them."""
-    known = {"activations": ACTIVATIONS, "backend": BACKENDS, "resident": RESIDENT}
     for text in sources:
         _, source, options = split_source(text)
         check_sources(source, options.get("transformer_2"))
-        for name in known.keys() & options.keys():
-            check_name(f"{text!r}: {name}", options[name], known[name])
+        check_kernels([options["backend"]] if "backend" in options else None, options.get("resident"))
+        check_name(NO_ACTIVATIONS, options.get("activations"), ACTIVATIONS)
         check_steps(options.get("bf16_steps"))
 
 
@@ -71,11 +74,11 @@ def check_kernels(backend: Sequence[str] | None, resident: str | None = None, at
     """Raise BadRequest for --backend, --resident or --attention that do not exist."""
     asked = choice(backend or ())
     for scheme in asked if isinstance(asked, dict) else ():
-        check_name("--backend is for the scheme", scheme, SCHEMES)
+        check_name("no scheme is called {!r}", scheme, SCHEMES)
     for name in asked.values() if isinstance(asked, dict) else (asked,):
-        check_name("--backend", name, BACKENDS)
-    check_name("--resident", resident, RESIDENT)
-    check_name("--attention", attention, ATTENTIONS)
+        check_name("no backend is called {!r}", name, BACKENDS)
+    check_name("resident is {!r}", resident, RESIDENT)
+    check_name("no attention is called {!r}", attention, ATTENTIONS)
 
 
 def check_device(name: str | None) -> None:

@@ -72,7 +72,7 @@ def compare(
         )
     asked = None if metrics is None else [name.strip() for name in metrics.split(",")]
     for name in asked or ():
-        checks.check_name("--metrics", name, checks.METRICS)
+        checks.check_name("there is no metric {!r}", name, checks.METRICS)
     checks.check_candidates(reference, *candidates)
     checks.check_sources(model)
     checks.check_request(prompts, image, size)

@@ -62,7 +62,7 @@ def convert(
 
       mezzotint convert ./export --keep-bf16 "*.ff.net.*" --base ./FLUX.1 --merge-into ./FLUX.1 -o ./FLUX.1-nvfp4
     """
-    checks.check_name("--to", to, checks.TARGETS)
+    checks.check_name("there is no target {!r}", to, checks.TARGETS)
     checks.check_sources(source, base, scales_from, merge_into)
     checks.check_writable("-o", output)
     from mezzotint.converting import convert as run

@@ -47,7 +47,8 @@ class Failure:
     @classmethod
     def of(cls, error: BaseException) -> "Failure":
         if isinstance(error, MezzotintError):
-            return cls(type(error).__name__, error.message, error.hint)
+            code = FAILED if is_out_of_memory(error.__cause__) else COULD_NOT
+            return cls(type(error).__name__, error.message, error.hint, code)
         if isinstance(error, USAGE_ERROR):
             return cls(BadRequest.__name__, *_of_arguments(error))
         if is_out_of_memory(error):
@@ -101,7 +102,7 @@ def wants_json(arguments: Sequence[str]) -> bool:
     return "--json" in (options[: options.index("--")] if "--" in options else options)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether an exception is the CPU's, PyTorch's or a driver's for memory that is used up."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True

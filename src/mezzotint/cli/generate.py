@@ -29,7 +29,7 @@ Examples:
 
   mezzotint generate "a small green triangle on a yellow background" --transformer demo-nvfp4 -o triangle.png
 
-  mezzotint generate "a large red star on a white background" "a small blue ring on a black background" --count 3 --grid -o grid.png
+  mezzotint generate "a large red star on a white background" "a small blue ring on a black background" --grid -o grid.png
 
   mezzotint generate "make it night" --image street.png --model ./FLUX.1-Kontext-dev --transformer ./kontext-fp8
 
@@ -112,13 +112,13 @@ def generate(
 
     checks.check_sources(model, transformer, transformer_2, scales_from)
     checks.check_kernels(backend, resident, attention)
-    checks.check_name("--activations", activations, checks.ACTIVATIONS)
+    checks.check_name(checks.NO_ACTIVATIONS, activations, checks.ACTIVATIONS)
     checks.check_steps(bf16_steps, bf16_attention_steps)
     checks.check_device(device)
     checks.check_request(None, image, size)
     checks.check_writable("-o", output or Path())
     if attention is not None and not fast:
-        raise BadRequest("--attention is chosen with --fast")
+        raise BadRequest("--attention is chosen with --fast", "add --fast, or leave it out.")
     with Steps() as progress:
         quiet_libraries()
         from mezzotint.editing import read_image

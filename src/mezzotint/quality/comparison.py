@@ -138,7 +138,8 @@ def compare(
     prompts     "default", "demo", "edit" or a file; None for the set that fits the model
     image       file of the picture that is edited by all prompts that name none of their own
     size        None for the model's own area in the shape of the first prompt's picture, if it edits one
-    metrics     names of picture metrics, None for all that can be computed; those that a gate has limits on are computed besides
+    metrics     names of picture metrics, None for all that can be computed; those that a gate has limits on are
+                computed besides
     gate        a profile or a TOML file, None for the profile that fits each candidate
     on_picture  called with how many are painted, of how many, and by whom
     Raises      MezzotintError, before anything is painted if the request or a checkpoint cannot be

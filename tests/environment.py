@@ -1,0 +1,34 @@
+"""The environment that tests run in: what a user has exported must not change what they find."""
+
+from collections.abc import MutableMapping
+
+FAMILIES = (
+    "CLICOLOR",
+    "DIFFUSERS_",
+    "HF_",
+    "HUGGINGFACE_",
+    "HUGGING_FACE_",
+    "MEZZOTINT_",
+    "TRANSFORMERS_",
+    "TTY_",
+    "TYPER_",
+    "_TYPER_",
+)
+"""How names begin of what decides where models come from, how much is printed, and how."""
+SINGLE = ("FORCE_COLOR", "GITHUB_ACTIONS", "LINES", "NO_COLOR", "PY_COLORS", "TERMINAL_WIDTH")
+PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+"""In capitals too; the Hub of tests is on this machine."""
+OWN = {"COLUMNS": "120", "TERM": "xterm"}
+
+
+def settle(environment: MutableMapping[str, str], home: str) -> None:
+    """Leave nothing in an environment that steers libraries or printing, and give tests a terminal of their own, and
+    `home` as the folder of huggingface_hub's cache and token.
+
+    To be called before huggingface_hub is imported, which reads its settings once.
+    """
+    for name in list(environment):
+        if name.startswith(FAMILIES) or name in SINGLE or name.lower() in PROXIES:
+            del environment[name]
+    environment.update(OWN)
+    environment["HF_HOME"] = home
