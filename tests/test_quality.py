@@ -131,7 +131,7 @@ ST_LPIPS = {
     "inverted": ((ramp(64, 64), 255 - ramp(64, 64)), 0.8845146894454956),
 }
 """{case: (pair, value)}. The values are of `stlpips_pytorch.stlpips.LPIPS(net="alex", variant="shift_tolerant")` of
-stlpips-pytorch 0.0.2, its own code and weights, with `normalize=True`: run once on a CPU with PyTorch 2.13.0, with empty
+stlpips-pytorch 0.0.2, its own code and weights, with `normalize=True`: run once on a CPU with PyTorch 2.13.0, and empty
 modules in place of torchvision, torchsummary and IPython, which it imports and does not need for this network."""
 
 
