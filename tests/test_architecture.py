@@ -7,9 +7,10 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src/mezzotint"
 ROOMS = (
-    "errors discover _import_hook _version",
+    "errors escaping discover _import_hook _version",
     "hub costs guard editing",
     "bounded_json",
+    "schema",
     "schemes",
     "tensor",
     "layouts",

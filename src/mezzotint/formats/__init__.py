@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from mezzotint.discover import collect
-from mezzotint.errors import UnknownFormat
+from mezzotint.errors import UnreadFormat
 from mezzotint.formats.contents import Contents, Format, Match, NoMatch, StoredLinear
 from mezzotint.formats.header import Header, read_header
 from mezzotint.formats.writing import Target
@@ -49,7 +49,7 @@ def formats() -> dict[str, Format]:
 
 
 def recognise(header: Header) -> Recognised:
-    """Ask every format; exactly one must match, else UnknownFormat with all their reasons."""
+    """Ask every format; exactly one must match, else UnreadFormat with all their reasons."""
     answers = {name: form.detect(header) for name, form in formats().items()}
     matches = {name: answer.evidence for name, answer in answers.items() if isinstance(answer, Match)}
     declined = {name: answer.reason for name, answer in answers.items() if isinstance(answer, NoMatch)}
@@ -58,4 +58,4 @@ def recognise(header: Header) -> Recognised:
         return Recognised(formats()[name], evidence, declined)
     said = [f"{name}: yes, {why}" for name, why in matches.items()] + [f"{n}: no, {why}" for n, why in declined.items()]
     number = "no format recognises it" if not matches else f"{len(matches)} formats claim it"
-    raise UnknownFormat(f"{header.path}: {number}" + "".join(f"\n    {line}" for line in said))
+    raise UnreadFormat(f"{header.path}: {number}" + "".join(f"\n    {line}" for line in said))
