@@ -13,7 +13,7 @@ ROOMS = (
     "schema",
     "schemes",
     "tensor",
-    "layouts",
+    "layouts blank",
     "formats kernels",
     "nn",
     "families",

@@ -19,6 +19,9 @@ from mezzotint.inspection import Report, report_on
 from mezzotint.schemes import Shape
 from mezzotint.tensor import QuantTensor, real_weight
 
+MOST_NAMED = 50
+"""Tensors without a place that the report's notes name."""
+
 
 @dataclass(frozen=True)
 class Outline:
@@ -96,15 +99,14 @@ class Checkpoint(NamedContents):
         """What `mezzotint inspect` prints."""
         family, ignored = self.family.title, self.ignored
         report = report_on(self.header, self.recognised, self.contents, self.evidence, family, ignored)
-        return replace(report, notes=(*report.notes, *self._oddities()))
-
-    def _oddities(self) -> Iterator[str]:
-        """What of the tensors has no place in the model, or that they do not make one up."""
         try:
-            for name in self.unplaced:
-                yield f"{name} has no place in a {self.family.title} model"
+            unplaced, oddities = tuple(self.unplaced), []
         except MezzotintError as error:
-            yield error.message
+            unplaced, oddities = (), [error.message]
+        oddities += [f"{name} has no place in a {family} model" for name in unplaced[:MOST_NAMED]]
+        if len(unplaced) > MOST_NAMED:
+            oddities.append(f"{len(unplaced) - MOST_NAMED:,} more tensors have no place in a {family} model")
+        return replace(report, notes=(*report.notes, *oddities), unplaced=unplaced)
 
     def without_input_scales(self) -> "Checkpoint":
         """The same checkpoint with its static input scales left aside, whether they are there or not."""

@@ -8,6 +8,7 @@ import sys
 import typer
 
 from mezzotint.cli import bench, compare, convert, demo, diagnose, generate, inspect, verify, warmup
+from mezzotint.cli.output import message
 from mezzotint.errors import MezzotintError
 
 app = typer.Typer(
@@ -33,8 +34,8 @@ def main() -> None:
     try:
         app()
     except MezzotintError as error:
-        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        print(message(f"error: {type(error).__name__}: {error}"), file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(message(f"error: {error}"), file=sys.stderr)
         sys.exit(2)

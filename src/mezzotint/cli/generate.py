@@ -165,7 +165,7 @@ def generate(
         written = list(_save_each(painting, output, parameters))
     reports = [report for report in (pipe.load_report, pipe.load_report_2) if report is not None]
     for event in dict.fromkeys(event for report in reports for event in report.events):
-        print(f"note: {event}", file=sys.stderr)
+        print(message(f"note: {event}"), file=sys.stderr)
     if as_json:
         result = {"files": [str(p) for p in written], "seeds": seeds, "sampling": vars(settings)} | edited
         loads = dict(zip(("load", "load_2"), (report.to_dict() for report in reports), strict=False))

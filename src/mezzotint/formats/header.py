@@ -122,7 +122,7 @@ def _weight_files(folder: AnyPath) -> tuple[list[AnyPath], list[str]]:
             f"{index}: names {len(missing)} shard(s) that are not there: {', '.join(missing[:4])}",
             "download the missing files again.",
         )
-    extra = [file.name for file in present if file not in wanted]
+    extra = [file.name for file in sorted(set(present) - set(wanted))]
     notes = [f"ignored {name}: the index does not name it" for name in extra]
     return wanted, notes
 

@@ -10,6 +10,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
+from mezzotint.escaping import printable
 from mezzotint.quality.comparison import Comparison
 from mezzotint.quality.metrics import LAST, METRICS, flip_picture, stack
 from mezzotint.quality.report import plots, tables
@@ -25,7 +26,9 @@ COLOURS = 6
 
 def render(comparison: Comparison, report: Report) -> str:
     """The page."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_without_controls
+    )
     template = environment.from_string(files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
     return template.render(
         report=report,
@@ -37,6 +40,11 @@ def render(comparison: Comparison, report: Report) -> str:
         gallery=list(_gallery(comparison)),
         small=_is_small(comparison),
     )
+
+
+def _without_controls(value: Any) -> Any:
+    """What the page prints: names from files and servers may hold characters that turn or hide text."""
+    return printable(value, keep="\n") if type(value) is str else value
 
 
 def _plots(report: Report) -> Iterator[tuple[str, str]]:

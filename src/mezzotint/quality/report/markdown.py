@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from mezzotint.escaping import markdown
 from mezzotint.quality.metrics import METRICS
 from mezzotint.quality.report import tables
 from mezzotint.quality.report.tables import Report
@@ -13,15 +14,15 @@ def render(report: Report) -> str:
 
 
 def _lines(report: Report) -> Iterator[str]:
-    yield f"# {report['verdict'].upper()}: {report['reference']['name']} against {_names(report)}"
+    yield f"# {report['verdict'].upper()}: {markdown(report['reference']['name'])} against {_names(report)}"
     yield ""
     yield f"{tables.verdict_sentence(report)}."
     if report["reference"]["problems"]:
-        yield f"The reference itself: {tables.reference_problems(report)}."
+        yield f"The reference itself: {markdown(tables.reference_problems(report))}."
     yield ""
     for candidate in report["candidates"]:
-        yield f"- **{candidate['name']}**: {candidate['verdict']} ({tables.judged_by(candidate)})"
-        yield from (f"  - {reason}" for reason in candidate["reasons"])
+        yield f"- **{markdown(candidate['name'])}**: {candidate['verdict']} ({markdown(tables.judged_by(candidate))})"
+        yield from (f"  - {markdown(reason)}" for reason in candidate["reasons"])
     yield ""
     names = tables.shown(report)
     rows = [(c["name"], c["metrics"]) for c in report["candidates"]] + tables.floor_rows(report)
@@ -33,19 +34,19 @@ def _lines(report: Report) -> Iterator[str]:
         ["cost", *tables.COST_TITLES], [[m["name"], *tables.cost_row(m, report["reference"])] for m in models]
     )
     yield ""
-    yield from (f"- {model['name']} holds {tables.held(model)}" for model in models)
+    yield from (f"- {markdown(model['name'])} holds {tables.held(model)}" for model in models)
     missing = report["settings"]["unavailable"]
-    yield from (f"- {METRICS[name].title} was not computed: it {why}" for name, why in missing.items())
+    yield from (f"- {METRICS[name].title} was not computed: it {markdown(why)}" for name, why in missing.items())
     environment = report["environment"]
     yield ""
     yield f"Mezzotint {environment['mezzotint']}, PyTorch {environment['torch']}, {environment['device']}."
 
 
 def _names(report: Report) -> str:
-    return ", ".join(candidate["name"] for candidate in report["candidates"])
+    return ", ".join(markdown(candidate["name"]) for candidate in report["candidates"])
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
     yield f"| {' | '.join(titles)} |"
     yield f"|---|{'---:|' * (len(titles) - 1)}"
-    yield from (f"| {' | '.join(row)} |" for row in rows)
+    yield from (f"| {' | '.join(map(markdown, row))} |" for row in rows)
