@@ -7,14 +7,15 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src/mezzotint"
 ROOMS = (
-    "errors discover _import_hook _version",
+    "errors escaping discover _import_hook _version",
     "hub_errors",
     "hub_http",
     "hub costs guard editing turns sources step_schedule",
     "bounded_json",
+    "schema",
     "schemes",
     "tensor",
-    "layouts",
+    "layouts blank",
     "formats kernels",
     "nn",
     "families",

@@ -14,7 +14,7 @@ from cases import Case
 from makers import cast
 from mezzotint.builtin import DATA
 from mezzotint.checkpoint import Checkpoint
-from mezzotint.errors import MissingTensor, UnknownFormat, Unsupported
+from mezzotint.errors import MissingTensor, UnknownFormat, UnreadFormat
 from mezzotint.quality.comparison import compare
 from mezzotint.schemes import FP8
 
@@ -107,7 +107,7 @@ def test_what_is_beside_says_that_it_is_no_cast(demo_cast: Path, change: dict[st
 def test_a_declared_quantization_is_not_overruled(tmp_path: Path, demo_cast: Path) -> None:
     config = {"quant_method": "other", "bits": 8}
     folder = folder_of(load_file(demo_cast / WEIGHTS), tmp_path / "declared", quantization_config=config)
-    with pytest.raises(Unsupported, match=r"in the format of 'other' \(config\.json: quant_method other\)"):
+    with pytest.raises(UnreadFormat, match=r"in the format of 'other' \(config\.json: quant_method other\)"):
         Checkpoint.open(folder)
 
 

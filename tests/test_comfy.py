@@ -14,7 +14,7 @@ import mezzotint
 from checkpoints import WEIGHTS, edited, load_flux
 from golden import EXACT, assert_stands_for, opened, plain_parts
 from make_header_fixtures import TO_ORIGINAL
-from mezzotint.errors import BrokenFile, MissingTensor, ShapeMismatch, UnknownFormat, Unsupported
+from mezzotint.errors import BrokenFile, MissingTensor, ShapeMismatch, UnknownFormat, UnreadFormat
 from mezzotint.formats import recognise
 from mezzotint.formats.notes import SCHEME_OF_FORMAT
 from mezzotint.layouts import from_tiles, to_tiles
@@ -147,7 +147,7 @@ def test_int8_equals_comfy_kitchen(tmp_path: Path, per_channel: bool) -> None:
 )
 def test_formats_that_are_not_read_are_refused_by_name(tmp_path: Path, note: dict[str, object], message: str) -> None:
     file = saved(tmp_path, {"X.weight": torch.zeros(16, 16, dtype=torch.int8), "X.comfy_quant": marker(**note)})
-    with pytest.raises(Unsupported, match=f"layer X has format .*{message}"):
+    with pytest.raises(UnreadFormat, match=f"layer X has format .*{message}"):
         opened(file)
 
 

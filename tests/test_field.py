@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import fuzz_conversions
 import mezzotint
 from mezzotint.checkpoint import Checkpoint, inspect
-from mezzotint.errors import BadRequest, MezzotintError, MissingTensor, UnexpectedTensor, UnknownFormat, Unsupported
+from mezzotint.errors import BadRequest, MezzotintError, MissingTensor, UnexpectedTensor, UnknownFormat, UnreadFormat
 from mezzotint.formats import read_header
 from mezzotint.loading import load, plan
 from mezzotint.nn import quant_linears
@@ -131,7 +131,7 @@ def test_e5m2_is_named_by_every_command(weights: Tensors, tmp_path: Path, kind: 
         "scaled": scaled(weights, by_matrix, ".scale_weight", E5M2) | {"scaled_fp8": torch.zeros(2, dtype=E5M2)},
         "noted": scaled(weights, by_matrix, ".weight_scale", E5M2),
     }
-    is_refused(saved(tmp_path / "in", made[kind]), tmp_path, Unsupported, "FP8 in e5m2")
+    is_refused(saved(tmp_path / "in", made[kind]), tmp_path, UnreadFormat, "FP8 in e5m2")
 
 
 def test_a_layer_whose_note_is_lost_is_refused(weights: Tensors, tmp_path: Path) -> None:
@@ -443,7 +443,7 @@ def test_a_format_that_is_not_read_is_named_in_one_line(weights: Tensors, tmp_pa
     if declared:
         said = {"_class_name": "QwenImageTransformer2DModel", "quantization_config": declared}
         (file.parent / "config.json").write_text(json.dumps(said))
-    with pytest.raises(Unsupported, match=name) as caught:
+    with pytest.raises(UnreadFormat, match=name) as caught:
         Checkpoint.open(file)
     assert "\n" not in caught.value.message
 
@@ -457,7 +457,7 @@ def test_block_scales_of_a_scaled_file_are_named(weights: Tensors, tmp_path: Pat
     for name, value in weights.items():
         if is_layer(name, value):
             tensors[name.replace(".weight", ".scale_weight")] = in_blocks(value.float())
-    is_refused(saved(tmp_path / "in", tensors), tmp_path, Unsupported, "FP8 or INT8 with a scale for each block")
+    is_refused(saved(tmp_path / "in", tensors), tmp_path, UnreadFormat, "FP8 or INT8 with a scale for each block")
 
 
 @pytest.mark.parametrize(("scale", "who"), [(by_matrix, "ComfyUI, its notes lost"), (None, "LightX2V")])
@@ -466,7 +466,7 @@ def test_codes_with_scales_and_no_note_are_named(
 ) -> None:
     by_row = scale or (lambda value: value.abs().amax(1, keepdim=True) / 448)
     file = saved(tmp_path / "in", scaled(weights, by_row, ".weight_scale"))
-    is_refused(file, tmp_path, Unsupported, f"is in the format of {who}")
+    is_refused(file, tmp_path, UnreadFormat, f"is in the format of {who}")
 
 
 # ---- point 7: unknown variants

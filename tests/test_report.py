@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFont
 
 from cases import Case
+from mezzotint.escaping import markdown as foreign
+from mezzotint.escaping import printable
 from mezzotint.pictures import LABEL, MARGIN, PAPER, sheet
 from mezzotint.quality.command import command_line
 from mezzotint.quality.comparison import Comparison, compare
 from mezzotint.quality.report import album, html, markdown, tables, write_report
 from mezzotint.quality.report.album import Album
-from mezzotint.quality.report.foreign import markdown as foreign
-from mezzotint.quality.report.foreign import visible
 from quantized import export
 
 PROMPT = "a small green triangle on a yellow background"
@@ -157,7 +157,7 @@ def test_the_page_shows_foreign_text_and_does_nothing_else_with_it(failed: Compa
         tag for tag, _ in plain.tags if tag in ("img", "script")
     ]
     assert not any(name.startswith("on") for _, entries in page.tags for name in entries)
-    assert visible(HOSTILE) in page.text
+    assert printable(HOSTILE) in page.text
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e\ud800-\udfff]", text)
     text.encode("utf-8")
 
@@ -193,10 +193,10 @@ def test_markdown_shows_what_was_meant() -> None:
 
 @given(st.text())
 def test_visible_text_can_be_written_and_steers_nothing(text: str) -> None:
-    found = visible(text)
+    found = printable(text)
     found.encode("utf-8")
     assert not re.search("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", found)
-    assert visible(found) == found
+    assert printable(found) == found
 
 
 def test_the_command_that_made_it_is_in_every_report(failed: Comparison) -> None:

@@ -311,7 +311,7 @@ def test_nothing_has_changed_is_said_only_where_it_is_true(
     write_output(planned(path, 1), False, ignore)
     if not exchange:
         monkeypatch.setattr(publishing.ctypes, "CDLL", lambda *_a, **_k: object())
-    with monkeypatch.context() as patch, pytest.raises(CannotWrite) as caught:
+    with pytest.raises(CannotWrite) as caught, monkeypatch.context() as patch:  # noqa: PT012  patched for this call
         patch.setattr(output.shutil, "rmtree", fail)
         write_output(planned(path, 2), True, ignore)
     assert "is written and complete" in caught.value.message
@@ -327,7 +327,7 @@ def test_where_neither_rename_nor_the_way_back_succeeds_the_old_output_is_named(
     path, rename = tmp_path / "out", Path.rename
     write_output(planned(path, 1), False, ignore)
     monkeypatch.setattr(publishing.ctypes, "CDLL", lambda *_a, **_k: object())
-    with monkeypatch.context() as patch, pytest.raises(CannotWrite) as caught:
+    with pytest.raises(CannotWrite) as caught, monkeypatch.context() as patch:  # noqa: PT012  patched for this call
         patch.setattr(Path, "rename", lambda one, other: fail() if other == path else rename(one, other))
         write_output(planned(path, 2), True, ignore)
     assert f"what was at the output is at {tmp_path / '.out.replaced'}" in caught.value.hint

@@ -92,7 +92,7 @@ class MezzotintQuantizer(DiffusersQuantizer):  # type: ignore[misc]
     ) -> None:
         self.plan: LoadPlan = plan(self.checkpoint, model)
         device = torch.device((device_map or {}).get("", "cpu"))
-        insert_linears(self.plan, model, device, self.dtype)
+        self.blank = insert_linears(self.plan, model, device, self.dtype)
 
     def maybe_update_state_dict(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {key: value for key, value in state_dict.items() if key in self.checkpoint.plain}
@@ -102,7 +102,7 @@ class MezzotintQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         return [key for key in missing_keys if not key.startswith(inside)]
 
     def _process_model_after_weight_loading(self, model: torch.nn.Module, **_: Any) -> torch.nn.Module:
-        self.belong_to(model, report(self.plan, model))
+        self.belong_to(model, report(self.plan, model, self.blank))
         return model
 
     def belong_to(self, model: Any, report: LoadReport) -> None:

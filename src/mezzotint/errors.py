@@ -3,8 +3,10 @@
 MezzotintError
 ├── CheckpointError          something is wrong with the files
 │   ├── NotACheckpoint       the path holds nothing that could be loaded
+│   │   └── NotSafetensors   it holds weights in another kind of file, which may be sound
 │   ├── BrokenFile           a file is truncated, empty, or its header lies
-│   ├── UnknownFormat        no format recognises the tensors, or config and tensors disagree
+│   ├── UnknownFormat        config and tensors disagree, or do not say how bytes are arranged
+│   │   └── UnreadFormat     no format or model known here has such tensors; the file may be sound
 │   ├── MissingTensor        a tensor that the file's own contents call for is absent
 │   ├── UnexpectedTensor     a tensor is left over, or stored twice
 │   ├── ShapeMismatch        a tensor has a shape that its role forbids
@@ -47,12 +49,20 @@ class NotACheckpoint(CheckpointError):
     """The path holds nothing that could be loaded."""
 
 
+class NotSafetensors(NotACheckpoint):
+    """The path holds weights in another kind of file, such as GGUF or a pickle; they may be sound."""
+
+
 class BrokenFile(CheckpointError):
     """A file is truncated, empty, or its header does not describe its bytes."""
 
 
 class UnknownFormat(CheckpointError):
-    """No format recognises the tensors, or the configuration and the tensors disagree."""
+    """The configuration and the tensors disagree, or do not say how bytes are arranged."""
+
+
+class UnreadFormat(UnknownFormat):
+    """No format or model family known here has such tensors; the file may be sound."""
 
 
 class MissingTensor(CheckpointError):

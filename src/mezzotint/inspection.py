@@ -70,6 +70,7 @@ class Report:
     notes         oddities that stop nothing
     stored_bytes  of all tensors in the files
     outlooks      for the CPU, for each generation of GPUs, and for what is here
+    unplaced      stored tensors that the model has no place for
     """
 
     path: AnyPath
@@ -86,6 +87,7 @@ class Report:
     notes: tuple[str, ...]
     stored_bytes: int
     outlooks: tuple[Outlook, ...]
+    unplaced: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"path": str(self.path)}

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mezzotint.blank import BLANK_WEIGHT, is_blank, why_blank
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.costs import resident_bytes
 from mezzotint.errors import BadRequest, listed, there_are
@@ -97,10 +98,13 @@ def load(
     """
     check_choice(backend)
     plan.checkpoint.header.fetch()
-    insert_linears(plan, model, device, dtype, backend, resident)
+    blank = insert_linears(plan, model, device, dtype, backend, resident)
     for name in plan.checkpoint.plain:
-        _assign(model, name, plan.checkpoint.tensor(name).to(device, _dtype_of(model, name, dtype)))
-    return report(plan, model)
+        value = plan.checkpoint.tensor(name)
+        if is_blank(name, value):
+            blank[name] = BLANK_WEIGHT
+        _assign(model, name, value.to(device, _dtype_of(model, name, dtype)))
+    return report(plan, model, blank)
 
 
 def insert_linears(
@@ -110,11 +114,17 @@ def insert_linears(
     dtype: torch.dtype,
     backend: BackendChoice = None,
     resident: str | None = None,
-) -> None:
-    """Replace each nn.Linear that the checkpoint holds quantized by a QuantLinear or SplitLinear, its weights read."""
+) -> dict[str, str]:
+    """Replace each nn.Linear that the checkpoint holds quantized by a QuantLinear or SplitLinear, its weights read.
+
+    Returns   {layer that is blank: why}, as `verify` would say
+    """
+    blank: dict[str, str] = {}
     kept = settle(resident, *_weights_of(plan.checkpoint), device, plan.activations, backend)
     for name in plan.checkpoint.linears:
         pieces = plan.checkpoint.read(name)
+        if why := next(filter(None, map(why_blank, pieces)), ""):
+            blank[name] = why
         if pieces[0].scheme is BF16 or name in plan.checkpoint.unquantized:
             _restore(model, name, pieces, device, dtype)
             continue
@@ -122,6 +132,7 @@ def insert_linears(
         pieces = [resident_form(piece.to(device), kept, plan.activations) for piece in pieces]
         own_dtype = _dtype_of(model, name, dtype)
         model.set_submodule(name, linear_of(pieces, own_dtype, plan.activations, only))
+    return blank
 
 
 def _weights_of(checkpoint: Checkpoint) -> tuple[list[WeightSpec], int]:
@@ -148,8 +159,8 @@ def _restore(
             _assign(model, place, value.to(device, _dtype_of(model, place, dtype)))
 
 
-def report(plan: LoadPlan, model: nn.Module) -> LoadReport:
-    """What `model`, filled by this plan, holds and will run on."""
+def report(plan: LoadPlan, model: nn.Module, blank: Mapping[str, str] | None = None) -> LoadReport:
+    """What `model`, filled by this plan, holds and will run on; `blank` is what `insert_linears` returned."""
     backends = _backend_uses(model)
     header, recognised = plan.checkpoint.header, plan.checkpoint.recognised
     return LoadReport(
@@ -164,6 +175,7 @@ def report(plan: LoadPlan, model: nn.Module) -> LoadReport:
         events=(
             *header.notes,
             *plan.checkpoint.contradictions,
+            *_blank(blank or {}),
             *_events(plan, backends),
             *_turned_into_fp8(plan, model),
         ),
@@ -218,6 +230,13 @@ def _events(plan: LoadPlan, backends: tuple[BackendUse, ...]) -> Iterator[str]:
         yield f"{names}: stored quantized, and no linear layer of the model; decoded weights are loaded"
     if len(quantized) < len(linears):
         yield f"{len(linears) - len(quantized)} BF16 layers are stored transformed; their effective weights are loaded"
+
+
+def _blank(blank: Mapping[str, str]) -> Iterator[str]:
+    """One event for each way of being blank: is the file damaged?"""
+    for why in dict.fromkeys(blank.values()):
+        names = [name for name, reason in blank.items() if reason == why]
+        yield f"suspicious: {listed(names)}: {why}; `mezzotint verify` checks the file"
 
 
 def _turned_into_fp8(plan: LoadPlan, model: nn.Module) -> Iterator[str]:

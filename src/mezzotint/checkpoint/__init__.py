@@ -1,6 +1,6 @@
 """A checkpoint opened but not loaded: its headers, its format, its family, and its layers, to be read one by one."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -24,6 +24,9 @@ from mezzotint.hub import AnyPath
 from mezzotint.inspection import Report, report_on
 from mezzotint.schemes import Shape
 from mezzotint.tensor import QuantTensor, real_weight
+
+MOST_NAMED = 50
+"""Tensors without a place that the report's notes name."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +116,17 @@ class Checkpoint(NamedContents):
         """What `mezzotint inspect` prints."""
         family, ignored = self.family.title, self.ignored
         report = report_on(self.header, self.recognised, self.contents, self.evidence, family, ignored)
-        report = replace(report, notes=(*report.notes, *self.contradictions))
-        return report if report.missing else replace(report, missing=tuple(self._refusal()))
+        unplaced = self._without_place()
+        notes = (*report.notes, *self.contradictions, *_named(unplaced, family))
+        report = replace(report, notes=notes, unplaced=unplaced)
+        return report if report.missing or unplaced else replace(report, missing=tuple(self._refusal()))
+
+    def _without_place(self) -> tuple[str, ...]:
+        """Return the tensors that the model has no place for; none where no name can be told, which `_refusal` says."""
+        try:
+            return tuple(self.unplaced)
+        except MezzotintError:
+            return ()
 
     def _refusal(self) -> Iterator[str]:
         """Why no model of the family can be loaded from the tensors, if that is so."""
@@ -246,6 +258,13 @@ def _arranged(linear: StoredLinear, stored: QuantTensor, piece: Piece) -> QuantT
     plain = linear.plain(stored)
     plain = plain if piece.rows is None else plain.rows(piece.rows)
     return plain if piece.columns is None else plain.columns(piece.columns)
+
+
+def _named(unplaced: Sequence[str], family: str) -> Iterator[str]:
+    """Return a note on each tensor without a place, and one on how many more there are."""
+    yield from (f"{name} has no place in a {family} model" for name in unplaced[:MOST_NAMED])
+    if len(unplaced) > MOST_NAMED:
+        yield f"{len(unplaced) - MOST_NAMED:,} more tensors have no place in a {family} model"
 
 
 open = Checkpoint.open

@@ -3,7 +3,7 @@
     0    done
     1    done, and something is to be looked at: a gate failed, a layer is suspect, a picture is unsound
     2    could not be done as asked: arguments, files, a device, or a checkpoint that is broken
-    3    `verify` only: the format is not one that is read
+    3    the file is in a format that is not read, and may be sound
     4    failed on the way: out of memory, or a fault of Mezzotint's own
     130  interrupted
 
@@ -16,15 +16,16 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 import typer
 
-from mezzotint.errors import BadRequest, MezzotintError, did_you_mean
+from mezzotint.errors import BadRequest, MezzotintError, NotSafetensors, UnreadFormat, did_you_mean
+from mezzotint.escaping import message
 
-COULD_NOT, FAILED = 2, 4
+COULD_NOT, NOT_READ, FAILED = 2, 3, 4
 CLOSED = 141
 """As a shell has it for a command whose reader has gone: 128 + SIGPIPE."""
 TRACEBACK = "MEZZOTINT_TRACEBACK"
@@ -47,8 +48,7 @@ class Failure:
     @classmethod
     def of(cls, error: BaseException) -> "Failure":
         if isinstance(error, MezzotintError):
-            code = FAILED if is_out_of_memory(error.__cause__) else COULD_NOT
-            return cls(type(error).__name__, error.message, error.hint, code)
+            return cls(type(error).__name__, error.message, error.hint, _exit_code(error))
         if isinstance(error, USAGE_ERROR):
             return cls(BadRequest.__name__, *_of_arguments(error))
         if is_out_of_memory(error):
@@ -61,12 +61,14 @@ class Failure:
     def show(self, as_json: bool) -> None:
         """Print the object on stdout, or the message on stderr."""
         if as_json:
-            entries = asdict(self)
-            del entries["exit_code"]
-            print(json.dumps({"error": entries}, indent=2))
+            print(json.dumps(self.to_dict(), indent=2))
         else:
-            hint = f"\n  hint: {visible(self.hint)}" if self.hint else ""
-            print(f"error: {self.type}: {visible(self.message)}{hint}", file=sys.stderr)
+            hint = f"\n  hint: {self.hint}" if self.hint else ""
+            print(message(f"error: {self.type}: {self.message}{hint}"), file=sys.stderr)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return {"error": {type, message, hint}}."""
+        return {"error": {"type": self.type, "message": self.message, "hint": self.hint}}
 
 
 class Reported:
@@ -109,9 +111,10 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in ALLOCATION)
 
 
-def visible(text: str) -> str:
-    """Text whose control characters are written out, so that what a file says cannot steer a terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+def _exit_code(error: MezzotintError) -> int:
+    if is_out_of_memory(error.__cause__):
+        return FAILED
+    return NOT_READ if isinstance(error, UnreadFormat | NotSafetensors) else COULD_NOT
 
 
 def _of_arguments(error: Any) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from mezzotint.cli import checks
 from mezzotint.cli.kernels import choice, is_fp8, make_fast
 from mezzotint.cli.sides import sides
 from mezzotint.errors import BadRequest
+from mezzotint.escaping import message
 
 if TYPE_CHECKING:
     from mezzotint.painting import Painting
@@ -29,7 +30,7 @@ Examples:
 
   mezzotint generate "a small green triangle on a yellow background" --transformer demo-nvfp4 -o triangle.png
 
-  mezzotint generate "a large red star on a white background" "a small blue ring on a black background" --grid -o grid.png
+  mezzotint generate "a large red star on a white background" "a small blue ring on a black background" --grid
 
   mezzotint generate "make it night" --image street.png --model ./FLUX.1-Kontext-dev --transformer ./kontext-fp8
 
@@ -181,7 +182,7 @@ def generate(
     reports = [report for report in (pipe.load_report, pipe.load_report_2) if report is not None]
     events = [event for report in reports for event in report.events]
     for note in dict.fromkeys([*events, *painting.notes]):
-        print(f"note: {note}", file=sys.stderr)
+        print(message(f"note: {note}"), file=sys.stderr)
     if as_json:
         result = {"files": [str(p) for p in written], "seeds": seeds, "sampling": vars(settings)} | edited
         result["notes"] = list(painting.notes)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from mezzotint.cli import checks
+from mezzotint.cli.failures import Failure
 
 
 def inspect(
@@ -39,7 +40,8 @@ def inspect(
 ) -> None:
     """Say what a checkpoint is, from its headers: format, layout, what is missing, and who can run it on which GPU.
 
-    Exits with 1 if something is missing from it, 2 if it cannot be read.
+    Exits with 0 if it is sound as far as headers tell, 1 if it holds tensors that the model has no place for, 2 if
+    something is missing from it or it cannot be read, 3 if its format is none that is read.
 
     Examples:
 
@@ -54,36 +56,68 @@ def inspect(
     checks.check_sources(path, base, scales_from)
     from mezzotint.checkpoint import inspect as look
     from mezzotint.checkpoint import raw as read_raw
+    from mezzotint.errors import MezzotintError
     from mezzotint.formats.renaming import read_renames
+    from mezzotint.verifying.findings import VERDICTS
 
     if raw:
         print(json.dumps(read_raw(path, component), indent=2))
         return
-    report = look(path, base=base, scales_from=scales_from, component=component, rename=read_renames(rename or ()))
+    try:
+        report = look(path, base=base, scales_from=scales_from, component=component, rename=read_renames(rename or ()))
+    except MezzotintError as error:
+        if not as_json:
+            raise
+        print(json.dumps(_refusal(path, error), indent=2))
+        raise typer.Exit(Failure.of(error).exit_code) from error
     if as_json:
-        print(json.dumps(report.to_dict(), indent=2))
+        print(json.dumps(report.to_dict() | {"verdict": VERDICTS[_severity(report)]}, indent=2))
     else:
         _print(report, layers)
+    if severity := _severity(report):
+        raise typer.Exit(int(severity))
+
+
+def _severity(report: Any) -> Any:
+    """How bad it is, as `verify` has it."""
+    from mezzotint.verifying import Severity
+
     if report.missing:
-        raise typer.Exit(1)
+        return Severity.BROKEN
+    return Severity.SUSPICIOUS if report.unplaced else Severity.NOTE
+
+
+def _refusal(path: str, error: Any) -> dict[str, Any]:
+    """Return the JSON of a file that cannot be read: the failure, and the verdict that `verify` gives such files."""
+    from mezzotint.verifying.findings import VERDICTS, of_error
+
+    return {"path": path, "verdict": VERDICTS[of_error("format", path, error).severity], **Failure.of(error).to_dict()}
 
 
 def _print(report: Any, layers: bool) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
-    from mezzotint.cli.output import console
+    from mezzotint.cli.output import console, foreign
 
     out = console()
     facts = Table.grid(padding=(0, 2))
     for name, fact in _facts(report):
-        facts.add_row(name, escape(fact))
-    for problem in report.missing:
-        facts.add_row("[red]broken[/red]", escape(problem))
+        facts.add_row(name, foreign(fact))
+    for problem in _first(report.missing):
+        facts.add_row("[red]broken[/red]", foreign(problem))
     out.print(facts)
     out.print(_outlook_table(report))
     if layers:
         out.print(_layer_table(report))
+
+
+def _first(lines: Any) -> Iterator[str]:
+    """The first lines, and how many more there are."""
+    from mezzotint.verifying.findings import MOST_PRINTED
+
+    yield from lines[:MOST_PRINTED]
+    if len(lines) > MOST_PRINTED:
+        yield f"and {len(lines) - MOST_PRINTED:,} more"
 
 
 def _facts(report: Any) -> Iterator[tuple[str, str]]:
@@ -100,7 +134,7 @@ def _facts(report: Any) -> Iterator[tuple[str, str]]:
     for outlook in report.outlooks:
         for use in outlook.backends if outlook.here else ():
             yield "runs here", f"{use.layers} {use.scheme} on {use.backend}{_in_brackets(use)}; {use.why}"
-    for note in report.notes:
+    for note in _first(report.notes):
         yield "note", note
 
 
@@ -140,8 +174,11 @@ def _in_brackets(use: Any) -> str:
 def _layer_table(report: Any) -> Any:
     from rich.table import Table
 
+    from mezzotint.cli.output import foreign
+
     table = Table("layer", "scheme", "out x in", "KiB", "parts", box=None)
     for layer in report.layers:
         shape = f"{layer.shape[0]} x {layer.shape[1]}"
-        table.add_row(layer.module, layer.scheme, shape, f"{layer.nbytes / 1024:,.0f}", ", ".join(layer.tensors))
+        kib, parts = f"{layer.nbytes / 1024:,.0f}", ", ".join(layer.tensors)
+        table.add_row(foreign(layer.module), layer.scheme, shape, kib, foreign(parts))
     return table

@@ -7,8 +7,9 @@ from threading import Event, Thread
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
-from mezzotint.cli.failures import visible
+from mezzotint.escaping import printable
 
 PIPED_WIDTH = 200
 INTERVAL, QUIET = 10.0, 1.0
@@ -19,6 +20,11 @@ def console() -> Console:
     """Stdout, as wide as the terminal, or wide enough for whole names where there is none."""
     out = Console()
     return out if out.is_terminal else Console(width=PIPED_WIDTH)
+
+
+def foreign(text: object) -> Text:
+    """Return text that is from a file or a server as a cell or line: no markup in it, no control characters."""
+    return Text(printable(text))
 
 
 def quiet_libraries() -> None:
@@ -95,4 +101,4 @@ class Lines(Thread):
         self.printed = time.monotonic()
         what, done, total = self.state
         count = f", {done} of {total}" if total else ""
-        print(f"{self.printed - self.began:.0f} s: {visible(what)}{count}", file=sys.stderr, flush=True)
+        print(f"{self.printed - self.began:.0f} s: {printable(what)}{count}", file=sys.stderr, flush=True)

@@ -8,7 +8,8 @@ import typer
 from mezzotint.cli import checks
 from mezzotint.cli.progress import bytes_bar
 
-COLOURS = {"NOTE": "dim", "SUSPICIOUS": "yellow", "BROKEN": "red"}
+COLOURS = {"NOTE": "dim", "SUSPICIOUS": "yellow", "BROKEN": "red", "NOT_READ": "yellow"}
+COLOURS_OF_VERDICTS = ("green", "yellow", "red", "yellow")
 
 
 def verify(
@@ -35,7 +36,7 @@ def verify(
 ) -> None:
     """Check files, index, checksums, shapes, scales and weights; with --base, every layer's error.
 
-    Exits with 0 if it is sound, 1 if something is suspicious, 2 if it is broken.
+    Exits with 0 if it is sound, 1 if something is suspicious, 2 if it is broken, 3 if its format is none that is read.
 
     Examples:
 
@@ -68,27 +69,30 @@ def verify(
 def _print(report: Any) -> None:
     from rich.console import Console
 
+    from mezzotint.cli.output import LONGEST_LINE, foreign
+    from mezzotint.escaping import cut
+    from mezzotint.verifying.findings import VERDICTS, worst_first
+
     console = Console(highlight=False, soft_wrap=True)
-    console.print(
-        f"{report.path}: {report.format}, {len(report.files)} file(s), {report.tensors} tensors", markup=False
-    )
+    counts = f"{len(report.files)} file(s), {report.tensors} tensors"
+    console.print(foreign(f"{report.path}: {report.format}, {counts}"))
     for repair in report.repairs:
         said = "fetched again" if repair.fetched else f"not fetched: {repair.reason}"
-        console.print(f"  repair {repair.file}: {said}", markup=False)
-    for finding in report.findings:
+        console.print(foreign(f"  repair {repair.file}: {said}"))
+    printed = worst_first(report.findings)
+    for finding in printed:
         name = finding.severity.name
-        console.print(f"  [{COLOURS[name]}]{name.lower()}[/] ", end="")
-        console.print(f"{finding.where}: {finding.message}", markup=False)
+        console.print(f"  [{COLOURS[name]}]{name.lower().replace('_', ' ')}[/] ", end="")
+        console.print(foreign(cut(f"{finding.where}: {finding.message}", LONGEST_LINE)))
         if finding.hint:
-            console.print(f"    hint: {finding.hint}", markup=False)
+            console.print(foreign(f"    hint: {finding.hint}"))
+    if more := len(report.findings) - len(printed):
+        console.print(f"  and {more:,} more findings")
     for scheme, count, middle, worst in _by_scheme(report.layers):
-        console.print(
-            f"  {count} {scheme}: relative error median {middle:.4f}, largest {worst.relative_error:.4f} "
-            f"({worst.name})",
-            markup=False,
-        )
-    console.print(f"  {report.checksums} checksum(s) compared", markup=False)
-    console.print(("[green]sound[/]", "[yellow]suspicious[/]", "[red]broken[/]")[report.exit_code])
+        error = f"relative error median {middle:.4f}, largest {worst.relative_error:.4f}"
+        console.print(foreign(f"  {count} {scheme}: {error} ({worst.name})"))
+    console.print(f"  {report.checksums} checksum(s) compared")
+    console.print(VERDICTS[report.exit_code], style=COLOURS_OF_VERDICTS[report.exit_code])
 
 
 def _by_scheme(layers: Any) -> Any:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from functools import cache
 
 from mezzotint.discover import collect
-from mezzotint.errors import UnknownFormat
+from mezzotint.errors import UnknownFormat, UnreadFormat
 from mezzotint.families.family import Family, Sampling
 from mezzotint.families.spelling import Shapes, Spelling
 
@@ -26,7 +26,7 @@ def families() -> Mapping[str, Family]:
 
 
 def family_of(shapes: Shapes, where: str) -> Family:
-    """The family whose tensors these are, {name: logical shape}; UnknownFormat if it is none, or more than one."""
+    """The family whose tensors these are, {name: logical shape}; UnreadFormat if it is none, or more than one."""
     found = [family for family in families().values() if family.owns(shapes)]
     if len(found) == 1:
         return found[0]
@@ -34,16 +34,16 @@ def family_of(shapes: Shapes, where: str) -> Family:
         raise UnknownFormat(f"{where}: holds no tensors of a model", "download it again.")
     guess = next((what for what, words in OTHERS.items() if any(word in name for name in shapes for word in words)), "")
     looks = f"; they look like {guess}, and what is read here are whole transformers" if guess else ""
-    raise UnknownFormat(
+    raise UnreadFormat(
         f"{where}: its tensors are those of no model family known here ({', '.join(families())}){looks}",
         f"its first tensors are {', '.join(list(shapes)[:3])}.",
     )
 
 
 def family_with(transformer: str, where: str) -> Family:
-    """The family whose transformer is this diffusers class; UnknownFormat if there is none."""
+    """The family whose transformer is this diffusers class; UnreadFormat if there is none."""
     found = next((family for family in families().values() if family.transformer == transformer), None)
     if found is None:
         known = ", ".join(family.transformer for family in families().values())
-        raise UnknownFormat(f"{where}: has a transformer of class {transformer}", f"known here are {known}.")
+        raise UnreadFormat(f"{where}: has a transformer of class {transformer}", f"known here are {known}.")
     return found

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from mezzotint.discover import collect
-from mezzotint.errors import UnknownFormat, Unsupported
+from mezzotint.errors import UnreadFormat
 from mezzotint.formats.contents import Contents, Format, Match, NoMatch, StoredLinear
 from mezzotint.formats.foreign import HINT, refuse_foreign, unnamed
 from mezzotint.formats.header import Header, read_header
@@ -50,9 +50,9 @@ def formats() -> dict[str, Format]:
 
 
 def recognise(header: Header) -> Recognised:
-    """Ask every format; exactly one must match.
+    """Ask every format; exactly one must match, else UnreadFormat with the reasons of all.
 
-    Raises  Unsupported for a format that is known and not read, UnknownFormat with all formats' reasons otherwise
+    Raises  UnreadFormat
     """
     refuse_foreign(header)
     answers = {name: form.detect(header) for name, form in formats().items()}
@@ -62,7 +62,7 @@ def recognise(header: Header) -> Recognised:
         (name, evidence) = next(iter(matches.items()))
         return Recognised(formats()[name], evidence, declined)
     if not matches and (looks := unnamed(header)):
-        raise Unsupported(f"{header.path}: {looks}, which is not read", HINT)
+        raise UnreadFormat(f"{header.path}: {looks}, which is not read", HINT)
     said = [f"{name}: yes, {why}" for name, why in matches.items()] + [f"{n}: no, {why}" for n, why in declined.items()]
     number = "no format recognises it" if not matches else f"{len(matches)} formats claim it"
-    raise UnknownFormat(f"{header.path}: {number}" + "".join(f"\n    {line}" for line in said))
+    raise UnreadFormat(f"{header.path}: {number}" + "".join(f"\n    {line}" for line in said))

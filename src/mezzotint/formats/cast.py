@@ -24,6 +24,8 @@ from mezzotint.schemes.scheme import FLOATS
 
 SAMPLES, LARGEST = 8, 64.0
 """How many matrices are looked at, and the median of their largest weights above which they must have had scales."""
+SAMPLED = 2**24
+"""Values of each that are read at most."""
 DECLARATIONS = ("quantization_config", COMFY_NOTE)
 NOT_READ = frozenset({"scales"})
 """What is assumed of a file on the Hub, whose numbers are read only to load."""
@@ -75,9 +77,9 @@ def _matrices(header: Header) -> list[TensorInfo]:
 
 
 def _largest(header: Header) -> float:
-    """Median of the largest weights of the few matrices that are cheapest to read."""
+    """Median of the largest weights of the few matrices that are cheapest to read, of a large one of its beginning."""
     sized = sorted((info for info in _matrices(header) if info.nbytes), key=lambda info: info.nbytes)
-    return median(float(info.read().float().abs().max()) for info in sized[:SAMPLES]) if sized else 0.0
+    return median(float(info.first(SAMPLED).read().float().abs().max()) for info in sized[:SAMPLES]) if sized else 0.0
 
 
 def _linear(header: Header, info: TensorInfo) -> StoredLinear:

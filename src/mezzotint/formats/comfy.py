@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from mezzotint.bounded_json import parse_object
 from mezzotint.formats import modelopt
 from mezzotint.formats.components import COMFY_NOTE, PREFIXES
 from mezzotint.formats.contents import Contents, Match, NoMatch, StoredLinear, sort_out
@@ -31,9 +32,9 @@ from mezzotint.formats.notes import (
     markers,
     noted_linear,
     notes,
-    parse_object,
     unpadded,
 )
+from mezzotint.formats.safetensors_file import TensorInfo
 from mezzotint.schemes import FP8
 
 LEGACY = "scaled_fp8"
@@ -140,6 +141,10 @@ def _legacy_contents(header: Header) -> Contents:
     return sort_out(header, linears, ignored)
 
 
+def _is_one(info: TensorInfo) -> bool:
+    return info.shape in ((), (1,)) and info.read().flatten().tolist() == [1.0]
+
+
 def _legacy_linear(header: Header, module: str, quantize: bool) -> tuple[StoredLinear, dict[str, str]]:
     """The layer, and its input scale where that is left aside: {key: reason}."""
     linear = kitchen_linear(header, module, FP8, quantize)
@@ -149,7 +154,7 @@ def _legacy_linear(header: Header, module: str, quantize: bool) -> tuple[StoredL
     if input_scale in header.tensors:
         if not quantize:
             dropped[input_scale] = FULL_PRECISION
-        elif header.tensors[input_scale].read().flatten().tolist() == [1.0]:
+        elif _is_one(header.tensors[input_scale]):
             dropped[input_scale] = "an input scale of 1.0 stands for none"
         else:
             keys["input_scale"] = input_scale

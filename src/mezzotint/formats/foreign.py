@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mezzotint.errors import Unsupported, listed
+from mezzotint.errors import UnreadFormat, listed
 from mezzotint.formats.header import Header
 from mezzotint.formats.safetensors_file import TensorInfo
 from mezzotint.schemes import Shape
@@ -129,7 +129,7 @@ def _is_codes_with_scale(header: Header, info: TensorInfo) -> bool:
 
 
 def refuse_foreign(header: Header) -> None:
-    """Raise Unsupported, naming the format in one line, if the file is in one that is known and not read."""
+    """Raise UnreadFormat, naming the format in one line, if the file is in one that is known and not read."""
     for rule in RULES:
         marked = [name for name, info in header.tensors.items() if rule.marks(header, info)]
         if marked:
@@ -138,8 +138,8 @@ def refuse_foreign(header: Header) -> None:
         raise _refused(header, name, where)
 
 
-def _refused(header: Header, name: str, evidence: str) -> Unsupported:
-    return Unsupported(f"{header.path}: is in the format of {name} ({evidence}), which is not read", HINT)
+def _refused(header: Header, name: str, evidence: str) -> UnreadFormat:
+    return UnreadFormat(f"{header.path}: is in the format of {name} ({evidence}), which is not read", HINT)
 
 
 def _declared(header: Header) -> Iterator[tuple[str, str]]:

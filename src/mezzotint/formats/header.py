@@ -3,18 +3,23 @@
 `read_file` has checked every claim about tensors, so that later code may trust a `Header`.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mezzotint.errors import BrokenFile, NotACheckpoint, UnexpectedTensor
-from mezzotint.formats.safetensors_file import TensorInfo, read_file
+from mezzotint.bounded_json import parse_object, read_object
+from mezzotint.errors import BrokenFile, NotACheckpoint, NotSafetensors, UnexpectedTensor, listed
+from mezzotint.formats.safetensors_file import MAX_TENSORS, TensorInfo, read_file
 from mezzotint.hub import AnyPath, HubPath
 
 INDEX = ".safetensors.index"
 INDEX_SUFFIX = f"{INDEX}.json"
+MAX_FILE_NAME = 255
+"""Bytes of a file's name; no file system here has more."""
+AGAIN = "download the index again."
+OTHER_WEIGHTS = (".gguf", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".onnx")
+"""How files of weights end that are not read; `folder.glob` finds them."""
 NUNCHAKU_FOLDER = ("transformer_blocks.safetensors", "unquantized_layers.safetensors")
 """The two files that make up one component in Nunchaku's older folders, which have no index."""
 
@@ -108,7 +113,7 @@ def _weight_files(folder: AnyPath) -> tuple[list[AnyPath], list[str]]:
         if not present:
             raise _no_weights(folder)
         return present, notes
-    wanted: list[AnyPath] = [folder / name for name in _index_shards(index)]
+    wanted: list[AnyPath] = [folder / name for name in sorted(set(weight_map(index).values()))]
     missing = [file.name for file in wanted if not file.is_file()]
     single: AnyPath = folder / single_of(index)
     if missing and single in present:
@@ -119,7 +124,7 @@ def _weight_files(folder: AnyPath) -> tuple[list[AnyPath], list[str]]:
             f"{index}: names {len(missing)} shard(s) that are not there: {', '.join(missing[:4])}",
             "download the missing files again.",
         )
-    extra = [file.name for file in present if file not in wanted]
+    extra = [file.name for file in sorted(set(present) - set(wanted))]
     return wanted, [*notes, *(f"ignored {name}: the index does not name it" for name in extra)]
 
 
@@ -163,41 +168,48 @@ def _no_weights(folder: AnyPath) -> NotACheckpoint:
             f"{folder}: is a whole pipeline, not one component",
             f"name a component, such as {folder / 'transformer'}.",
         )
+    others = [file.name for kind in OTHER_WEIGHTS for file in folder.glob(f"*{kind}")]
+    if others:
+        return NotSafetensors(
+            f"{folder}: holds no .safetensors file, only {listed(others)}",
+            "take the safetensors form of the model.",
+        )
     return NotACheckpoint(
         f"{folder}: holds no .safetensors file",
         "name a safetensors file, or the folder of a diffusers component.",
     )
 
 
-def _index_shards(index: AnyPath) -> list[str]:
-    weight_map = _read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise BrokenFile(f"{index}: has no weight_map")
-    if any(not isinstance(shard, str) for shard in weight_map.values()):
-        raise BrokenFile(f"{index}: its weight_map names a shard by what is no string", "download the index again.")
-    if any(Path(shard).name != shard for shard in weight_map.values()):
-        raise BrokenFile(f"{index}: names a shard outside its folder")
-    return sorted(set(weight_map.values()))
+def weight_map(index: AnyPath) -> dict[str, str]:
+    """Return an index's {tensor: name of the shard that holds it}.
+
+    Raises  BrokenFile if it is no index, names too many tensors, or names a shard outside its folder
+    """
+    names = read_object(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise BrokenFile(f"{index}: has no weight_map", AGAIN)
+    if len(names) > MAX_TENSORS:
+        raise BrokenFile(f"{index}: names {len(names):,} tensors, over the limit of {MAX_TENSORS:,}", AGAIN)
+    if any(not isinstance(shard, str) for shard in names.values()):
+        raise BrokenFile(f"{index}: its weight_map names a shard by what is no string", AGAIN)
+    if any(not is_file_name(shard) for shard in names.values()):
+        raise BrokenFile(f"{index}: names a shard outside its folder", AGAIN)
+    return names
+
+
+def is_file_name(name: str) -> bool:
+    """Return whether a string can be the name of a file in a folder: one segment, and not the folder itself."""
+    return Path(name).name == name != ".." and "\0" not in name and len(name.encode()) <= MAX_FILE_NAME
 
 
 def _config_in(metadata: Mapping[str, str]) -> dict[str, Any]:
     """The diffusers configuration that a single file carries in its metadata; other tools' `config` is left alone."""
     try:
-        value = json.loads(metadata.get("config", "{}"))
-    except (ValueError, RecursionError):
+        value = parse_object(metadata.get("config", "{}"), "config")
+    except BrokenFile:
         return {}
-    return value if isinstance(value, dict) and "_class_name" in value else {}
+    return value if "_class_name" in value else {}
 
 
 def _read_config(file: AnyPath) -> dict[str, Any]:
-    return _read_json(file) if file.is_file() else {}
-
-
-def _read_json(file: AnyPath) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise BrokenFile(f"{file}: is not valid JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise BrokenFile(f"{file}: holds {type(value).__name__}, expected an object")
-    return value
+    return read_object(file) if file.is_file() else {}

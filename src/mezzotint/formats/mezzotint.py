@@ -8,17 +8,39 @@ All parts are plain; plain tensors keep their names. docs/formats/mezzotint.md i
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
-from mezzotint.errors import BrokenFile, UnknownFormat
+from annotated_types import Len
+from pydantic import Field, PositiveInt
+
+from mezzotint.errors import BrokenFile, UnreadFormat
+from mezzotint.escaping import cut, shown
 from mezzotint.formats.contents import Contents, Match, NoMatch, StoredLinear, sort_out
 from mezzotint.formats.header import Header
 from mezzotint.formats.writing import Declaration, DiffusersNames, Pieces, Refusal, Written, needs_dynamic_input
+from mezzotint.schema import Entries, validated
 from mezzotint.schemes import SCHEMES
 from mezzotint.tensor import PLAIN
 
 METHOD = "mezzotint"
 VERSION = 1
+RESTORE = "restore the config.json that was written with these weights."
+
+
+class LayerGroup(Entries):
+    """Layers of one scheme with the same parts; `modules` is {name: [out, in]}."""
+
+    scheme: str
+    parts: list[str]
+    modules: dict[str, Annotated[list[PositiveInt], Len(2, 2)]]
+    dynamic_input: bool = False
+
+
+class Declared(Entries):
+    """What the quantization_config lists."""
+
+    layers: list[LayerGroup]
+    pieces: dict[str, Annotated[list[str], Len(1)]] = Field(default_factory=dict)
 
 
 class Mezzotint:
@@ -29,18 +51,23 @@ class Mezzotint:
         config = quantization_config(header)
         if config.get("quant_method") != METHOD:
             return NoMatch(f"config.json has no quantization_config with quant_method {METHOD}")
-        return Match(f"config.json: quant_method {METHOD}, format_version {config.get('format_version')}")
+        return Match(f"config.json: quant_method {METHOD}, format_version {shown(config.get('format_version'))}")
 
     def contents(self, header: Header) -> Contents:
         config = quantization_config(header)
         if config.get("format_version") != VERSION or config.get("layout") != asdict(PLAIN):
-            raise UnknownFormat(
-                f"{header.path}: format_version {config.get('format_version')!r} with layout {config.get('layout')!r}, "
-                f"expected {VERSION} with {asdict(PLAIN)}",
+            raise UnreadFormat(
+                f"{header.path}: format_version {shown(config.get('format_version'))} with layout "
+                f"{shown(config.get('layout'))}, expected {VERSION} with {asdict(PLAIN)}",
                 "a newer Mezzotint may read it.",
             )
-        linears = {linear.module: linear for linear in _linears(header, config)}
-        return sort_out(header, linears, {}, _joined(header, config, linears))
+        declared = validated(Declared, config, _where(header), RESTORE)
+        linears: dict[str, StoredLinear] = {}
+        for linear in _linears(header, declared):
+            if linear.module in linears:
+                raise _bad(header, f"layer {linear.module} is listed twice")
+            linears[linear.module] = linear
+        return sort_out(header, linears, {}, _joined(header, declared, linears))
 
 
 FORMAT = Mezzotint()
@@ -96,49 +123,31 @@ def quantization_config(header: Header) -> Mapping[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def _linears(header: Header, config: Mapping[str, Any]) -> Iterator[StoredLinear]:
-    for entry in _list(header, config, "layers"):
-        scheme = SCHEMES.get(str(entry.get("scheme")))
-        parts, modules = entry.get("parts"), entry.get("modules")
-        if scheme is None or not isinstance(parts, list) or not isinstance(modules, dict):
-            raise _bad(header, f"layers has an entry with scheme {entry.get('scheme')!r}, which is not one known here")
+def _linears(header: Header, declared: Declared) -> Iterator[StoredLinear]:
+    for group in declared.layers:
+        scheme = SCHEMES.get(group.scheme)
+        if scheme is None:
+            raise _bad(header, f"layers has an entry with scheme {shown(group.scheme)}, which is not one known here")
         known = scheme.parts.keys() | scheme.optional.keys()
-        if not scheme.parts.keys() <= set(parts) <= known:
-            raise _bad(header, f"{scheme.title} layers are listed with the parts {', '.join(map(str, parts))}")
-        for module, shape in modules.items():
-            if not _is_shape(shape):
-                raise _bad(header, f"layer {module} is listed with shape {shape!r}")
-            keys = {part: key_of(module, part) for part in parts}
+        if not scheme.parts.keys() <= set(group.parts) <= known:
+            raise _bad(header, f"{scheme.title} layers are listed with the parts {shown(group.parts)}")
+        for module, (rows, columns) in group.modules.items():
+            keys = {part: key_of(module, part) for part in group.parts}
             if not any(key in header.tensors for key in keys.values()):
-                raise _bad(header, f"layer {module} is listed, and none of its tensors is there")
-            yield StoredLinear(
-                module, scheme, PLAIN, (shape[0], shape[1]), keys, dynamic_input=entry.get("dynamic_input") is True
-            )
+                raise _bad(header, f"layer {cut(module)} is listed, and none of its tensors is there")
+            yield StoredLinear(module, scheme, PLAIN, (rows, columns), keys, dynamic_input=group.dynamic_input)
 
 
-def _joined(
-    header: Header, config: Mapping[str, Any], linears: Mapping[str, StoredLinear]
-) -> dict[str, tuple[str, ...]]:
-    pieces = config.get("pieces", {})
-    named = isinstance(pieces, dict) and all(isinstance(names, list) and names for names in pieces.values())
-    if not named or not all(name in linears for names in pieces.values() for name in names):
-        raise _bad(header, "pieces names a layer that is not listed")
-    return {module: tuple(names) for module, names in pieces.items()}
-
-
-def _list(header: Header, config: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
-    entries = config.get(name)
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise _bad(header, f"{name} is no list of objects")
-    return entries
-
-
-def _is_shape(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(type(side) is int and side > 0 for side in value)
+def _joined(header: Header, declared: Declared, linears: Mapping[str, StoredLinear]) -> dict[str, tuple[str, ...]]:
+    for module, names in declared.pieces.items():
+        if strange := [name for name in names if name not in linears]:
+            raise _bad(header, f"pieces of {cut(module)} names a layer that is not listed, {cut(strange[0])}")
+    return {module: tuple(names) for module, names in declared.pieces.items()}
 
 
 def _bad(header: Header, problem: str) -> BrokenFile:
-    return BrokenFile(
-        f"{header.path}: quantization_config of config.json: {problem}",
-        "restore the config.json that was written with these weights.",
-    )
+    return BrokenFile(f"{_where(header)}: {problem}", RESTORE)
+
+
+def _where(header: Header) -> str:
+    return f"{header.path}: quantization_config of config.json"

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from mezzotint.errors import UnknownFormat
+from mezzotint.errors import UnknownFormat, UnreadFormat
+from mezzotint.escaping import shown
 from mezzotint.formats.components import COMFY_NOTE
 from mezzotint.formats.contents import Contents, Match, NoMatch, StoredLinear, sort_out
 from mezzotint.formats.header import Header
@@ -179,8 +180,8 @@ def _check_declared(header: Header, config: Mapping[str, Any], linears: Mapping[
     algo = config.get("quant_algo")
     declared: Scheme | None = SCHEME_OF_ALGO.get(str(algo))
     if declared is None:
-        raise UnknownFormat(
-            f"{header.path}: quant_algo {algo!r} of ModelOpt is not one of {', '.join(SCHEME_OF_ALGO)}",
+        raise UnreadFormat(
+            f"{header.path}: quant_algo {shown(algo)} of ModelOpt is not one of {', '.join(SCHEME_OF_ALGO)}",
             "this version of Mezzotint reads no other.",
         )
     found = sorted({linear.scheme.title for linear in linears.values() if linear.scheme not in (declared, BF16)})

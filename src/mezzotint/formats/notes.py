@@ -4,23 +4,27 @@ They stand in the header (`_quantization_metadata`: {"layers": {"X": {"format": 
 X.comfy_quant (uint8, the JSON text). Both occur, and so does a header that leaves out the prefix of the names.
 """
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from mezzotint.errors import BrokenFile, MissingTensor, UnknownFormat, Unsupported
+from mezzotint.bounded_json import parse_object
+from mezzotint.errors import BrokenFile, MissingTensor, UnreadFormat
+from mezzotint.escaping import shown
 from mezzotint.formats.components import COMFY_NOTE, PREFIXES
 from mezzotint.formats.contents import MAX_PADDING, StoredLinear
 from mezzotint.formats.header import Header
 from mezzotint.formats.modelopt import SUFFIXES, optional_keys
-from mezzotint.formats.safetensors_file import read_each
+from mezzotint.formats.safetensors_file import TensorInfo, read_each
 from mezzotint.schemes import FP8, INT8, MXFP8, NVFP4, Scheme
 from mezzotint.tensor import PLAIN, Layout
 
 MARKER = ".comfy_quant"
+MAX_MARKER = 64 * 2**10
+MAX_MARKERS = 4 * 2**20
+"""Bytes of one marker, and of all: a note has a hundred, and a model a thousand notes."""
 SCHEME_OF_FORMAT = {"nvfp4": NVFP4, "float8_e4m3fn": FP8, "mxfp8": MXFP8, "int8_tensorwise": INT8}
 REFUSED = {
     "float8_e5m2": "its numbers have two bits of mantissa, and no scheme here has",
@@ -50,25 +54,25 @@ def notes(header: Header) -> dict[str, Mapping[str, Any]]:
     written = [header.tensors[key] for key in markers(header)]
     if not header.local:  # what the header says already is not worth a request
         written = [info for info in written if info.name.removesuffix(MARKER) not in found]
-    for info in written:
-        if info.dtype != torch.uint8:
-            raise BrokenFile(f"{info.file}: {info.name} is {info.dtype}, expected the bytes of a note (uint8)")
+    _check_markers(written)
     for info, text in zip(written, read_each(written), strict=True):
         found[info.name.removesuffix(MARKER)] = parse_object(
-            bytes(text.flatten().tolist()), f"{info.file}: {info.name}"
+            bytes(text.flatten().tolist()), f"{info.file}: {info.name}", MAX_MARKER
         )
     return found
 
 
-def parse_object(text: str | bytes, where: str) -> Mapping[str, Any]:
-    """The JSON object in `text`; BrokenFile if it is none."""
-    try:
-        note = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BrokenFile(f"{where} is not valid JSON ({error})") from error
-    if not isinstance(note, dict):
-        raise BrokenFile(f"{where} holds {type(note).__name__}, expected an object")
-    return note
+def _check_markers(infos: Sequence[TensorInfo]) -> None:
+    """Refuse markers that are no bytes, or more bytes than a note has: they are read whole."""
+    for info in infos:
+        if info.dtype != torch.uint8:
+            raise BrokenFile(f"{info.file}: {info.name} is {info.dtype}, expected the bytes of a note (uint8)")
+        if info.nbytes > MAX_MARKER:
+            raise BrokenFile(
+                f"{info.file}: {info.name} has {info.nbytes:,} bytes, expected a note of at most {MAX_MARKER:,}"
+            )
+    if (total := sum(info.nbytes for info in infos)) > MAX_MARKERS:
+        raise BrokenFile(f"{infos[0].file}: its notes have {total:,} bytes in all, expected at most {MAX_MARKERS:,}")
 
 
 def noted_linear(header: Header, module: str, note: Mapping[str, Any]) -> StoredLinear:
@@ -121,12 +125,12 @@ def _spelled(header: Header, module: str) -> str:
 def _scheme(header: Header, module: str, note: Mapping[str, Any]) -> Scheme:
     written = str(note.get("format"))
     if written in REFUSED:
-        raise Unsupported(f"{header.path}: layer {module} has format {written}: {REFUSED[written]}")
+        raise UnreadFormat(f"{header.path}: layer {module} has format {written}: {REFUSED[written]}")
     if note.get("convrot"):
         said = f"format {written} with convrot" if "format" in note else "convrot and no format (INT8-Fast)"
-        raise Unsupported(f"{header.path}: layer {module} has {said}: its weights are rotated")
+        raise UnreadFormat(f"{header.path}: layer {module} has {said}: its weights are rotated")
     if written not in SCHEME_OF_FORMAT:
-        raise UnknownFormat(
-            f"{header.path}: layer {module} has format {written!r}, expected {' or '.join(SCHEME_OF_FORMAT)}"
+        raise UnreadFormat(
+            f"{header.path}: layer {module} has format {shown(written)}, expected {' or '.join(SCHEME_OF_FORMAT)}"
         )
     return SCHEME_OF_FORMAT[written]

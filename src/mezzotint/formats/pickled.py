@@ -6,11 +6,39 @@ value is ever hashed, and no instruction reserves memory beyond the bytes that s
 """
 
 import pickletools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
+
+from mezzotint.escaping import cut
+
+MAX_SIZE = 32 * 2**20
+"""Bytes that all values of a pickle may take in memory; those of a model's 3,000 tensors take 3 MB."""
+MAX_STEPS = 2_000_000
+"""Instructions; a tensor takes 25."""
+MAX_DEPTH = 64
+MAX_RANK = 8
+SIZES = {
+    "EMPTY_DICT": 72,
+    "EMPTY_LIST": 64,
+    "MARK": 64,
+    "TUPLE": 56,
+    "TUPLE1": 56,
+    "TUPLE2": 64,
+    "TUPLE3": 72,
+    "BINFLOAT": 32,
+    "BINUNICODE": 64,
+    "LONG1": 40,
+    "BININT": 40,
+    "REDUCE": 80,
+    "BINPERSID": 64,
+    "BINPUT": 100,
+    "LONG_BINPUT": 140,
+}
+"""Bytes in memory of what an instruction makes, its place in a list or dictionary included; else 8."""
 
 STORAGES = {
     "BFloat16Storage": torch.bfloat16,
@@ -35,7 +63,7 @@ class Refused(Exception):
     """The pickle asks for something that no description of tensors needs; the message says what."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Storage:
     """A run of numbers, in the entry `data/<key>` of the archive."""
 
@@ -43,7 +71,7 @@ class Storage:
     key: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Described:
     """A tensor as the pickle describes it; `offset` and `stride` count numbers, not bytes."""
 
@@ -61,6 +89,8 @@ def is_counts(value: object) -> bool:
 def _tensor(storage: object, offset: Any, shape: Any, stride: Any, *_: object) -> Described:
     if not (isinstance(storage, Storage) and is_counts((offset,)) and is_counts(shape) and is_counts(stride)):
         raise Refused("a tensor is described by something other than a storage and three lists of lengths")
+    if len(shape) > MAX_RANK or len(stride) > MAX_RANK:
+        raise Refused(f"describes a tensor of {max(len(shape), len(stride)):,} dimensions")
     return Described(storage, offset, shape, stride)
 
 
@@ -93,12 +123,17 @@ class Machine:
         self.stack: list[Any] = []
         self.marked: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+        self.size = 0
 
     def run(self, program: bytes) -> Any:
         """The value that the pickle describes."""
-        for instruction, argument, position in pickletools.genops(program):
+        for step, (instruction, argument, position) in enumerate(pickletools.genops(program)):
             if instruction.name == "STOP":
-                return self.stack.pop()
+                return _shallow(self.stack.pop())
+            self.size += SIZES.get(instruction.name, 8)
+            self.size += len(argument) * 4 if isinstance(argument, str) else 0
+            if self.size > MAX_SIZE or step > MAX_STEPS:
+                raise Refused(f"describes more than {MAX_SIZE:,} bytes of values, or in more than {MAX_STEPS:,} steps")
             carry_out = INSTRUCTIONS.get(instruction.name)
             if carry_out is None:
                 raise Refused(f"has instruction {instruction.name} at byte {position}")
@@ -142,7 +177,7 @@ class Machine:
 
     def look_up(self, name: Any) -> None:
         if name not in MAKERS and name not in VALUES:
-            raise Refused(f"asks for {str(name).replace(' ', '.', 1)}")
+            raise Refused(f"asks for {cut(str(name).replace(' ', '.', 1))}")
         self.push(MAKERS.get(name, VALUES.get(name)))
 
     def make(self, _: Any) -> None:
@@ -164,6 +199,24 @@ class Machine:
         if kind != "storage" or not isinstance(dtype, torch.dtype) or not isinstance(key, str):
             raise Refused("refers to something outside that is no storage")
         self.push(Storage(dtype, key))
+
+
+def _shallow(value: Any) -> Any:
+    """The value, unless it is nested too deeply for what walks through it."""
+    level, known = [value], {id(value)}
+    for _ in range(MAX_DEPTH):
+        inside = chain.from_iterable(_children(outer) for outer in level)
+        level = [inner for inner in inside if isinstance(inner, dict | list | tuple) and id(inner) not in known]
+        known.update(map(id, level))
+        if not level:
+            return value
+    raise Refused(f"nests its values more than {MAX_DEPTH} deep")
+
+
+def _children(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list | tuple) else ()
 
 
 INSTRUCTIONS: Mapping[str, Callable[[Machine, Any], None]] = {

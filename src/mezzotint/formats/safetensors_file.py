@@ -4,7 +4,6 @@ Only the first 8 + N bytes are read until a tensor's values are asked for.
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -14,7 +13,8 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from mezzotint.errors import BrokenFile, NotACheckpoint
+from mezzotint.errors import BrokenFile, NotACheckpoint, NotSafetensors
+from mezzotint.escaping import cut, shown
 from mezzotint.hub import AnyPath, HubPath
 
 MAX_HEADER_BYTES = 16 * 2**20
@@ -25,23 +25,31 @@ MAX_FIELDS = 4 * MAX_TENSORS + 10_000
 """Colons in a header; a tensor has four."""
 MAX_NUMBERS = 2**60
 """Product of the sides of a shape, zeros left out; safetensors refuses what does not fit 64 bits."""
+MAX_RANK = 8
+"""Dimensions of a tensor; models have up to five."""
+MAX_NAME = 1_000
+"""Characters of a tensor's name; models have up to a hundred."""
 CONNECTIONS = 16
 """How many tensors on the Hub are asked for side by side."""
 SNIFFED = 64
 """Bytes that are read to say what a file is that is no safetensors file."""
-OTHER_KINDS = {
+FAILED_DOWNLOADS = {
     b"version https://git-lfs": ("a pointer of Git LFS", "fetch what it stands for: `git lfs pull`."),
     b"<!doctype html": ("an HTML page", "the download failed; download it again."),
     b"<html": ("an HTML page", "the download failed; download it again."),
     b"<?xml": ("an XML page", "the download failed; download it again."),
     b'{"': ("JSON text", "the download failed, or it is a configuration; name the weights."),
+}
+"""{how files begin that stand where a safetensors file should: (what they are, what to do)}"""
+NOT_RUN = "take the safetensors form of the model; nothing of the file was run."
+OTHER_KINDS = {
     b"GGUF": ("a GGUF file", "Mezzotint does not read GGUF; take the safetensors form of the model."),
     b"PK\x03\x04": ("a zip archive, as torch.save writes them", "take the safetensors form of the model."),
-    b"\x80\x02": ("a Python pickle", "take the safetensors form of the model; nothing of the file was run."),
-    b"\x80\x04": ("a Python pickle", "take the safetensors form of the model; nothing of the file was run."),
-    b"\x80\x05": ("a Python pickle", "take the safetensors form of the model; nothing of the file was run."),
+    b"\x80\x02": ("a Python pickle", NOT_RUN),
+    b"\x80\x04": ("a Python pickle", NOT_RUN),
+    b"\x80\x05": ("a Python pickle", NOT_RUN),
 }
-"""{how files begin that are taken for safetensors files: (what they are, what to do)}"""
+"""{how files of weights begin that are no safetensors files, and may be sound: (what they are, what to do)}"""
 DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
@@ -92,6 +100,12 @@ class TensorInfo:
             return torch.empty(self.shape, dtype=self.dtype)
         return torch.frombuffer(buffer, dtype=torch.uint8).view(self.dtype).reshape(self.shape)
 
+    def first(self, count: int) -> "TensorInfo":
+        """Where the first `count` values lie, as a vector, or all of them if there are fewer."""
+        size = self.dtype.itemsize
+        count = min(count, self.nbytes // size)
+        return replace(self, shape=(count,), end=self.start + count * size)
+
     def rows(self, first: int, last: int) -> "TensorInfo":
         """Where rows [first, last) of the first axis lie."""
         size = self.nbytes // max(self.shape[0], 1)
@@ -116,8 +130,7 @@ def read_file(file: AnyPath) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         prefix = stream.read(8)
         length = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or length > size - 8:
-            if kind := _other_kind(prefix + stream.read(SNIFFED)):
-                raise NotACheckpoint(f"{file}: is {kind[0]}, not a safetensors file", kind[1])
+            _refuse_other_kinds(file, prefix + stream.read(SNIFFED))
             raise BrokenFile(
                 f"{file}: says that its header has {length:,} bytes, and the file has {size:,}",
                 "it is truncated, or no safetensors file; download it again.",
@@ -134,10 +147,13 @@ def read_file(file: AnyPath) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     return infos, metadata
 
 
-def _other_kind(start: bytes) -> tuple[str, str] | None:
-    """What a file that begins like this is, and what to do about it; None if it is nothing known."""
+def _refuse_other_kinds(file: AnyPath, start: bytes) -> None:
+    """Raise NotACheckpoint, or NotSafetensors for another kind of weights, if files that begin like this are known."""
     start = start.lstrip().lower() if start.lstrip()[:1] in b"<{" else start
-    return next((kind for magic, kind in OTHER_KINDS.items() if start.startswith(magic)), None)
+    for kinds, error in ((FAILED_DOWNLOADS, NotACheckpoint), (OTHER_KINDS, NotSafetensors)):
+        for magic, (kind, hint) in kinds.items():
+            if start.startswith(magic):
+                raise error(f"{file}: is {kind}, not a safetensors file", hint)
 
 
 def _strict_json(text: bytes) -> dict[str, Any]:
@@ -174,27 +190,50 @@ def _parse_header(file: AnyPath, text: bytes) -> dict[str, Any]:
     try:
         entries = _strict_json(text)
     except (ValueError, RecursionError) as error:
-        raise BrokenFile(f"{file}: its header is not valid JSON ({error})", "is it a safetensors file?") from error
+        raise BrokenFile(
+            f"{file}: its header is not valid JSON ({cut(str(error))})", "is it a safetensors file?"
+        ) from error
     if len(entries) > MAX_TENSORS:
         raise BrokenFile(f"{file}: header names {len(entries):,} tensors, over the limit of {MAX_TENSORS:,}")
     return entries
 
 
 def _tensor_info(file: AnyPath, name: str, entry: Any, data_start: int) -> TensorInfo:
+    if len(name) > MAX_NAME:
+        raise BrokenFile(f"{file}: a tensor's name has more than {MAX_NAME:,} characters: {cut(name)}")
     if not isinstance(entry, dict):
         raise BrokenFile(f"{file}: header entry of {name} is no JSON object")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise BrokenFile(f"{file}: {name} has dtype {dtype!r}, which is not known here")
+        raise BrokenFile(f"{file}: {name} has dtype {shown(dtype)}, which is not known here")
     if not (_is_counts(shape) and _is_counts(offsets) and len(offsets) == 2 and offsets[0] <= offsets[1]):
-        raise BrokenFile(f"{file}: {name} has shape {shape!r} and data_offsets {offsets!r}")
+        raise BrokenFile(f"{file}: {name} has shape {shown(shape)} and data_offsets {shown(offsets)}")
     start, end = offsets
-    expected = math.prod(shape) * DTYPES[dtype].itemsize
+    count = number_of_values(shape)
+    if count is None:
+        raise BrokenFile(
+            f"{file}: {name} has {len(shape):,} dimensions, shape {shown(shape)}, which no tensor can have, "
+            f"and has {end - start:,} bytes"
+        )
+    expected = count * DTYPES[dtype].itemsize
     if end - start != expected:
         raise BrokenFile(f"{file}: {name} is {dtype} {shape}, {expected:,} bytes, and has {end - start:,}")
-    if math.prod(side for side in shape if side) >= MAX_NUMBERS:
-        raise BrokenFile(f"{file}: {name} has shape {shape}: no numbers, and a size that is none")
     return TensorInfo(name, DTYPES[dtype], tuple(shape), file, data_start + start, data_start + end)
+
+
+def number_of_values(shape: Sequence[int]) -> int | None:
+    """Return how many values a tensor of this shape has, None where no tensor can have it.
+
+    The product is refused while it is multiplied: a number of thousands of digits takes minutes.
+    """
+    if len(shape) > MAX_RANK:
+        return None
+    product = 1
+    for side in shape:
+        product *= side or 1
+        if product >= MAX_NUMBERS:
+            return None
+    return 0 if 0 in shape else product
 
 
 def _is_counts(value: object) -> TypeGuard[list[int]]:

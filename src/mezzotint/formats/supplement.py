@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mezzotint.errors import BadRequest, BrokenFile, Unsupported
+from mezzotint.escaping import cut, shown
 from mezzotint.formats.calibrated import RANGES
 from mezzotint.formats.header import Header, read_header
 from mezzotint.formats.pickled import is_counts
@@ -81,8 +82,8 @@ def _disabled(backbone: TorchFile) -> Iterator[str]:
         elif name.endswith("weight_quantizer") and quantizer.get("_num_bits") != E4M3_BITS:
             bits = quantizer.get("_num_bits")
             raise Unsupported(
-                f"{backbone.path}: {name} is not calibrated for FP8, its num_bits is "
-                f"{bits if isinstance(bits, int) or is_counts(bits) else 'unknown'}",
+                f"{backbone.path}: {cut(name)} is not calibrated for FP8, its num_bits is "
+                f"{shown(bits) if isinstance(bits, int) or is_counts(bits) else 'unknown'}",
                 "name the folder that ModelOpt exported (hf) instead: its weights are quantized.",
             )
 

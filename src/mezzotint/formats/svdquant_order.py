@@ -8,7 +8,6 @@ Vectors Smoothing is made from the sizes of a layer's columns. In the right orde
 Of a file on the Hub no numbers are read: what they would tell is assumed, and said to be.
 """
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mezzotint.bounded_json import parse_object
+from mezzotint.errors import BrokenFile
 from mezzotint.formats.contents import StoredLinear
 from mezzotint.formats.header import NUNCHAKU_FOLDER, Header
 from mezzotint.formats.svdquant import QWEIGHT, quantized_modules, scheme_of, stored_linear
@@ -195,7 +196,6 @@ def _is_svdquant_config(config: Mapping[str, Any]) -> bool:
 def _json(text: str | None) -> Mapping[str, Any]:
     """An object in the metadata; what is no object says nothing."""
     try:
-        value = json.loads(text or "{}")
-    except (ValueError, RecursionError):
+        return parse_object(text or "{}", "metadata")
+    except BrokenFile:
         return {}
-    return value if isinstance(value, dict) else {}

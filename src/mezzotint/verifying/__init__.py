@@ -1,13 +1,13 @@
 """Say whether a checkpoint is sound: its files, its headers, its numbers, and, with a base, its weights."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mezzotint.builtin import component_folder, counterpart, resolve
 from mezzotint.checkpoint import Checkpoint
-from mezzotint.errors import CheckpointError, listed
+from mezzotint.errors import CheckpointError, Unsupported, listed
 from mezzotint.formats.contents import orphans
 from mezzotint.formats.renaming import Renames
 from mezzotint.formats.supplement import hf_folder, open_header
@@ -16,9 +16,19 @@ from mezzotint.loading import plan
 from mezzotint.verifying import against_base
 from mezzotint.verifying.against_base import LayerError
 from mezzotint.verifying.files import Files, check_sum, look_at_files, recorded_but_absent, recorded_checksums
-from mezzotint.verifying.findings import Finding, Progress, Severity, broken, of_error, suspicious
+from mezzotint.verifying.findings import (
+    VERDICTS,
+    Finding,
+    Progress,
+    Severity,
+    broken,
+    of_error,
+    suspicious,
+    worst_first,
+)
 from mezzotint.verifying.repair import Repair, fetch_again
-from mezzotint.verifying.values import check_linear, check_plain, check_smoothing
+from mezzotint.verifying.sisters import compare_sisters
+from mezzotint.verifying.values import LayerLook, check_linear, check_plain, check_smoothing
 
 __all__ = ["Finding", "LayerError", "Repair", "Severity", "VerifyReport", "verify"]
 
@@ -43,16 +53,19 @@ class VerifyReport:
 
     @property
     def exit_code(self) -> int:
-        """0 sound, 1 suspicious, 2 broken."""
+        """0 sound, 1 suspicious, 2 broken, 3 not a format that is read."""
         return int(self.severity)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON has it: the worst findings, and how many more there are."""
+        printed = worst_first(self.findings)
         findings = [
             asdict(finding) | {"severity": finding.severity.name.lower(), "file": finding.file and str(finding.file)}
-            for finding in self.findings
+            for finding in printed
         ]
-        verdict = ("sound", "suspicious", "broken")[self.exit_code]
-        return asdict(self) | {"path": str(self.path), "verdict": verdict, "findings": findings}
+        more = {"findings": findings, "more_findings": len(self.findings) - len(printed)}
+        facts = asdict(replace(self, findings=()))
+        return facts | {"path": str(self.path), "verdict": VERDICTS[self.exit_code], **more}
 
 
 def verify(
@@ -159,22 +172,29 @@ class _Run:
         try:
             checkpoint = Checkpoint.of(open_header(self.path, self.scales_from, self.rename))
             _ = checkpoint.linears
-        except CheckpointError as error:
-            if not any(finding.severity == Severity.BROKEN for finding in findings):
+        except (CheckpointError, Unsupported) as error:
+            if not any(finding.severity >= Severity.BROKEN for finding in findings):
                 findings.append(of_error("format", str(self.path), error))
             return None
         return checkpoint
 
     def _values(self, checkpoint: Checkpoint) -> Iterator[Finding]:
-        header = checkpoint.header
+        header, ignored = checkpoint.header, checkpoint.ignored
+        looks: dict[str, LayerLook] = {}
         for module, linear in checkpoint.contents.linears.items():
-            yield from check_linear(module, linear, header)
+            if ignored.keys() >= {*linear.keys.values()}:
+                continue
+            seen, found = check_linear(module, linear, header)
+            yield from found
+            looks |= {module: seen} if seen is not None and not found else {}
             self._count(linear.nbytes(header))
         yield from check_smoothing(checkpoint.contents.linears)
+        yield from compare_sisters(looks)
         for key, fault in orphans(header, checkpoint.contents).items():
             yield broken("unclaimed", key, fault, "its weight is lost, or from another export.")
         for key in checkpoint.contents.plain:
-            yield from check_plain(key, header.tensors[key])
+            if key not in ignored:
+                yield from check_plain(key, header.tensors[key])
             self._count(header.tensors[key].nbytes)
 
     def _measured(self, checkpoint: Checkpoint, base: Checkpoint, findings: list[Finding]) -> Checkpoint:

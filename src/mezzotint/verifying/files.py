@@ -1,20 +1,43 @@
 """Files: all there, whole, named by the index and by nothing twice, and with the checksums that were recorded."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import AfterValidator, Field, NonNegativeInt, StringConstraints
+
+from mezzotint.bounded_json import read_object
 from mezzotint.errors import CheckpointError, UnexpectedTensor
 from mezzotint.formats import Header
-from mezzotint.formats.header import header_of_files, index_of, single_of, without_variants
+from mezzotint.formats.header import header_of_files, index_of, is_file_name, single_of, weight_map, without_variants
 from mezzotint.saving.stream import record_of
+from mezzotint.schema import Entries, validated
 from mezzotint.verifying.findings import Finding, broken, of_error, suspicious
 
 SIDECAR = "mezzotint.json"
 SHA256_LENGTH = 64
 AGAIN = "download it again, or let --repair do so."
+
+
+def _file_name(name: str) -> str:
+    if not is_file_name(name):
+        raise ValueError("is no name of a file in its folder")
+    return name
+
+
+class RecordedShard(Entries):
+    """One file as it was when it was written."""
+
+    size: NonNegativeInt
+    sha256: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+
+
+class Record(Entries):
+    """What mezzotint.json records, of the entries that are used: {shard: size and checksum}, {what was done: how}."""
+
+    shards: dict[Annotated[str, AfterValidator(_file_name)], RecordedShard] = Field(default_factory=dict)
+    transforms: dict[str, Any] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -23,19 +46,20 @@ class Files:
 
     headers   {file: its header} of those that can be read
     index     the index's own map {tensor: file name}, None without an index
+    record    what mezzotint.json says of them
     findings  what is wrong with them
     """
 
     folder: Path
     headers: Mapping[Path, Header]
     index: Mapping[str, str] | None
+    record: Record
     findings: tuple[Finding, ...]
 
     @property
     def transforms(self) -> Mapping[str, Any]:
         """What a conversion says it did to the numbers, from mezzotint.json."""
-        entries = _sidecar(self.folder).get("transforms", {})
-        return entries if isinstance(entries, dict) else {}
+        return self.record.transforms
 
 
 def look_at_files(path: Path) -> Files:
@@ -49,10 +73,10 @@ def look_at_files(path: Path) -> Files:
     if index_file is None:
         return _read(path, present, None, [])
     try:
-        index = _weight_map(index_file)
-    except ValueError as error:
-        problem = broken("index", index_file.name, f"is no index of shards ({error})", AGAIN, index_file)
-        return _read(path, present, None, [problem])
+        index = weight_map(index_file)
+    except CheckpointError as error:
+        problem = error.message.removeprefix(f"{index_file}: ")
+        return _read(path, present, None, [broken("index", index_file.name, problem, AGAIN, index_file)])
     wanted = [path / name for name in sorted(set(index.values()))]
     missing = [
         broken("index", file.name, "the index names it, and it is not there", AGAIN, file)
@@ -65,21 +89,10 @@ def look_at_files(path: Path) -> Files:
             "index", index_file.name, f"names shards that are not there, beside a complete {single.name}"
         )
         return _read(path, [single], None, [stale])
-    extra = [suspicious("index", file.name, "the index does not name it") for file in present if file not in wanted]
+    extra = [
+        suspicious("index", file.name, "the index does not name it") for file in sorted(set(present) - set(wanted))
+    ]
     return _read(path, [file for file in wanted if file.is_file()], index, [*missing, *extra])
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    try:
-        entries = json.loads(index.read_text(encoding="utf-8"))
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-    weight_map = entries.get("weight_map") if isinstance(entries, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError("it has no weight_map")
-    if any(not isinstance(name, str) or Path(name).name != name for name in weight_map.values()):
-        raise ValueError("it names a shard by what is no name of a file in its folder")
-    return weight_map
 
 
 def _read(folder: Path, files: Sequence[Path], index: Mapping[str, str] | None, found: list[Finding]) -> Files:
@@ -94,7 +107,8 @@ def _read(folder: Path, files: Sequence[Path], index: Mapping[str, str] | None, 
     found += _duplicates(headers)
     if index is not None:
         found += _index_against_shards(index, headers)
-    return Files(folder, headers, index, tuple(found))
+    record = _record(folder, found)
+    return Files(folder, headers, index, record, tuple(found))
 
 
 def _duplicates(headers: Mapping[Path, Header]) -> Iterator[Finding]:
@@ -124,20 +138,14 @@ def recorded_checksums(files: Files) -> dict[Path, str]:
         blob = file.resolve().name
         if file.is_symlink() and len(blob) == SHA256_LENGTH and set(blob) <= set("0123456789abcdef"):
             recorded[file] = blob
-    shards = _sidecar(files.folder).get("shards", {})
-    if isinstance(shards, dict):
-        for file in files.headers:
-            entry = shards.get(file.name)
-            if isinstance(entry, dict):
-                recorded[file] = str(entry.get("sha256"))
-    return recorded
+    shards = files.record.shards
+    return recorded | {file: shards[file.name].sha256 for file in files.headers if file.name in shards}
 
 
 def recorded_but_absent(files: Files) -> Iterator[Finding]:
     """Shards that mezzotint.json records and that are not there."""
-    shards = _sidecar(files.folder).get("shards", {})
     known = {finding.where for finding in files.findings}
-    for name in shards if isinstance(shards, dict) else ():
+    for name in files.record.shards:
         if name not in known and not (files.folder / name).is_file():
             yield broken("checksums", name, f"{SIDECAR} records it, and it is not there", AGAIN, files.folder / name)
 
@@ -150,10 +158,14 @@ def check_sum(file: Path, sha256: str) -> Iterator[Finding]:
         yield broken("checksums", file.name, message, f"its bytes have changed; {AGAIN}", file)
 
 
-def _sidecar(folder: Path) -> Mapping[str, Any]:
+def _record(folder: Path, found: list[Finding]) -> Record:
+    """What mezzotint.json records; where it cannot be read, that is found, and it records nothing."""
     file = folder / SIDECAR
+    if not file.is_file():
+        return Record()
     try:
-        entries = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except (ValueError, RecursionError):
-        return {}
-    return entries if isinstance(entries, dict) else {}
+        return validated(Record, read_object(file), file)
+    except CheckpointError as error:
+        message = error.message.removeprefix(f"{file}: ")
+        found.append(suspicious("checksums", SIDECAR, f"cannot be read ({message}): checksums were not compared"))
+        return Record()

@@ -1,11 +1,11 @@
 """What a check may find, and how bad it is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
-from mezzotint.errors import MezzotintError
+from mezzotint.errors import MezzotintError, NotSafetensors, UnreadFormat, Unsupported
 
 Progress = Callable[[int, int], None]
 """Called with the bytes that are done and the bytes there are in all."""
@@ -17,6 +17,15 @@ class Severity(IntEnum):
     NOTE = 0
     SUSPICIOUS = 1
     BROKEN = 2
+    NOT_READ = 3
+
+
+VERDICTS = ("sound", "suspicious", "broken", "not read")
+"""What a report's exit code is called; "not read": its format is none that is read, and it may be sound."""
+UNREAD = (UnreadFormat, NotSafetensors, Unsupported)
+"""Errors that say nothing against the files: no reader here knows what they hold."""
+MOST_PRINTED = 50
+"""Findings that are printed; a damaged index gives one for each of a hundred thousand tensors."""
 
 
 @dataclass(frozen=True)
@@ -45,5 +54,15 @@ def suspicious(check: str, where: str, message: str) -> Finding:
 
 
 def of_error(check: str, where: str, error: MezzotintError, file: Path | None = None) -> Finding:
-    """A deliberate error as a finding."""
-    return broken(check, where, error.message.removeprefix(f"{where}: "), error.hint, file)
+    """Return a deliberate error as a finding: broken, or not read where it says nothing against the file."""
+    message = error.message.removeprefix(f"{where}: ")
+    if isinstance(error, UNREAD):
+        return Finding(Severity.NOT_READ, check, where, message, error.hint)
+    return broken(check, where, message, error.hint, file)
+
+
+def worst_first(findings: Sequence[Finding]) -> list[Finding]:
+    """Return the findings that are printed: all if they are few, else the worst MOST_PRINTED."""
+    if len(findings) <= MOST_PRINTED:
+        return list(findings)
+    return sorted(findings, key=lambda finding: -finding.severity)[:MOST_PRINTED]

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from mezzotint.escaping import printable
 from mezzotint.pictures import save_png, sheet
 from mezzotint.quality.comparison import Comparison
 from mezzotint.quality.report import html, markdown
-from mezzotint.quality.report.foreign import visible
 from mezzotint.saving import whole_file
 
 SHEET_SIDE = 256
@@ -38,7 +38,7 @@ def contact_sheet(comparison: Comparison) -> Image.Image:
     runs = [comparison.reference, *(candidate.run for candidate in comparison.candidates)]
     rows = [[_small(run.frames(shot)) for shot in shots] for run in runs]
     names, prompts = (
-        [visible(text) for text in texts]
+        [printable(text) for text in texts]
         for texts in (
             [run.candidate.name for run in runs],
             [shot.prompt for shot in shots],

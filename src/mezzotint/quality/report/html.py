@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
 
+from mezzotint.escaping import printable
 from mezzotint.quality.comparison import Comparison
 from mezzotint.quality.metrics import LAST, METRICS
 from mezzotint.quality.report import plots, tables
 from mezzotint.quality.report.album import Album
-from mezzotint.quality.report.foreign import finalized
 from mezzotint.quality.report.gallery import gallery, is_small
 from mezzotint.quality.report.tables import Report
 
@@ -26,7 +27,7 @@ def render(comparison: Comparison, report: Report, folder: Path) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=finalized,
+        finalize=_finalized,
     )
     kinds = {candidate["name"]: f"c{i % COLOURS}" for i, candidate in enumerate(report["candidates"])}
     return environment.get_template("report.html.j2").render(
@@ -43,6 +44,13 @@ def render(comparison: Comparison, report: Report, folder: Path) -> str:
 
 def _part(name: str) -> str:
     return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _finalized(value: object) -> object:
+    """Return a template's value as `printable` has it; Jinja escapes HTML afterwards, unless it is Markup."""
+    if isinstance(value, Markup):
+        return Markup(printable(value, keep="\n"))  # noqa: S704  which adds nothing that HTML knows
+    return printable(value) if isinstance(value, str) else value
 
 
 def _plots(report: Report, kinds: dict[str, str]) -> Iterator[tuple[str, str]]:
