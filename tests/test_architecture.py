@@ -9,6 +9,7 @@ SOURCE = Path(__file__).parents[1] / "src/mezzotint"
 ROOMS = (
     "errors discover _import_hook _version",
     "hub costs guard editing",
+    "bounded_json",
     "schemes",
     "tensor",
     "layouts",
