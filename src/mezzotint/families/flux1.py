@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from mezzotint.errors import Unsupported
-from mezzotint.families.family import TEXT_TOKENS, Family, Sampling, TimeEmbedding, grid
+from mezzotint.families.family import TEXT_TOKENS, Family, Joint, Sampling, TimeEmbedding, grid
 from mezzotint.families.naming import Naming
 from mezzotint.families.provenance import trace
 from mezzotint.families.spelling import Shapes, Spelling, holds, nunchaku
@@ -72,6 +72,11 @@ FAMILY = Family(
         ),
     ),
     sampling=sampling,
+    joints=(
+        Joint("joint_attention_dim", "text_encoder_2", "d_model"),
+        Joint("pooled_projection_dim", "text_encoder", "hidden_size"),
+        Joint(("out_channels", "in_channels"), "vae", "latent_channels", 4),
+    ),
     example=example,
     together=(
         ("proj_mlp", "attn.to_q", "attn.to_k", "attn.to_v"),

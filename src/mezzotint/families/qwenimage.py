@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from mezzotint.families.family import TEXT_TOKENS, Family, Sampling, TimeEmbedding, picture_arguments
+from mezzotint.families.family import TEXT_TOKENS, Family, Joint, Sampling, TimeEmbedding, picture_arguments
 from mezzotint.families.spelling import Spelling, holds, nunchaku
 
 OWN_NAMES = ("txt_norm.weight", "img_in.weight", "transformer_blocks.0.img_mod.1.weight")
@@ -40,6 +40,10 @@ FAMILY = Family(
     transformer="QwenImageTransformer2DModel",
     spellings=(nunchaku("qwenimage", *OWN_NAMES), Spelling(holds(*OWN_NAMES))),
     sampling=sampling,
+    joints=(
+        Joint("joint_attention_dim", "text_encoder", "hidden_size"),
+        Joint("out_channels", "vae", "z_dim"),
+    ),
     example=example,
     together=(
         ("attn.to_q", "attn.to_k", "attn.to_v"),

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from mezzotint.families.family import TEXT_TOKENS, Family, Sampling, picture_arguments
+from mezzotint.families.family import TEXT_TOKENS, Family, Joint, Sampling, picture_arguments
 from mezzotint.families.naming import Naming
 from mezzotint.families.provenance import trace
 from mezzotint.families.spelling import Shapes, Spelling, holds
@@ -57,6 +57,7 @@ FAMILY = Family(
         Spelling(_wan("time_projection.1.weight", "blocks.0.cross_attn.q.weight"), from_original),
     ),
     sampling=sampling,
+    joints=(Joint("text_dim", "text_encoder", "d_model"), Joint("out_channels", "vae", "z_dim")),
     example=example,
     together=(("attn1.to_q", "attn1.to_k", "attn1.to_v"), ("attn2.to_k", "attn2.to_v")),
     arguments=arguments,

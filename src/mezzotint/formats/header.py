@@ -106,7 +106,7 @@ def _weight_files(folder: AnyPath) -> tuple[list[AnyPath], list[str]]:
             raise _no_weights(folder)
         return present, []
     index = indices[0]
-    wanted: list[AnyPath] = [folder / name for name in _index_shards(index)]
+    wanted: list[AnyPath] = [folder / name for name in sorted(set(weight_map(index).values()))]
     missing = [file.name for file in wanted if not file.is_file()]
     single: AnyPath = folder / index.name.replace(INDEX_SUFFIX, ".safetensors")
     if missing and single in present:
@@ -134,15 +134,16 @@ def _no_weights(folder: AnyPath) -> NotACheckpoint:
     )
 
 
-def _index_shards(index: AnyPath) -> list[str]:
-    weight_map = _read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
+def weight_map(index: AnyPath) -> dict[str, str]:
+    """Return an index's {tensor: name of the shard that holds it}. Raises BrokenFile if it is no index."""
+    names = _read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
         raise BrokenFile(f"{index}: has no weight_map")
-    if any(not isinstance(shard, str) for shard in weight_map.values()):
+    if any(not isinstance(shard, str) for shard in names.values()):
         raise BrokenFile(f"{index}: its weight_map names a shard by what is no string", "download the index again.")
-    if any(Path(shard).name != shard for shard in weight_map.values()):
+    if any(Path(shard).name != shard for shard in names.values()):
         raise BrokenFile(f"{index}: names a shard outside its folder")
-    return sorted(set(weight_map.values()))
+    return names
 
 
 def _config_in(metadata: Mapping[str, str]) -> dict[str, Any]:
