@@ -20,7 +20,7 @@ ROOMS = (
     "pipeline_index",
     "component_files sampling_file",
     "schedule checkpoint",
-    "residency",
+    "residency fusion",
     "loading saving",
     "diffusers_quantizer pictures converting",
     "building",

@@ -34,7 +34,7 @@ DEEPEST = 1000
 COUNTS = re.compile(r"^(num|n)_|^extra_ids$")
 MOST = 2**16
 NO_SIZES = re.compile(r"theta|base|pixels|edge|seed|max_length|total|_ids?$")
-"""Entries whose numbers are no size of anything that is built: angles, areas of images, limits of tokenizers, tokens."""
+"""Entries whose numbers are no size of anything built: angles, areas of images, limits of tokenizers, tokens."""
 LARGEST = 2**20
 """What any other whole number may be; vocabularies and positions of known models are below 300,000."""
 
@@ -131,8 +131,9 @@ def _check_weights(component: Component) -> None:
 def _check_number(key: str, value: int, where: str) -> None:
     if DEPTHS.search(key) and value > DEEPEST:
         raise UnknownFormat(f"{where}: {key} is {_digits(value)}, and no known model has more than {DEEPEST}", RESTORE)
-    most = MOST if COUNTS.search(key) else LARGEST
-    if value > most and not NO_SIZES.search(key):
+    counts = COUNTS.search(key) is not None
+    most = MOST if counts else LARGEST
+    if value > most and (counts or not NO_SIZES.search(key)):
         raise UnknownFormat(
             f"{where}: {key[:100]} is {_digits(value)}, and no known model has more than {most:,}", RESTORE
         )

@@ -39,10 +39,18 @@ class failures_named(AbstractContextManager[None]):
     what    what failed, to be followed by the library's own message
     hint    what to do next
     kind    the class of the error
+    only    which errors are turned into it; those of other classes pass through
     """
 
-    def __init__(self, where: str, what: str, hint: str, kind: type[MezzotintError] = UnknownFormat) -> None:
-        self.where, self.what, self.hint, self.kind = where, what, hint, kind
+    def __init__(
+        self,
+        where: str,
+        what: str,
+        hint: str,
+        kind: type[MezzotintError] = UnknownFormat,
+        only: tuple[type[Exception], ...] = (Exception,),
+    ) -> None:
+        self.where, self.what, self.hint, self.kind, self.only = where, what, hint, kind, only
 
     def __exit__(
         self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
@@ -51,7 +59,7 @@ class failures_named(AbstractContextManager[None]):
             return
         if is_lack_of_memory(error):
             raise Unsupported(f"{self.where}: out of memory ({said(error)})", FREE_MEMORY) from error
-        if isinstance(error, Exception) or type(error).__name__ == PANIC:
+        if isinstance(error, self.only) or type(error).__name__ == PANIC:
             raise self.kind(f"{self.where}: {self.what} ({type(error).__name__}: {said(error)})", self.hint) from error
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.costs import resident_bytes
 from mezzotint.errors import BadRequest, MissingTensor, ShapeMismatch, UnexpectedTensor, listed
+from mezzotint.fusion import guard_fusion
 from mezzotint.hub import AnyPath
 from mezzotint.kernels import (
     ACTIVATIONS,
@@ -126,6 +127,7 @@ def insert_linears(
         pieces = [resident_form(piece.to(device), kept, plan.activations) for piece in pieces]
         own_dtype = _dtype_of(model, name, dtype)
         model.set_submodule(name, linear_of(pieces, own_dtype, plan.activations, only))
+    guard_fusion(model)
 
 
 def _weights_of(checkpoint: Checkpoint) -> tuple[list[WeightSpec], int]:

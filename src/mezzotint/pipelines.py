@@ -251,9 +251,10 @@ def _load_others(index: PipelineIndex, planned: Collection[str], dtype: torch.dt
 def _assemble(index: PipelineIndex, components: Mapping[str, Any], dtype: torch.dtype) -> Any:
     """The pipeline of these components, with the settings of its index."""
     where, name = f"{index.folder / PIPELINE_INDEX}", index.pipeline.__name__
+    given = dict.fromkeys(index.absent) | dict(components)  # diffusers wants to be told of what is left out
     with failures_named(where, f"diffusers cannot make a {name} of these components", RESTORE):
         pipe = index.pipeline.from_pretrained(
-            str(index.folder),
+            index.folder,
             dtype=dtype,
             local_files_only=True,
             **components,  # type: ignore[attr-defined]
