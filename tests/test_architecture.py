@@ -7,11 +7,11 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src/mezzotint"
 ROOMS = (
-    "errors escaping discover _import_hook _version",
+    "errors escaping failures discover _import_hook _version",
     "hub_errors",
     "hub_http",
     "hub costs guard editing turns sources step_schedule",
-    "bounded_json",
+    "bounded_json config_limits",
     "schema",
     "schemes",
     "tensor",
@@ -20,8 +20,11 @@ ROOMS = (
     "nn",
     "families",
     "builtin inspection speed",
+    "pipeline_index",
+    "component_files sampling_file",
+    "component_loading",
     "schedule checkpoint latent_grid prompt_length",
-    "residency",
+    "residency fusion",
     "loading model_state saving",
     "diffusers_quantizer pictures",
     "pipelines videos",

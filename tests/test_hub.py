@@ -11,6 +11,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 import torch
+from diffusers import ZImagePipeline
 from safetensors.torch import load_file, save_file
 
 import mezzotint
@@ -26,6 +27,7 @@ from mezzotint.formats import read_header
 from mezzotint.formats.notes import MARKER
 from mezzotint.hub import FIRST_READ, hub_path
 from mezzotint.painting import paint
+from mezzotint.pipeline_index import Component, PipelineIndex, read_index
 from mezzotint.pipelines import plan_transformer, sampling_of
 from nunchaku_files import golden
 from quantized import export
@@ -102,10 +104,11 @@ def test_what_only_numbers_tell_is_assumed_until_a_file_is_loaded(
     assert "codes" in checkpoint.contents.assumed
     assert f"codes assumed {order.replace('_', '-')}" in checkpoint.evidence
     assert hub.served["makers/svdq", "a.safetensors"] < 100_000
-    index = {"_class_name": "ZImagePipeline", "transformer": ["diffusers", "ZImageTransformer2DModel"]}
+    own = Component("transformer", "diffusers", "ZImageTransformer2DModel", tmp_path / "transformer")
+    index = PipelineIndex(tmp_path, {}, ZImagePipeline, {"transformer": own}, ("transformer",), ())
     config = json.loads(read_header(golden(data, "nunchaku_zimage_int4_r32")).metadata["config"])
     (tmp_path / "svdq/config.json").write_text(json.dumps(config))
-    (planned, _) = plan_transformer("transformer", "makers/svdq", index, tmp_path, "as_stored", None)
+    (planned, _) = plan_transformer("transformer", "makers/svdq", index, "as_stored", None)
     assert planned.checkpoint.recognised.format.name == "nunchaku"
     assert planned.checkpoint.contents.assumed == frozenset()
 
@@ -121,11 +124,11 @@ def test_weights_cast_without_scales_are_taken_on_trust_until_they_are_loaded(
     save_file(scaled, tmp_path / "lost/a.safetensors")
     evidence = Checkpoint.open("makers/cast").evidence
     assert "which the numbers would tell, and they are not read on the Hub" in evidence
-    index = json.loads((case.folder / "model_index.json").read_text())
-    planned, _ = plan_transformer("transformer", "makers/cast", index, case.folder, "as_stored", None)
+    index = read_index(case.folder)
+    planned, _ = plan_transformer("transformer", "makers/cast", index, "as_stored", None)
     assert "and not 448 as with a scale" in planned.checkpoint.evidence
     with pytest.raises(MissingTensor, match="weight_scale is not there"):
-        plan_transformer("transformer", "makers/lost", index, case.folder, "as_stored", None)
+        plan_transformer("transformer", "makers/lost", index, "as_stored", None)
 
 
 def test_statistics_are_not_taken_from_weights_on_the_hub(hub: Hub, data: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 Built in are a small trained FLUX, and quantized copies of its transformer.
 """
 
+import errno
 from pathlib import Path
 
 from mezzotint.errors import NotACheckpoint, did_you_mean
@@ -32,7 +33,17 @@ def resolve(name: str | AnyPath) -> AnyPath:
         return DATA / DEMO
     check_exists(name)
     path = QUANTIZED.get(name, Path(name))
-    return path if path.exists() else hub_path(name) or path
+    return path if _exists(path) else hub_path(name) or path
+
+
+def _exists(path: Path) -> bool:
+    """Whether something is at `path`; what cannot be a path, because it is too long, is at none."""
+    try:
+        return path.exists()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise NotACheckpoint(f"{str(path)[:100]}...: is too long to be a path") from error
+        raise
 
 
 def check_exists(name: str) -> None:

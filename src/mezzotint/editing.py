@@ -15,8 +15,12 @@ from mezzotint.errors import BadRequest, Unsupported
 
 TAKE_ONE = "FluxKontext, Flux2, Flux2Klein, QwenImageEdit, QwenImageEditPlus and WanImageToVideo"
 """Names of the pipelines that this is tested with, less the `Pipeline` at their ends."""
-FAIL_WITHOUT = "QwenImageEdit"
+FAIL_WITHOUT = ("QwenImageEdit", "QwenImageLayered")
 """How pipelines begin that take the size of a picture whose default is None."""
+NEVER_GIVEN = ("mask_image", "mask", "control_image", "video", "pose_video", "layers")
+"""Arguments of pipelines that do more than generate from a prompt and an image: nothing here gives or takes those."""
+CHANGES = "strength"
+"""An argument of pipelines that begin with an image and change it: they fail without one."""
 LIBRARIES = {"WanImageToVideo": "ftfy", "QwenImageEdit": "torchvision"}
 """{how pipelines begin: what they do not work without}. The one cleans prompts, the other reads videos if asked to."""
 SMALLEST, LONGEST = 64, 8
@@ -77,15 +81,25 @@ def pipeline_for(pipeline: type[Any], config: Mapping[str, Any], given: bool) ->
 def check_pipeline(pipeline: type[Any], given: bool) -> None:
     """Whether a diffusers pipeline can do with a picture to edit, or without one.
 
-    Raises  BadRequest if it takes none and one is given, or needs one and has none; Unsupported if it lacks a library
+    Raises  BadRequest if it takes none and one is given, or needs one and has none; Unsupported if it lacks a library,
+            or needs what is neither a prompt nor an image
     """
-    parameter = inspect.signature(pipeline.__call__).parameters.get("image")
+    parameters = inspect.signature(pipeline.__call__).parameters
+    if "prompt" not in parameters:
+        raise Unsupported(f"{pipeline.__name__} takes no prompt", "load it with mezzotint.load, and call it yourself.")
+    foreign = next((name for name in NEVER_GIVEN if name in parameters), None)
+    if foreign is not None:
+        raise Unsupported(
+            f"{pipeline.__name__} is called with {foreign}=..., and here only a prompt and an image are given",
+            f"load it with mezzotint.load, and call it with {foreign}=... yourself.",
+        )
+    parameter = parameters.get("image")
     if given and parameter is None:
         raise BadRequest(
             f"{pipeline.__name__} takes no picture, and one is given to be edited",
             f"those that do are {TAKE_ONE}, each a ...Pipeline.",
         )
-    needed = parameter is not None and parameter.default is inspect.Parameter.empty
+    needed = parameter is not None and (parameter.default is inspect.Parameter.empty or CHANGES in parameters)
     if not given and (needed or pipeline.__name__.startswith(FAIL_WITHOUT)):
         raise BadRequest(f"{pipeline.__name__} edits a picture, and none is given", "name one with --image.")
     for begins, library in LIBRARIES.items():

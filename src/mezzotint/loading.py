@@ -15,6 +15,7 @@ from mezzotint.blank import BLANK_WEIGHT, is_blank, why_blank
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.costs import resident_bytes
 from mezzotint.errors import BadRequest, listed, there_are
+from mezzotint.fusion import guard_fusion
 from mezzotint.hub import AnyPath
 from mezzotint.kernels import (
     ACTIVATIONS,
@@ -132,6 +133,7 @@ def insert_linears(
         pieces = [resident_form(piece.to(device), kept, plan.activations) for piece in pieces]
         own_dtype = _dtype_of(model, name, dtype)
         model.set_submodule(name, linear_of(pieces, own_dtype, plan.activations, only))
+    guard_fusion(model)
     return blank
 
 

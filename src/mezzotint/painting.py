@@ -13,7 +13,8 @@ from PIL.Image import Image
 from torch import Tensor
 
 from mezzotint.editing import check_pipeline, pipeline_for
-from mezzotint.errors import BadRequest, UnsoundPicture
+from mezzotint.errors import BadRequest, UnsoundPicture, Unsupported
+from mezzotint.failures import failures_named
 from mezzotint.families import Sampling, family_with
 from mezzotint.guard import problems_of
 from mezzotint.latent_grid import LatentGrid
@@ -21,6 +22,9 @@ from mezzotint.pipelines import sampling_of
 from mezzotint.prompt_length import cut_prompts
 from mezzotint.schedule import NO_STEPS, StepSchedule, scheduled
 from mezzotint.turns import alone
+
+OF_PIPELINES = (AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError)
+"""What diffusers' pipelines raise where components do not fit together, or settings cannot be."""
 
 
 @dataclass(frozen=True)
@@ -131,14 +135,22 @@ def _paint_one(
         on_step(step, values["latents"])
         return {}
 
-    with np.errstate(invalid="ignore"):  # the guard reports NaN better than numpy's warning on casting it to a pixel
+    arguments = _arguments(pipe, image, sampling)
+    with np.errstate(invalid="ignore"), _failures_of(pipe):  # the guard reports NaN better than numpy's warning
         output = pipe(
             prompt=[prompt],
             generator=[torch.Generator("cpu").manual_seed(seed)],
             callback_on_step_end=keep,
-            **_arguments(pipe, image, sampling),
+            **arguments,
         )
-    return (output.frames if hasattr(output, "frames") else output.images)[0], last[0]
+        return (output.frames if hasattr(output, "frames") else output.images)[0], last[0]
+
+
+def _failures_of(pipe: Any) -> failures_named:
+    """Names what a pipeline raises of itself; what a caller's `on_step` raises, if of another kind, passes through."""
+    where = f"{type(pipe).__name__} of {pipe.config.get('_name_or_path') or 'this process'}"
+    hint = "its text encoder, transformer and VAE may be of different models; `load` names what it read."
+    return failures_named(where, "generating failed", hint, Unsupported, OF_PIPELINES)
 
 
 def _painter(pipe: Any, given: bool) -> Any:

@@ -1,7 +1,7 @@
 """A diffusers pipeline around a quantized transformer, and the settings that are recommended for it."""
 
-import json
-from dataclasses import fields, replace
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +11,31 @@ from torch import nn
 
 from mezzotint.builtin import PIPELINE_INDEX, is_pipeline, resolve
 from mezzotint.checkpoint import Checkpoint
+from mezzotint.component_files import check_component
+from mezzotint.component_loading import load_component
+from mezzotint.config_limits import RESTORE
 from mezzotint.editing import check_pipeline, pipeline_for
-from mezzotint.errors import BadRequest, NotACheckpoint, UnknownFormat
-from mezzotint.families import Sampling, family_with
+from mezzotint.errors import BadRequest, ShapeMismatch, UnknownFormat, listed
+from mezzotint.failures import failures_named, memory_named
+from mezzotint.families import Family, Sampling, family_with
 from mezzotint.families.building import meta_model as meta_model
 from mezzotint.formats.renaming import Renames
 from mezzotint.hub import AnyPath, HubPath, local_copy
 from mezzotint.kernels import AS_STORED, BackendChoice, device_of
 from mezzotint.latent_grid import LatentGrid
-from mezzotint.loading import LoadPlan, plan
+from mezzotint.loading import LoadPlan, LoadReport, plan
 from mezzotint.loading import load as load_model
+from mezzotint.pipeline_index import PipelineIndex, check_link, read_index
+from mezzotint.sampling_file import SAMPLING_FILE as SAMPLING_FILE
+from mezzotint.sampling_file import read_sampling
 
 TRANSFORMER, SECOND, VAE = "transformer", "transformer_2", "vae"
-SAMPLING_FILE = "sampling.json"
 NEEDED = (".json", ".safetensors", ".txt", ".model", ".jinja")
 VARIANTS = (".fp16.", ".bf16.", ".non_ema.")
 """Which files of a text encoder or VAE on the Hub a pipeline is read from, and which of those are second copies."""
+FITTING = "name a transformer of the same size as the pipeline, or the pipeline that the transformer is of."
+Planned = dict[str, tuple[LoadPlan, nn.Module]]
+"""{component: the plan for a transformer, and the model that it fills}"""
 
 
 def load(
@@ -60,23 +69,15 @@ def load(
     >>> pipe = load("demo", transformer="demo-fp8")
     >>> print(pipe.load_report)
     """
-    folder = resolve(model)
-    index = _pipeline_index(folder)
+    index = read_index(resolve(model))
     place = device_of(device)
-    planned = plan_transformers(folder, transformer, transformer_2, activations, scales_from, rename)
-    reports = {
-        component: load_model(ready, module, place, dtype, backend, resident)
-        for component, (ready, module) in planned.items()
-    }
-    from mezzotint.diffusers_quantizer import mark_quantized  # which imports diffusers
-
-    modules = {component: module.eval() for component, (_, module) in planned.items()}
-    for component, module in modules.items():
-        mark_quantized(module, reports[component])
-    here = _fetch_rest(index, folder) if isinstance(folder, HubPath) else folder
-    pipe = _pipeline_class(index, folder).from_pretrained(here, dtype=dtype, local_files_only=True, **modules)
-    pipe.set_progress_bar_config(disable=True)
-    pipe.to(place)
+    planned = _plan(index, {TRANSFORMER: transformer, SECOND: transformer_2}, activations, scales_from, rename)
+    local = _on_this_machine(index)
+    others = _load_others(local, planned, dtype)
+    reports = _load_transformers(planned, place, dtype, backend, resident)
+    pipe = _assemble(local, others | {name: module.eval() for name, (_, module) in planned.items()}, dtype)
+    with memory_named(f"moving the pipeline to {place}"):
+        pipe.to(place)
     pipe.load_report, pipe.load_report_2 = reports[TRANSFORMER], reports.get(SECOND)
     return pipe
 
@@ -94,64 +95,123 @@ def plan_transformers(
     activations: str,
     scales_from: str | AnyPath | None = None,
     rename: Renames | None = None,
-) -> dict[str, tuple[LoadPlan, nn.Module]]:
+) -> Planned:
     """{component: its plan and its model} of a pipeline's transformers, each the one named or else the pipeline's own.
 
-    Raises  MezzotintError, before any weight is read, if the files do not fit together
+    The files of all other components are checked as well, as far as they are on this machine.
+
+    Raises  MezzotintError, before any weight is read, if the files are damaged or do not fit together
     """
-    index = _pipeline_index(folder)
+    sources = {TRANSFORMER: transformer, SECOND: transformer_2}
+    return _plan(read_index(folder), sources, activations, scales_from, rename)
+
+
+def _plan(
+    index: PipelineIndex,
+    sources: Mapping[str, str | AnyPath | None],
+    activations: str,
+    scales_from: str | AnyPath | None,
+    rename: Renames | None,
+) -> Planned:
+    _check_files(index, [name for name, source in sources.items() if source is not None])
+    scales = {TRANSFORMER: scales_from, SECOND: None}
     return {
-        component: plan_transformer(
-            component, source, index, folder, activations, scales, None if source is None else rename
-        )
-        for component, source, scales in ((TRANSFORMER, transformer, scales_from), (SECOND, transformer_2, None))
-        if source is not None or _class_of(index, component) is not None
+        name: plan_transformer(name, source, index, activations, scales[name], None if source is None else rename)
+        for name, source in sources.items()
+        if source is not None or name in index.components
     }
 
 
 def plan_transformer(
     component: str,
     source: str | AnyPath | None,
-    index: dict[str, Any],
-    folder: AnyPath,
+    index: PipelineIndex,
     activations: str,
     scales_from: str | AnyPath | None,
     rename: Renames | None = None,
 ) -> tuple[LoadPlan, nn.Module]:
-    """The plan for one transformer and its model, with the configuration that lies beside it or else the pipeline's."""
-    model_class = _class_of(index, component)
+    """The plan for one transformer and its model, with the configuration that lies beside it or else the pipeline's.
+
+    Raises  MezzotintError if the files do not fit together, or the transformer does not fit the pipeline
+    """
+    folder, model_class = index.folder, index.class_of(component)
     if model_class is None:
         raise BadRequest(f"{folder}: has no {component}, and {source} was named for it", "name one transformer only.")
     place = folder if source is None else resolve(source)
-    inside = component if is_pipeline(place) else None
-    checkpoint = Checkpoint.open(place, component=inside, scales_from=scales_from, rename=rename)
-    if checkpoint.contents.assumed and not checkpoint.header.local:
-        checkpoint = Checkpoint.open(local_copy(checkpoint.header.path), scales_from=scales_from, rename=rename)
+    checkpoint = _open(place, component if is_pipeline(place) else None, scales_from, rename)
     header, family = checkpoint.header, checkpoint.family
     if family.transformer != model_class:
         raise UnknownFormat(
             f"{header.path}: is a {family.title} transformer ({family.transformer}), and {folder} has a {model_class}",
             "name a transformer of the same family as the pipeline.",
         )
-    config = header.config if "_class_name" in header.config else _component_config(folder, component)
-    module = meta_model(model_class, config)
-    return plan(checkpoint, module, activations), module
+    own = "_class_name" in header.config
+    where = f"{header.path}: its configuration" if own else str(index.components[component].config_file)
+    module = meta_model(model_class, header.config if own else index.config_of(component), where)
+    planned = plan(checkpoint, module, activations)
+    check_fit(family, module, index, component, f"{header.path}")
+    return planned, module
+
+
+def check_fit(family: Family, module: nn.Module, index: PipelineIndex, component: str, where: str) -> None:
+    """Raise ShapeMismatch if a transformer's widths are not those of the pipeline's other components.
+
+    module   the transformer, whose configuration has all its entries
+    where    its file
+    """
+    config: Any = module.config
+    for joint in family.joints:
+        entry = next((entry for entry in joint.entries if config.get(entry) is not None), joint.entries[0])
+        width = _width(index, joint.component, joint.width)
+        if width is not None and config.get(entry) != joint.times * width:
+            times = f"{joint.times} times " if joint.times > 1 else ""
+            raise ShapeMismatch(
+                f"{where}: {entry} is {config.get(entry)}, and {joint.component} of {index.folder} makes it "
+                f"{joint.times * width} ({times}its {joint.width} of {width})",
+                FITTING,
+            )
+    channels = _width(index, component, "in_channels")
+    if channels is not None and config.get("in_channels") != channels:
+        raise ShapeMismatch(
+            f"{where}: in_channels is {config.get('in_channels')}, and that of {index.folder}'s own {component} is "
+            f"{channels}",
+            FITTING,
+        )
+
+
+def _width(index: PipelineIndex, component: str, entry: str) -> int | None:
+    """An entry of a component's configuration, or of the language model's in it; None where it says nothing of it."""
+    if component not in index.components or not index.components[component].config_file.is_file():
+        return None
+    config = index.config_of(component)
+    inner = config.get("text_config")
+    value = config.get(entry, inner.get(entry) if isinstance(inner, dict) else None)
+    return value if type(value) is int else None
+
+
+def _open(
+    place: AnyPath, component: str | None, scales_from: str | AnyPath | None, rename: Renames | None
+) -> Checkpoint:
+    """A transformer's checkpoint; a file on the Hub is fetched where headers do not tell how its bytes are arranged."""
+    checkpoint = Checkpoint.open(place, component=component, scales_from=scales_from, rename=rename)
+    if checkpoint.contents.assumed and not checkpoint.header.local:
+        return Checkpoint.open(local_copy(checkpoint.header.path), scales_from=scales_from, rename=rename)
+    return checkpoint
 
 
 def sampling_of(model: str | AnyPath, edited: Image | None = None) -> Sampling:
     """Recommended settings: those of its family's variant, and over them the pipeline folder's own sampling.json.
 
     edited   a picture that gives the shape, of the area that is recommended
+    Raises   MezzotintError if the pipeline's index or one of its settings cannot be
     """
-    folder = resolve(model)
-    index = _pipeline_index(folder)
-    family = family_with(str(_class_of(index, TRANSFORMER)), str(folder))
-    recommended = family.sampling(index, _component_config(folder, TRANSFORMER))
-    own = folder / SAMPLING_FILE
+    index = read_index(resolve(model))
+    family = family_with(str(index.class_of(TRANSFORMER)), str(index.folder))
+    recommended = family.sampling(index.entries, index.config_of(TRANSFORMER))
+    own = index.folder / SAMPLING_FILE
+    check_link(own, index.folder)
     if own.is_file():
-        known = {entry.name for entry in fields(Sampling)}
-        changes = {key: value for key, value in json.loads(own.read_text()).items() if key in known}
-        recommended = replace(recommended, **changes)
+        recommended = replace(recommended, **read_sampling(own))  # type: ignore[arg-type]
     return recommended if edited is None else recommended.shaped_like(*edited.size)
 
 
@@ -164,57 +224,80 @@ def settings_for(model: str | AnyPath, edited: Image | None = None, **given: int
     if given.get("num_frames") is not None and own.num_frames is None:
         raise BadRequest("--frames is for videos, and this model paints pictures")
     settings = own.but(**given)
-    folder = resolve(model)
-    LatentGrid.of(*(_component_config(folder, component) for component in (VAE, TRANSFORMER))).check(settings)
+    index = read_index(resolve(model))
+    LatentGrid.of(*(index.config_of(component) for component in (VAE, TRANSFORMER))).check(settings)
     return settings
 
 
 def check_image(model: str | AnyPath, given: bool) -> None:
-    """Raise BadRequest, no weight read yet, if a model cannot edit the picture that is given, or needs one."""
-    folder = resolve(model)
-    index = _pipeline_index(folder)
-    check_pipeline(pipeline_for(_pipeline_class(index, folder), index, given), given)
-
-
-def _pipeline_index(folder: AnyPath) -> dict[str, Any]:
-    if not is_pipeline(folder):
-        raise NotACheckpoint(
-            f"{folder}: no diffusers pipeline is there ({PIPELINE_INDEX} is missing)",
-            "name the folder of a pipeline as --model, and the quantized file as --transformer.",
+    """Raise MezzotintError, no weight read yet, if a model cannot generate from a prompt, with an image or without."""
+    index = read_index(resolve(model))
+    check_pipeline(pipeline_for(index.pipeline, index.entries, given), given)
+    if index.absent:
+        raise BadRequest(
+            f"{index.folder}: its {PIPELINE_INDEX} leaves out {listed(index.absent)}",
+            "give it the missing component, or generate with diffusers' own call and with embeddings.",
         )
-    entries: dict[str, Any] = json.loads((folder / PIPELINE_INDEX).read_text(encoding="utf-8"))
-    return entries
 
 
-def _fetch_rest(index: dict[str, Any], folder: HubPath) -> Path:
+def _check_files(index: PipelineIndex, replaced: Collection[str]) -> None:
+    """Check the files of all components that are on this machine, without the weights of those that are replaced."""
+    if isinstance(index.folder, Path):
+        for name, component in index.components.items():
+            check_component(component, weights=name not in {*replaced, TRANSFORMER, SECOND})
+
+
+def _load_transformers(
+    planned: Planned, place: torch.device, dtype: torch.dtype, backend: BackendChoice, resident: str | None
+) -> dict[str, LoadReport]:
+    """Fill the planned models; {component: its report}."""
+    from mezzotint.diffusers_quantizer import mark_quantized  # which imports diffusers
+
+    reports = {}
+    for name, (ready, module) in planned.items():
+        with memory_named(f"loading {name}"):
+            reports[name] = load_model(ready, module, place, dtype, backend, resident)
+        mark_quantized(module, reports[name])
+    return reports
+
+
+def _on_this_machine(index: PipelineIndex) -> PipelineIndex:
+    """The same pipeline with what it has besides its transformers' weights here; what was fetched is checked."""
+    if not isinstance(index.folder, HubPath):
+        return index
+    local = read_index(_fetch_rest(index, index.folder))
+    _check_files(local, ())
+    return local
+
+
+def _load_others(index: PipelineIndex, planned: Collection[str], dtype: torch.dtype) -> dict[str, Any]:
+    """{component: what was loaded} of all that the pipeline's class knows besides its transformers."""
+    names = [name for name in index.components if name in index.known and name not in planned]
+    return {name: load_component(index.components[name], dtype) for name in names}
+
+
+def _assemble(index: PipelineIndex, components: Mapping[str, Any], dtype: torch.dtype) -> Any:
+    """The pipeline of these components, with the settings of its index."""
+    where, name = f"{index.folder / PIPELINE_INDEX}", index.pipeline.__name__
+    given = dict.fromkeys(index.absent) | dict(components)  # diffusers wants to be told of what is left out
+    with failures_named(where, f"diffusers cannot make a {name} of these components", RESTORE):
+        pipe = index.pipeline.from_pretrained(
+            index.folder,
+            dtype=dtype,
+            local_files_only=True,
+            **given,
+        )
+        pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _fetch_rest(index: PipelineIndex, folder: HubPath) -> Path:
     """Download what a pipeline has besides its transformers' weights; returns its folder in the cache."""
     for name in (SAMPLING_FILE, f"{TRANSFORMER}/config.json", f"{SECOND}/config.json"):
         if (folder / name).is_file():
             (folder / name).fetch()
-    for component in index.keys() - {TRANSFORMER, SECOND}:
+    for component in index.components.keys() - {TRANSFORMER, SECOND}:
         for file in (folder / component).glob("*"):
             if file.name.endswith(NEEDED) and not any(mark in file.name for mark in VARIANTS):
                 file.fetch()
     return (folder / PIPELINE_INDEX).fetch().parent
-
-
-def _pipeline_class(index: dict[str, Any], folder: AnyPath) -> Any:
-    """The pipeline's own class. The general one does not see which components are optional in it, and would read
-    Wan's transformers from the folder over those it is given (diffusers 0.42)."""
-    import diffusers
-
-    name = str(index.get("_class_name"))
-    if not hasattr(diffusers, name):
-        raise UnknownFormat(f"{folder}: its pipeline class {name} is not one of diffusers {diffusers.__version__}")
-    return getattr(diffusers, name)
-
-
-def _class_of(index: dict[str, Any], component: str) -> str | None:
-    """The class that model_index.json gives a component, or None where the pipeline is without it."""
-    entry = index.get(component) or [None, None]
-    return None if entry[1] is None else str(entry[1])
-
-
-def _component_config(folder: AnyPath, component: str) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((folder / component / "config.json").read_text(encoding="utf-8"))
-    return config

@@ -24,13 +24,12 @@ import typer
 
 from mezzotint.errors import BadRequest, MezzotintError, NotSafetensors, UnreadFormat, did_you_mean
 from mezzotint.escaping import message
+from mezzotint.failures import is_lack_of_memory
 
 COULD_NOT, NOT_READ, FAILED = 2, 3, 4
 CLOSED = 141
 """As a shell has it for a command whose reader has gone: 128 + SIGPIPE."""
 TRACEBACK = "MEZZOTINT_TRACEBACK"
-ALLOCATION = ("can't allocate memory", "not enough memory", "out of memory")
-"""What PyTorch says in a RuntimeError where the CPU's memory, or a driver's, is used up."""
 OUT_OF_MEMORY = "try a smaller --size, fewer --frames, or a checkpoint of fewer bits."
 USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[2]
 """What Typer raises for arguments that cannot be; it has no public name of its own."""
@@ -51,7 +50,7 @@ class Failure:
             return cls(type(error).__name__, error.message, error.hint, _exit_code(error))
         if isinstance(error, USAGE_ERROR):
             return cls(BadRequest.__name__, *_of_arguments(error))
-        if is_out_of_memory(error):
+        if is_lack_of_memory(error):
             return cls("OutOfMemory", f"out of memory: {_said(error)}", OUT_OF_MEMORY, FAILED)
         if isinstance(error, OSError):
             return cls(type(error).__name__, str(error), "")
@@ -104,15 +103,8 @@ def wants_json(arguments: Sequence[str]) -> bool:
     return "--json" in (options[: options.index("--")] if "--" in options else options)
 
 
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an exception is the CPU's, PyTorch's or a driver's for memory that is used up."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in ALLOCATION)
-
-
 def _exit_code(error: MezzotintError) -> int:
-    if is_out_of_memory(error.__cause__):
+    if is_lack_of_memory(error.__cause__):
         return FAILED
     return NOT_READ if isinstance(error, UnreadFormat | NotSafetensors) else COULD_NOT
 

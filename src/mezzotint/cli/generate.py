@@ -192,8 +192,8 @@ def generate(
     else:
         print("\n".join(str(path) for path in written))
     if any(painting.problems):
-        message, hint = unsound(repeated, painting.problems)
-        print(f"error: {message}\n  hint: {hint} See {', '.join(_unsound_files(written))}.", file=sys.stderr)
+        seen, hint = unsound(repeated, painting.problems)
+        print(message(f"error: {seen}\n  hint: {hint} See {', '.join(_unsound_files(written))}."), file=sys.stderr)
         raise typer.Exit(1)
 
 

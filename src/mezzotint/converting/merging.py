@@ -1,20 +1,20 @@
 """The pipeline that an output becomes a copy of: checked as `load` would check it, then copied file by file."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mezzotint.bounded_json import read_object
 from mezzotint.builtin import PIPELINE_INDEX, is_pipeline, resolve
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.converting.provenance import unquantized_config
-from mezzotint.errors import BadRequest, NotACheckpoint, UnknownFormat
+from mezzotint.errors import BadRequest, UnknownFormat
 from mezzotint.hub import AnyPath, HubPath, local_copy
 from mezzotint.kernels import AS_STORED
 from mezzotint.loading import plan
-from mezzotint.pipelines import NEEDED, SECOND, TRANSFORMER, VARIANTS, meta_model, plan_transformer
+from mezzotint.pipeline_index import PipelineIndex, read_index
+from mezzotint.pipelines import NEEDED, SECOND, TRANSFORMER, VARIANTS, check_fit, meta_model, plan_transformer
 
 WEIGHTS = (".safetensors", ".sft", ".gguf", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".msgpack", ".h5")
 """Files beside model_index.json that no pipeline is read from: the same model once more, as one file."""
@@ -39,35 +39,28 @@ class MergedPipeline:
         return cls(folder, component)
 
     @cached_property
-    def index(self) -> dict[str, Any]:
-        return read_object(self.folder / PIPELINE_INDEX)
+    def index(self) -> PipelineIndex:
+        return read_index(self.folder)
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """The configuration that the pipeline has for the component, which stays, without its quantization."""
-        return unquantized_config(read_object(self.folder / self.component / "config.json"))
+        return unquantized_config(self.index.config_of(self.component))
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Plan the merged pipeline as `load` does, the checkpoint in its place.
 
         Raises  MezzotintError if the checkpoint is of another family or size, or the rest cannot be loaded
         """
-        _check_pipeline_class(self.folder, self.index)
-        components = _components(self.index)
-        absent = [name for name in components if not (self.folder / name).is_dir()]
+        components = self.index.components
         if self.component not in components:
             raise BadRequest(
                 f"{self.folder}: {PIPELINE_INDEX} names no {self.component}",
                 f"it has: {', '.join(components)}. --component says which of them is replaced.",
             )
-        if absent:
-            raise NotACheckpoint(
-                f"{self.folder}: {PIPELINE_INDEX} names {absent[0]}, and no such folder is there",
-                "download the whole pipeline, or name its Hub id.",
-            )
-        self._check_fit(checkpoint, components[self.component])
+        self._check_fit(checkpoint, components[self.component].class_name)
         for other in {TRANSFORMER, SECOND} & components.keys() - {self.component}:
-            plan_transformer(other, None, self.index, self.folder, AS_STORED, None)
+            plan_transformer(other, None, self.index, AS_STORED, None)
 
     def _check_fit(self, checkpoint: Checkpoint, model_class: str) -> None:
         family = checkpoint.family
@@ -77,7 +70,9 @@ class MergedPipeline:
                 f"{self.component} of {self.folder} is a {model_class}",
                 "name a pipeline of the same family as --merge-into.",
             )
-        plan(checkpoint, meta_model(model_class, self.config))
+        module = meta_model(model_class, self.config)
+        plan(checkpoint, module)
+        check_fit(family, module, self.index, self.component, f"{checkpoint.header.path}")
 
     def files(self) -> dict[str, Path]:
         """{path inside the pipeline: its file, here} of everything but the component; those on the Hub are fetched."""
@@ -95,7 +90,7 @@ class MergedPipeline:
         """Whether a file of the pipeline's folder is copied: of the other components all, beside them no weights."""
         top, _, inside = name.partition("/")
         if inside:
-            return top != self.component and top in _components(self.index)
+            return top != self.component and top in self.index.components
         return not name.endswith(WEIGHTS)
 
 
@@ -117,28 +112,3 @@ def _on_hub(folder: HubPath) -> Iterator[str]:
         needed = file.name.endswith(NEEDED) and not any(mark in file.name for mark in VARIANTS)
         if needed or len(inside.parts) == 1:
             yield str(inside)
-
-
-def _components(index: Mapping[str, Any]) -> dict[str, str]:
-    """{component: its class} of a pipeline's index, without those that the pipeline is without."""
-    entries = {name: entry for name, entry in index.items() if isinstance(entry, list) and len(entry) == 2}
-    found = {name: str(entry[1]) for name, entry in entries.items() if entry[1] is not None}
-    outside = [name for name in found if PurePosixPath(name).name != name or name in ("", "..")]
-    if outside:
-        raise UnknownFormat(
-            f"{PIPELINE_INDEX}: {outside[0]!r} is no name of a component",
-            "restore the file that came with the pipeline.",
-        )
-    return found
-
-
-def _check_pipeline_class(folder: AnyPath, index: Mapping[str, Any]) -> None:
-    import diffusers
-
-    found = getattr(diffusers, str(index.get("_class_name")), None)
-    if not (isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline)):
-        raise UnknownFormat(
-            f"{folder}: its pipeline class {index.get('_class_name')!r} is not one of diffusers "
-            f"{diffusers.__version__}",
-            "update diffusers, or name another pipeline as --merge-into.",
-        )

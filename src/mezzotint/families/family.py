@@ -93,6 +93,26 @@ class TimeEmbedding:
 
 
 @dataclass(frozen=True)
+class Joint:
+    """A width that a transformer and another component of a pipeline share.
+
+    entry       of the transformer's configuration, or several of which the first that is there counts
+    component   the other one
+    width       entry of its configuration
+    times       how many of `width` make up one of `entry`
+    """
+
+    entry: str | tuple[str, ...]
+    component: str
+    width: str
+    times: int = 1
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        return (self.entry,) if isinstance(self.entry, str) else self.entry
+
+
+@dataclass(frozen=True)
 class Family:
     """Models that share a transformer class.
 
@@ -107,6 +127,7 @@ class Family:
     modulation    ends of the names of linears that see one row a picture
     embedding     what those of the blocks are given, None where that is not known
     flags         {empty tensor that stands in a file for an entry of config.json: the entry, which is then true}
+    joints        the widths in which the transformer has to fit the rest of a pipeline
     """
 
     name: str
@@ -119,6 +140,7 @@ class Family:
     together: tuple[tuple[str, ...], ...]
     modulation: tuple[str, ...] = ()
     embedding: TimeEmbedding | None = None
+    joints: tuple[Joint, ...] = ()
     arguments: Callable[[Sampling, int], dict[str, Any]] = picture_arguments
     flags: Mapping[str, str] = field(default_factory=dict)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from mezzotint.errors import Unsupported
-from mezzotint.families.family import TEXT_TOKENS, Family, Sampling, TimeEmbedding, grid
+from mezzotint.families.family import TEXT_TOKENS, Family, Joint, Sampling, TimeEmbedding, grid
 from mezzotint.families.naming import Naming
 from mezzotint.families.provenance import trace
 from mezzotint.families.sizes import blocks, columns, holds_any, rows
@@ -105,6 +105,11 @@ FAMILY = Family(
         ),
     ),
     sampling=sampling,
+    joints=(
+        Joint("joint_attention_dim", "text_encoder_2", "d_model"),
+        Joint("pooled_projection_dim", "text_encoder", "hidden_size"),
+        Joint(("out_channels", "in_channels"), "vae", "latent_channels", 4),
+    ),
     example=example,
     config=config,
     together=(

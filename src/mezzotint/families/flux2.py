@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from mezzotint.families.family import TEXT_TOKENS, Family, Sampling, grid
+from mezzotint.families.family import TEXT_TOKENS, Family, Joint, Sampling, grid
 from mezzotint.families.naming import Naming
 from mezzotint.families.provenance import trace
 from mezzotint.families.sizes import blocks, columns, holds_any, rows
@@ -72,6 +72,10 @@ FAMILY = Family(
         Spelling(holds("img_in.weight", "txt_in.weight", "double_stream_modulation_img.lin.weight"), from_original),
     ),
     sampling=sampling,
+    joints=(
+        Joint("joint_attention_dim", "text_encoder", "hidden_size", 3),
+        Joint(("out_channels", "in_channels"), "vae", "latent_channels", 4),
+    ),
     example=example,
     config=config,
     together=(

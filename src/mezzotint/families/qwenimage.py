@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from mezzotint.families.family import TEXT_TOKENS, Family, Sampling, TimeEmbedding, picture_arguments
+from mezzotint.families.family import TEXT_TOKENS, Family, Joint, Sampling, TimeEmbedding, picture_arguments
 from mezzotint.families.sizes import blocks, columns, rows
 from mezzotint.families.spelling import Shapes, Spelling, holds, nunchaku
 
@@ -58,6 +58,10 @@ FAMILY = Family(
     transformer="QwenImageTransformer2DModel",
     spellings=(nunchaku("qwenimage", *OWN_NAMES), Spelling(holds(*OWN_NAMES))),
     sampling=sampling,
+    joints=(
+        Joint("joint_attention_dim", "text_encoder", "hidden_size"),
+        Joint("out_channels", "vae", "z_dim"),
+    ),
     example=example,
     config=config,
     together=(

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mezzotint.families.family import TEXT_TOKENS, Family, Sampling, picture_arguments
+from mezzotint.families.family import TEXT_TOKENS, Family, Joint, Sampling, picture_arguments
 from mezzotint.families.naming import Naming
 from mezzotint.families.provenance import trace
 from mezzotint.families.sizes import blocks, columns, rows, side
@@ -88,6 +88,7 @@ FAMILY = Family(
         ),
     ),
     sampling=sampling,
+    joints=(Joint("text_dim", "text_encoder", "d_model"), Joint("out_channels", "vae", "z_dim")),
     example=example,
     config=config,
     together=(("attn1.to_q", "attn1.to_k", "attn1.to_v"), ("attn2.to_k", "attn2.to_v")),

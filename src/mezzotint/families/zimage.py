@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mezzotint.families.family import TEXT_TOKENS, Family, Sampling, TimeEmbedding
+from mezzotint.families.family import TEXT_TOKENS, Family, Joint, Sampling, TimeEmbedding
 from mezzotint.families.naming import Naming
 from mezzotint.families.provenance import trace
 from mezzotint.families.sizes import blocks, columns, rows
@@ -80,6 +80,10 @@ FAMILY = Family(
         ),
     ),
     sampling=sampling,
+    joints=(
+        Joint("cap_feat_dim", "text_encoder", "hidden_size"),
+        Joint("in_channels", "vae", "latent_channels"),
+    ),
     example=example,
     config=config,
     together=(("attention.to_q", "attention.to_k", "attention.to_v"), ("feed_forward.w1", "feed_forward.w3")),

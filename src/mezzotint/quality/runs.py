@@ -10,7 +10,6 @@ says, is painted again, and so is what was put where another run or shot belongs
 """
 
 import gc
-import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -34,6 +33,7 @@ from mezzotint.hub import AnyPath, HubPath
 from mezzotint.kernels import Target
 from mezzotint.painting import Painting, paint
 from mezzotint.pictures import save_png
+from mezzotint.pipeline_index import read_index
 from mezzotint.pipelines import SAMPLING_FILE, SECOND, TRANSFORMER, transformers_of
 from mezzotint.quality.candidate import Candidate
 from mezzotint.quality.kept import FILES, digest, has_its_files, read_record, remove, write_record
@@ -289,8 +289,7 @@ def pipeline_hash(folder: AnyPath, replaced: Sequence[str]) -> str:
     """SHA-256 of a pipeline's files, those of the replaced components left out but for their configuration."""
     if isinstance(folder, HubPath):
         return f"{folder.repo.name}@{folder.repo.commit}"
-    index = json.loads((folder / PIPELINE_INDEX).read_text(encoding="utf-8"))
-    components = [folder / name for name in index if name not in replaced and (folder / name).is_dir()]
+    components = [folder / name for name in read_index(folder).components if name not in replaced]
     small = [folder / PIPELINE_INDEX, folder / SAMPLING_FILE]
     return _hash_files(folder, [*small, *components, *(folder / name / "config.json" for name in replaced)])
 
