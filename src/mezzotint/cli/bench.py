@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from mezzotint.cli.outputs import check_rows, check_trace
+
 
 def bench(
     model: Annotated[
@@ -41,6 +43,10 @@ def bench(
 
       mezzotint bench wan2.2-a14b --no-baseline --profile trace.json
     """
+    if output is not None:
+        check_rows(output)
+    if profile is not None:
+        check_trace(profile)
     from mezzotint import bench as benches
     from mezzotint.errors import Unsupported
     from mezzotint.kernels import best_device

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mezzotint.cli.outputs import check_report
 from mezzotint.cli.sides import sides
 from mezzotint.errors import BadRequest
 
@@ -69,6 +70,7 @@ def compare(
         raise BadRequest(
             f"-o is {output}, and that folder is not empty", "--resume goes on there; or name a new folder."
         )
+    check_report(output, "runs")
     from mezzotint.cli.output import quiet_libraries, step_progress
 
     with step_progress() as progress:

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from mezzotint.cli.outputs import check_sheet
+
 
 def demo(
     output: Annotated[
@@ -23,6 +25,7 @@ def demo(
 
       mezzotint demo -o /tmp/demo.png --device cpu --json
     """
+    check_sheet(output)
     print("loading PyTorch and diffusers ...", file=sys.stderr)
     from mezzotint.cli.output import quiet_libraries
 

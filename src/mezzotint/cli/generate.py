@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mezzotint.cli.kernels import choice, is_fp8, make_fast
+from mezzotint.cli.outputs import check_painted
 from mezzotint.cli.sides import sides
 from mezzotint.errors import BadRequest
 
@@ -121,6 +122,7 @@ def generate(
             raise BadRequest("--frames is for videos, and this model paints pictures")
         settings = own.but(steps=steps, guidance=guidance, num_frames=frames, **sides(size))
         output = _checked_output(output, own.num_frames is not None, grid)
+        check_painted(output, len(prompts) * count, grid, UNSOUND)
         pipe = load(
             model,
             transformer,
