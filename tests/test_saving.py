@@ -1,10 +1,14 @@
 """Outputs that appear whole or not at all: killed, out of space, resumed, replaced; and how little memory they take."""
 
+import fcntl
 import json
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -362,3 +366,60 @@ def test_a_temporary_file_that_is_being_written_is_left_alone(tmp_path: Path) ->
         second.write_text("two")
     assert (tmp_path / "a.png").read_text() == "one", "the outer block ends last"
     assert hidden(tmp_path) == []
+
+
+FAULTS = {
+    "fsync": (os, "fsync"),
+    "write": (os, "write"),
+    "rename": (Path, "rename"),
+    "replace": (Path, "replace"),
+    "mkdir": (Path, "mkdir"),
+    "unlink": (Path, "unlink"),
+    "flock": (fcntl, "flock"),
+    "clone": (fcntl, "ioctl"),
+    "copy": (shutil, "copyfile"),
+    "remove": (shutil, "rmtree"),
+}
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_call_that_fails_leaves_the_old_output_or_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, exchange: bool
+) -> None:
+    """The n-th call fails, for every n; the message is true, and the next run ends as if there had been none."""
+    if not exchange:
+        monkeypatch.setattr(publishing.ctypes, "CDLL", lambda *_a, **_k: object())
+    (tmp_path / "beside").write_text("beside")
+    copies = {"vae/beside": tmp_path / "beside"}
+    new = kill_convert.digest(write(replace(planned(tmp_path / "new", 2), copies=copies)))
+    owner, name = FAULTS[fault]
+    call = getattr(owner, name)
+    for failing in count(1):
+        path = tmp_path / str(failing) / "out"
+        old = kill_convert.digest(write(planned(path, 1)))
+        calls = count(1)
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                owner, name, lambda *a, calls=calls, n=failing, **k: fail() if next(calls) == n else call(*a, **k)
+            )
+            message = outcome(replace(planned(path, 2), copies=copies))
+        assert kill_convert.digest(path) == (new if "is written" in message else old), message
+        assert kill_convert.digest(write(replace(planned(path, 2), copies=copies))) == new
+        assert hidden(path.parent) == []
+        if next(calls) <= failing:
+            return
+
+
+def outcome(plan: Output) -> str:
+    """What is said of an attempt to write."""
+    try:
+        write(plan)
+    except CannotWrite as error:
+        return error.message
+    return "is written"
+
+
+def write(plan: Output) -> Path:
+    write_output(plan, True, ignore)
+    return plan.path
