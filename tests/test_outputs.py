@@ -1,8 +1,6 @@
 """`generate`, `compare`, `bench` and `demo` write over what they have written themselves, and over nothing else."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ from mezzotint.cli.outputs import check_painted, check_report, check_rows, check
 from mezzotint.errors import BadRequest
 from mezzotint.pictures import save_png
 from mezzotint.videos import save_mp4
+from test_saving import in_a_child, write_half
 
 PICTURE = Image.new("RGB", (32, 32), "red")
 PARAMETERS = {"prompt": "a", "seed": 0}
@@ -55,11 +54,7 @@ def test_a_video_of_someone_else_is_not_ours(tmp_path: Path) -> None:
 
 
 def test_leftovers_of_a_killed_generate_are_removed_before_the_next(tmp_path: Path) -> None:
-    code = (
-        "import os, sys; from mezzotint.saving import whole_file\n"
-        "with whole_file(sys.argv[1]) as file:\n    file.write_text('half'); os._exit(9)\n"
-    )
-    subprocess.run([sys.executable, "-c", code, tmp_path / "out.png"], check=False)
+    in_a_child(lambda: write_half(tmp_path / "out.png"))
     assert len(list(tmp_path.iterdir())) == 1
     check_painted(tmp_path / "out.png", 1, False, "-unsound")
     assert not list(tmp_path.iterdir())

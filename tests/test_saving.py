@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -244,30 +244,30 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def kill_at(step: str, path: Path) -> None:
-    """Replace an output in a process that dies right before this call, without a way to exchange two names."""
-    code = f"""
-import os, sys
-from pathlib import Path
-sys.path[:0] = {sys.path!r}
-import test_saving
-from mezzotint.saving import publishing, whole_file, write_output
-publishing.ctypes = type("None", (), {{"CDLL": lambda *_a, **_k: object()}})
-calls = []
-rename, rmtree = Path.rename, publishing.shutil.rmtree
-def counted(name, call):
-    def instead(*arguments):
-        calls.append(name)
-        if f"{{name}}{{calls.count(name)}}" == "{step}":
-            os._exit(9)
-        return call(*arguments)
-    return instead
-Path.rename = counted("rename", rename)
-publishing.shutil.rmtree = counted("rmtree", rmtree)
-write_output(test_saving.planned(Path(sys.argv[1]), 2), True, test_saving.ignore)
-"""
-    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
-    assert done.returncode == 9, done.stderr
+def die() -> None:
+    """End the process as SIGKILL does: nothing is cleaned up."""
+    os._exit(9)
+
+
+def in_a_child(work: Callable[[], object]) -> None:
+    """Do the work in a child process, in which it must die."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+def replace_and_die(step: str, path: Path) -> None:
+    """Replace an output by two shards, without a way to exchange two names, and die right before a call: "rename2"."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(publishing.ctypes, "CDLL", lambda *_a, **_k: object())
+    owner = {"rename": Path, "rmtree": shutil}[step[:-1]]
+    call, calls = getattr(owner, step[:-1]), count(1)
+    patch.setattr(owner, step[:-1], lambda *a, **k: die() if next(calls) == int(step[-1]) else call(*a, **k))
+    write_output(planned(path, 2), True, ignore)
 
 
 @pytest.mark.parametrize("step", ["rename1", "rename2", "rmtree1"])
@@ -277,7 +277,7 @@ def test_a_kill_between_the_two_renames_is_repaired_by_the_next_run(
 ) -> None:
     path, number = tmp_path / "out", {"rename1": 1, "rename2": 1, "rmtree1": 2}[step]
     write_output(planned(path, 1), False, ignore)
-    kill_at(step, path)
+    in_a_child(lambda: replace_and_die(step, path))
     assert path.exists() == (step != "rename2")
     with pytest.raises(BadRequest, match="is there already"):
         write_output(planned(path, 3), False, ignore)
@@ -343,13 +343,15 @@ def test_where_neither_rename_nor_the_way_back_succeeds_the_old_output_is_named(
     assert hidden(tmp_path) == []
 
 
+def write_half(path: Path) -> None:
+    with whole_file(path) as temporary:
+        temporary.write_text("half")
+        die()
+
+
 def test_a_temporary_file_of_a_killed_run_is_removed_by_the_next(tmp_path: Path) -> None:
     path = tmp_path / "out.png"
-    code = (
-        "import os, sys; from mezzotint.saving import whole_file\n"
-        "with whole_file(sys.argv[1]) as file:\n    file.write_text('half'); os._exit(9)\n"
-    )
-    subprocess.run([sys.executable, "-c", code, path], check=False)
+    in_a_child(lambda: write_half(path))
     others = [".out.png.abcdefgh.png", ".out.png.partial-mine.png", ".other.png.partial-abcdefgh.png"]
     for name in others:
         (tmp_path / name).write_text("mine")
