@@ -32,7 +32,7 @@ def single_file(source: Path, file: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("name", ["zimage", "flux1", "qwen_image", "wan_a14b"])
+@pytest.mark.parametrize("name", ["zimage", "flux1", "qwenimage", "wan_a14b"])
 def test_a_file_without_a_configuration_keeps_the_pipelines_own(
     cases: Callable[[str], Case], tmp_path: Path, name: str
 ) -> None:

@@ -1,10 +1,14 @@
 """Outputs that appear whole or not at all: killed, out of space, resumed, replaced; and how little memory they take."""
 
+import fcntl
 import json
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -240,30 +244,30 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def kill_at(step: str, path: Path) -> None:
-    """Replace an output in a process that dies right before this call, without a way to exchange two names."""
-    code = f"""
-import os, sys
-from pathlib import Path
-sys.path[:0] = {sys.path!r}
-import test_saving
-from mezzotint.saving import publishing, whole_file, write_output
-publishing.ctypes = type("None", (), {{"CDLL": lambda *_a, **_k: object()}})
-calls = []
-rename, rmtree = Path.rename, publishing.shutil.rmtree
-def counted(name, call):
-    def instead(*arguments):
-        calls.append(name)
-        if f"{{name}}{{calls.count(name)}}" == "{step}":
-            os._exit(9)
-        return call(*arguments)
-    return instead
-Path.rename = counted("rename", rename)
-publishing.shutil.rmtree = counted("rmtree", rmtree)
-write_output(test_saving.planned(Path(sys.argv[1]), 2), True, test_saving.ignore)
-"""
-    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
-    assert done.returncode == 9, done.stderr
+def die() -> None:
+    """End the process as SIGKILL does: nothing is cleaned up."""
+    os._exit(9)
+
+
+def in_a_child(work: Callable[[], object]) -> None:
+    """Do the work in a child process, in which it must die."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+def replace_and_die(step: str, path: Path) -> None:
+    """Replace an output by two shards, without a way to exchange two names, and die right before a call: "rename2"."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(publishing.ctypes, "CDLL", lambda *_a, **_k: object())
+    owner = {"rename": Path, "rmtree": shutil}[step[:-1]]
+    call, calls = getattr(owner, step[:-1]), count(1)
+    patch.setattr(owner, step[:-1], lambda *a, **k: die() if next(calls) == int(step[-1]) else call(*a, **k))
+    write_output(planned(path, 2), True, ignore)
 
 
 @pytest.mark.parametrize("step", ["rename1", "rename2", "rmtree1"])
@@ -273,7 +277,7 @@ def test_a_kill_between_the_two_renames_is_repaired_by_the_next_run(
 ) -> None:
     path, number = tmp_path / "out", {"rename1": 1, "rename2": 1, "rmtree1": 2}[step]
     write_output(planned(path, 1), False, ignore)
-    kill_at(step, path)
+    in_a_child(lambda: replace_and_die(step, path))
     assert path.exists() == (step != "rename2")
     with pytest.raises(BadRequest, match="is there already"):
         write_output(planned(path, 3), False, ignore)
@@ -311,11 +315,12 @@ def test_nothing_has_changed_is_said_only_where_it_is_true(
     write_output(planned(path, 1), False, ignore)
     if not exchange:
         monkeypatch.setattr(publishing.ctypes, "CDLL", lambda *_a, **_k: object())
-    with pytest.raises(CannotWrite) as caught, monkeypatch.context() as patch:  # noqa: PT012  patched for this call
+    with monkeypatch.context() as patch:
         patch.setattr(output.shutil, "rmtree", fail)
-        write_output(planned(path, 2), True, ignore)
+        with pytest.raises(CannotWrite) as caught:
+            write_output(planned(path, 2), True, ignore)
     assert "is written and complete" in caught.value.message
-    assert "changed" not in str(caught.value)
+    assert "nothing at the output" not in caught.value.hint
     assert len(list(path.glob("*.safetensors"))) == 2
     write_output(planned(path, 3), True, ignore)
     assert hidden(tmp_path) == []
@@ -327,9 +332,10 @@ def test_where_neither_rename_nor_the_way_back_succeeds_the_old_output_is_named(
     path, rename = tmp_path / "out", Path.rename
     write_output(planned(path, 1), False, ignore)
     monkeypatch.setattr(publishing.ctypes, "CDLL", lambda *_a, **_k: object())
-    with pytest.raises(CannotWrite) as caught, monkeypatch.context() as patch:  # noqa: PT012  patched for this call
+    with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", lambda one, other: fail() if other == path else rename(one, other))
-        write_output(planned(path, 2), True, ignore)
+        with pytest.raises(CannotWrite) as caught:
+            write_output(planned(path, 2), True, ignore)
     assert f"what was at the output is at {tmp_path / '.out.replaced'}" in caught.value.hint
     assert "nothing at the output has changed" not in caught.value.hint
     write_output(planned(path, 2), True, ignore)
@@ -337,13 +343,15 @@ def test_where_neither_rename_nor_the_way_back_succeeds_the_old_output_is_named(
     assert hidden(tmp_path) == []
 
 
+def write_half(path: Path) -> None:
+    with whole_file(path) as temporary:
+        temporary.write_text("half")
+        die()
+
+
 def test_a_temporary_file_of_a_killed_run_is_removed_by_the_next(tmp_path: Path) -> None:
     path = tmp_path / "out.png"
-    code = (
-        "import os, sys; from mezzotint.saving import whole_file\n"
-        "with whole_file(sys.argv[1]) as file:\n    file.write_text('half'); os._exit(9)\n"
-    )
-    subprocess.run([sys.executable, "-c", code, path], check=False)
+    in_a_child(lambda: write_half(path))
     others = [".out.png.abcdefgh.png", ".out.png.partial-mine.png", ".other.png.partial-abcdefgh.png"]
     for name in others:
         (tmp_path / name).write_text("mine")
@@ -360,3 +368,60 @@ def test_a_temporary_file_that_is_being_written_is_left_alone(tmp_path: Path) ->
         second.write_text("two")
     assert (tmp_path / "a.png").read_text() == "one", "the outer block ends last"
     assert hidden(tmp_path) == []
+
+
+FAULTS = {
+    "fsync": (os, "fsync"),
+    "write": (os, "write"),
+    "rename": (Path, "rename"),
+    "replace": (Path, "replace"),
+    "mkdir": (Path, "mkdir"),
+    "unlink": (Path, "unlink"),
+    "flock": (fcntl, "flock"),
+    "clone": (fcntl, "ioctl"),
+    "copy": (shutil, "copyfile"),
+    "remove": (shutil, "rmtree"),
+}
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_call_that_fails_leaves_the_old_output_or_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, exchange: bool
+) -> None:
+    """The n-th call fails, for every n; the message is true, and the next run ends as if there had been none."""
+    if not exchange:
+        monkeypatch.setattr(publishing.ctypes, "CDLL", lambda *_a, **_k: object())
+    (tmp_path / "beside").write_text("beside")
+    copies = {"vae/beside": tmp_path / "beside"}
+    new = kill_convert.digest(write(replace(planned(tmp_path / "new", 2), copies=copies)))
+    owner, name = FAULTS[fault]
+    call = getattr(owner, name)
+    for failing in count(1):
+        path = tmp_path / str(failing) / "out"
+        old = kill_convert.digest(write(planned(path, 1)))
+        calls = count(1)
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                owner, name, lambda *a, calls=calls, n=failing, **k: fail() if next(calls) == n else call(*a, **k)
+            )
+            message = outcome(replace(planned(path, 2), copies=copies))
+        assert kill_convert.digest(path) == (new if "is written" in message else old), message
+        assert kill_convert.digest(write(replace(planned(path, 2), copies=copies))) == new
+        assert hidden(path.parent) == []
+        if next(calls) <= failing:
+            return
+
+
+def outcome(plan: Output) -> str:
+    """What is said of an attempt to write."""
+    try:
+        write(plan)
+    except CannotWrite as error:
+        return error.message
+    return "is written"
+
+
+def write(plan: Output) -> Path:
+    write_output(plan, True, ignore)
+    return plan.path

@@ -94,7 +94,7 @@ class UnsoundPicture(MezzotintError):
 
 
 class CannotWrite(MezzotintError):
-    """The output cannot be written; what was there before is untouched."""
+    """The output cannot be written; what was there before is untouched, unless the message says otherwise."""
 
 
 class BadRequest(MezzotintError):

@@ -28,6 +28,15 @@ def save_png(picture: Image.Image, path: Path, parameters: dict[str, Any]) -> No
         picture.save(temporary, format="PNG", pnginfo=info)
 
 
+def holds_parameters(file: Path) -> bool:
+    """Whether a file is a PNG with the parameters that `save_png` writes."""
+    try:
+        with Image.open(file, formats=["PNG"]) as picture:
+            return "mezzotint" in picture.info
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
+
+
 def sheet(
     rows: Sequence[Sequence[Image.Image]],
     row_names: Sequence[str] = (),

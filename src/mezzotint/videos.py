@@ -16,6 +16,10 @@ from mezzotint.saving import whole_file
 ENCODING = ["-c:v", "libx264", "-crf", "16", "-pix_fmt", "yuv420p", "-movflags", "+faststart", "-f", "mp4"]
 """H.264 that every player opens, hardly told from the frames; the frames alone are exact."""
 
+COMMENT = b"\xa9cmt"
+"""The MP4 box of a comment; `+faststart` puts it before the frames."""
+HEAD = 2**22
+
 
 def save_mp4(frames: Sequence[Image.Image], path: Path, fps: int, parameters: dict[str, Any]) -> None:
     """Write an MP4 whose comment holds the parameters as JSON; the sides of the frames must be even.
@@ -29,6 +33,19 @@ def save_mp4(frames: Sequence[Image.Image], path: Path, fps: int, parameters: di
     comment = ["-metadata", f"comment={json.dumps(parameters, sort_keys=True)}"]
     with whole_file(path) as temporary:
         _encode([*source, *ENCODING, *comment, str(temporary)], frames, path)
+
+
+def video_parameters(file: Path) -> dict[str, Any] | None:
+    """The parameters in the comment of an MP4, or None where there are none: it was not written by `save_mp4`."""
+    with file.open("rb") as stream:
+        start = stream.read(HEAD)
+    comment = start[start.find(COMMENT) :] if COMMENT in start else b""
+    size = int.from_bytes(comment[4:8], "big")  # of the box of data: its size, "data", type, language, the text
+    try:
+        entries = json.loads(comment[20 : 4 + size])
+    except (ValueError, RecursionError):
+        return None
+    return entries if isinstance(entries, dict) and {"prompt", "seed"} <= entries.keys() else None
 
 
 def save_frames(frames: Sequence[Image.Image], folder: Path, parameters: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from mezzotint.cli import checks
+from mezzotint.cli.outputs import check_rows, check_trace
 
 
 def bench(
@@ -50,6 +51,10 @@ def bench(
     checks.check_kernels(None, attention=attention)
     checks.check_file("--profile", profile)
     checks.check_file("-o", output)
+    if output is not None:
+        check_rows(output)
+    if profile is not None:
+        check_trace(profile)
     from mezzotint import bench as benches
     from mezzotint.errors import Unsupported
     from mezzotint.kernels import best_device

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from mezzotint.cli import checks
+from mezzotint.cli.outputs import check_report
 from mezzotint.cli.sides import sides
 from mezzotint.errors import BadRequest
 
@@ -79,6 +80,7 @@ def compare(
     checks.check_gate(gate)
     checks.check_device(device)
     checks.check_writable("-o", output)
+    check_report(output, "runs")
     from mezzotint.cli.output import Steps, quiet_libraries
 
     with Steps() as progress:

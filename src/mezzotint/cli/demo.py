@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from mezzotint.cli import checks
+from mezzotint.cli.outputs import check_sheet
 
 
 def demo(
@@ -27,6 +28,7 @@ def demo(
     """
     checks.check_file("-o", output)
     checks.check_device(device)
+    check_sheet(output)
     print("loading PyTorch and diffusers ...", file=sys.stderr)
     from mezzotint.cli.output import quiet_libraries
 

@@ -10,6 +10,7 @@ import typer
 
 from mezzotint.cli import checks
 from mezzotint.cli.kernels import choice, is_fp8, make_fast
+from mezzotint.cli.outputs import check_painted
 from mezzotint.cli.sides import sides
 from mezzotint.errors import BadRequest
 from mezzotint.escaping import message
@@ -137,6 +138,7 @@ def generate(
         picture = source.picture if source else None
         settings = settings_for(model, picture, steps=steps, guidance=guidance, num_frames=frames, **sides(size))
         output = _checked_output(output, settings.num_frames is not None, grid)
+        check_painted(output, len(prompts) * count, grid, UNSOUND)
         pipe = load(
             model,
             transformer,

@@ -94,14 +94,15 @@ def convert(
     started = time.monotonic()
     target = _target(to)
     destination = Destination.of(Path(output), target, component, merge_into)
-    inside = component if merge_into is None or is_pipeline(resolve(source)) else None
-    named = [resolve(path) for path in (source, base, scales_from) if path is not None]
-    destination.check([*named, component_folder(named[0], inside)], overwrite)
+    named, base, scales_from = (None if path is None else resolve(path) for path in (source, base, scales_from))
+    inside = component if merge_into is None or is_pipeline(named) else None
+    read = [named, *(path for path in (base, scales_from) if path is not None)]
+    destination.check([*read, component_folder(named, inside)], overwrite)
     with HeldFiles() as held:
-        for path in named:
+        for path in read:
             held.hold(files_read(path, component))
-        base_checkpoint = None if base is None else Checkpoint.open(counterpart(resolve(base), component))
-        checkpoint = _open(source, inside, base_checkpoint, scales_from, rename)
+        base_checkpoint = None if base is None else Checkpoint.open(counterpart(base, component))
+        checkpoint = _open(named, inside, base_checkpoint, scales_from, rename)
         checkpoint = checkpoint.placed(checkpoint.model(base_checkpoint))
         config = _config(checkpoint, base_checkpoint, destination)
         contents = _contents(checkpoint, target.writer(_model(checkpoint, config)), keep_bf16, base_checkpoint)
