@@ -1,6 +1,8 @@
 """A family's diffusers model on the meta device, from a configuration or from the shapes of a checkpoint's tensors."""
 
+import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from torch import nn
@@ -39,15 +41,27 @@ def meta_model(class_name: str, config: Mapping[str, Any], where: str = "config.
     return model
 
 
+@lru_cache(maxsize=8)
+def _built(class_name: str, entries: str, where: str) -> nn.Module:
+    return meta_model(class_name, json.loads(entries), where)
+
+
+def outline_model(class_name: str, config: Mapping[str, Any], where: str = "config.json") -> nn.Module:
+    """What `meta_model` gives, built once for each configuration: to be looked at, and never filled."""
+    entries = {key: value for key, value in config.items() if key != "quantization_config"}
+    return _built(class_name, json.dumps(entries, sort_keys=True), where)
+
+
 def model_of_shapes(family: Family, shapes: Shapes, flags: Mapping[str, bool], where: str) -> nn.Module:
     """The family's model whose tensors, {diffusers name: shape}, have these shapes, as far as any has.
 
     flags    entries of the configuration that no shape follows from
     where    the checkpoint, for messages
+    Returns  a model to be looked at, and never filled
     Raises   MissingTensor, ShapeMismatch, UnknownFormat
     """
     try:
         config = family.config(shapes)
     except MezzotintError as error:
         raise error.at(where) from error
-    return meta_model(family.transformer, {**config, **flags}, f"{where}: its tensors' shapes")
+    return outline_model(family.transformer, {**config, **flags}, f"{where}: its tensors' shapes")
