@@ -139,6 +139,8 @@ def _nunchaku(metadata: Mapping[str, str] | None) -> Callable[[Path, Path], Path
     return make
 
 
+WIDENED = ("nunchaku", "nunchaku undeclared", "row-major")
+"""Files made of a tiny model's layers, widened: their other tensors are the tiny model's, and no model has both."""
 FORMATS: dict[str, Callable[[Path, Path], Path]] = {
     "plain": _plain,
     "modelopt": _of_writer("flux2-dev", "diffusers", "modelopt"),

@@ -253,7 +253,7 @@ def test_an_embedding_stays_an_embedding(tmp_path: Path, form: Callable[[Tensors
     mezzotint.convert(file, tmp_path / "written")
     for source in (file, tmp_path / "written"):
         checkpoint = Checkpoint.open(source)
-        module = checkpoint.model()
+        module = qwen(use_additional_t_cond=True, use_layer3d_rope=True).to("meta")
         load(plan(checkpoint, module), module, torch.device("cpu"), torch.bfloat16)
         embedding = module.get_submodule(name)
         assert isinstance(embedding, nn.Embedding)

@@ -121,7 +121,8 @@ def test_a_full_size_checkpoint_is_inspected_in_a_second(
         started = time.perf_counter()
         report = mezzotint.inspect(folder)
         seconds.append(time.perf_counter() - started)
-    assert report.missing == ()
+    if name not in sparse.WIDENED:
+        assert report.missing == ()
     assert report.stored_bytes > (64e9 if name == "plain" else 7e9)
     assert sum(read) < 150e6
     assert min(seconds) < 1

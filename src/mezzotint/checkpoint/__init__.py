@@ -13,7 +13,7 @@ from mezzotint.checkpoint.names import NamedContents
 from mezzotint.checkpoint.placing import account, check_flags
 from mezzotint.checkpoint.settling import inferred, measured
 from mezzotint.errors import BadRequest, MezzotintError, UnknownFormat
-from mezzotint.families.building import meta_model, model_of_shapes
+from mezzotint.families.building import model_of_shapes, outline_model
 from mezzotint.families.naming import Piece
 from mezzotint.formats import Header, Recognised, StoredLinear, recognise
 from mezzotint.formats.components import transformer_alone
@@ -131,7 +131,7 @@ class Checkpoint(NamedContents):
     def _refusal(self) -> Iterator[str]:
         """Why no model of the family can be loaded from the tensors, if that is so."""
         try:
-            self.without_input_scales().placed(self.model())
+            self.placed(self.model())
         except MezzotintError as error:
             yield error.message
 
@@ -166,7 +166,7 @@ class Checkpoint(NamedContents):
         return self.fitted({name: base.shape(name) for name in base.plain})
 
     def model(self, base: "Checkpoint | None" = None) -> nn.Module:
-        """The diffusers model that the tensors belong to, its parameters on the meta device.
+        """The diffusers model that the tensors belong to, on the meta device: to be looked at, and never filled.
 
         It is built from the configuration beside the checkpoint, or else from that of `base`, or else from the shapes
         of the tensors themselves.
@@ -184,7 +184,7 @@ class Checkpoint(NamedContents):
                 f"{self.family.title} ({wanted})",
                 "restore the config.json that came with these weights.",
             )
-        return meta_model(wanted, config)
+        return outline_model(wanted, config)
 
     def placed(self, model: nn.Module) -> "Checkpoint":
         """The same checkpoint with every tensor in its place in `model`, which may be on the meta device.

@@ -4,9 +4,11 @@ What a configuration asks for is bounded before anything is allocated, and every
 """
 
 import inspect
+import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -105,15 +107,27 @@ def _try_on_meta(model_class: Callable[..., nn.Module], entries: Mapping[str, An
         model_class(**{name: value for name, value in entries.items() if name in known})
 
 
+@lru_cache(maxsize=8)
+def _built(class_name: str, entries: str, where: str) -> nn.Module:
+    return meta_model(class_name, json.loads(entries), where)
+
+
+def outline_model(class_name: str, config: Mapping[str, Any], where: str = "config.json") -> nn.Module:
+    """What `meta_model` gives, built once for each configuration: to be looked at, and never filled."""
+    entries = {key: value for key, value in config.items() if key != "quantization_config"}
+    return _built(class_name, json.dumps(entries, sort_keys=True), where)
+
+
 def model_of_shapes(family: Family, shapes: Shapes, flags: Mapping[str, bool], where: str) -> nn.Module:
     """The family's model whose tensors, {diffusers name: shape}, have these shapes, as far as any has.
 
     flags    entries of the configuration that no shape follows from
     where    the checkpoint, for messages
+    Returns  a model to be looked at, and never filled
     Raises   MissingTensor, ShapeMismatch, UnknownFormat
     """
     try:
         config = family.config(shapes)
     except MezzotintError as error:
         raise error.at(where) from error
-    return meta_model(family.transformer, {**config, **flags}, f"{where}: its tensors' shapes")
+    return outline_model(family.transformer, {**config, **flags}, f"{where}: its tensors' shapes")
