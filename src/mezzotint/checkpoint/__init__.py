@@ -1,6 +1,6 @@
 """A checkpoint opened but not loaded: its headers, its format, its family, and its layers, to be read one by one."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 

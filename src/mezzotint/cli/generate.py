@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mezzotint.cli import output as printing
 from mezzotint.cli.kernels import choice, is_fp8, make_fast
 from mezzotint.cli.sides import sides
 from mezzotint.errors import BadRequest
@@ -165,7 +166,7 @@ def generate(
         written = list(_save_each(painting, output, parameters))
     reports = [report for report in (pipe.load_report, pipe.load_report_2) if report is not None]
     for event in dict.fromkeys(event for report in reports for event in report.events):
-        print(message(f"note: {event}"), file=sys.stderr)
+        print(printing.message(f"note: {event}"), file=sys.stderr)
     if as_json:
         result = {"files": [str(p) for p in written], "seeds": seeds, "sampling": vars(settings)} | edited
         loads = dict(zip(("load", "load_2"), (report.to_dict() for report in reports), strict=False))
