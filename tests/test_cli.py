@@ -123,11 +123,11 @@ def test_inspect_says_what_a_checkpoint_is(nvfp4: Path) -> None:
     assert "transformer_blocks.0.attn.to_q" in text
 
 
-def test_inspect_lists_what_is_missing_and_exits_with_1(nvfp4: Path) -> None:
+def test_inspect_lists_what_is_missing_and_exits_with_2(nvfp4: Path) -> None:
     key = "transformer_blocks.0.attn.to_q.weight_scale"
     rewrite(nvfp4, lambda tensors: tensors.pop(key))
     done = run("inspect", str(nvfp4), "--json")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert key in json.loads(done.stdout)["missing"][0]
 
 

@@ -17,8 +17,11 @@ from typing import Any
 import results
 from mezzotint.checkpoint import inspect
 from mezzotint.errors import MezzotintError
+from mezzotint.verifying import verify
 
 SECONDS = 5.0
+VERIFIED = 0.2
+"""Share of the files that are verified too, which reads their numbers."""
 SAME_SIZE = [["U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "BOOL"], ["BF16", "F16", "I16"], ["F32", "I32"]]
 SUFFIXES = [
     "weight",
@@ -139,6 +142,8 @@ def fuzz(sources: list[Path], folder: Path, number: int, seed: int) -> dict[str,
             counts["incomplete" if report.missing else "read"] += 1
         except MezzotintError as error:
             counts[type(error).__name__] += 1
+        if chance.random() < VERIFIED:
+            counts[f"verify: {verify(file).to_dict()['verdict']}"] += 1
         slowest = max(slowest, time.perf_counter() - started)
         assert slowest < SECONDS, f"took {slowest:.2f} s"
     return {"files": number, "sources": len(sources), **counts, "slowest_s": round(slowest, 3)}

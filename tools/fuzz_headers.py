@@ -58,7 +58,7 @@ def mutate(chance: random.Random) -> bytes:
 def mutate_object(entries: dict[str, object], chance: random.Random) -> None:
     """Change one field of one entry, or an entry as a whole."""
     names = list(entries)
-    value: object = chance.choice((*NUMBERS, *STRINGS, [], {}, [[]], [1, 2, 3], {"a": 1}))
+    value: object = chance.choice((*NUMBERS, *STRINGS, [], {}, [[]], [1, 2, 3], {"a": 1}, [2**62] * 300, [1] * 9))
     if not names or chance.random() < 0.1:
         entries[str(chance.choice(STRINGS))] = value
         return

@@ -199,7 +199,7 @@ def weight_map(index: AnyPath) -> dict[str, str]:
 
 def is_file_name(name: str) -> bool:
     """Return whether a string can be the name of a file in a folder: one segment, and not the folder itself."""
-    return Path(name).name == name != ".." and "\0" not in name and len(name.encode()) <= MAX_FILE_NAME
+    return bool(name) and Path(name).name == name != ".." and "\0" not in name and len(name.encode()) <= MAX_FILE_NAME
 
 
 def _config_in(metadata: Mapping[str, str]) -> dict[str, Any]:
