@@ -22,7 +22,7 @@ from mezzotint.nn import (
 )
 from mezzotint.painting import paint
 from mezzotint.pipelines import load, sampling_of
-from mezzotint.schedule import StepSchedule
+from mezzotint.schedule import NO_STEPS, StepSchedule
 from mezzotint.speed.serial import Serial
 from mezzotint.turns import alone
 from test_kernels import fp8_tensor, nvfp4_tensor
@@ -122,7 +122,7 @@ def test_compiled_code_sees_the_modes_of_the_thread_that_runs_it(make: Callable[
         assert all(map(torch.equal, in_threads(with_mode, lambda: compiled(x)), (unrounded, plain)))
 
 
-def latents(pipe: Any, seed: int, bf16_steps: StepSchedule = StepSchedule(), **given: Any) -> Tensor:
+def latents(pipe: Any, seed: int, bf16_steps: StepSchedule = NO_STEPS, **given: Any) -> Tensor:
     painting = paint(pipe, PROMPT, [seed], sampling=SMALL, guard=False, bf16_steps=bf16_steps, **given)
     return painting.latents
 
@@ -185,7 +185,7 @@ class Interrupted(nn.Module):
 
 
 def test_calls_of_a_fast_model_are_one_after_another() -> None:
-    """Whose layers keep a product from one call to the next: without turns the second call would end the first one's."""
+    """Its layers keep a product from one call to the next, which another thread's call would replace."""
     running, waiting = threading.Event(), threading.Event()
     model = Interrupted([lambda: (running.set(), waiting.wait(0.2))])
     model.forward = Serial(model.forward)  # type: ignore[method-assign]
