@@ -11,7 +11,6 @@ from pathlib import Path
 from mezzotint.builtin import DATA, check_exists
 from mezzotint.cli.kernels import choice
 from mezzotint.cli.sides import sides
-from mezzotint.editing import read_image
 from mezzotint.errors import BadRequest, CannotWrite, did_you_mean, there_are
 from mezzotint.sources import split_source
 from mezzotint.step_schedule import StepSchedule
@@ -101,6 +100,8 @@ def check_request(prompts: str | None, image: Path | None, *sizes: str | None) -
         hint = f"{did_you_mean(prompts, PROMPT_SETS)}the sets are: {', '.join(PROMPT_SETS)}."
         raise BadRequest(f"--prompts is {prompts!r}, and no such file is there", hint)
     if image is not None:
+        from mezzotint.editing import read_image  # Pillow takes a while, too
+
         read_image(image)
     for size in sizes:
         sides(size)
