@@ -257,7 +257,7 @@ def _assemble(index: PipelineIndex, components: Mapping[str, Any], dtype: torch.
             index.folder,
             dtype=dtype,
             local_files_only=True,
-            **components,  # type: ignore[attr-defined]
+            **given,
         )
         pipe.set_progress_bar_config(disable=True)
     return pipe
