@@ -32,7 +32,7 @@ from mezzotint.pipelines import check_image, load, plan_transformers, sampling_o
 
 SECONDS = 5.0
 MEMORY = 500 * 2**20
-BUILD, LOAD = 8, 1000
+BUILD, LOAD = 20, 2000
 INDEX = "model_index.json"
 NESTED: list[Any] = []
 for _ in range(80):
@@ -92,10 +92,9 @@ def attempt(folder: Path, file: Path, chance: random.Random) -> None:
     index = read_index(folder)
     check_image(folder, given=False)
     sampling_of(folder)
-    component = index.components.get(file.parent.name)
+    component, build = index.components.get(file.parent.name), chance.randrange(BUILD) == 0
     if component is not None:
-        check_component(component)
-    build = chance.randrange(BUILD) == 0
+        check_component(component, weights=build)
     if build and (component is None or component.name.startswith("transformer")):
         plan_transformers(folder, None, None, "as_stored")
     elif build and component is not None:

@@ -21,7 +21,7 @@ from mezzotint.failures import failures_named
 from mezzotint.families.family import Family
 from mezzotint.families.spelling import Shapes
 
-MOST_MODULES = 20_000
+MOST_MODULES = 6_000
 """Of one model: the largest that is known has 2,300."""
 MOST_VALUES = 2**23
 """Of a model's buffers, and of parameters beyond those that its files hold: known models have less than 2**20."""
