@@ -10,7 +10,7 @@ STEERS = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 JOINER = "\u200d"
 """The one format character that is left alone: emoji and Indic letters are spelled with it."""
 MARKDOWN = re.compile(r"[\\`*_{}\[\]#|~$]")
-ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "&#64;"}
+ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "&#64;"})
 AUTOLINK = re.compile(r"(?<=:)/|(?<=www)\.", re.IGNORECASE)
 AT_START = re.compile(r"^(\d*)(?=[-+.)=])")
 
@@ -24,7 +24,7 @@ def visible(text: str) -> str:
 
 def markdown(text: str) -> str:
     """Return the text so that Markdown shows it as it is, in one line, without links, mentions or HTML."""
-    text = MARKDOWN.sub(r"\\\g<0>", visible(text)).translate(str.maketrans(ENTITIES))
+    text = MARKDOWN.sub(r"\\\g<0>", visible(text)).translate(ENTITIES)
     return AT_START.sub(r"\1\\", AUTOLINK.sub(r"\\\g<0>", text))
 
 
