@@ -217,7 +217,7 @@ def test_a_command_line_is_quoted_and_leaves_out_what_was_not_given() -> None:
 
 @pytest.mark.parametrize("name", ["word " * 60, "extraordinarily" * 20, "", "a b"])
 def test_names_on_a_sheet_do_not_overlap(name: str) -> None:
-    """Between two columns, and between names and images, stays a gap of the paper's color; letters overhang by a pixel."""
+    """Between two columns, and between names and images, stays a gap; letters overhang by a pixel."""
     side = 96
     black = Image.new("RGB", (side, side))
     found = np.asarray(sheet([[black, black], [black, black]], [name, name], [name, name]))
