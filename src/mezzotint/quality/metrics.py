@@ -108,7 +108,7 @@ def picture_metrics(
 
 def unavailable(names: Sequence[str], size: tuple[int, int]) -> dict[str, str]:
     """{metric: why it cannot be computed} for pictures of this width and height."""
-    needs = {
+    needs: dict[str, Callable[[], str]] = {
         "ms_ssim": lambda: _without_sides(size, MS_SSIM_SMALLEST),
         "st_lpips": lambda: _without_sides(size, perceptual.SMALLEST) or perceptual.unavailable_because(),
         "lpips": _without_lpips,

@@ -123,7 +123,7 @@ const draw = () => {
   const modes = modesOf(images);
   if (!modes.includes(opened.mode)) opened.mode = modes[0];
   dialog.querySelector(".title").textContent = title;
-  dialog.querySelector(".note").textContent = "";
+  dialog.querySelector(".note").textContent = opened.mode === "slide" ? "left of the edge: the reference" : "";
   const tools = dialog.querySelector(".modes");
   tools.replaceChildren(...modes.map(mode => {
     const button = make("button", "", LABELS[mode]);
