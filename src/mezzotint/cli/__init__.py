@@ -5,7 +5,7 @@ that help and a wrong argument are answered at once.
 """
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -51,7 +51,7 @@ def _every_command(
 def main() -> None:
     """Entry point: run the command line, and turn whatever fails into one message and its exit code."""
     print_in_any_encoding()
-    code: object = None
+    code: Any = None
     with Reported(sys.argv[1:]) as reported:
         try:
             code = app(standalone_mode=False, prog_name="mezzotint")

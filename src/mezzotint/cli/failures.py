@@ -104,7 +104,7 @@ def wants_json(arguments: Sequence[str]) -> bool:
 
 
 def _exit_code(error: MezzotintError) -> int:
-    if is_lack_of_memory(error.__cause__):
+    if error.__cause__ is not None and is_lack_of_memory(error.__cause__):
         return FAILED
     return NOT_READ if isinstance(error, UnreadFormat | NotSafetensors) else COULD_NOT
 

@@ -69,8 +69,8 @@ def verify(
 def _print(report: Any) -> None:
     from rich.console import Console
 
-    from mezzotint.cli.output import LONGEST_LINE, foreign
-    from mezzotint.escaping import cut
+    from mezzotint.cli.output import foreign
+    from mezzotint.escaping import LONGEST_LINE, cut
     from mezzotint.verifying.findings import VERDICTS, worst_first
 
     console = Console(highlight=False, soft_wrap=True)

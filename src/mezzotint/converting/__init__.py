@@ -94,15 +94,16 @@ def convert(
     started = time.monotonic()
     target = _target(to)
     destination = Destination.of(Path(output), target, component, merge_into)
-    named, base, scales_from = (None if path is None else resolve(path) for path in (source, base, scales_from))
+    named = resolve(source)
+    base_place, scales_place = (None if path is None else resolve(path) for path in (base, scales_from))
     inside = component if merge_into is None or is_pipeline(named) else None
-    read = [named, *(path for path in (base, scales_from) if path is not None)]
+    read = [named, *(path for path in (base_place, scales_place) if path is not None)]
     destination.check([*read, component_folder(named, inside)], overwrite)
     with HeldFiles() as held:
         for path in read:
             held.hold(files_read(path, component))
-        base_checkpoint = None if base is None else Checkpoint.open(counterpart(base, component))
-        checkpoint = _open(named, inside, base_checkpoint, scales_from, rename)
+        base_checkpoint = None if base_place is None else Checkpoint.open(counterpart(base_place, component))
+        checkpoint = _open(named, inside, base_checkpoint, scales_place, rename)
         checkpoint = checkpoint.placed(checkpoint.model(base_checkpoint))
         config = _config(checkpoint, base_checkpoint, destination)
         contents = _contents(checkpoint, target.writer(_model(checkpoint, config)), keep_bf16, base_checkpoint)
@@ -145,14 +146,14 @@ def _model(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Model:
 
 
 def _open(
-    path: str | Path,
+    path: AnyPath,
     component: str | None,
     base: Checkpoint | None,
-    scales_from: str | Path | None,
+    scales_from: AnyPath | None,
     rename: Renames | None,
 ) -> Checkpoint:
     """The source, its files here, its layout settled, and its padding undone as far as the base tells."""
-    place = local_copy(component_folder(resolve(path), component))
+    place = local_copy(component_folder(path, component))
     reference = None if base is None else base.header.path
     return Checkpoint.open(place, base=reference, scales_from=scales_from, rename=rename)
 

@@ -113,7 +113,7 @@ def unavailable(names: Sequence[str], size: tuple[int, int]) -> dict[str, str]:
         "st_lpips": lambda: _without_sides(size, perceptual.SMALLEST) or perceptual.unavailable_because(),
         "lpips": _without_lpips,
     }
-    reasons = {name: why() for name, why in needs.items() if name in names}
+    reasons: dict[str, str] = {name: why() for name, why in needs.items() if name in names}
     return {name: reason for name, reason in reasons.items() if reason}
 
 
