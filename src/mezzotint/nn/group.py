@@ -51,7 +51,7 @@ class GroupedLinear(HasWeight):
 
     def dequantize(self) -> Tensor:
         """The real weights of this member, float32 [out, in]."""
-        return self.group.joined.dequantize().split(self.group.widths)[self.member]
+        return torch.split(self.group.joined.dequantize(), self.group.widths)[self.member]
 
     def _dtype_and_device(self) -> tuple[torch.dtype, torch.device]:
         return self.group.joined._dtype_and_device()

@@ -47,10 +47,12 @@ class DecodedWeight(Tensor):
         """Return a tensor with the metadata of `values`."""
         return cls(decode, values.shape, values.dtype, values.device, values.stride())
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs = kwargs or {}
         _refuse_writes(function, args, kwargs)
         if function is torch.ops.aten.detach.default:  # no values are read: what `.data` and nn.Parameter come to
@@ -64,7 +66,7 @@ class DecodedWeight(Tensor):
         )
 
     @property
-    def data(self) -> Tensor:  # type: ignore[override]
+    def data(self) -> Tensor:
         return self.detach()
 
     @data.setter
@@ -88,11 +90,11 @@ class DecodedWeight(Tensor):
 
     _typed_storage = storage = data_ptr = __dlpack__ = untyped_storage
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"DecodedWeight({tuple(self.shape)}, dtype={self.dtype}, device={self.device})"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return self._decode().__reduce_ex__(protocol)
+        return self._decode().__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
 
     def __deepcopy__(self, _memo: Any) -> Tensor:
         return self._decode().clone()
@@ -104,7 +106,8 @@ def _read_only(values: Tensor) -> DecodedWeight:
 
 def _memory(values: Tensor) -> int:
     """Return what tells the memory of a tensor and of its views from any other."""
-    return values.untyped_storage()._cdata
+    memory: int = values.untyped_storage()._cdata
+    return memory
 
 
 def _refuse_writes(function: Any, args: Sequence[Any], kwargs: Any) -> None:
