@@ -91,15 +91,15 @@ def convert(
     started = time.monotonic()
     target = _target(to)
     destination = Destination.of(Path(output), target, component, merge_into)
-    named, base, scales_from = (None if path is None else resolve(path) for path in (source, base, scales_from))
-    inside = component if merge_into is None or is_pipeline(named) else None
-    read = [named, *(path for path in (base, scales_from) if path is not None)]
-    destination.check([*read, component_folder(named, inside)], overwrite)
+    place, base_place = resolve(source), None if base is None else resolve(base)
+    inside = component if merge_into is None or is_pipeline(place) else None
+    read = [place, *(resolve(path) for path in (base_place, scales_from) if path is not None)]
+    destination.check([*read, component_folder(place, inside)], overwrite)
     with HeldFiles() as held:
         for path in read:
             held.hold(files_read(path, component))
-        base_checkpoint = None if base is None else Checkpoint.open(counterpart(base, component))
-        checkpoint = _open(named, inside, base_checkpoint, scales_from)
+        base_checkpoint = None if base_place is None else Checkpoint.open(counterpart(base_place, component))
+        checkpoint = _open(place, inside, base_checkpoint, scales_from)
         if base_checkpoint is not None:
             refuse_unplaced(checkpoint, [name for name in checkpoint.plain if name not in base_checkpoint.places])
         config = _config(checkpoint, base_checkpoint, destination)
@@ -142,11 +142,9 @@ def _model(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Model:
     )
 
 
-def _open(
-    path: str | Path, component: str | None, base: Checkpoint | None, scales_from: str | Path | None
-) -> Checkpoint:
+def _open(path: AnyPath, component: str | None, base: Checkpoint | None, scales_from: str | Path | None) -> Checkpoint:
     """The source, its files here, its layout settled, and its padding undone as far as the base tells."""
-    place = local_copy(component_folder(resolve(path), component))
+    place = local_copy(component_folder(path, component))
     return Checkpoint.open(place, base=None if base is None else base.header.path, scales_from=scales_from)
 
 
