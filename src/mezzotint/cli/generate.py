@@ -31,7 +31,7 @@ Examples:
 
   mezzotint generate "a small green triangle on a yellow background" --transformer demo-nvfp4 -o triangle.png
 
-  mezzotint generate "a large red star on a white background" "a small blue ring on a black background" --grid
+  mezzotint generate "a large red star on a white background" "a small blue ring on a black background" --grid -o g.png
 
   mezzotint generate "make it night" --image street.png --model ./FLUX.1-Kontext-dev --transformer ./kontext-fp8
 
