@@ -1,6 +1,7 @@
 """What a tensor's values are like, in one pass over blocks of them: a tensor may be larger than the memory."""
 
 import errno
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -65,7 +66,7 @@ class Numbers:
     @property
     def spread(self) -> float:
         """Standard deviation of log2 of the sizes that are not zero."""
-        return max(self.log_squares / max(self._sized, 1) - self.middle**2, 0.0) ** 0.5
+        return math.sqrt(max(self.log_squares / max(self._sized, 1) - self.middle**2, 0.0))
 
     @property
     def _sized(self) -> int:
