@@ -51,7 +51,7 @@ def _every_command(
 def main() -> None:
     """Entry point: run the command line, and turn whatever fails into one message and its exit code."""
     print_in_any_encoding()
-    code: Any = None
+    code: int | str | None = None
     with Reported(sys.argv[1:]) as reported:
         try:
             code = app(standalone_mode=False, prog_name="mezzotint")
