@@ -5,7 +5,7 @@ that help and a wrong argument are answered at once.
 """
 
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
