@@ -98,7 +98,7 @@ def meta_model(class_name: str, config: Mapping[str, Any], where: str = "config.
 
 def _try_on_meta(model_class: Callable[..., nn.Module], entries: Mapping[str, Any], where: str) -> None:
     """Build a model whose buffers have no values either: what they would take is known before it is allocated."""
-    known = inspect.signature(model_class.__init__).parameters  # type: ignore[misc]
+    known = inspect.signature(model_class.__init__).parameters
     with bounded(where), torch.device("meta"):
         model_class(**{name: value for name, value in entries.items() if name in known})
 

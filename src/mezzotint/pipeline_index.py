@@ -89,7 +89,8 @@ class Component:
         import diffusers
         import transformers
 
-        return {"diffusers": diffusers, "transformers": transformers}[self.library]
+        modules: dict[str, ModuleType] = {"diffusers": diffusers, "transformers": transformers}
+        return modules[self.library]
 
     def _is_a(self, base: str) -> bool:
         return issubclass(self.cls, getattr(self._module, base))
@@ -220,7 +221,8 @@ def _components(folder: AnyPath, entries: Mapping[str, Any], expected: list[str]
             continue
         if not (isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value)):
             raise BrokenFile(f"{where}: {name} is {_shortened(value)}, expected [library, class]", RESTORE)
-        yield _checked(Component(name, *value, folder / name), folder)
+        library, class_name = value
+        yield _checked(Component(name, library, class_name, folder / name), folder)
 
 
 def _checked(component: Component, folder: AnyPath) -> Component:
