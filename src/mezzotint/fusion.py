@@ -12,13 +12,13 @@ from mezzotint.nn import quant_linears
 def fuse_projections(module: nn.Module) -> Any:
     """Call what diffusers calls `fuse_projections` of an attention. Raises Unsupported if its layers are quantized."""
     _check_unquantized(module, "fuse_projections")
-    return type(module).fuse_projections(module)  # type: ignore[operator]
+    return type(module).fuse_projections(module)  # type: ignore[attr-defined]
 
 
 def fuse_qkv_projections(module: nn.Module) -> Any:
     """Call diffusers' `fuse_qkv_projections` of a model. Raises Unsupported if its layers are quantized."""
     _check_unquantized(module, "fuse_qkv_projections")
-    return type(module).fuse_qkv_projections(module)  # type: ignore[operator]
+    return type(module).fuse_qkv_projections(module)  # type: ignore[attr-defined]
 
 
 def guard_fusion(model: nn.Module) -> None:
