@@ -57,7 +57,7 @@ class _Count:
     def _check(self, what: str, number: int, most: int | None) -> None:
         if most is not None and number > most:
             raise UnknownFormat(
-                f"{self.where}: asks for more than {most:,} {what}, and its files hold less", BUILD_HINT
+                f"{self.where}: asks for more than {most:,} {what}, which no such model has", BUILD_HINT
             )
 
 
