@@ -82,7 +82,7 @@ def test_a_failure_is_one_message_and_never_exit_code_1(
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("command", COMMANDS.keys() - {"warmup"})
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"warmup"}))
 @pytest.mark.parametrize("kind", FAILURES)
 def test_with_json_a_failure_is_an_object_on_stdout(
     command: str, kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 import mezzotint
 from checkpoints import WEIGHTS, rewrite
-from mezzotint.cli.output import LONGEST_LINE, foreign, message
+from mezzotint.cli.output import foreign
 from mezzotint.errors import BrokenFile, NotSafetensors, UnreadFormat
-from mezzotint.escaping import markdown, printable, shown
+from mezzotint.escaping import LONGEST_LINE, markdown, message, printable, shown
 from mezzotint.formats import read_header
 from mezzotint.formats.pickled import Machine, Refused
 from mezzotint.formats.safetensors_file import TensorInfo, number_of_values

@@ -22,10 +22,10 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from mezzotint.building import load_component
 
 import results
 from mezzotint.component_files import check_component
+from mezzotint.component_loading import load_component
 from mezzotint.errors import MezzotintError
 from mezzotint.pipeline_index import read_index
 from mezzotint.pipelines import check_image, load, plan_transformers, sampling_of
