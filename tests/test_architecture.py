@@ -7,7 +7,8 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src/mezzotint"
 ROOMS = (
-    "errors escaping failures discover _import_hook _version",
+    "errors escaping discover _import_hook _version",
+    "failures",
     "hub_errors",
     "hub_http",
     "hub costs guard editing turns sources step_schedule",

@@ -360,7 +360,12 @@ def test_sources_that_cannot_be_are_refused(sources: list[str], message: str) ->
         read_sources("demo", sources)
 
 
-def test_a_model_is_called_after_the_part_of_its_path_that_tells() -> None:
+def test_a_model_is_called_after_the_part_of_its_path_that_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("flux-fp8/transformer", "x/a.safetensors"):
+        (tmp_path / folder).mkdir(parents=True)
     names = [one.name for one in read_sources("demo", ["./flux-fp8/transformer", "./x/a.safetensors"])]
     assert names == ["demo", "flux-fp8", "a"]
 

@@ -102,7 +102,7 @@ def test_without_a_size_the_first_picture_gives_the_shape(
 ) -> None:
     case = cases("flux1_kontext")
     own = case.sampling.but(size=96)
-    monkeypatch.setattr("mezzotint.quality.comparison.sampling_of", lambda _, picture: own.shaped_like(*picture.size))
+    monkeypatch.setattr("mezzotint.pipelines.sampling_of", lambda _, picture: own.shaped_like(*picture.size))
     comparison = compared(case, tmp_path / "report", prompts, tmp_path / "other.png", size=None)
     assert (comparison.settings.sampling.width, comparison.settings.sampling.size) == (128, 64)
 

@@ -252,11 +252,14 @@ def test_a_block_scale_that_is_no_number_is_not_copied(nvfp4: Path, tmp_path: Pa
 
 
 def pipeline_around(component: Path, folder: Path, name: str = "transformer") -> Path:
-    """A pipeline folder of FLUX.1 that has this component, moved there, and a VAE."""
-    (folder / "vae").mkdir(parents=True)
-    index = {"_class_name": "FluxPipeline", name: ["diffusers", "FluxTransformer2DModel"], "vae": ["diffusers", "A"]}
+    """Make a pipeline folder of FLUX.1 that has this component, moved there, and a scheduler."""
+    (folder / "scheduler").mkdir(parents=True)
+    absent = ("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "transformer")
+    index: dict[str, object] = {"_class_name": "FluxPipeline", **{one: [None, None] for one in absent}}
+    index |= {name: ["diffusers", "FluxTransformer2DModel"]}
+    index |= {"scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}
     (folder / "model_index.json").write_text(json.dumps(index))
-    (folder / "vae/config.json").write_text("{}")
+    (folder / "scheduler/scheduler_config.json").write_text("{}")
     component.rename(folder / name)
     return folder
 
@@ -265,8 +268,9 @@ def test_a_component_of_a_pipeline_and_back_into_one(nvfp4: Path, data: Path, tm
     pipeline = pipeline_around(nvfp4, tmp_path / "pipeline", "transformer_2")
     mezzotint.convert(pipeline, tmp_path / "out", component="transformer_2", merge_into=pipeline)
     same_payloads(pipeline / "transformer_2", tmp_path / "out/transformer_2")
-    assert (tmp_path / "out/vae/config.json").read_bytes() == (pipeline / "vae/config.json").read_bytes()
-    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["model_index.json", "transformer_2", "vae"]
+    settings = "scheduler/scheduler_config.json"
+    assert (tmp_path / "out" / settings).read_bytes() == (pipeline / settings).read_bytes()
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["model_index.json", "scheduler", "transformer_2"]
     assert (
         json.loads((tmp_path / "out/transformer_2/config.json").read_text())["_class_name"] == "FluxTransformer2DModel"
     )

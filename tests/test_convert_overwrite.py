@@ -23,7 +23,11 @@ FORBIDDEN = {
     "the base": lambda root: (root / "models/src", root / "base", {"base": root / "base"}),
     "the folder around the base": lambda root: (root / "models/src", root, {"base": root / "base"}),
     "the pipeline": lambda root: (root / "models/src", root / "pipe", {"merge_into": root / "pipe"}),
-    "a folder of the pipeline": lambda root: (root / "models/src", root / "pipe/vae", {"merge_into": root / "pipe"}),
+    "a folder of the pipeline": lambda root: (
+        root / "models/src",
+        root / "pipe/scheduler",
+        {"merge_into": root / "pipe"},
+    ),
     "the scales": lambda root: (root / "models/src", root / "base", {"scales_from": root / "base"}),
     "the working folder": lambda root: (root / "models/src", Path(), {}),
     "the folder around the working folder": lambda root: (root / "models/src", Path(".."), {}),
@@ -185,7 +189,7 @@ def test_everything_that_is_read_must_stay(nvfp4: Path, data: Path, tmp_path: Pa
         "config.json": nvfp4 / name,
         "base": base / WEIGHTS,
         "scales": scales / WEIGHTS,
-        "pipeline": pipeline / "vae/config.json",
+        "pipeline": pipeline / "scheduler/scheduler_config.json",
     }[name]
     with pytest.raises(BrokenFile, match=f"{changing.name}: was replaced or removed while it was read"):
         mezzotint.convert(

@@ -174,8 +174,8 @@ def test_an_archive_with_a_huge_directory_is_refused(tmp_path: Path, monkeypatch
 
 
 def test_foreign_text_is_escaped_where_it_is_printed() -> None:
-    odd = "[/foo]\x1b[31m\u202e\udc80\n\x9b|`<b>&:smile:"
-    assert printable(odd) == r"[/foo]\x1b[31m\u202e\udc80\n\x9b|`<b>&:smile:"
+    odd = "[/foo]\x1b[31m\u202e\udc80\x0a\x9b|`<b>&:smile:"
+    assert printable(odd) == r"[/foo]\x1b[31m\u202e\udc80\x0a\x9b|`<b>&:smile:"
     assert printable("ü 🙂‍\u200d") == "ü 🙂‍\u200d"
     assert str(foreign(odd)) == printable(odd)
     assert foreign("[red]a[/red]").spans == []

@@ -71,7 +71,8 @@ def test_of_every_format_only_headers_are_read(hub: Hub, data: Path, tmp_path: P
     """And of markers their own bytes, where the header does not say the same."""
     hub.repositories["makers/full"] = sparse.FORMATS[name](tmp_path / "full", data)
     report = inspect("makers/full")
-    assert report.missing == ()
+    if name not in sparse.WIDENED:
+        assert report.missing == ()
     assert report.stored_bytes > 7e9
     marks = {
         (info.file, info.start, info.end)

@@ -79,7 +79,7 @@ def test_what_the_algorithm_calls_for_is_missed(svd: Path, suffix: str) -> None:
 
 
 def test_an_input_scale_beside_a_bf16_weight_is_left_over(svd: Path) -> None:
-    rewrite(svd, lambda tensors: tensors.update({"proj_out.input_scale": torch.tensor(1.0)}))
+    rewrite(svd, lambda tensors: tensors.update({"proj_out.input_scale": torch.tensor(2.0)}))
     with pytest.raises(UnexpectedTensor, match=r"proj_out\.input_scale is left over"):
         load_flux(svd)
 

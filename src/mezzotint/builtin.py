@@ -49,7 +49,7 @@ def _exists(path: Path) -> bool:
 def check_exists(name: str) -> None:
     """Raise NotACheckpoint for what is no built-in model, not here, and cannot be a Hub id; the Hub is not asked."""
     built_in = (DEMO, *QUANTIZED)
-    if name in built_in or Path(name).exists() or HUB_ID.fullmatch(name):
+    if name in built_in or _exists(Path(name)) or HUB_ID.fullmatch(name):
         return
     known = f"built in are: {', '.join(built_in)}."
     raise NotACheckpoint(f"{name}: no such file or folder", f"{did_you_mean(name, built_in)}{known}")

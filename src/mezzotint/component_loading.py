@@ -1,5 +1,7 @@
 """Loading a pipeline's component with its library: bounded, complete, and every failure named."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,12 +25,23 @@ def load_component(component: Component, dtype: torch.dtype) -> Any:
     Raises   MezzotintError that names the component and its file, whatever the library raises
     """
     where = str(component.config_file)
-    with failures_named(where, f"{component.name} cannot be loaded as a {component.class_name}", RESTORE):
+    what = f"{component.name} cannot be loaded as a {component.class_name}"
+    with _default_dtype_kept(), failures_named(where, what, RESTORE):
         if component.base == "ModelMixin":
             return _load_model(component, torch_dtype=dtype)
         if component.base == "PreTrainedModel":
             return _load_model(component, dtype=dtype, trust_remote_code=False)
         return component.cls.from_pretrained(str(component.folder), local_files_only=True)
+
+
+@contextmanager
+def _default_dtype_kept() -> Iterator[None]:
+    """Put PyTorch's default dtype back: transformers leaves its own where loading fails (5.23)."""
+    before = torch.get_default_dtype()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _load_model(component: Component, **options: Any) -> nn.Module:

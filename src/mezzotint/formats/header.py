@@ -124,7 +124,8 @@ def _weight_files(folder: AnyPath) -> tuple[list[AnyPath], list[str]]:
             f"{index}: names {len(missing)} shard(s) that are not there: {', '.join(missing[:4])}",
             "download the missing files again.",
         )
-    extra = [file.name for file in sorted(set(present) - set(wanted))]
+    named = {file.name for file in wanted}
+    extra = [file.name for file in present if file.name not in named]
     return wanted, [*notes, *(f"ignored {name}: the index does not name it" for name in extra)]
 
 
