@@ -2,13 +2,17 @@
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+PROVED := .pytest_cache/proved
+
 .PHONY: demo test check gpu-test clean
 
 demo: .venv/.runtime
 	.venv/bin/mezzotint demo
 
 test: .venv/.dev check
-	.venv/bin/python -m pytest
+	rm -rf $(PROVED)
+	.venv/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal --proved $(PROVED) --ignore tests/test_readme.py
+	.venv/bin/python -m pytest --proved $(PROVED) tests/test_readme.py
 
 check: .venv/.dev
 	.venv/bin/ruff check .

@@ -4,8 +4,9 @@ A test asks for `proves` and says what it has shown of a checkpoint. What family
 checkpoint tells itself. `pytest --readme` writes the table; without it, a whole run holds the README against the table.
 """
 
+import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mezzotint.checkpoint import Checkpoint
@@ -43,6 +44,19 @@ def _scheme(checkpoint: Checkpoint) -> str:
         return str(modelopt.quantization(checkpoint.header)["quant_algo"])
     titles = {linear.scheme.title for linear in checkpoint.contents.linears.values() if linear.scheme is not BF16}
     return " + ".join(sorted(titles)) or "–"
+
+
+def append_facts(folder: Path, worker: str, facts: Iterable[Fact]) -> None:
+    """Append facts to the file of one of the processes that run tests side by side."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{worker}.jsonl").open("a", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(asdict(fact)) + "\n" for fact in facts)
+
+
+def read_facts(folder: Path) -> set[Fact]:
+    """Return the facts that all processes have appended."""
+    lines = (line for file in folder.glob("*.jsonl") for line in file.read_text(encoding="utf-8").splitlines())
+    return {Fact(**json.loads(line)) for line in lines}
 
 
 def table(facts: Iterable[Fact]) -> str:

@@ -20,7 +20,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from capabilities import Fact
+from capabilities import Fact, append_facts
 from cases import Case, make_case
 from mezzotint.checkpoint import Checkpoint
 
@@ -33,6 +33,12 @@ Proves = Callable[[str, Checkpoint], None]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--readme", action="store_true", help="write the README's table of what the tests have shown")
+    parser.addoption(
+        "--proved",
+        type=Path,
+        metavar="FOLDER",
+        help="keep what tests have shown in this folder, for a later run of tests/test_readme.py alone",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -52,8 +58,10 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report = yield
-    if report.when == "call" and report.passed:
-        item.config.stash[PROVED] |= item.stash.get(CLAIMS, set())
+    if report.when == "call" and report.passed and (claims := item.stash.get(CLAIMS, set())):
+        item.config.stash[PROVED] |= claims
+        if folder := item.config.getoption("--proved"):
+            append_facts(folder, os.environ.get("PYTEST_XDIST_WORKER", "main"), claims)
     return report
 
 

@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -157,8 +156,6 @@ def quantized_header(model: str, scheme: str) -> Header:
 def test_at_full_size_every_quantized_row_has_its_place(model: str, linears: int, scheme: str) -> None:
     checkpoint = Checkpoint.of(quantized_header(model, scheme))
     config = read_fixture(model)["config"]
-    started = time.perf_counter()
     plan(checkpoint, meta_model(config["_class_name"], config))
-    assert time.perf_counter() - started < 4
     assert checkpoint.recognised.format.name == "bfl"
     assert len(checkpoint.modules) == linears

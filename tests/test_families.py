@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from functools import cache
 
 import pytest
@@ -73,16 +72,13 @@ def test_every_family_and_every_size_has_a_fixture() -> None:
 def test_at_full_size_every_tensor_lands_on_one_parameter(model: str, form: str) -> None:
     checkpoint = checkpoint_of(model, form)
     empty = empty_model(model)
-    started = time.perf_counter()
     plan(checkpoint, empty)
-    seconds = time.perf_counter() - started
     assert checkpoint.family.name == FAMILY[model.split("-")[0]]
     assert len(checkpoint.header.tensors) == TENSORS[model][form == "original"]
     assert set(checkpoint.plain) == set(empty.state_dict())
     uses = uses_of_rows(checkpoint)
     assert uses.keys() | checkpoint.ignored.keys() == checkpoint.shapes.keys()
     assert all(bool((count == 1).all()) for count in uses.values())
-    assert seconds < 2
 
 
 @pytest.mark.parametrize("form", ["diffusers", "original"])

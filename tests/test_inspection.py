@@ -1,7 +1,6 @@
 """`mezzotint.open` and what `inspect` prints: which component, who can run it on which GPU, how soon it says so."""
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -107,22 +106,16 @@ def test_the_report_is_one_json_object(data: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sparse.FORMATS)
-def test_a_full_size_checkpoint_is_inspected_in_a_second(
+def test_a_full_size_checkpoint_is_inspected_from_few_bytes(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """The quicker of two runs, so that no import is counted; "plain" has 64 GB. At most a few rows are read."""
+    """At most a few rows are read; "plain" has 64 GB. benchmarks/ has the seconds."""
     folder = sparse.FORMATS[name](tmp_path / "full", data)
     read: list[int] = []
     whole = TensorInfo.read
     monkeypatch.setattr(TensorInfo, "read", lambda info: read.append(info.nbytes) or whole(info))
-    seconds = []
-    for _ in range(2):
-        read.clear()
-        started = time.perf_counter()
-        report = mezzotint.inspect(folder)
-        seconds.append(time.perf_counter() - started)
+    report = mezzotint.inspect(folder)
     if name not in sparse.WIDENED:
         assert report.missing == ()
     assert report.stored_bytes > (64e9 if name == "plain" else 7e9)
     assert sum(read) < 150e6
-    assert min(seconds) < 1

@@ -17,8 +17,8 @@ from mezzotint.speed.attention import choose, set_attention
 from mezzotint.speed.attention_layers import replace_layers
 from mezzotint.speed.fusing import Unfused, fuse
 from mezzotint.speed.linking import compile_blocks, link
-from mezzotint.speed.modulation import Scheduler, work_ahead
-from mezzotint.speed.refining import refine_once
+from mezzotint.speed.modulation import Ahead, Scheduler, work_ahead
+from mezzotint.speed.refining import Refined, refine_once
 from mezzotint.speed.rewriting import replace_rounded_products
 from mezzotint.speed.serial import Serial
 from mezzotint.speed.shapes import Announced
@@ -76,7 +76,7 @@ def speed_up(
     scheduler   of the model's pipeline; with it, modulation is worked out for all steps at once
     Raises      BadRequest if it was made fast already, Unsupported if the attention cannot run here
     """
-    if isinstance(model.forward, Serial):
+    if isinstance(model.forward, Serial | Announced | Graphs | Refined | Ahead):
         raise BadRequest("this transformer was made fast already", "load it again for other settings.")
     target = Target.of(next(model.parameters()).device)
     whole = not plain and target.kind == "cuda"

@@ -59,4 +59,4 @@ def _names(report: Report) -> str:
 def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
     yield f"| {' | '.join(titles)} |"
     yield f"|---|{'---:|' * (len(titles) - 1)}"
-    yield from (f"| {' | '.join(map(markdown, row))} |" for row in rows)
+    yield from (f"| {' | '.join(row)} |" for row in rows)
