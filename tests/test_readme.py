@@ -12,7 +12,7 @@ from mezzotint.kernels.libraries import Library
 
 
 def test_the_table_in_the_readme_is_what_tests_have_shown(request: pytest.FixtureRequest) -> None:
-    """Comes last, or after a run with `--proved FOLDER` and with that option; `pytest --readme` writes what it asks for."""
+    """Read what this run has shown, or with `--proved` an earlier one; `pytest --readme` writes what it asks for."""
     folder = request.config.getoption("--proved")
     if proves_all(request.session):
         facts = request.config.stash[PROVED]
