@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFont
 
 from cases import Case
+from mezzotint.cli import compare as compare_command
 from mezzotint.escaping import markdown as foreign
 from mezzotint.escaping import printable
 from mezzotint.pictures import LABEL, MARGIN, PAPER, sheet
@@ -170,6 +171,15 @@ def test_every_file_is_written_with_foreign_names(failed: Comparison, tmp_path: 
     assert "\x1b" not in "".join(lines)
     bars = {len(re.findall(r"(?<!\\)\|", line)) for line in lines if line.startswith("|")}
     assert bars <= {len(tables.COST_TITLES) + 2, len(tables.shown(failed.to_dict())) + 2}
+
+
+def test_the_command_prints_foreign_names_and_does_nothing_else(
+    failed: Comparison, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compare_command._print(named(failed, HOSTILE).to_dict())
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    assert printable(HOSTILE)[:20] in printed
 
 
 MARKS = st.sampled_from("\\`*_{}[]()<>#+-.!|~$&@:/\n\r\x1b\u202e\u2028ab1 ")

@@ -10,6 +10,7 @@ from mezzotint.cli import checks
 from mezzotint.cli.outputs import check_report
 from mezzotint.cli.sides import sides
 from mezzotint.errors import BadRequest
+from mezzotint.escaping import message
 
 
 def compare(
@@ -111,7 +112,7 @@ def compare(
         print(files[1].read_text(encoding="utf-8"), end="")
     else:
         _print(comparison.to_dict())
-        print(f"wrote {', '.join(map(str, files))}", file=sys.stderr)
+        print(message(f"wrote {', '.join(map(str, files))}"), file=sys.stderr)
     if comparison.verdict != "pass":
         raise typer.Exit(1)
 
@@ -119,7 +120,7 @@ def compare(
 def _print(report: dict[str, Any]) -> None:
     from rich.table import Table
 
-    from mezzotint.cli.output import console
+    from mezzotint.cli.output import console, foreign
     from mezzotint.quality.report import tables
 
     out = console()
@@ -129,11 +130,11 @@ def _print(report: dict[str, Any]) -> None:
         table.add_column(tables.title(name), justify="right")
     for candidate in report["candidates"]:
         cells = [tables.number(name, candidate["metrics"][name]) for name in names]
-        table.add_row(candidate["name"], candidate["verdict"], *cells)
+        table.add_row(foreign(candidate["name"]), candidate["verdict"], *cells)
     for label, values in tables.floor_rows(report):
         table.add_row(label, "", *(tables.number(name, values.get(name)) for name in names), style="dim")
     out.print(table)
     for candidate in report["candidates"]:
         for reason in candidate["reasons"]:
-            out.print(f"{candidate['name']} fails: {reason}", markup=False, highlight=False, soft_wrap=True)
-    out.print(f"{report['verdict']}: {tables.verdict_sentence(report)}", markup=False, highlight=False)
+            out.print(foreign(f"{candidate['name']} fails: {reason}"), soft_wrap=True)
+    out.print(foreign(f"{report['verdict']}: {tables.verdict_sentence(report)}"))

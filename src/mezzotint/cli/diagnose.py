@@ -101,29 +101,27 @@ def diagnose(
 
 def _print_suspects(diagnosis: Any) -> None:
     from rich.table import Table
-    from rich.text import Text
 
-    from mezzotint.cli.output import console
+    from mezzotint.cli.output import console, foreign
 
     out = console()
     layers = f"{len(diagnosis.layers)} layers and tensors of {diagnosis.candidate.name}"
     if not diagnosis.suspects:
-        out.print(f"{layers}: nothing suspicious", markup=False, highlight=False)
+        out.print(foreign(f"{layers}: nothing suspicious"))
         return
     table = Table("module", "score", "cause", "why", box=None)
     table.columns[1].justify = "right"
     for suspect in diagnosis.suspects[:SHOWN]:
-        table.add_row(*map(Text, (suspect.module, f"{suspect.score:.1f}", suspect.cause, suspect.detail)))
+        table.add_row(*map(foreign, (suspect.module, f"{suspect.score:.1f}", suspect.cause, suspect.detail)))
     out.print(table)
     shown = f", of which {SHOWN} are shown" if len(diagnosis.suspects) > SHOWN else ""
-    out.print(f"{layers}: {len(diagnosis.suspects)} suspicious{shown}", markup=False, highlight=False)
+    out.print(foreign(f"{layers}: {len(diagnosis.suspects)} suspicious{shown}"))
 
 
 def _print_gains(found: Any) -> None:
     from rich.table import Table
-    from rich.text import Text
 
-    from mezzotint.cli.output import console
+    from mezzotint.cli.output import console, foreign
 
     table = Table("--keep-bf16", "layers", "more MiB", "more ms", "error", "fall", "fall per MiB", box=None)
     for column in table.columns[1:]:
@@ -131,7 +129,7 @@ def _print_gains(found: Any) -> None:
     for gain in found.gains:
         cost = f"{gain.bytes / 2**20:.1f}", f"{gain.milliseconds:.1f}"
         bought = f"{gain.error:.4f}", f"{gain.fall:+.4f}", f"{gain.fall_per_mib:+.4f}"
-        table.add_row(Text(gain.keep_bf16), str(gain.layers), *cost, *bought)
+        table.add_row(foreign(gain.keep_bf16), str(gain.layers), *cost, *bought)
     console().print(table)
     for component, error in found.error.items():
         print(f"{component}: error of the prediction {error:.4f} with all layers quantized")
