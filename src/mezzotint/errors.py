@@ -9,6 +9,7 @@ MezzotintError
 │   │   └── UnreadFormat     no format or model known here has such tensors; the file may be sound
 │   ├── MissingTensor        a tensor that the file's own contents call for is absent
 │   ├── UnexpectedTensor     a tensor is left over, or stored twice
+│   │   └── UnknownVariant   it belongs to a variant of the model that is not read; the file may be sound
 │   ├── ShapeMismatch        a tensor has a shape that its role forbids
 │   └── BadScale             a scale is not finite, or not positive
 ├── HubError                 the Hub failed, cannot be reached, or answers with something else
@@ -71,6 +72,10 @@ class MissingTensor(CheckpointError):
 
 class UnexpectedTensor(CheckpointError):
     """A tensor is left over, or stored twice."""
+
+
+class UnknownVariant(UnexpectedTensor):
+    """Tensors are left over that no known model of the family has; the file may be sound."""
 
 
 class ShapeMismatch(CheckpointError):

@@ -8,7 +8,15 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from mezzotint.checkpoint.names import NamedContents
-from mezzotint.errors import MezzotintError, MissingTensor, ShapeMismatch, UnexpectedTensor, UnknownFormat, listed
+from mezzotint.errors import (
+    MezzotintError,
+    MissingTensor,
+    ShapeMismatch,
+    UnexpectedTensor,
+    UnknownFormat,
+    UnknownVariant,
+    listed,
+)
 from mezzotint.families.building import model_of_shapes
 from mezzotint.formats.contents import PARTS
 from mezzotint.schemes import Shape
@@ -52,7 +60,7 @@ def _left_over(named: NamedContents, names: Sequence[str]) -> UnexpectedTensor:
             message, "a scale without its quantized weight, or a checkpoint of another model, looks like this."
         )
     title = named.family.title
-    return UnexpectedTensor(
+    return UnknownVariant(
         f"{message}: this is an unknown variant of {title}, and not read",
         f"no {title} model known here has {listed(unknown, 1)}; `mezzotint inspect PATH` shows what is in the file.",
     )

@@ -22,7 +22,7 @@ from typing import Any
 
 import typer
 
-from mezzotint.errors import BadRequest, MezzotintError, NotSafetensors, UnreadFormat, did_you_mean
+from mezzotint.errors import BadRequest, MezzotintError, NotSafetensors, UnknownVariant, UnreadFormat, did_you_mean
 from mezzotint.escaping import message
 from mezzotint.failures import is_lack_of_memory
 
@@ -106,7 +106,7 @@ def wants_json(arguments: Sequence[str]) -> bool:
 def _exit_code(error: MezzotintError) -> int:
     if error.__cause__ is not None and is_lack_of_memory(error.__cause__):
         return FAILED
-    return NOT_READ if isinstance(error, UnreadFormat | NotSafetensors) else COULD_NOT
+    return NOT_READ if isinstance(error, UnreadFormat | UnknownVariant | NotSafetensors) else COULD_NOT
 
 
 def _of_arguments(error: Any) -> tuple[str, str]:

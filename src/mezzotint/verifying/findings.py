@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
-from mezzotint.errors import MezzotintError, NotSafetensors, UnreadFormat, Unsupported
+from mezzotint.errors import MezzotintError, NotSafetensors, UnknownVariant, UnreadFormat, Unsupported
 
 Progress = Callable[[int, int], None]
 """Called with the bytes that are done and the bytes there are in all."""
@@ -22,7 +22,7 @@ class Severity(IntEnum):
 
 VERDICTS = ("sound", "suspicious", "broken", "not read")
 """What a report's exit code is called; "not read": its format is none that is read, and it may be sound."""
-UNREAD = (UnreadFormat, NotSafetensors, Unsupported)
+UNREAD = (UnreadFormat, UnknownVariant, NotSafetensors, Unsupported)
 """Errors that say nothing against the files: no reader here knows what they hold."""
 MOST_PRINTED = 50
 """Findings that are printed; a damaged index gives one for each of a hundred thousand tensors."""
