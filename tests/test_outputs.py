@@ -110,3 +110,10 @@ def test_demo_replaces_its_own_sheet_and_table_only(tmp_path: Path) -> None:
         check_sheet(tmp_path / "demo.png")
     save_png(PICTURE, tmp_path / "demo.png", {"prompt": "mezzotint demo"})
     check_sheet(tmp_path / "demo.png")
+
+
+def test_an_earlier_image_that_will_be_replaced_is_named(tmp_path: Path) -> None:
+    own = tmp_path / "a.png"
+    assert check_painted(own, 1, False, "-unsound") == []
+    save_png(Image.new("RGB", (8, 8)), own, {"prompt": "p"})
+    assert check_painted(own, 1, False, "-unsound") == [own]

@@ -138,7 +138,7 @@ def generate(
         picture = source.picture if source else None
         settings = settings_for(model, picture, steps=steps, guidance=guidance, num_frames=frames, **sides(size))
         output = _checked_output(output, settings.num_frames is not None, grid)
-        check_painted(output, len(prompts) * count, grid, UNSOUND)
+        replaced = check_painted(output, len(prompts) * count, grid, UNSOUND)
         pipe = load(
             model,
             transformer,
@@ -183,6 +183,7 @@ def generate(
         written = list(_save_each(painting, output, parameters))
     reports = [report for report in (pipe.load_report, pipe.load_report_2) if report is not None]
     events = [event for report in reports for event in report.events]
+    events += [f"{path} replaces an earlier one that Mezzotint wrote" for path in replaced]
     for note in dict.fromkeys([*events, *painting.notes]):
         print(message(f"note: {note}"), file=sys.stderr)
     if as_json:

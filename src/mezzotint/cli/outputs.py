@@ -15,12 +15,13 @@ HEAD = 4096
 LARGEST_REPORT = 2**26
 
 
-def check_painted(output: Path, number: int, grid: bool, unsound: str) -> None:
+def check_painted(output: Path, number: int, grid: bool, unsound: str) -> list[Path]:
     """Raise BadRequest if a picture or video of someone else is where one of ours will be; ours are replaced.
 
     output    the file, or folder of frames, that -o names
     number    how many are painted
     unsound   what is added to the names of those that the guard objects to
+    Returns   our own earlier files that will be replaced
     """
     from mezzotint.saving import remove_leftovers
 
@@ -30,6 +31,7 @@ def check_painted(output: Path, number: int, grid: bool, unsound: str) -> None:
         remove_leftovers(path)
         if not _is_empty_folder(path):
             _refuse_to_replace([path], is_painted)
+    return [path for path in paths if path.is_file()]
 
 
 def is_painted(file: Path) -> bool:
