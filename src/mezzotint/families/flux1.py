@@ -11,7 +11,7 @@ from mezzotint.errors import Unsupported
 from mezzotint.families.family import TEXT_TOKENS, Family, Joint, Sampling, TimeEmbedding, grid
 from mezzotint.families.naming import Naming
 from mezzotint.families.provenance import trace
-from mezzotint.families.sizes import blocks, columns, holds_any, rows
+from mezzotint.families.sizes import columns, flux_blocks, holds_any
 from mezzotint.families.spelling import Shapes, Spelling, holds, nunchaku
 
 OWN_NAMES = (
@@ -63,17 +63,8 @@ def _norm_scale(name: str, shapes: Shapes) -> str:
 
 
 def config(shapes: Shapes) -> dict[str, Any]:
-    width = rows(shapes, "x_embedder.weight")
-    norms = ("transformer_blocks.0.attn.norm_q.weight", "single_transformer_blocks.0.attn.norm_q.weight")
-    head = rows(shapes, *norms)
     return {
-        "in_channels": columns(shapes, "x_embedder.weight"),
-        "out_channels": rows(shapes, "proj_out.weight"),
-        "num_layers": blocks(shapes, "transformer_blocks"),
-        "num_single_layers": blocks(shapes, "single_transformer_blocks"),
-        "attention_head_dim": head,
-        "num_attention_heads": width // head,
-        "joint_attention_dim": columns(shapes, "context_embedder.weight"),
+        **flux_blocks(shapes),
         "pooled_projection_dim": columns(shapes, "time_text_embed.text_embedder.linear_1.weight"),
         "guidance_embeds": holds_any(shapes, "time_text_embed.guidance_embedder."),
     }

@@ -40,3 +40,22 @@ def blocks(shapes: Shapes, name: str) -> int:
 def holds_any(shapes: Shapes, start: str) -> bool:
     """Whether a tensor's name begins like this."""
     return any(name.startswith(start) for name in shapes)
+
+
+def flux_blocks(shapes: Shapes) -> dict[str, int]:
+    """Return the configuration entries that FLUX.1 and FLUX.2 share, read from the shapes of their tensors.
+
+    Raises  MissingTensor, ShapeMismatch
+    """
+    width = rows(shapes, "x_embedder.weight")
+    norms = ("transformer_blocks.0.attn.norm_q.weight", "single_transformer_blocks.0.attn.norm_q.weight")
+    head = rows(shapes, *norms)
+    return {
+        "in_channels": columns(shapes, "x_embedder.weight"),
+        "out_channels": rows(shapes, "proj_out.weight"),
+        "num_layers": blocks(shapes, "transformer_blocks"),
+        "num_single_layers": blocks(shapes, "single_transformer_blocks"),
+        "attention_head_dim": head,
+        "num_attention_heads": width // head,
+        "joint_attention_dim": columns(shapes, "context_embedder.weight"),
+    }
