@@ -224,21 +224,28 @@ def test_killed_conversions_leave_nothing_half_done(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("to", ["mezzotint", *(pytest.param(to, marks=pytest.mark.slow) for to in ("comfy", "bf16"))])
-def test_memory_stays_below_twice_the_largest_tensor_and_500_mb(big: Path, tmp_path: Path, to: str) -> None:
+def test_conversion_needs_twice_the_largest_tensor_and_100_mb_over_its_libraries(
+    big: Path, tmp_path: Path, to: str
+) -> None:
+    """What PyTorch and diffusers take alone differs by their versions and is measured in the same process."""
     code = (
-        "import sys; from pathlib import Path; import mezzotint\n"
+        "import sys; from pathlib import Path; import mezzotint, torch._dynamo\n"
+        "from diffusers import FluxTransformer2DModel\n"
+        "def peak():\n    status = Path('/proc/self/status').read_text().splitlines()\n"
+        "    return int(next(line.split()[1] for line in status if 'VmHWM' in line))\n"
+        "libraries = peak()\n"
         "mezzotint.convert(sys.argv[1], sys.argv[2], to=sys.argv[3])\n"
-        "status = Path('/proc/self/status').read_text().splitlines()\n"
-        "print(next(line.split()[1] for line in status if 'VmHWM' in line))\n"
+        "print(peak() - libraries)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, big, tmp_path / "out", to], capture_output=True, text=True)
-    largest = max(info.nbytes for info in read_header(big).tensors.values())
-    assert int(done.stdout) * 1024 <= 2 * largest + 500 * 10**6, done.stderr
+    growth = 4 if to == "bf16" else 1
+    largest = growth * max(info.nbytes for info in read_header(big).tensors.values())
+    assert int(done.stdout) * 1024 <= 2 * largest + 100 * 10**6, done.stderr
 
 
 @pytest.fixture(scope="module")
 def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of some 300 MB whose largest tensor has 57 MB."""
+    """A checkpoint of some 300 MB whose largest tensor has 21 MB."""
     folder = tmp_path_factory.mktemp("big") / "source"
     synthetic.write(folder, 1, 2, heads=18)
     return folder
