@@ -1,18 +1,23 @@
-# Two commands for a newcomer: `make demo` and `make test`. Each makes .venv from the files here, once.
+# Start with `make demo` and `make test`. Each makes .venv from the files here, once.
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 PROVED := .pytest_cache/proved
+QUICK := tests/test_architecture.py tests/test_discover.py tests/schemes tests/layouts tests/containers tests/families tests/kernels
 
-.PHONY: demo test check gpu-test clean
+.PHONY: demo test quick check docs wheel clean
 
 demo: .venv/.runtime
 	.venv/bin/mezzotint demo
 
 test: .venv/.dev check
 	rm -rf $(PROVED)
-	.venv/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal --proved $(PROVED) --ignore tests/test_readme.py
-	.venv/bin/python -m pytest --proved $(PROVED) tests/test_readme.py
+	.venv/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal --proved $(PROVED) --ignore tests/documentation/test_readme.py
+	.venv/bin/python -m pytest --proved $(PROVED) tests/documentation/test_readme.py
+
+# The developer's loop: no generation with a pipeline, no fuzzing, no documentation.
+quick: .venv/.dev
+	.venv/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(QUICK)
 
 check: .venv/.dev
 	.venv/bin/ruff check .
@@ -30,5 +35,15 @@ check: .venv/.dev
 	$(PIP) --editable '.[dev]'
 	touch $@
 
+docs: .venv/.docs
+	.venv/bin/sphinx-build --fail-on-warning --keep-going --builder html docs docs/_build/html
+
+wheel: .venv/bin/python
+	.venv/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist . ./demo_model
+
+.venv/.docs: .venv/.runtime
+	$(PIP) --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf .venv
+	rm -rf .venv docs/_build dist

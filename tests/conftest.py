@@ -5,12 +5,14 @@ import os
 import shutil
 import tempfile
 
-import environment
+from support import environment
 
 HUGGING_FACE = tempfile.mkdtemp(prefix="mezzotint-tests-")
 atexit.register(shutil.rmtree, HUGGING_FACE, ignore_errors=True)
 environment.settle(os.environ, HUGGING_FACE)  # before anything reads it
-os.environ.setdefault("TRITON_INTERPRET", "0" if shutil.which("nvidia-smi") else "1")  # before PyTorch imports Triton
+os.environ.setdefault(
+    "TRITON_INTERPRET", "0" if shutil.which("nvidia-smi") else "1"
+)  # before PyTorch imports Triton
 
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -20,29 +22,33 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from capabilities import Fact, append_facts
-from cases import Case, make_case
 from mezzotint.checkpoint import Checkpoint
+from support.pipeline_cases import Case, make_case
+from support.support_table import Fact, append_facts
 
 DATA = Path(__file__).parent / "data"
 PROVED = pytest.StashKey[set[Fact]]()
 CLAIMS = pytest.StashKey[set[Fact]]()
-LEFT_OUT = pytest.StashKey[bool]()
-Proves = Callable[[str, Checkpoint], None]
+DESELECTED = pytest.StashKey[bool]()
+RecordSupport = Callable[[str, Checkpoint], None]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--readme", action="store_true", help="write the README's table of what the tests have shown")
+    parser.addoption(
+        "--readme",
+        action="store_true",
+        help="write the tables of docs/support.md",
+    )
     parser.addoption(
         "--proved",
         type=Path,
         metavar="FOLDER",
-        help="keep what tests have shown in this folder, for a later run of tests/test_readme.py alone",
+        help="keep what tests have shown in this folder, for a later run of tests/documentation/test_readme.py alone",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[PROVED], config.stash[LEFT_OUT] = set(), False
+    config.stash[PROVED], config.stash[DESELECTED] = set(), False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -52,7 +58,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
     for item in items:
-        item.config.stash[LEFT_OUT] |= is_proof(item)
+        item.config.stash[DESELECTED] |= is_proof(item)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -66,21 +72,29 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 
 @pytest.fixture
-def proves(request: pytest.FixtureRequest) -> Proves:
+def record_support(request: pytest.FixtureRequest) -> RecordSupport:
     """Says what a test has shown of a checkpoint ("golden", "load", "run", "convert"); it counts if the test passes."""
     claims = request.node.stash.setdefault(CLAIMS, set())
     return lambda shown, checkpoint: claims.add(Fact.of(shown, checkpoint))
 
 
 def is_proof(item: pytest.Item) -> bool:
-    return "proves" in getattr(item, "fixturenames", ())
+    return "record_support" in getattr(item, "fixturenames", ())
 
 
 def proves_all(session: pytest.Session) -> bool:
     """Whether no test that proves something was left out of this run."""
-    files = {file for file in Path(__file__).parent.glob("test_*.py") if "proves: Proves" in file.read_text()}
+    files = {
+        file
+        for file in Path(__file__).parent.rglob("test_*.py")
+        if "record_support: RecordSupport" in file.read_text()
+    }
     whole = not any("::" in argument for argument in session.config.args)
-    return whole and files <= {item.path for item in session.items} and not session.config.stash[LEFT_OUT]
+    return (
+        whole
+        and files <= {item.path for item in session.items}
+        and not session.config.stash[DESELECTED]
+    )
 
 
 @pytest.fixture
@@ -107,20 +121,24 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
 
 
 @pytest.fixture
-def editors(monkeypatch: pytest.MonkeyPatch) -> None:
+def runnable_edit_pipelines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets the tiny pipelines that edit run.
 
     Kontext and Qwen-Image-Edit would scale a picture to 1024 x 1024, which is 65,536 tokens with the tiny autoencoder;
     Wan asks for ftfy, Qwen-Image-Edit for torchvision, and neither is installed; random weights paint noise, and the
     output guard objects.
     """
-    monkeypatch.setattr("mezzotint.editing.find_spec", lambda _library: True)
+    monkeypatch.setattr("mezzotint.generation.pipeline_selection.find_spec", lambda _library: True)
     qwen = "diffusers.pipelines.qwenimage.pipeline_qwenimage_edit"
     monkeypatch.setattr(f"{qwen}.calculate_dimensions", lambda _area, _ratio: (96, 64, None))
     monkeypatch.setattr(f"{qwen}_plus.calculate_dimensions", lambda _area, _ratio: (96, 64))
-    monkeypatch.setattr("diffusers.pipelines.flux.pipeline_flux_kontext.PREFERRED_KONTEXT_RESOLUTIONS", [(96, 64)])
-    monkeypatch.setattr("mezzotint.painting.problems_of", lambda _frames, _latents: ())
-    ftfy = SimpleNamespace(fix_text=lambda text: text)  # it mends mojibake, of which the prompts have none
+    monkeypatch.setattr(
+        "diffusers.pipelines.flux.pipeline_flux_kontext.PREFERRED_KONTEXT_RESOLUTIONS", [(96, 64)]
+    )
+    monkeypatch.setattr("mezzotint.generation.generate.find_problems", lambda _frames, _latents: ())
+    ftfy = SimpleNamespace(
+        fix_text=lambda text: text
+    )  # it mends mojibake, of which the prompts have none
     monkeypatch.setattr("diffusers.pipelines.wan.pipeline_wan_i2v.ftfy", ftfy, raising=False)
 
 

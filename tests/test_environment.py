@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import environment
-from test_cli import run
+from support import environment
+from support.cli_runner import run
 
 EXPORTED = {
     "HF_HUB_OFFLINE": "1",
@@ -41,7 +41,9 @@ def test_whatever_is_exported_leaves_the_same_environment(names: set[str]) -> No
     assert exported == {"PATH": "/bin", "HOME": "/root"} | environment.OWN
 
 
-@pytest.mark.parametrize(("name", "value"), [("COLUMNS", "12"), ("NO_COLOR", "1"), ("TERM", "dumb")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("COLUMNS", "12"), ("NO_COLOR", "1"), ("TERM", "dumb")]
+)
 def test_what_a_command_prints_into_a_pipe_is_the_same_everywhere(
     name: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

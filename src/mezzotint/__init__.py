@@ -1,92 +1,102 @@
-"""Mezzotint: quantized diffusion transformers, recognised, explained, run, and proved against BF16.
+"""Mezzotint reads, explains, runs and verifies quantized diffusion transformers.
 
 >>> import mezzotint
 >>> pipe = mezzotint.load("demo", transformer="demo-nvfp4")
->>> mezzotint.paint(pipe, ["a large red circle on a blue background"]).images[0].save("circle.png")
+>>> result = mezzotint.generate(pipe, ["a large red circle on a blue background"])
+>>> result.images[0].save("circle.png")
 >>> mezzotint.open("demo-nvfp4").report.family
 'FLUX.1'
 
-Importing this package also lets diffusers' own `from_pretrained` read ModelOpt exports. Nothing heavy is imported until
-something here is used.
+Importing this package also lets diffusers' own `from_pretrained` read ModelOpt exports. PyTorch and
+diffusers are imported when a name of this package is first used.
 """
 
 import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from mezzotint._import_hook import when_imported
+from mezzotint._import_hook import on_import
 from mezzotint._version import VERSION
 
 if TYPE_CHECKING:
-    from mezzotint.checkpoint import Checkpoint, inspect, open
-    from mezzotint.converting import ConvertReport, convert
-    from mezzotint.errors import MezzotintError
-    from mezzotint.inspection import Report
-    from mezzotint.loading import LoadReport
-    from mezzotint.nn import QuantLinear, use_backend
-    from mezzotint.painting import paint
-    from mezzotint.pipelines import load
-    from mezzotint.quality.comparison import compare
-    from mezzotint.quality.diagnosis import diagnose
-    from mezzotint.schedule import StepSchedule
-    from mezzotint.speed import SpeedReport, speed_up
-    from mezzotint.verifying import VerifyReport, verify
+    from mezzotint.checkpoint import Checkpoint as Checkpoint
+    from mezzotint.checkpoint import inspect as inspect
+    from mezzotint.checkpoint import open as open
+    from mezzotint.conversion import ConvertReport as ConvertReport
+    from mezzotint.conversion import convert as convert
+    from mezzotint.errors import MezzotintError as MezzotintError
+    from mezzotint.families import Sampling as Sampling
+    from mezzotint.fast import FastTransformer as FastTransformer
+    from mezzotint.fast import SpeedReport as SpeedReport
+    from mezzotint.fast import speed_up as speed_up
+    from mezzotint.generation.cancel import CancelToken as CancelToken
+    from mezzotint.generation.generate import generate as generate
+    from mezzotint.generation.generate import generate_stream as generate_stream
+    from mezzotint.generation.pipeline import LoadedPipeline as LoadedPipeline
+    from mezzotint.generation.pipeline import load as load
+    from mezzotint.generation.pipeline import load_pipeline as load_pipeline
+    from mezzotint.generation.request import Request as Request
+    from mezzotint.generation.result import GenerationResult as GenerationResult
+    from mezzotint.generation.source import PipelineSource as PipelineSource
+    from mezzotint.generation.step_schedule import StepSchedule as StepSchedule
+    from mezzotint.inspection import InspectReport as InspectReport
+    from mezzotint.loading import LoadReport as LoadReport
+    from mezzotint.nn import QuantLinear as QuantLinear
+    from mezzotint.nn import use_backend as use_backend
+    from mezzotint.quality.compare import Comparison as Comparison
+    from mezzotint.quality.compare import compare as compare
+    from mezzotint.quality.diagnose import Diagnosis as Diagnosis
+    from mezzotint.quality.diagnose import diagnose as diagnose
+    from mezzotint.verification import VerifyReport as VerifyReport
+    from mezzotint.verification import verify as verify
 
 __version__ = VERSION
-__all__ = [
-    "Checkpoint",
-    "ConvertReport",
-    "LoadReport",
-    "MezzotintError",
-    "QuantLinear",
-    "Report",
-    "SpeedReport",
-    "StepSchedule",
-    "VerifyReport",
-    "compare",
-    "convert",
-    "diagnose",
-    "inspect",
-    "load",
-    "open",
-    "paint",
-    "speed_up",
-    "use_backend",
-    "verify",
-]
-
-_HOME = {
+_MODULES = {
+    "CancelToken": "generation.cancel",
     "Checkpoint": "checkpoint",
-    "ConvertReport": "converting",
+    "Comparison": "quality.compare",
+    "ConvertReport": "conversion",
+    "Diagnosis": "quality.diagnose",
+    "GenerationResult": "generation.result",
+    "InspectReport": "inspection",
+    "FastTransformer": "fast",
     "LoadReport": "loading",
+    "LoadedPipeline": "generation.pipeline",
     "MezzotintError": "errors",
+    "PipelineSource": "generation.source",
     "QuantLinear": "nn",
-    "Report": "inspection",
-    "SpeedReport": "speed",
-    "StepSchedule": "schedule",
-    "VerifyReport": "verifying",
-    "compare": "quality.comparison",
-    "convert": "converting",
-    "diagnose": "quality.diagnosis",
+    "Request": "generation.request",
+    "Sampling": "families",
+    "SpeedReport": "fast",
+    "StepSchedule": "generation.step_schedule",
+    "VerifyReport": "verification",
+    "compare": "quality.compare",
+    "convert": "conversion",
+    "diagnose": "quality.diagnose",
+    "generate": "generation.generate",
+    "generate_stream": "generation.generate",
     "inspect": "checkpoint",
-    "load": "pipelines",
+    "load": "generation.pipeline",
+    "load_pipeline": "generation.pipeline",
     "open": "checkpoint",
-    "paint": "painting",
-    "speed_up": "speed",
+    "speed_up": "fast",
     "use_backend": "nn",
-    "verify": "verifying",
+    "verify": "verification",
 }
+"""{public name: its module}: the public API. Type checkers read the imports above; a test
+compares the two."""
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module 'mezzotint' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"mezzotint.{_HOME[name]}"), name)
+    return getattr(importlib.import_module(f"mezzotint.{_MODULES[name]}"), name)
 
 
-def _join_diffusers(_auto: ModuleType) -> None:
-    """Import the quantizer, which registers itself: it may be its own import that has led here."""
-    importlib.import_module("mezzotint.diffusers_quantizer")
+def _register_with_diffusers(_auto: ModuleType) -> None:
+    """Import the quantizer, which registers itself; its own import may have triggered this."""
+    importlib.import_module("mezzotint.integrations.diffusers")
 
 
-when_imported("diffusers.quantizers.auto", _join_diffusers)
+on_import("diffusers.quantizers.auto", _register_with_diffusers)

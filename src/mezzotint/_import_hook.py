@@ -11,7 +11,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 
-def when_imported(name: str, then: Callable[[ModuleType], None]) -> None:
+def on_import(name: str, then: Callable[[ModuleType], None]) -> None:
     """Call `then(module)` as soon as module `name` has been executed."""
     if name in sys.modules:
         then(sys.modules[name])

@@ -22,7 +22,7 @@ RESET_PEAK = Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
-class Spread:
+class Percentiles:
     """Repeated measurements: median, 10th and 90th percentile, and how many there were."""
 
     median: float
@@ -31,7 +31,7 @@ class Spread:
     count: int
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
+    def of(cls, values: Sequence[float]) -> "Percentiles":
         p10, median, p90 = (float(value) for value in np.percentile(values, (10, 50, 90)))
         return cls(median, p10, p90, len(values))
 
@@ -46,7 +46,7 @@ class Memory:
     driver_source                   who counted, and for whom
     """
 
-    at: str
+    moment: str
     allocated: int | None
     reserved: int | None
     peak_allocated: int | None
@@ -56,7 +56,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Laps:
+class StageTimes:
     """How long the stages of one painting took, in seconds.
 
     encode   from the call to the transformer's first forward: text encoders, noise
@@ -79,65 +79,73 @@ def synchronize(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-def now(device: torch.device) -> float:
+def synchronized_time(device: torch.device) -> float:
     """Seconds on a steady clock, after everything given to the device so far is done."""
     synchronize(device)
     return time.perf_counter()
 
 
-class Clock:
+class StageTimer:
     """Marks the stages of one painting; `on_step` is given to `paint`."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.began = now(device)
-        self.marks: list[float] = []
+        self.started = synchronized_time(device)
+        self.step_times: list[float] = []
         self.ended: float | None = None
 
     def on_forward(self, _module: nn.Module, _arguments: Any) -> None:
         """A transformer is about to run: the first time, the denoising begins."""
-        if not self.marks:
-            self.marks.append(now(self.device))
+        if not self.step_times:
+            self.step_times.append(synchronized_time(self.device))
 
     def on_step(self, _step: int, _latents: Any) -> None:
-        self.marks.append(now(self.device))
+        self.step_times.append(synchronized_time(self.device))
 
     @property
-    def laps(self) -> Laps:
+    def stages(self) -> StageTimes:
         """The stages, once the painting is done."""
         assert self.ended is not None  # noqa: S101
-        steps = tuple(float(step) for step in np.diff(self.marks))
-        return Laps(self.marks[0] - self.began, steps, self.ended - self.marks[-1])
+        steps = tuple(float(step) for step in np.diff(self.step_times))
+        return StageTimes(
+            self.step_times[0] - self.started, steps, self.ended - self.step_times[-1]
+        )
 
 
 @contextmanager
-def clocked(device: torch.device, transformers: Iterable[nn.Module]) -> Iterator[Clock]:
+def time_stages(device: torch.device, transformers: Iterable[nn.Module]) -> Iterator[StageTimer]:
     """Time one painting by these transformers; the clock's `laps` are there when the block has ended.
 
     >>> with clocked(device, [pipe.transformer]) as clock:
-    ...     paint(pipe, ["a cat"], on_step=clock.on_step)
+    ...     generate(pipe, ["a cat"], on_step=clock.on_step)
     >>> clock.laps.steps
     """
-    clock = Clock(device)
-    handles = [transformer.register_forward_pre_hook(clock.on_forward) for transformer in transformers]
+    clock = StageTimer(device)
+    handles = [
+        transformer.register_forward_pre_hook(clock.on_forward) for transformer in transformers
+    ]
     try:
         yield clock
     finally:
         for handle in handles:
             handle.remove()
-    clock.ended = now(device)
+    clock.ended = synchronized_time(device)
 
 
 def resident_bytes(modules: Iterable[nn.Module]) -> dict[str, int]:
     """{dtype: bytes} of the parameters and buffers of these modules, shared ones counted once."""
     sizes: Counter[str] = Counter()
-    tensors = {id(tensor): tensor for module in modules for tensor in (*module.parameters(), *module.buffers())}
+    tensors = {
+        id(tensor): tensor
+        for module in modules
+        for tensor in (*module.parameters(), *module.buffers())
+    }
     for tensor in tensors.values():
         sizes[str(tensor.dtype).removeprefix("torch.")] += tensor.nbytes
     return dict(sorted(sizes.items()))
 
 
-def forget_peak(device: torch.device) -> None:
+def reset_peak_memory(device: torch.device) -> None:
     """Give back what PyTorch keeps in reserve, and begin to look for the largest anew."""
     if device.type != "cpu":
         torch.accelerator.empty_cache()
@@ -169,27 +177,33 @@ def _resident_set() -> tuple[int | None, str]:
     """The largest resident set of this process, where Linux tells it."""
     if not PROCESS_STATUS.exists():
         return None, "this system does not tell it"
-    line = next(line for line in PROCESS_STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+    line = next(
+        line for line in PROCESS_STATUS.read_text().splitlines() if line.startswith("VmHWM:")
+    )
     return int(line.split()[1]) * 1024, "Linux, resident set of this process"
 
 
 def _driver_memory(device: torch.device) -> tuple[int | None, str]:
     """What NVML counts for this process, or, where it does not know this process (a container), for the device."""
     if device.type == "cuda":
-        own = _nvml_memory_of_this_process(device)
+        own = _nvml_process_memory(device)
         if own is not None:
             return own, "NVML, this process"
     free, total = torch.accelerator.get_memory_info(device)
     return total - free, "the driver, whole device"
 
 
-def _nvml_memory_of_this_process(device: torch.device) -> int | None:
+def _nvml_process_memory(device: torch.device) -> int | None:
     import pynvml
 
     try:
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+        handle = pynvml.nvmlDeviceGetHandleByUUID(
+            f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+        )
         processes = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
     except pynvml.NVMLError:
         return None
-    return next((process.usedGpuMemory for process in processes if process.pid == os.getpid()), None)
+    return next(
+        (process.usedGpuMemory for process in processes if process.pid == os.getpid()), None
+    )

@@ -1,7 +1,7 @@
-"""The main job on the built-in model: the same pictures in BF16, FP8 and NVFP4, and how far they agree."""
+"""Generate images in BF16, FP8 and NVFP4 with the built-in model, and compare them."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,11 +9,13 @@ import torch
 from PIL.Image import Image
 
 from mezzotint.builtin import DEMO
-from mezzotint.painting import Painting, paint
-from mezzotint.pictures import sheet
-from mezzotint.pipelines import load, sampling_of
-from mezzotint.quality.metrics import latent_cosine, psnr, ssim, stack
-from mezzotint.residency import STORED
+from mezzotint.generation.generate import GenerationResult, generate
+from mezzotint.generation.image_io import contact_sheet
+from mezzotint.generation.pipeline import load_pipeline
+from mezzotint.generation.request import Request
+from mezzotint.generation.source import PipelineSource
+from mezzotint.loading.residency import AS_STORED_BITS
+from mezzotint.quality.metrics.image import latent_cosine, psnr, ssim, stack
 
 PROMPTS = (
     "a large red circle on a blue background",
@@ -23,15 +25,16 @@ PROMPTS = (
     "a large orange cross on a black background",
     "a small yellow diamond on a red background",
 )
-ROWS = {"bf16": None, "fp8": "demo-fp8", "nvfp4": "demo-nvfp4"}
-"""{name: transformer}; the first row is what the others are compared with."""
+TRANSFORMERS = {"bf16": None, "fp8": "demo-fp8", "nvfp4": "demo-nvfp4"}
+"""{name: transformer}; the others are compared with the first."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One precision: resident weights of the transformer, agreement with BF16, and the time of one picture.
+    """One precision: resident weights of the transformer, agreement with BF16, and time per image.
 
-    psnr   in dB; None where the pictures are equal
+    weights_mib   in MiB
+    psnr          in dB; None for equal images
     """
 
     name: str
@@ -43,39 +46,52 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Demo:
-    """The table and the contact sheet (rows = precision, columns = prompts)."""
+class DemoResult:
+    """The table, and the contact sheet with a row per precision and a column per prompt."""
 
     rows: tuple[Row, ...]
     sheet: Image
 
     def to_dict(self) -> dict[str, Any]:
+        """Return what `mezzotint demo --json` prints."""
         return {"rows": [asdict(row) for row in self.rows], "prompts": list(PROMPTS)}
 
 
-def run(device: str | torch.device | None = None, on_row: Callable[[str], None] = lambda _name: None) -> Demo:
-    """Paint every row and compare it with the first; `on_row` is called with a row's name before it is painted."""
+def run(
+    device: str | torch.device | None = None, on_row: Callable[[str], None] = lambda _name: None
+) -> DemoResult:
+    """Generate the images in every precision; `on_row` is called with the name of each before."""
     rows: list[Row] = []
-    paintings: list[Painting] = []
-    for name, transformer in ROWS.items():
+    results: list[GenerationResult] = []
+    for name, transformer in TRANSFORMERS.items():
         on_row(name)
-        pipe = load(DEMO, transformer=transformer, device=device, resident=STORED)
+        source = PipelineSource.open(DEMO, {"transformer": transformer})
+        loaded = load_pipeline(source, device, resident=AS_STORED_BITS)
         started = time.perf_counter()
-        paintings.append(paint(pipe, PROMPTS, seeds=range(len(PROMPTS)), sampling=sampling_of(DEMO)))
+        results.append(
+            generate(loaded.pipe, Request(PROMPTS, sampling=source.recommended_sampling()))
+        )
         seconds = (time.perf_counter() - started) / len(PROMPTS)
-        weights = sum(pipe.load_report.resident_bytes.values()) / 2**20
-        rows.append(_row(name, weights, seconds, paintings[0], paintings[-1]))
-    pictures: Sequence[Sequence[Image]] = [painting.images for painting in paintings]
-    return Demo(tuple(rows), sheet(pictures, list(ROWS), PROMPTS, scale=2))
+        weights = sum(loaded.reports["transformer"].resident_bytes.values()) / 2**20
+        rows.append(_row(name, weights, seconds, results[0], results[-1]))
+    images = [result.images for result in results]
+    return DemoResult(tuple(rows), contact_sheet(images, list(TRANSFORMERS), PROMPTS, scale=2))
 
 
-def _row(name: str, weights_mib: float, seconds: float, reference: Painting, candidate: Painting) -> Row:
-    expected, found = stack(reference.images), stack(candidate.images)
+def _row(
+    name: str,
+    weights_mib: float,
+    seconds: float,
+    reference: GenerationResult,
+    candidate: GenerationResult,
+) -> Row:
+    """Compare the images of one precision with those of the reference."""
+    expected, actual = stack(reference.images), stack(candidate.images)
     return Row(
         name=name,
         weights_mib=weights_mib,
         latent_cosine=latent_cosine(reference.latents, candidate.latents),
-        psnr=None if torch.equal(expected, found) else float(psnr(expected, found).mean()),
-        ssim=float(ssim(expected, found).mean()),
+        psnr=None if torch.equal(expected, actual) else float(psnr(expected, actual).mean()),
+        ssim=float(ssim(expected, actual).mean()),
         seconds_per_image=seconds,
     )

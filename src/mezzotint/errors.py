@@ -1,25 +1,27 @@
-"""Every error that Mezzotint raises on purpose.
+"""Every deliberate error of Mezzotint.
 
 MezzotintError
 ├── CheckpointError          something is wrong with the files
 │   ├── NotACheckpoint       the path holds nothing that could be loaded
-│   │   └── NotSafetensors   it holds weights in another kind of file, which may be sound
-│   ├── BrokenFile           a file is truncated, empty, or its header lies
-│   ├── UnknownFormat        config and tensors disagree, or do not say how bytes are arranged
-│   │   └── UnreadFormat     no format or model known here has such tensors; the file may be sound
-│   ├── MissingTensor        a tensor that the file's own contents call for is absent
+│   │   └── NotSafetensors   it holds weights in another kind of file, which may be intact
+│   ├── BrokenFile           a file is truncated or empty, or its header contradicts it
+│   ├── UnknownFormat        configuration and tensors disagree, or leave the byte order open
+│   │   └── UnreadFormat     no known format or model has such tensors; the file may be intact
+│   ├── MissingTensor        a tensor that other tensors require is absent
 │   ├── UnexpectedTensor     a tensor is left over, or stored twice
-│   │   └── UnknownVariant   it belongs to a variant of the model that is not read; the file may be sound
-│   ├── ShapeMismatch        a tensor has a shape that its role forbids
+│   │   └── UnknownVariant   it belongs to an unknown variant of the model
+│   ├── ShapeMismatch        a tensor has the wrong shape or dtype
 │   └── BadScale             a scale is not finite, or not positive
-├── HubError                 the Hub failed, cannot be reached, or answers with something else
-├── Unsupported              sound, but nothing here can run it or hold it
-├── UnsoundPicture           what was painted is NaN, one colour or noise
-├── CannotWrite              the output cannot be written; what was there before is untouched
-└── BadRequest               the caller asked for something that does not exist
+├── HubError                 the Hub failed, is unreachable, or sent something unexpected
+├── BrokenPlugin             an installed plugin cannot be used
+├── Unsupported              the checkpoint is intact, but nothing can run or store it
+├── BadOutput                a generated image is NaN, one color, or noise
+├── Cancelled                the caller canceled a generation
+├── CannotWrite              the output cannot be written; existing files are untouched
+└── BadRequest               the caller named something that does not exist
 
-Each carries `message` (what, where, expected, found) and `hint` (what to do next). The command line prints
-both, or with --json both in an object, and exits with 2; see `mezzotint.cli.failures`.
+Each has a `message` (what, where, expected, actual) and a `hint` (what to do next). The command
+line prints both, with --json as an object, and exits with 2; see `mezzotint.cli.failures`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -27,23 +29,23 @@ from difflib import get_close_matches
 
 
 class MezzotintError(Exception):
-    """Base of all deliberate errors; `hint` is one sentence that says what to do next, or empty."""
+    """Base of all deliberate errors; `hint` says in one sentence what to do next, or is empty."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
 
-    def at(self, where: str) -> "MezzotintError":
-        """The same error, its message beginning with where it happened."""
-        return type(self)(f"{where}: {self.message}", self.hint)
+    def with_location(self, location: str) -> "MezzotintError":
+        """Return a copy whose message begins with `location`."""
+        return type(self)(f"{location}: {self.message}", self.hint)
 
     def __str__(self) -> str:
         return f"{self.message}\n  hint: {self.hint}" if self.hint else self.message
 
 
 class CheckpointError(MezzotintError):
-    """Something is wrong with the files."""
+    """Something is wrong with the files of a checkpoint."""
 
 
 class NotACheckpoint(CheckpointError):
@@ -51,35 +53,35 @@ class NotACheckpoint(CheckpointError):
 
 
 class NotSafetensors(NotACheckpoint):
-    """The path holds weights in another kind of file, such as GGUF or a pickle; they may be sound."""
+    """The path holds weights in a kind of file that is not read; they may be intact."""
 
 
 class BrokenFile(CheckpointError):
-    """A file is truncated, empty, or its header does not describe its bytes."""
+    """A file is truncated or empty, or its header does not describe its bytes."""
 
 
 class UnknownFormat(CheckpointError):
-    """The configuration and the tensors disagree, or do not say how bytes are arranged."""
+    """Configuration and tensors disagree, or do not say how bytes are arranged."""
 
 
 class UnreadFormat(UnknownFormat):
-    """No format or model family known here has such tensors; the file may be sound."""
+    """No known format or model family has such tensors; the file may be intact."""
 
 
 class MissingTensor(CheckpointError):
-    """A tensor that the file's own contents call for is absent."""
+    """A tensor is absent that other tensors or the model require."""
 
 
 class UnexpectedTensor(CheckpointError):
-    """A tensor is left over, or stored twice."""
+    """A tensor belongs to nothing in the model, or is stored twice."""
 
 
 class UnknownVariant(UnexpectedTensor):
-    """Tensors are left over that no known model of the family has; the file may be sound."""
+    """No known model of the family has these tensors; the file may be intact."""
 
 
 class ShapeMismatch(CheckpointError):
-    """A tensor has a shape or dtype that its role forbids."""
+    """A tensor has a shape or dtype that its layer cannot use."""
 
 
 class BadScale(CheckpointError):
@@ -87,39 +89,47 @@ class BadScale(CheckpointError):
 
 
 class HubError(MezzotintError):
-    """The Hugging Face Hub failed, cannot be reached, or answers with something else than was asked for."""
+    """The Hugging Face Hub failed, is unreachable, or sent something unexpected."""
+
+
+class BrokenPlugin(MezzotintError):
+    """An installed plugin cannot be imported, or declares an object that cannot be used."""
 
 
 class Unsupported(MezzotintError):
-    """The checkpoint is sound, but nothing here can run it or hold it."""
+    """The checkpoint is intact, but nothing installed here can run or store it."""
 
 
-class UnsoundPicture(MezzotintError):
-    """What was painted cannot be a picture: NaN, a single colour, saturated, or noise."""
+class BadOutput(MezzotintError):
+    """A generated image is NaN, a single color, saturated, or noise."""
+
+
+class Cancelled(MezzotintError):
+    """The caller cancelled a generation between two steps."""
 
 
 class CannotWrite(MezzotintError):
-    """The output cannot be written; what was there before is untouched, unless the message says otherwise."""
+    """The output cannot be written; existing files are untouched unless the message says so."""
 
 
 class BadRequest(MezzotintError):
-    """The caller asked for something that does not exist."""
+    """The caller named something that does not exist."""
 
 
 def there_are(name: str, known: Iterable[str]) -> str:
-    """The hint about a name that does not exist: which one may be meant, and all that there are."""
+    """Return the hint for an unknown name: a similar known name, and all known names."""
     names = list(known)
     return f"{did_you_mean(name, names)}there are: {', '.join(names)}."
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The question which of the known names is meant, where one is like `name`; or else nothing."""
-    spellings = {other.lower(): other for other in known}
-    close = get_close_matches(name.lower(), spellings, n=1)
-    return f"did you mean {spellings[close[0]]}? " if close else ""
+    """Return the question whether a similar known name was meant, or an empty string."""
+    originals = {original.lower(): original for original in known}
+    close = get_close_matches(name.lower(), originals, n=1)
+    return f"did you mean {originals[close[0]]}? " if close else ""
 
 
-def listed(names: Sequence[str], most: int = 3) -> str:
-    """Names as a message spells them out, the first few and how many more."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{', '.join(names[:most])}{more}"
+def join_names(names: Sequence[str], limit: int = 3) -> str:
+    """Return the first `limit` names, joined by commas, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return f"{', '.join(names[:limit])}{more}"

@@ -1,4 +1,4 @@
-"""What `mezzotint inspect` prints: what a checkpoint is, what is wrong with it, who can run it where."""
+"""The report of `mezzotint inspect`: format, problems, and backends per device."""
 
 import math
 from collections import Counter
@@ -9,17 +9,17 @@ from typing import Any
 import torch
 
 from mezzotint import layouts
-from mezzotint.formats import Contents, Header, Recognised, StoredLinear
-from mezzotint.formats.contents import orphans
+from mezzotint.formats import Contents, DetectedFormat, Header, StoredLinear
+from mezzotint.formats.contents import unclaimed_parts
 from mezzotint.hub import AnyPath
 from mezzotint.kernels import (
-    GENERATIONS,
+    GPU_GENERATIONS,
     WITH_PYTORCH,
     BackendUse,
     Target,
     WeightSpec,
     best_device,
-    count_uses,
+    merge_uses,
     select,
 )
 from mezzotint.schemes import BF16
@@ -27,7 +27,7 @@ from mezzotint.tensor import QuantTensor
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerSummary:
     """One quantized linear: logical shape (out, in), bytes of all its parts, and their tensor names by part."""
 
     module: str
@@ -39,38 +39,37 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Outlook:
-    """What a checkpoint would be once it is loaded on one kind of device.
+class DeviceEstimate:
+    """How a checkpoint would run on one kind of device.
 
-    It is about the device: on another machine's, what comes with PyTorch there counts as installed (Triton). Libraries
-    that one installs count where they are installed here; the backends that lack one are named with it.
+    For other machines, libraries that come with PyTorch there, such as Triton, count as installed.
+    Other libraries count only if they are installed on this machine.
 
-    device          what the kind is known by, such as "H100"
-    target          "sm_90"
-    here            this machine has one
-    resident_bytes  predicted: quantized layers in the layout of their backends, everything else in BF16; what a model
-                    keeps in float32, what the split of a joined layer repeats and what a backend prepares comes on
-                    top (some per cent)
-    backends        who would run the quantized layers, and why each other backend of their scheme would not
+    device           name of the kind, such as "H100"
+    target           its architecture, such as "sm_90"
+    is_this_machine  this machine has such a device
+    resident_bytes   predicted: quantized layers in their backends' layout, other tensors in BF16;
+                     float32 tensors and prepared tensors add a few percent
+    backends         backends of the quantized layers, and why the others cannot run them
     """
 
     device: str
     target: str
-    here: bool
+    is_this_machine: bool
     resident_bytes: int
     backends: tuple[BackendUse, ...]
 
 
 @dataclass(frozen=True)
-class Report:
+class InspectReport:
     """What `inspect` found.
 
-    coverage      quantized weights / all weights, by count of numbers
-    missing       one sentence for each tensor that is absent or malformed
-    notes         oddities that stop nothing
-    stored_bytes  of all tensors in the files
-    outlooks      for the CPU, for each generation of GPUs, and for what is here
-    unplaced      stored tensors that the model has no place for
+    coverage      quantized weights / all weights, by count of elements
+    problems      one sentence for each tensor that is absent or malformed
+    notes         oddities that do not stop a load
+    stored_bytes  bytes of all tensors in the files
+    devices       estimates for the CPU, each GPU generation, and this machine
+    unplaced      stored tensors that the model does not have
     """
 
     path: AnyPath
@@ -80,13 +79,13 @@ class Report:
     declined: Mapping[str, str]
     family: str
     coverage: float
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerSummary, ...]
     other_tensors: int
     ignored: Mapping[str, str]
-    missing: tuple[str, ...]
+    problems: tuple[str, ...]
     notes: tuple[str, ...]
     stored_bytes: int
-    outlooks: tuple[Outlook, ...]
+    devices: tuple[DeviceEstimate, ...]
     unplaced: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -97,27 +96,36 @@ class Report:
         return dict(Counter(layer.scheme for layer in self.layers))
 
 
-def report_on(
-    header: Header, recognised: Recognised, contents: Contents, evidence: str, family: str, ignored: Mapping[str, str]
-) -> Report:
-    """The report on a recognised checkpoint: its layout settled on `evidence`, its tensors those of `family`."""
-    faults = {module: fault for module, linear in contents.linears.items() if (fault := linear.fault(header))}
+def build_report(
+    header: Header,
+    detected: DetectedFormat,
+    contents: Contents,
+    evidence: str,
+    family: str,
+    ignored: Mapping[str, str],
+) -> InspectReport:
+    """Report on a checkpoint whose format and layout are detected."""
+    faults = {
+        module: fault
+        for module, linear in contents.linears.items()
+        if (fault := linear.problem(header))
+    }
     sound = [linear for module, linear in contents.linears.items() if module not in faults]
-    return Report(
+    return InspectReport(
         path=header.path,
         files=tuple(file.name for file in header.files),
-        format=recognised.format.title,
+        format=detected.format.title,
         evidence=evidence,
-        declined=recognised.declined,
+        declined=detected.declined,
         family=family,
         coverage=_coverage(header, contents),
         layers=tuple(_layer(linear, header) for linear in contents.linears.values()),
         other_tensors=len(contents.plain),
         ignored=ignored,
-        missing=(*faults.values(), *orphans(header, contents).values()),
-        notes=(*header.notes, *dict.fromkeys(contents.faults.values())),
+        problems=(*faults.values(), *unclaimed_parts(header, contents).values()),
+        notes=(*header.notes, *dict.fromkeys(contents.problems.values())),
         stored_bytes=header.nbytes(),
-        outlooks=tuple(_outlooks(header, sound, contents.plain)),
+        devices=tuple(_device_estimates(header, sound, contents.plain)),
     )
 
 
@@ -129,45 +137,70 @@ def _coverage(header: Header, contents: Contents) -> float:
     return quantized / max(quantized + plain + transformed, 1)
 
 
-def _layer(linear: StoredLinear, header: Header) -> Layer:
+def _layer(linear: StoredLinear, header: Header) -> LayerSummary:
     present = {part: key for part, key in linear.keys.items() if key in header.tensors}
-    return Layer(linear.module, linear.scheme.name, linear.shape, str(linear.layout), linear.nbytes(header), present)
+    return LayerSummary(
+        linear.module,
+        linear.scheme.name,
+        linear.shape,
+        str(linear.layout),
+        linear.nbytes(header),
+        present,
+    )
 
 
-def _outlooks(header: Header, linears: list[StoredLinear], plain: tuple[str, ...]) -> Iterator[Outlook]:
-    """What the sound linears and the plain tensors would be on each kind of device."""
-    kinds = _kinds(header, [linear for linear in linears if linear.scheme is not BF16])
+def _device_estimates(
+    header: Header, linears: list[StoredLinear], plain: tuple[str, ...]
+) -> Iterator[DeviceEstimate]:
+    """Yield an estimate for each kind of device, from the complete linears and plain tensors."""
+    kinds = _distinct_layers(header, [linear for linear in linears if linear.scheme is not BF16])
     numbers = sum(math.prod(header.tensors[key].shape) for key in plain)
     numbers += sum(math.prod(linear.shape) for linear in linears if linear.scheme is BF16)
     numbers += sum(linear.shape[0] for linear in linears if "bias" in linear.keys)
     here = Target.of(best_device())
-    known = {"CPU": Target("cpu"), **GENERATIONS}
+    known = {"CPU": Target("cpu"), **GPU_GENERATIONS}
     devices = known if here in known.values() else {"this device": here, **known}
     for device, target in devices.items():
-        yield _outlook(device, target, target == here, kinds, numbers * torch.bfloat16.itemsize)
+        yield _device_estimate(
+            device, target, target == here, kinds, numbers * torch.bfloat16.itemsize
+        )
 
 
-def _outlook(device: str, target: Target, here: bool, kinds: list[tuple[QuantTensor, int]], rest: int) -> Outlook:
+def _device_estimate(
+    device: str, target: Target, here: bool, kinds: list[tuple[QuantTensor, int]], rest: int
+) -> DeviceEstimate:
     uses, resident = [], rest
     for weight, layers in kinds:
         chosen = select(WeightSpec.of(weight), target, presumed=() if here else WITH_PYTORCH)
         uses.append(BackendUse.of(weight.scheme, chosen, layers))
-        resident += layers * layouts.convert(weight, chosen.backend.wants).nbytes()
-    return Outlook(device, str(target), here, resident, count_uses(uses))
+        resident += layers * layouts.convert(weight, chosen.backend.weight_layout).nbytes()
+    return DeviceEstimate(device, str(target), here, resident, merge_uses(uses))
 
 
-def _kinds(header: Header, linears: list[StoredLinear]) -> list[tuple[QuantTensor, int]]:
-    """Outlines of layers, plain and without bias, and how many are alike: a model has few kinds of layer, often."""
+def _distinct_layers(header: Header, linears: list[StoredLinear]) -> list[tuple[QuantTensor, int]]:
+    """Return (outline of a layer, number of equal layers): most layers of a model are equal."""
     alike: dict[object, list[StoredLinear]] = {}
     for linear in linears:
-        parts = tuple((part, header.tensors[key].shape, header.tensors[key].dtype) for part, key in linear.keys.items())
-        implied, finished = tuple(linear.implied.items()), linear.finish is not None
-        form = (type(linear), linear.scheme.name, linear.layout, linear.dynamic_input, implied, finished)
+        parts = tuple(
+            (part, header.tensors[key].shape, header.tensors[key].dtype)
+            for part, key in linear.keys.items()
+        )
+        implied, finished = tuple(linear.implied_values.items()), linear.postprocess is not None
+        form = (
+            type(linear),
+            linear.scheme.name,
+            linear.layout,
+            linear.dynamic_input,
+            implied,
+            finished,
+        )
         kind = (*form, linear.shape, parts)
         alike.setdefault(kind, []).append(linear)
     return [(_outline(same[0], header), len(same)) for same in alike.values()]
 
 
 def _outline(linear: StoredLinear, header: Header) -> QuantTensor:
-    plain = linear.plain(linear.outline(header))
-    return replace(plain, parts={name: part for name, part in plain.parts.items() if name != "bias"})
+    plain = linear.to_plain(linear.outline(header))
+    return replace(
+        plain, parts={name: part for name, part in plain.parts.items() if name != "bias"}
+    )

@@ -1,21 +1,22 @@
-"""How fast a model's transformer runs, and in how much memory: real shapes, random weights, against compiled BF16."""
+"""Measure speed and memory of a transformer: real shapes, random weights, compared with BF16."""
 
-from mezzotint.bench.measure import Measured, machine, measure
-from mezzotint.bench.random_model import BF16, ENCODERS, Case
-from mezzotint.bench.shapes import SHAPES, Shape, shape_of
+from mezzotint.bench.measure import Measurement, machine, measure
+from mezzotint.bench.random_model import BASELINE, ENCODERS, BenchCase
+from mezzotint.bench.shapes import PUBLISHED_MODELS, published_model
 from mezzotint.bench.table import markdown, row, warnings
+from mezzotint.families.family import PublishedModel
 
 __all__ = [
-    "BF16",
+    "BASELINE",
     "ENCODERS",
-    "SHAPES",
-    "Case",
-    "Measured",
-    "Shape",
+    "PUBLISHED_MODELS",
+    "BenchCase",
+    "Measurement",
+    "PublishedModel",
     "machine",
     "markdown",
     "measure",
     "row",
-    "shape_of",
+    "published_model",
     "warnings",
 ]

@@ -1,4 +1,4 @@
-"""Timing one case, and BF16 as a diffusers user would run it, on the same device in the same process."""
+"""Time a model on a GPU: quantized, or in BF16 as a diffusers user would run it."""
 
 import gc
 import platform
@@ -15,45 +15,62 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from mezzotint._version import VERSION
-from mezzotint.bench.random_model import BF16, Case, Steps, build, calibrate, example
-from mezzotint.bench.shapes import shape_of
-from mezzotint.costs import Memory, Spread, forget_peak, memory, now, resident_bytes
-from mezzotint.families.building import meta_model
+from mezzotint.bench.random_model import (
+    BASELINE,
+    BenchCase,
+    FixedSchedule,
+    build,
+    calibrate,
+    example,
+)
+from mezzotint.bench.shapes import published_model
+from mezzotint.costs import (
+    Memory,
+    Percentiles,
+    memory,
+    reset_peak_memory,
+    resident_bytes,
+    synchronized_time,
+)
+from mezzotint.families.building import build_meta_model
+from mezzotint.fast import FastTransformer, speed_up
 from mezzotint.nn import QuantLinear
-from mezzotint.speed import speed_up
-from mezzotint.speed.modulation import Ahead
-from mezzotint.speed.refining import Refined
 
 WARM_UP = 5
-PROFILED = 3
-KINDS = (
+PROFILED_CALLS = 3
+KERNEL_KINDS = (
     ("fused elementwise", ("triton_",)),
     ("attention", ("flash", "fmha", "cudnn_generated", "sdpa")),
     ("norm and rotation", ("_norm_rope",)),
-    ("4 bits to FP8", ("_expand",)),
-    ("activation and rounding", ("_activation_round", "_round_into")),
+    ("4 bits to FP8", ("_dequant_fp8",)),
+    ("activation and rounding", ("_activation_quantize", "_quantize_into")),
     ("product with one row", ("_gemv",)),
-    ("product", ("nvjet", "gemm", "cutlass", "cublas", "splitK", "product")),
+    ("product", ("nvjet", "gemm", "cutlass", "cublas", "splitK")),
 )
-"""Kinds of kernel, by marks in their names; the first that fits."""
+"""(kind, substrings of kernel names). The first kind that matches counts.
+
+Kinds are keys in benchmarks/results/*.jsonl, so they keep their names.
+"""
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One way of running one model.
+class Measurement:
+    """Time and memory of one model in one scheme. Field names are keys of
+    benchmarks/results/*.jsonl.
 
-    call_ms       one call of the transformer, by CUDA events
-    first_s       the first call, compiling included; `build_s` is making the model
-    resident      {dtype: bytes} of all parameters and buffers
-    memory        after the timed calls, with their peak
-    tflops        TFLOP/s: the BF16 model's products and attention, done in the median time
-    backends      {backend: how many products it runs}
-    kernels_ms    {kind of kernel: GPU time in one call}
-    modulation_ms what a painting spends once on the modulation of all its steps and on its text, besides its calls
+    call_ms        one call of the transformer, by CUDA events
+    build_s        building the model
+    first_s        the first call, including compilation
+    resident       {dtype: bytes} of all parameters and buffers
+    memory         after the timed calls, with their peak
+    tflops         TFLOP/s: GEMMs and attention of the BF16 model, divided by the median time
+    backends       {backend: number of linears that it runs}
+    kernels_ms     {kind of kernel: GPU time in one call}
+    modulation_ms  time per generation, besides its calls, for modulation of all steps and for text
     """
 
-    case: Case
-    call_ms: Spread
+    case: BenchCase
+    call_ms: Percentiles
     build_s: float
     first_s: float
     resident: Mapping[str, int]
@@ -73,96 +90,103 @@ class Measured:
 
 
 @torch.no_grad()
-def measure(case: Case, device: torch.device, calls: int = 20, trace: Path | None = None) -> Measured:
-    """Build the case on a GPU and time its calls after a warm-up.
+def measure(
+    case: BenchCase, device: torch.device, calls: int = 20, trace: Path | None = None
+) -> Measurement:
+    """Build a case on a GPU, warm up, and time calls.
 
-    BF16 is what a user of diffusers has: repeated blocks compiled, cuDNN's attention, nothing else.
+    BF16 runs as diffusers documents it: compiled repeated blocks, cuDNN attention, nothing else.
 
-    trace    where to write a Chrome trace of a few calls
+    calls   number of timed calls
+    trace   file for a Chrome trace of a few calls, or None
     """
-    forget_peak(device)
-    began = now(device)
+    reset_peak_memory(device)
+    started = synchronized_time(device)
     model, inputs = build(case, device), example(case, device)
-    if case.scheme == BF16:
-        report = speed_up(model, case.attention or "cudnn", plain=True)
-    else:
-        if not case.svdquant:  # such files have no static scales of inputs
-            calibrate(model, inputs)
-        report = speed_up(model, case.attention, scheduler=Steps.of(case))
+    fast = _speed_up(case, model, inputs)
     gc.collect()
-    forget_peak(device)
-    built = now(device)
+    reset_peak_memory(device)
+    built = synchronized_time(device)
     model(**inputs)
-    compiled = now(device)
-    forget_peak(device)
-    spread = _timed(lambda: model(**inputs), calls, device)
-    held = memory(device, "after the timed calls")
-    measured = Measured(
+    compiled = synchronized_time(device)
+    reset_peak_memory(device)
+    call_ms = _timed(lambda: model(**inputs), calls, device)
+    memory_after = memory(device, "after the timed calls")
+    measurement = Measurement(
         case=case,
-        call_ms=spread,
-        build_s=built - began,
+        call_ms=call_ms,
+        build_s=built - started,
         first_s=compiled - built,
         resident=resident_bytes([model]),
-        memory=held,
-        tflops=flops(case) / spread.median / 1e9,
+        memory=memory_after,
+        tflops=flops(case) / call_ms.median / 1e9,
         backends=_backends(model),
-        attention=report.attention,
+        attention=fast.report.attention,
         kernels_ms=_kernels(lambda: model(**inputs), device, trace),
-        modulation_ms=_once(model, inputs, device),
+        modulation_ms=_precompute_ms(fast, inputs, device),
     )
-    _forget(model, device)
-    return measured
+    _release(fast, device)
+    return measurement
 
 
-def _forget(model: nn.Module, device: torch.device) -> None:
-    """Free what a case held, recorded graphs and compiled code included."""
-    model.forward = type(model).forward.__get__(model)
+def _speed_up(case: BenchCase, model: nn.Module, inputs: Mapping[str, Any]) -> FastTransformer:
+    if case.scheme == BASELINE:
+        return speed_up(model, case.attention or "cudnn", compile_only=True)
+    if not case.svdquant:  # SVDQuant checkpoints have no static input scales
+        calibrate(model, inputs)
+    return speed_up(model, case.attention, scheduler=FixedSchedule.of(case))
+
+
+def _release(fast: FastTransformer, device: torch.device) -> None:
+    """Free the memory of a case, including recorded graphs and compiled code."""
+    fast.restore().to("meta")
     torch._dynamo.reset()
-    model.to("meta")
     gc.collect()
-    forget_peak(device)
+    reset_peak_memory(device)
 
 
-def _timed(call: Callable[[], Any], calls: int, device: torch.device) -> Spread:
+def _timed(call: Callable[[], Any], calls: int, device: torch.device) -> Percentiles:
     for _ in range(WARM_UP):
         call()
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(calls + 1)]  # type: ignore[no-untyped-call]
-    marks[0].record()
-    for mark in marks[1:]:
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(calls + 1)]  # type: ignore[no-untyped-call]
+    events[0].record()
+    for event in events[1:]:
         call()
-        mark.record()
+        event.record()
     torch.cuda.synchronize(device)
-    return Spread.of([before.elapsed_time(after) for before, after in pairwise(marks)])
+    return Percentiles.of([start.elapsed_time(end) for start, end in pairwise(events)])
 
 
-def _once(model: nn.Module, inputs: Mapping[str, Any], device: torch.device) -> float:
-    """Milliseconds of what is worked out once a painting, the median of some."""
-    ahead: Any = getattr(model.forward, "function", None)
-    if not isinstance(ahead, Ahead):
+def _precompute_ms(fast: FastTransformer, inputs: Mapping[str, Any], device: torch.device) -> float:
+    """Return the median time in ms of what is computed once per generation."""
+    if not fast.precomputes:
         return 0.0
-    text: Any = ahead.function if isinstance(ahead.function, Refined) else None
     times = []
-    for _ in range(PROFILED):
-        ahead.tables.clear()
-        began = now(device)
-        ahead.prepare(**inputs)
-        if text is not None:
-            text.texts.forget()
-            text.refined(text.signature.bind(**inputs))
-        times.append((now(device) - began) * 1e3)
-    return Spread.of(times).median
+    for _ in range(PROFILED_CALLS):
+        fast.reset_caches()
+        started = synchronized_time(device)
+        fast.precompute(**inputs)
+        times.append((synchronized_time(device) - started) * 1e3)
+    return Percentiles.of(times).median
 
 
 def _backends(model: nn.Module) -> dict[str, int]:
-    return dict(Counter(layer.selection.backend.name for layer in model.modules() if isinstance(layer, QuantLinear)))
+    return dict(
+        Counter(
+            layer.selection.backend.name
+            for layer in model.modules()
+            if isinstance(layer, QuantLinear)
+        )
+    )
 
 
-def flops(case: Case) -> float:
-    """Floating-point operations of one call of the BF16 model, counted on the meta device."""
-    shape = shape_of(case.model)
+def flops(case: BenchCase) -> float:
+    """Count the floating-point operations of one call of the BF16 model, on the meta device."""
+    published = published_model(case.model)
     meta = torch.device("meta")
-    model = meta_model(shape.transformer, shape.config)
-    for parameter in model.parameters():  # not model.to, which warns of what diffusers keeps in float32
+    model = build_meta_model(published.transformer, published.config)
+    # Not model.to, which warns about modules that diffusers keeps in float32.
+    for parameter in model.parameters():
         parameter.data = parameter.data.bfloat16()
     model = model.to(meta)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -172,20 +196,23 @@ def flops(case: Case) -> float:
 
 def _kernels(call: Callable[[], Any], device: torch.device, trace: Path | None) -> dict[str, float]:
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        for _ in range(PROFILED):
+        for _ in range(PROFILED_CALLS):
             call()
         torch.cuda.synchronize(device)
     if trace is not None:
         profiler.export_chrome_trace(str(trace))
     kinds: Counter[str] = Counter()
     for event in profiler.key_averages():
-        kind = next((kind for kind, marks in KINDS if any(mark in event.key for mark in marks)), "other")
-        kinds[kind] += event.self_device_time_total / 1e3 / PROFILED
+        kind = next(
+            (kind for kind, names in KERNEL_KINDS if any(name in event.key for name in names)),
+            "other",
+        )
+        kinds[kind] += event.self_device_time_total / 1e3 / PROFILED_CALLS
     return {kind: round(ms, 3) for kind, ms in kinds.most_common()}
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """What a figure depends on besides the code."""
+    """Return what a measurement depends on besides the code."""
     return {
         "device": torch.cuda.get_device_name(device),
         "torch": torch.__version__,

@@ -1,9 +1,9 @@
-"""A transformer of a published model's shapes with random weights, its blocks' linears in a scheme.
+"""Build a transformer with the shapes of a published model and random weights.
 
-The time of a product does not depend on what is multiplied, as long as it is not all zeros.
+The time of a GEMM does not depend on the values, as long as they are not all zeros.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,49 +11,44 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from mezzotint.bench.shapes import shape_of
+from mezzotint.bench.shapes import published_model
 from mezzotint.errors import BadRequest, there_are
-from mezzotint.families import Family, Sampling, family_with
-from mezzotint.families.building import meta_model
-from mezzotint.families.nunchaku_names import TABLES, in_nunchaku, piece_columns, stored_layers
-from mezzotint.formats.svdquant import GELU_SHIFT, SHIFTED
-from mezzotint.kernels.expand import SCHEMES as EXPANDED
-from mezzotint.kernels.expand import as_fp8
-from mezzotint.nn import QuantLinear, SplitLinear, linear_of, quant_linears
-from mezzotint.residency import RESIDENT, STORED
-from mezzotint.schemes import AWQ_W4A16, FP8, NVFP4, SVDQUANT_INT4, SVDQUANT_NVFP4, Scheme
-from mezzotint.schemes.awq import encode_awq
-from mezzotint.schemes.fp8 import encode_fp8
-from mezzotint.schemes.nvfp4 import encode_nvfp4
-from mezzotint.schemes.rounding import E2M1_MAX, E4M3_MAX
-from mezzotint.schemes.svdquant_int4 import encode_svdquant_int4
-from mezzotint.speed.attention import ATTENTIONS
+from mezzotint.families import Family, Sampling, family_by_transformer
+from mezzotint.families.building import build_meta_model
+from mezzotint.fast.passes.attention import ATTENTION_BACKENDS
+from mezzotint.formats.readers.svdquant import GELU_SHIFT, SHIFTED_LAYER
+from mezzotint.kernels.backends.dequant_fp8 import SCHEMES as DEQUANTIZED_SCHEMES
+from mezzotint.kernels.fp8_weight import to_fp8
+from mezzotint.loading.residency import AS_STORED_BITS, RESIDENCY_MODES
+from mezzotint.nn import QuantLinear, SplitLinear, make_linear, quant_linears
+from mezzotint.schemes import AWQ_W4A16, Scheme, schemes
 from mezzotint.tensor import PLAIN, QuantTensor
 
-BF16 = "bf16"
+BASELINE = "bf16"
 RANK = 32
-"""Of SVDQuant's low-rank branch, as in the published checkpoints."""
+"""Rank of SVDQuant's low-rank branch in the published checkpoints."""
 WEIGHT_STD = 0.02
 POSITION_AXES = 4
 
-ENCODERS: dict[str, tuple[Scheme, Callable[[Tensor], dict[str, Tensor]]]] = {
-    "fp8": (FP8, encode_fp8),
-    "nvfp4": (NVFP4, encode_nvfp4),
-    "svdquant-int4": (SVDQUANT_INT4, encode_svdquant_int4),
-    "svdquant-nvfp4": (SVDQUANT_NVFP4, encode_nvfp4),
+ENCODERS: Mapping[str, Scheme] = {
+    scheme.name.replace("_", "-"): scheme
+    for scheme in schemes().values()
+    if scheme.encode is not None and scheme.quantize_activation is not None
 }
-"""What `--scheme` may be besides bf16."""
+"""{value of --scheme besides bf16: scheme}. SVDQuant cases measure AWQ W4A16 too."""
 
 
 @dataclass(frozen=True)
-class Case:
+class BenchCase:
     """What to measure.
 
-    model       a name of `SHAPES`
-    scheme      bf16, or a name of `ENCODERS`
-    attention   a name of `mezzotint.speed.attention.ATTENTIONS`; None for the fastest that changes no numbers
-    resident    "stored", or "fp8": 4-bit weights are turned into FP8 when they are loaded
-    Raises      BadRequest for a name that is none
+    model       key of PUBLISHED_MODELS
+    scheme      "bf16", or a key of ENCODERS
+    sampling    settings, of which the size and the number of steps matter
+    batch       images per call
+    attention   key of ATTENTION_BACKENDS, or None for the fastest BF16 one
+    resident    "stored", or "fp8" to convert 4-bit weights to FP8 when they are loaded
+    Raises      BadRequest for an unknown name
     """
 
     model: str
@@ -61,14 +56,14 @@ class Case:
     sampling: Sampling
     batch: int = 1
     attention: str | None = None
-    resident: str = STORED
+    resident: str = AS_STORED_BITS
 
     def __post_init__(self) -> None:
-        shape_of(self.model)
+        published_model(self.model)
         for what, name, known in (
-            ("scheme", self.scheme, (BF16, *ENCODERS)),
-            ("attention", self.attention, tuple(ATTENTIONS)),
-            ("residency", self.resident, RESIDENT),
+            ("scheme", self.scheme, (BASELINE, *ENCODERS)),
+            ("attention", self.attention, tuple(ATTENTION_BACKENDS)),
+            ("residency", self.resident, RESIDENCY_MODES),
         ):
             if name is not None and name not in known:
                 raise BadRequest(f"no {what} is called {name!r}", there_are(name, known))
@@ -78,17 +73,18 @@ class Case:
         return self.scheme.startswith("svdquant")
 
 
-def build(case: Case, device: torch.device) -> nn.Module:
-    """The transformer at its real size on `device`, in BF16 but for what the case's scheme quantizes.
+def build(case: BenchCase, device: torch.device) -> nn.Module:
+    """Return the transformer at its real size on `device`, in BF16 and the scheme of the case.
 
-    Quantized are all linears of the repeated blocks. SVDQuant's are those of a Nunchaku file, as such a file has them:
-    linears that it stores as one layer share smooth and proj_down, one that it stores in two is a SplitLinear, and
-    those that see one row a picture are AWQ W4A16. Of a family that has no such files, linears on the same input share.
+    All linears of the repeated blocks are quantized. SVDQuant layers are those of a Nunchaku file.
+    Linears that it stores as one layer share smooth and proj_down. A linear that it stores in two
+    pieces is a SplitLinear. Modulation layers are AWQ W4A16. In a family without Nunchaku files,
+    linears on the same input share smooth and proj_down.
     """
-    shape = shape_of(case.model)
-    model = meta_model(shape.transformer, shape.config)
-    family = family_with(shape.transformer, case.model)
-    pieces = {} if case.scheme == BF16 else _pieces(model, case, family)
+    published = published_model(case.model)
+    model = build_meta_model(published.transformer, published.config)
+    family = family_by_transformer(published.transformer, case.model)
+    pieces = {} if case.scheme == BASELINE else _pieces(model, case, family)
     layers = _Layers(case, family, device)
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and name in pieces:
@@ -99,7 +95,7 @@ def build(case: Case, device: torch.device) -> nn.Module:
 
 
 def block_linears(model: nn.Module) -> set[str]:
-    """Names of the linears in the blocks that the model's class repeats."""
+    """Return names of the linears in the blocks that the model's class repeats."""
     repeated = tuple(getattr(model, "_repeated_blocks", ()))
     return {
         f"{prefix}.{name}"
@@ -112,29 +108,36 @@ def block_linears(model: nn.Module) -> set[str]:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A linear, or some of its input features, as one matrix; those `stored` in one layer read the same input."""
+    """A linear, or some of its input features, as one matrix.
+
+    stored    name of the stored layer; pieces of one stored layer read the same input
+    columns   number of input features
+    """
 
     stored: str
     columns: int
 
 
-def _pieces(model: nn.Module, case: Case, family: Family) -> dict[str, list[_Piece]]:
-    """{linear to quantize: its pieces, side by side along its input features}"""
+def _pieces(model: nn.Module, case: BenchCase, family: Family) -> dict[str, list[_Piece]]:
+    """Return {linear to quantize: its pieces in the order of its input features}."""
     names = block_linears(model)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    if not (case.svdquant and family.name in TABLES):
-        return {name: [_Piece(_input_of(name, family), shapes[f"{name}.weight"][1])] for name in names}
+    if not (case.svdquant and family.nunchaku.blocks):
+        return {
+            name: [_Piece(_input_of(name, family), shapes[f"{name}.weight"][1])] for name in names
+        }
     pieces: dict[str, list[_Piece]] = {}
-    for stored, held in stored_layers(family.name, (name for name in names if in_nunchaku(family.name, name))).items():
-        for name, number in held:
-            columns = piece_columns(family.name, name, shapes)[number]
+    quantized = filter(family.nunchaku.quantizes, names)
+    for stored, members in family.nunchaku.stored_layers(quantized).items():
+        for name, number in members:
+            columns = family.nunchaku.piece_columns(name, shapes)[number]
             pieces.setdefault(name, []).append(_Piece(stored, columns))
     return pieces
 
 
 def _input_of(name: str, family: Family) -> str:
-    """The same for layers that `Family.together` says read the same input."""
-    for group in family.together:
+    """Return one name for all layers that read the same input, according to Family.fusable."""
+    for group in family.fusable:
         for member in group:
             if name.endswith(f".{member}"):
                 return name.removesuffix(member) + group[0]
@@ -142,7 +145,7 @@ def _input_of(name: str, family: Family) -> str:
 
 
 def _fill(module: nn.Module, device: torch.device) -> None:
-    """Random weights; norms' are ones, as at the start of training."""
+    """Fill a module with random weights. Weights of norms are ones, as at the start of training."""
     for name, parameter in list(module.named_parameters(recurse=False)):
         if parameter.ndim == 1 and name == "weight":
             value = torch.ones(parameter.shape, device=device, dtype=torch.bfloat16)
@@ -158,7 +161,7 @@ class _Layers:
     shared   {stored layer: its smooth and proj_down}
     """
 
-    case: Case
+    case: BenchCase
     family: Family
     device: torch.device
     shared: dict[str, dict[str, Tensor]] = field(default_factory=dict)
@@ -166,47 +169,57 @@ class _Layers:
     def make(self, linear: nn.Linear, name: str, pieces: list[_Piece]) -> QuantLinear | SplitLinear:
         tensors = [self._matrix(linear, name, piece) for piece in pieces]
         if self.case.resident == "fp8":
-            tensors = [as_fp8(tensor) if tensor.scheme in EXPANDED else tensor for tensor in tensors]
-        return linear_of(tensors, torch.bfloat16)
+            tensors = [
+                to_fp8(tensor) if tensor.scheme in DEQUANTIZED_SCHEMES else tensor
+                for tensor in tensors
+            ]
+        return make_linear(tensors, torch.bfloat16)
 
     def _matrix(self, linear: nn.Linear, name: str, piece: _Piece) -> QuantTensor:
-        awq = self.case.svdquant and name.endswith(self.family.modulation)
-        scheme, encode = (AWQ_W4A16, encode_awq) if awq else ENCODERS[self.case.scheme]
+        awq = self.case.svdquant and name.endswith(self.family.modulation_layers)
+        scheme = AWQ_W4A16 if awq else ENCODERS[self.case.scheme]
+        assert scheme.encode is not None  # noqa: S101
         weight = torch.randn(linear.out_features, piece.columns, device=self.device) * WEIGHT_STD
-        parts = encode(weight)
+        parts = scheme.encode(weight)
         if self.case.svdquant and not awq:
             parts = self._svdquant(parts, weight, piece.stored)
         if linear.bias is not None:
-            parts["bias"] = self._halves(len(weight))
+            parts["bias"] = self._random_bf16(len(weight))
         return QuantTensor(scheme, PLAIN, (len(weight), piece.columns), parts, dynamic_input=True)
 
     def _svdquant(self, parts: dict[str, Tensor], weight: Tensor, stored: str) -> dict[str, Tensor]:
-        """Encoded weights with what is around them; the scale of the matrix is each row's, as where q, k, v are one."""
+        """Return encoded parts and SVDQuant's others. Weight scales are per row."""
         rows, columns = weight.shape
         if stored not in self.shared:
             smooth = torch.rand(columns, dtype=torch.bfloat16, device=self.device) + 0.5
-            self.shared[stored] = {"proj_down": self._halves(RANK, columns), "smooth": smooth}
+            self.shared[stored] = {"proj_down": self._random_bf16(RANK, columns), "smooth": smooth}
         if "global_scale" in parts:
             parts["channel_scale"] = parts.pop("global_scale").bfloat16().repeat(rows)
-        elif SHIFTED.fullmatch(stored):  # INT4, which has no scale of the matrix
+        elif SHIFTED_LAYER.fullmatch(stored):  # INT4 has no weight scale
             parts["shift"] = torch.tensor(GELU_SHIFT, device=self.device)
-        return parts | self.shared[stored] | {"proj_up": self._halves(rows, RANK)}
+        return parts | self.shared[stored] | {"proj_up": self._random_bf16(rows, RANK)}
 
-    def _halves(self, *shape: int) -> Tensor:
+    def _random_bf16(self, *shape: int) -> Tensor:
         return torch.randn(shape, dtype=torch.bfloat16, device=self.device) * WEIGHT_STD
 
 
 def calibrate(model: nn.Module, inputs: Mapping[str, Any]) -> None:
-    """Give every layer whose scheme can have one a static input scale, of the largest inputs in one call."""
+    """Give layers a static input scale, if their scheme has one, from the inputs of one call."""
     amax: dict[str, Tensor] = {}
-    layers = {name: layer for name, layer in quant_linears(model).items() if isinstance(layer, QuantLinear)}
-    hooks = [layer.register_forward_pre_hook(_Recorder(amax, name)) for name, layer in layers.items()]
+    layers = {
+        name: layer
+        for name, layer in quant_linears(model).items()
+        if isinstance(layer, QuantLinear)
+    }
+    hooks = [
+        layer.register_forward_pre_hook(_Recorder(amax, name)) for name, layer in layers.items()
+    ]
     with torch.no_grad():
         model(**inputs)
     for hook in hooks:
         hook.remove()
     for name, layer in layers.items():
-        if layer.scheme.static_input is not None and name in amax:
+        if layer.scheme.static_scale_part is not None and name in amax:
             model.set_submodule(name, _with_input_scale(layer, amax[name]))
 
 
@@ -220,39 +233,48 @@ class _Recorder:
 
 
 def _with_input_scale(layer: QuantLinear, amax: Tensor) -> QuantLinear:
-    weight = layer.weight_tensor
-    largest = E4M3_MAX * E2M1_MAX if layer.scheme is NVFP4 else E4M3_MAX
-    parts = {**weight.parts, "input_scale": (amax / largest).clamp(min=torch.finfo(torch.float32).tiny)}
+    weight = layer.quant_weight
+    assert layer.scheme.input_max is not None  # noqa: S101
+    parts = {
+        **weight.parts,
+        "input_scale": (amax / layer.scheme.input_max).clamp(min=torch.finfo(torch.float32).tiny),
+    }
     if layer.bias is not None:
         parts["bias"] = layer.bias.detach()
     return QuantLinear(QuantTensor(weight.scheme, PLAIN, weight.shape, parts), layer.compute_dtype)
 
 
-def example(case: Case, device: torch.device) -> dict[str, Any]:
-    """Random arguments of one call; latents and text in BF16, positions and time steps in float32."""
-    shape = shape_of(case.model)
-    config = meta_model(shape.transformer, shape.config).config
+def example(case: BenchCase, device: torch.device) -> dict[str, Any]:
+    """Return random arguments of one call.
+
+    Latents and text are BF16, positions and time steps float32.
+    """
+    published = published_model(case.model)
+    config = build_meta_model(published.transformer, published.config).config
     assert isinstance(config, Mapping)  # noqa: S101
     torch.manual_seed(0)
-    given = family_with(shape.transformer, case.model).example(config, case.sampling, case.batch)
-    leaves, tree = pytree.tree_flatten(given | {"return_dict": False})
-    arguments: dict[str, Any] = pytree.tree_unflatten([_placed(leaf, device) for leaf in leaves], tree)
+    family = family_by_transformer(published.transformer, case.model)
+    inputs = family.example_inputs(config, case.sampling, case.batch)
+    leaves, tree = pytree.tree_flatten(inputs | {"return_dict": False})
+    arguments: dict[str, Any] = pytree.tree_unflatten(
+        [_to_device(leaf, device) for leaf in leaves], tree
+    )
     return arguments
 
 
 @dataclass(frozen=True)
-class Steps:
-    """A painting's time steps, as a scheduler gives them; the first one is an example's."""
+class FixedSchedule:
+    """Time steps of a generation, as a scheduler has them. The first is that of `example`."""
 
     timesteps: Tensor
 
     @classmethod
-    def of(cls, case: Case) -> "Steps":
+    def of(cls, case: BenchCase) -> "FixedSchedule":
         return cls(torch.linspace(500, 1, case.sampling.steps))
 
 
-def _placed(leaf: Any, device: torch.device) -> Any:
+def _to_device(leaf: Any, device: torch.device) -> Any:
     if not isinstance(leaf, Tensor):
         return leaf
-    wide = leaf.ndim > 1 and leaf.shape[-1] > POSITION_AXES
-    return leaf.to(device, torch.bfloat16 if wide else torch.float32)
+    is_bf16 = leaf.ndim > 1 and leaf.shape[-1] > POSITION_AXES
+    return leaf.to(device, torch.bfloat16 if is_bf16 else torch.float32)

@@ -1,4 +1,4 @@
-"""A checkpoint opened but not loaded: its headers, its format, its family, and its layers, to be read one by one."""
+"""An opened checkpoint: headers, format and family, with layers that are read one by one."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -7,40 +7,40 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mezzotint.builtin import component_folder, counterpart, resolve
+from mezzotint.builtin import component_folder, matching_component, resolve
 from mezzotint.checkpoint.contradictions import contradictions
+from mezzotint.checkpoint.layout_detection import detect_from_base, detect_from_statistics
 from mezzotint.checkpoint.names import NamedContents
-from mezzotint.checkpoint.placing import account, check_flags
-from mezzotint.checkpoint.settling import inferred, measured
+from mezzotint.checkpoint.placement import check_flags, check_tensors
+from mezzotint.containers import TensorInfo
 from mezzotint.errors import BadRequest, MezzotintError, UnknownFormat
 from mezzotint.families.building import model_of_shapes, outline_model
 from mezzotint.families.naming import Piece
-from mezzotint.formats import Header, Recognised, StoredLinear, recognise
+from mezzotint.formats import DetectedFormat, Header, StoredLinear, detect_format
+from mezzotint.formats.companion_files import open_header
 from mezzotint.formats.components import transformer_alone
 from mezzotint.formats.renaming import Renames
-from mezzotint.formats.safetensors_file import TensorInfo
-from mezzotint.formats.supplement import open_header
 from mezzotint.hub import AnyPath
-from mezzotint.inspection import Report, report_on
+from mezzotint.inspection import InspectReport, build_report
 from mezzotint.schemes import Shape
-from mezzotint.tensor import QuantTensor, real_weight
+from mezzotint.tensor import QuantTensor, dequantize_pieces
 
 MOST_NAMED = 50
-"""Tensors without a place that the report's notes name."""
+"""Unknown tensors that the report's notes name, at most."""
 
 
 @dataclass(frozen=True)
-class Outline:
-    """A module's pieces with parts on the meta device, dtypes and shapes without values, unless some were asked for.
+class LayerOutline:
+    """A module's pieces with parts on the meta device, except parts whose values were requested.
 
-    stored   the parts as the files have them; reading passes some of them on untouched
+    stored   the parts as the files store them, some of which reading returns unchanged
     """
 
     pieces: list[QuantTensor]
     stored: list[tuple[Tensor, TensorInfo]]
 
-    def origin(self, part: Tensor) -> TensorInfo | None:
-        """Where the very bytes of a part lie in the files, or None if reading changes or cuts them."""
+    def source_of(self, part: Tensor) -> TensorInfo | None:
+        """Return the stored tensor whose bytes a part has, or None if reading changes the bytes."""
         return next((info for stored, info in self.stored if stored is part), None)
 
 
@@ -52,10 +52,10 @@ class Checkpoint(NamedContents):
     >>> checkpoint.weight("transformer_blocks.0.attn.to_q").shape
     torch.Size([256, 256])
 
-    unquantized   modules that are stored quantized and are no nn.Linear in the model: their weights are decoded
+    unquantized   quantized modules that are not nn.Linear in the model: their weights are decoded
     """
 
-    recognised: Recognised
+    detected: DetectedFormat
     unquantized: frozenset[str] = frozenset()
 
     @classmethod
@@ -68,203 +68,240 @@ class Checkpoint(NamedContents):
         scales_from: str | AnyPath | None = None,
         rename: Renames | None = None,
     ) -> "Checkpoint":
-        """Read the headers at `path` and recognise them; no weight is loaded.
+        """Read the headers at `path` and detect the format; no weight is loaded.
 
-        path          a file, a component's folder, a pipeline, a Hub id, a built-in model, or the folder of hf and
-                      ckpt that ModelOpt's quantize.py writes
-        base          the BF16 model: where nothing proves how bytes are arranged, a few layers are held against it;
-                      without it, statistics of a few layers may tell; its shapes tell what is padding
-        component     folder inside a pipeline ["transformer"]; taken from a base that is one, too
-        scales_from   a file of the same weights with the input scales that `path` lacks, or ModelOpt's backbone.pt
-        rename        {regular expression: replacement}, in order, for a file that differs in its tensors' names alone
+        path          a file, a component's folder, a pipeline, a Hub id, a built-in model, or the
+                      folder of hf and ckpt that ModelOpt's quantize.py writes
+        base          the BF16 model, to detect an unproven byte layout and padding;
+                      without it, statistics of a few layers are used
+        component     folder inside a pipeline ["transformer"], also of `base` if that is one
+        scales_from   a file with the input scales that `path` lacks, or ModelOpt's backbone.pt
+        rename        {regular expression: replacement} for names of the tensors, in order
         Raises        CheckpointError, BadRequest
         """
-        sister = None if scales_from is None else counterpart(resolve(scales_from), component)
+        sister = (
+            None if scales_from is None else matching_component(resolve(scales_from), component)
+        )
         checkpoint = cls.of(open_header(component_folder(resolve(path), component), sister, rename))
         if base is None:
-            return checkpoint.inferred()
-        reference = cls.of(open_header(counterpart(resolve(base), component)))
-        return checkpoint.fitted_to(reference).measured(reference)
+            return checkpoint.detect_from_statistics()
+        reference = cls.of(open_header(matching_component(resolve(base), component)))
+        return checkpoint.trim_padding_to(reference).detect_from_base(reference)
 
     @classmethod
     def of(cls, header: Header) -> "Checkpoint":
         header = transformer_alone(header)
-        recognised = recognise(header)
-        return cls(header, recognised.format.contents(header), recognised)
+        detected = detect_format(header)
+        return cls(header, detected.format.contents(header), detected)
 
     @property
     def evidence(self) -> str:
-        """Why the format was recognised, and what is known of the layout and how."""
-        return "; ".join((self.recognised.evidence, *self.contents.evidence))
+        """Why the format matched, and how the layout was detected."""
+        return "; ".join((self.detected.evidence, *self.contents.evidence))
 
     @property
     def contradictions(self) -> tuple[str, ...]:
-        """What a configuration says of the layout, and the file's own evidence does not bear out."""
+        """Statements of a configuration about the layout that the tensors contradict."""
         return tuple(contradictions(self.header, self.contents))
 
-    def measured(self, base: "Checkpoint") -> "Checkpoint":
-        """The same checkpoint with its layout settled by the base: see `settling.measured`."""
-        return replace(self, contents=measured(self, base))
+    def detect_from_base(self, base: "Checkpoint") -> "Checkpoint":
+        """Return a checkpoint with the layout that agrees with the weights of `base`."""
+        return replace(self, contents=detect_from_base(self, base))
 
-    def inferred(self) -> "Checkpoint":
-        """The same checkpoint with its layout settled by statistics: see `settling.inferred`."""
-        contents = inferred(self)
+    def detect_from_statistics(self) -> "Checkpoint":
+        """Return a checkpoint with the layout that the statistics of its values show."""
+        contents = detect_from_statistics(self)
         return self if contents is self.contents else replace(self, contents=contents)
 
     @cached_property
-    def report(self) -> Report:
-        """What `mezzotint inspect` prints."""
+    def report(self) -> InspectReport:
+        """The report that `mezzotint inspect` prints."""
         family, ignored = self.family.title, self.ignored
-        report = report_on(self.header, self.recognised, self.contents, self.evidence, family, ignored)
-        unplaced = self._without_place()
+        report = build_report(
+            self.header, self.detected, self.contents, self.evidence, family, ignored
+        )
+        unplaced = self._unplaced()
         notes = (*report.notes, *self.contradictions, *_named(unplaced, family))
         report = replace(report, notes=notes, unplaced=unplaced)
-        return report if report.missing or unplaced else replace(report, missing=tuple(self._refusal()))
+        return (
+            report
+            if report.problems or unplaced
+            else replace(report, problems=tuple(self._refusal()))
+        )
 
-    def _without_place(self) -> tuple[str, ...]:
-        """Return the tensors that the model has no place for; none where no name can be told, which `_refusal` says."""
+    def _unplaced(self) -> tuple[str, ...]:
+        """Return the tensors that the model does not have; none if naming fails, see `_refusal`."""
         try:
-            return tuple(self.unplaced)
+            return tuple(self.unknown_tensors)
         except MezzotintError:
             return ()
 
     def _refusal(self) -> Iterator[str]:
-        """Why no model of the family can be loaded from the tensors, if that is so."""
+        """Yield why no model of the family can be loaded, if that is so."""
         try:
             self.placed(self.model())
         except MezzotintError as error:
             yield error.message
 
     def without_input_scales(self) -> "Checkpoint":
-        """The same checkpoint with its static input scales left aside, whether they are there or not."""
+        """Return a checkpoint that ignores its static input scales, present or absent."""
         ignored = dict(self.contents.ignored)
         linears = {}
         for name, linear in self.contents.linears.items():
-            keys = {part: key for part, key in linear.keys.items() if part != linear.scheme.static_input}
+            keys = {
+                part: key
+                for part, key in linear.keys.items()
+                if part != linear.scheme.static_scale_part
+            }
             dropped = linear.keys.items() - keys.items()
-            ignored |= {key: "inputs stay unquantized on request" for _, key in dropped if key in self.header.tensors}
+            ignored |= {
+                key: "inputs stay unquantized on request"
+                for _, key in dropped
+                if key in self.header.tensors
+            }
             linears[name] = replace(linear, keys=keys, dynamic_input=False)
         return replace(self, contents=replace(self.contents, linears=linears, ignored=ignored))
 
-    def fitted(self, places: Mapping[str, Shape]) -> "Checkpoint":
-        """The same checkpoint with the padding of its linears recognised as such, {tensor of the model: shape}."""
+    def trim_padding(self, shapes: Mapping[str, Shape]) -> "Checkpoint":
+        """Return a checkpoint without padding of linears; `shapes` is {model tensor: shape}."""
         linears = dict(self.contents.linears)
-        for source, modules in self._held().items():
-            wanted = [places.get(f"{module}.weight", ()) for module in modules]
-            if any(len(place) != 2 for place in wanted) or len({place[1] for place in wanted}) != 1:
+        for source, modules in self._modules_by_stored_linear().items():
+            expected = [shapes.get(f"{module}.weight", ()) for module in modules]
+            if any(len(one) != 2 for one in expected) or len({one[1] for one in expected}) != 1:
                 continue
-            shape = (sum(place[0] for place in wanted), wanted[0][1])
+            shape = (sum(one[0] for one in expected), expected[0][1])
             cut = replace(linears[source], shape=shape)
-            if linears[source].may_be_padded_from(shape) and cut.is_sound(self.header):
+            if linears[source].may_be_padded_from(shape) and cut.is_complete(self.header):
                 linears[source] = cut
         if linears == self.contents.linears:
-            return self  # what is worked out of it, such as the naming, is worked out once
+            return self  # Its cached properties, such as the naming, stay valid.
         return replace(self, contents=replace(self.contents, linears=linears))
 
-    def fitted_to(self, base: "Checkpoint") -> "Checkpoint":
-        """The same checkpoint with the padding of its linears recognised by the shapes that a base has."""
-        return self.fitted({name: base.shape(name) for name in base.plain})
+    def trim_padding_to(self, base: "Checkpoint") -> "Checkpoint":
+        """Return a checkpoint without padding of linears, by the shapes of `base`."""
+        return self.trim_padding({name: base.shape(name) for name in base.plain})
 
     def model(self, base: "Checkpoint | None" = None) -> nn.Module:
-        """The diffusers model that the tensors belong to, on the meta device: to be looked at, and never filled.
+        """Build the diffusers model of the tensors on the meta device, for its names and shapes.
 
-        It is built from the configuration beside the checkpoint, or else from that of `base`, or else from the shapes
-        of the tensors themselves.
+        Its configuration is the checkpoint's, else that of `base`, else derived from the shapes.
 
         Raises  UnknownFormat, MissingTensor, ShapeMismatch
         """
-        where, wanted = str(self.header.path), self.family.transformer
-        configs = [checkpoint.header.config for checkpoint in (self, base) if checkpoint is not None]
+        where, expected = str(self.header.path), self.family.transformer_class
+        configs = [
+            checkpoint.header.config for checkpoint in (self, base) if checkpoint is not None
+        ]
         config = next((config for config in configs if "_class_name" in config), None)
         if config is None:
-            return model_of_shapes(self.family, self.sources, dict.fromkeys(self.flags.values(), True), where)
-        if config["_class_name"] != wanted:
+            return model_of_shapes(
+                self.family, self.sources, dict.fromkeys(self.flags.values(), True), where
+            )
+        if config["_class_name"] != expected:
             raise UnknownFormat(
-                f"{where}: config.json names {config['_class_name']}, and the tensors are those of "
-                f"{self.family.title} ({wanted})",
+                f"{where}: config.json names {config['_class_name']}, and the tensors belong to "
+                f"{self.family.title} ({expected})",
                 "restore the config.json that came with these weights.",
             )
-        return outline_model(wanted, config)
+        return outline_model(expected, config)
 
     def placed(self, model: nn.Module) -> "Checkpoint":
-        """The same checkpoint with every tensor in its place in `model`, which may be on the meta device.
+        """Return a checkpoint whose tensors are exactly those of `model`; meta tensors suffice.
 
-        Padding of its linears is recognised, and so are layers that the model does not multiply by: an nn.Embedding
-        that is stored as quantized layers are.
+        Padding of linears is removed. A quantized nn.Embedding is marked to be decoded.
 
         Raises  MissingTensor, UnexpectedTensor, ShapeMismatch, UnknownFormat
         """
-        places = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-        checkpoint = self.fitted(places)
+        shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        checkpoint = self.trim_padding(shapes)
         for linear in checkpoint.contents.linears.values():
             linear.check(checkpoint.header)
-        account(checkpoint, places)
+        check_tensors(checkpoint, shapes)
         check_flags(checkpoint, getattr(model, "config", {}))
         layers = checkpoint.linears
-        others = frozenset(name for name in layers if not isinstance(model.get_submodule(name), nn.Linear))
-        return checkpoint if others == checkpoint.unquantized else replace(checkpoint, unquantized=others)
+        decoded = frozenset(
+            name for name in layers if not isinstance(model.get_submodule(name), nn.Linear)
+        )
+        return (
+            checkpoint
+            if decoded == checkpoint.unquantized
+            else replace(checkpoint, unquantized=decoded)
+        )
 
-    def _held(self) -> dict[str, list[str]]:
-        """{stored linear: the modules that it holds}, of those whose modules consist of nothing else."""
-        held: dict[str, list[str]] = {}
+    def _modules_by_stored_linear(self) -> dict[str, list[str]]:
+        """Return {stored linear: its modules}, of modules that are one piece."""
+        modules: dict[str, list[str]] = {}
         for module, pieces in self.linears.items():
             if len(pieces) == 1:
-                held.setdefault(pieces[0].source, []).append(module)
-        return held
+                modules.setdefault(pieces[0].source, []).append(module)
+        return modules
 
     def read(self, module: str) -> list[QuantTensor]:
-        """The module's pieces, plain, in the order of its input features."""
+        """Return the module's pieces, plain, in the order of its input features."""
         if module not in self.linears:
-            raise BadRequest(f"{self.header.path}: holds no quantized layer {module}", "see .modules for those it has.")
-        return [self._read_piece(self.stored(piece.source), piece) for piece in self.linears[module]]
+            raise BadRequest(
+                f"{self.header.path}: holds no quantized layer {module}",
+                "see .modules for those it has.",
+            )
+        return [
+            self._read_piece(self.stored_linear(piece.source), piece)
+            for piece in self.linears[module]
+        ]
 
     def _read_piece(self, linear: StoredLinear, piece: Piece) -> QuantTensor:
         linear.check(self.header)
-        return _arranged(linear, linear.read(self.header), piece)
+        return _to_piece(linear, linear.read(self.header), piece)
 
-    def outline(self, module: str, values_of: Collection[str] = ()) -> "Outline":
-        """What `read` gives, without values except those of some parts; nothing else is read."""
+    def outline(self, module: str, values_of: Collection[str] = ()) -> "LayerOutline":
+        """Return what `read` returns, on the meta device except for the parts `values_of`."""
         pieces, stored = [], []
         for piece in self.linears[module]:
-            linear = self.stored(piece.source)
+            linear = self.stored_linear(piece.source)
             outline = linear.outline(self.header, values_of)
             for name, key in linear.keys.items():
                 info = self.header.tensors[key]
-                as_stored = linear.keeps(name) and outline.parts[name].dtype.itemsize == info.dtype.itemsize
-                stored.append((outline.parts[name] if as_stored else info.outline(), info))
-            pieces.append(_arranged(linear, outline, piece))
-        return Outline(pieces, stored)
+                as_stored = (
+                    linear.is_read_unchanged(name)
+                    and outline.parts[name].dtype.itemsize == info.storage_dtype.itemsize
+                )
+                stored.append((outline.parts[name] if as_stored else info.to_meta(), info))
+            pieces.append(_to_piece(linear, outline, piece))
+        return LayerOutline(pieces, stored)
 
     def weight(self, module: str) -> Tensor:
-        """The real weights that the file stands for, float32 [out, in]."""
-        return real_weight(self.read(module))
+        """Return the dequantized weight, float32 [out, in]."""
+        return dequantize_pieces(self.read(module))
 
     def bias(self, module: str) -> Tensor | None:
-        """The bias that belongs to `weight`, float32 [out], or None."""
-        biases = [piece.scheme.real_bias(piece.parts) for piece in self.read(module)]
+        """Return the bias that belongs to `weight`, float32 [out], or None."""
+        biases = [piece.scheme.dequantize_bias(piece.parts) for piece in self.read(module)]
         present = [bias for bias in biases if bias is not None]
         return sum(present[1:], start=present[0]) if present else None
 
     def parts(self, module: str) -> dict[str, Tensor]:
-        """The row-major parts by name; those of a layer in several pieces are called 0.codes, 1.codes, ..."""
+        """Return the plain parts by name; those of several pieces are 0.codes, 1.codes, ..."""
         pieces = self.read(module)
         if len(pieces) == 1:
             return dict(pieces[0].parts)
-        return {f"{i}.{name}": part for i, piece in enumerate(pieces) for name, part in piece.parts.items()}
+        return {
+            f"{i}.{name}": part
+            for i, piece in enumerate(pieces)
+            for name, part in piece.parts.items()
+        }
 
 
-def _arranged(linear: StoredLinear, stored: QuantTensor, piece: Piece) -> QuantTensor:
-    """A stored linear as the piece of a module that it is: plain, and only the piece's rows and columns."""
-    plain = linear.plain(stored)
-    plain = plain if piece.rows is None else plain.rows(piece.rows)
-    return plain if piece.columns is None else plain.columns(piece.columns)
+def _to_piece(linear: StoredLinear, stored: QuantTensor, piece: Piece) -> QuantTensor:
+    """Return the piece of a module in a stored linear: plain, its rows and columns alone."""
+    plain = linear.to_plain(stored)
+    plain = plain if piece.rows is None else plain.select_rows(piece.rows)
+    return plain if piece.columns is None else plain.first_columns(piece.columns)
 
 
 def _named(unplaced: Sequence[str], family: str) -> Iterator[str]:
-    """Return a note on each tensor without a place, and one on how many more there are."""
-    yield from (f"{name} has no place in a {family} model" for name in unplaced[:MOST_NAMED])
+    """Yield a note on each unknown tensor, and one with the number of further ones."""
+    yield from (f"{name} does not belong to a {family} model" for name in unplaced[:MOST_NAMED])
     if len(unplaced) > MOST_NAMED:
-        yield f"{len(unplaced) - MOST_NAMED:,} more tensors have no place in a {family} model"
+        yield f"{len(unplaced) - MOST_NAMED:,} more tensors do not belong to a {family} model"
 
 
 open = Checkpoint.open
@@ -278,7 +315,7 @@ def inspect(
     component: str | None = None,
     scales_from: str | AnyPath | None = None,
     rename: Renames | None = None,
-) -> Report:
+) -> InspectReport:
     """Report on a checkpoint; the arguments are those of `open`.
 
     Weights are read only where nothing in the headers proves how they are arranged: a few rows of a few layers, and
@@ -286,7 +323,9 @@ def inspect(
 
     Raises  CheckpointError where a file cannot be read, or is nothing that Mezzotint knows
     """
-    return Checkpoint.open(path, base=base, component=component, scales_from=scales_from, rename=rename).report
+    return Checkpoint.open(
+        path, base=base, component=component, scales_from=scales_from, rename=rename
+    ).report
 
 
 def raw(path: str | AnyPath, component: str | None = None) -> dict[str, Any]:

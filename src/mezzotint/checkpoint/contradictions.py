@@ -16,7 +16,10 @@ SCALES = {"swizzled": "tiles_128x4", "linear": "row_major"}
 def contradictions(header: Header, contents: Contents) -> Iterator[str]:
     """One sentence for each entry of a configuration that is not true of the layers."""
     for where, declared in _declared(header):
-        yield from (f"{where} has {said}; the layers are read as they are" for said in _untrue(declared, contents))
+        yield from (
+            f"{where} has {said}; the layers are read as they are"
+            for said in _untrue(declared, contents)
+        )
 
 
 def _untrue(declared: Mapping[str, Any], contents: Contents) -> Iterator[str]:
@@ -24,7 +27,10 @@ def _untrue(declared: Mapping[str, Any], contents: Contents) -> Iterator[str]:
     codes = {linear.layout.codes for linear in linears if linear.scheme is NVFP4}
     scales = {linear.layout.scales for linear in linears if linear.scheme in (NVFP4, MXFP8)}
     groups = {linear.scheme.group for linear in linears if linear.scheme.group > 1}
-    swap, order = declared.get("swap_weight_nibbles"), declared.get("checkpoint_weight_scale_layout")
+    swap, order = (
+        declared.get("swap_weight_nibbles"),
+        declared.get("checkpoint_weight_scale_layout"),
+    )
     if isinstance(swap, bool) and codes and codes != {HIGH_FIRST[swap]}:
         yield f"swap_weight_nibbles {swap}, and codes are {_said(codes)}"
     if isinstance(order, str) and order in SCALES and scales and scales != {SCALES[order]}:

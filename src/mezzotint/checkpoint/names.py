@@ -12,7 +12,7 @@ from mezzotint.families import Family, family_of
 from mezzotint.families.naming import Naming, Piece
 from mezzotint.formats import Contents, Header, StoredLinear
 from mezzotint.schemes import Scheme, Shape
-from mezzotint.tensor import unquantized
+from mezzotint.tensor import unquantized_dtype
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class NamedContents:
         """{name as the file spells it: logical shape} of every plain tensor and of every quantized linear's weight."""
         plain = {key: self.header.tensors[key].shape for key in self.contents.plain}
         shapes = {name: linear.shape for name, linear in self.contents.linears.items()}
-        for module, pieces in self.contents.joined.items():
+        for module, pieces in self.contents.split_linears.items():
             sides = [shapes.pop(piece) for piece in pieces]
             shapes[module] = (sides[0][0], sum(side[1] for side in sides))
         return plain | {f"{name}.weight": shape for name, shape in shapes.items()}
@@ -42,18 +42,18 @@ class NamedContents:
         try:
             return family.naming(self.shapes)
         except MezzotintError as error:
-            raise error.at(str(self.header.path)) from error
+            raise error.with_location(str(self.header.path)) from error
 
     @property
-    def places(self) -> Collection[str]:
+    def model_tensors(self) -> Collection[str]:
         """Names of the model's tensors, of those that the checkpoint has something for."""
         return self._naming.keys()
 
     @cached_property
     def ignored(self) -> Mapping[str, str]:
         """{stored tensor: reason} of all that is left aside, by the format or by the family."""
-        ignored = {**self.header.aside, **self.contents.ignored}
-        for name, reason in self.family.dropped(self.shapes).items():
+        ignored = {**self.header.skipped, **self.contents.ignored}
+        for name, reason in self.family.unused_tensors(self.shapes).items():
             linear = self.contents.linears.get(name.removesuffix(".weight"))
             ignored |= dict.fromkeys([name] if linear is None else linear.keys.values(), reason)
         return ignored
@@ -64,7 +64,7 @@ class NamedContents:
         return self.family.flags_of(self.shapes)
 
     @property
-    def unplaced(self) -> list[str]:
+    def unknown_tensors(self) -> list[str]:
         """Stored tensors that are neither ignored nor part of any tensor of the diffusers model."""
         used = {piece.source for pieces in self._naming.values() for piece in pieces}
         return [name for name in self.shapes if name not in used and name not in self.ignored]
@@ -72,11 +72,17 @@ class NamedContents:
     @cached_property
     def linears(self) -> Mapping[str, Sequence[Piece]]:
         """{diffusers module: its pieces, each of a stored quantized linear}"""
-        quantized: dict[str, tuple[str, ...]] = {f"{name}.weight": (name,) for name in self.contents.linears}
-        quantized |= {f"{module}.weight": pieces for module, pieces in self.contents.joined.items()}
+        quantized: dict[str, tuple[str, ...]] = {
+            f"{name}.weight": (name,) for name in self.contents.linears
+        }
+        quantized |= {
+            f"{module}.weight": pieces for module, pieces in self.contents.split_linears.items()
+        }
         return {
             name.removesuffix(".weight"): [
-                replace(piece, source=source) for piece in pieces for source in quantized[piece.source]
+                replace(piece, source=source)
+                for piece in pieces
+                for source in quantized[piece.source]
             ]
             for name, pieces in self._naming.items()
             if pieces[0].source in quantized
@@ -86,14 +92,18 @@ class NamedContents:
     def plain(self) -> Mapping[str, Piece]:
         """{diffusers tensor name: the stored tensor that it is}"""
         stored = set(self.contents.plain)
-        return {name: pieces[0] for name, pieces in self._naming.items() if pieces[0].source in stored}
+        return {
+            name: pieces[0] for name, pieces in self._naming.items() if pieces[0].source in stored
+        }
 
     @cached_property
     def sources(self) -> Mapping[str, Shape]:
         """{tensor of the diffusers model: its logical shape}, of all that the checkpoint has something for."""
         sources = {name: self.shape(name) for name in self.plain}
         for module in self.linears:
-            sources |= {f"{module}.{name}": shape for name, shape in self.linear_shapes(module).items()}
+            sources |= {
+                f"{module}.{name}": shape for name, shape in self.linear_shapes(module).items()
+            }
         return sources
 
     @property
@@ -101,13 +111,13 @@ class NamedContents:
         """diffusers names of the quantized linears."""
         return sorted(self.linears)
 
-    def stored(self, module: str) -> StoredLinear:
+    def stored_linear(self, module: str) -> StoredLinear:
         """The stored linear that a piece names."""
         return self.contents.linears[module]
 
     def scheme(self, module: str) -> Scheme:
         """That of a quantized linear."""
-        return self.stored(self.linears[module][0].source).scheme
+        return self.stored_linear(self.linears[module][0].source).scheme
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a plain tensor, by its diffusers name."""
@@ -123,23 +133,26 @@ class NamedContents:
 
     def dtype(self, name: str) -> torch.dtype:
         """That of a plain tensor: as it is stored, or BF16, which holds the same numbers, where it is cast to FP8."""
-        return unquantized(self.header.tensors[self.plain[name].source].dtype)
+        return unquantized_dtype(self.header.tensors[self.plain[name].source].storage_dtype)
 
-    def is_cast(self, name: str) -> bool:
+    def is_fp8_cast(self, name: str) -> bool:
         """Whether the numbers of a plain tensor, or of a quantized layer's bias, are FP8's."""
         if name in self.plain:
             source = self.plain[name].source
         else:
             piece, *_ = self.linears[name.removesuffix(".bias")]
-            source = self.stored(piece.source).keys["bias"]
+            source = self.stored_linear(piece.source).keys["bias"]
         return self.header.tensors[source].dtype is torch.float8_e4m3fn
 
     def linear_shapes(self, module: str) -> dict[str, tuple[int, ...]]:
         """The shapes of a quantized linear's weight and, if it has one, bias."""
         pieces = self.linears[module]
-        stored = [self.stored(piece.source) for piece in pieces]
+        stored = [self.stored_linear(piece.source) for piece in pieces]
         rows = len(pieces[0].rows) if pieces[0].rows is not None else stored[0].shape[0]
-        columns = [p.columns if p.columns is not None else own.shape[1] for p, own in zip(pieces, stored, strict=True)]
+        columns = [
+            p.columns if p.columns is not None else own.shape[1]
+            for p, own in zip(pieces, stored, strict=True)
+        ]
         shapes: dict[str, tuple[int, ...]] = {"weight": (rows, sum(columns))}
         if any("bias" in linear.keys for linear in stored):
             shapes["bias"] = (rows,)

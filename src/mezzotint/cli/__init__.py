@@ -1,11 +1,14 @@
-"""The `mezzotint` command: one file per subcommand, thin; they parse, check, call the API, and print.
+"""The `mezzotint` command, with one file per subcommand.
 
-Data goes to stdout, messages to stderr; `failures` has the exit codes. PyTorch is imported by what a command calls, so
-that help and a wrong argument are answered at once.
+Each subcommand parses and checks its options, calls the API and prints the result. Data goes to
+stdout, messages to stderr. `failures` documents the exit codes. Subcommands import PyTorch only
+when they need it, so that help and errors in arguments appear at once.
 """
 
+import inspect as introspection
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
@@ -14,47 +17,72 @@ from mezzotint.cli import bench, compare, convert, demo, diagnose, generate, ins
 from mezzotint.cli.encoding import print_in_any_encoding
 from mezzotint.cli.failures import CLOSED, Reported
 
+SUMMARY = "Inspect, run, convert and verify quantized diffusion transformers."
+
 app = typer.Typer(
     name="mezzotint",
-    help="Quantized diffusion transformers: recognised, explained, run, and proved against BF16.",
-    epilog="Exit codes: 0 done, 1 something to look at, 2 could not be done, 4 failed on the way, 130 interrupted.",
+    help=SUMMARY,
+    epilog=(
+        "Exit codes: 0 success, 1 a check failed, 2 the command could not run, "
+        "3 unsupported format, 4 unexpected failure, 130 interrupted."
+    ),
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-app.command("generate")(generate.generate)
-app.command("inspect")(inspect.inspect)
-app.command("convert")(convert.convert)
-app.command("verify")(verify.verify)
-app.command("compare")(compare.compare)
-app.command("diagnose")(diagnose.diagnose)
-app.command("bench")(bench.bench)
-app.command("warmup")(warmup.warmup)
-app.command("demo")(demo.demo)
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def help_text(command: Callable[..., Any]) -> str:
+    """Return a command's docstring with one line per paragraph.
+
+    Typer keeps the line breaks of a docstring. Without them, the terminal's width decides where
+    lines break. Paragraphs that start with spaces, the examples, keep their indentation.
+    """
+    paragraphs = introspection.cleandoc(command.__doc__ or "").split("\n\n")
+    lines = (paragraph.split("\n") for paragraph in paragraphs)
+    return "\n\n".join(" ".join([first, *map(str.strip, rest)]) for first, *rest in lines)
+
+
+for command in (
+    generate.generate,
+    inspect.inspect,
+    convert.convert,
+    verify.verify,
+    compare.compare,
+    diagnose.diagnose,
+    bench.bench,
+    warmup.warmup,
+    demo.demo,
+):
+    app.command(command.__name__, help=help_text(command))(command)
+
+
+def _print_version(requested: bool) -> None:
+    if requested:
         print(f"mezzotint {VERSION}")
         raise typer.Exit
 
 
 @app.callback()
-def _every_command(
+def _root(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+        bool,
+        typer.Option(
+            "--version", help="Print the version and exit.", is_eager=True, callback=_print_version
+        ),
     ] = False,
 ) -> None:
-    """Quantized diffusion transformers: recognised, explained, run, and proved against BF16."""
+    """Define the options of `mezzotint` without a subcommand."""
 
 
 def main() -> None:
-    """Entry point: run the command line, and turn whatever fails into one message and its exit code."""
+    """Run the command line. Report any failure as one message, and exit with its code."""
     print_in_any_encoding()
     code: int | str | None = None
     with Reported(sys.argv[1:]) as reported:
         try:
             code = app(standalone_mode=False, prog_name="mezzotint")
-        except SystemExit as ended:  # Typer's, where the reader of the output has gone
+        except SystemExit as ended:
+            # Typer exits with 1 when the reader of a pipe has closed it.
             code = CLOSED if ended.code == 1 else ended.code
     sys.exit(code if reported.exit_code is None else reported.exit_code)

@@ -1,7 +1,8 @@
-"""`mezzotint bench`: how fast a model runs here, against compiled BF16."""
+"""`mezzotint bench`: time a model on this GPU against compiled BF16."""
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,28 +14,58 @@ from mezzotint.cli.outputs import check_rows, check_trace
 
 def bench(
     model: Annotated[
-        str, typer.Argument(help="flux1-dev, flux2-dev, flux2-klein-4b, wan2.2-a14b, z-image-turbo, qwen-image")
+        str,
+        typer.Argument(
+            help=(
+                "Model: flux1-dev, flux2-dev, flux2-klein-4b, wan2.2-a14b, z-image-turbo "
+                "or qwen-image."
+            )
+        ),
     ],
     scheme: Annotated[
-        list[str] | None, typer.Option(help="fp8, nvfp4, svdquant-int4, svdquant-nvfp4; may be repeated \\[fp8].")
+        list[str] | None,
+        typer.Option(
+            help=(
+                "Quantization scheme: fp8, nvfp4, svdquant-int4 or svdquant-nvfp4. "
+                "Repeatable \\[fp8]."
+            )
+        ),
     ] = None,
-    baseline: Annotated[bool, typer.Option(help="Also measure BF16, compiled, with cuDNN's attention.")] = True,
-    attention: Annotated[str | None, typer.Option(help="fa3, cudnn, sdpa, fa3_fp8 \\[the fastest exact one].")] = None,
-    resident: Annotated[str, typer.Option(help="stored, or fp8: 4-bit weights turned into FP8 at load.")] = "stored",
-    steps: Annotated[int, typer.Option(min=1, help="Timed calls of the transformer.")] = 20,
+    baseline: Annotated[
+        bool, typer.Option(help="Also time compiled BF16 with cuDNN attention.")
+    ] = True,
+    attention: Annotated[
+        str | None,
+        typer.Option(
+            help="Attention backend: fa3, cudnn, sdpa or fa3_fp8 \\[the fastest BF16 one]."
+        ),
+    ] = None,
+    resident: Annotated[
+        str,
+        typer.Option(
+            help="stored: keep 4-bit weights in 4 bits. fp8: convert them to FP8 at load."
+        ),
+    ] = "stored",
+    steps: Annotated[int, typer.Option(min=1, help="Number of timed transformer calls.")] = 20,
     size: Annotated[
-        int | None, typer.Option(help="Height in pixels, and width \\[what the model is quoted at].")
+        int | None,
+        typer.Option(help="Image height and width in pixels \\[the published benchmark size]."),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures in one call.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Images per call.")] = 1,
     profile: Annotated[
         Path | None, typer.Option(help="Write a Chrome trace of a few calls of the last scheme.")
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Append one JSON line for each row.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON instead of a table.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Append one JSON line per row to this file."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the rows as JSON instead of a table.")
+    ] = False,
 ) -> None:
-    """Time a model's transformer at its real size with random weights, and say where the time goes. Needs a GPU.
+    """Time a transformer at its real size with random weights, and show where the time goes.
 
-    Exits with 1 if something quantized is slower than BF16.
+    This command requires a GPU. It exits with 1 if a quantized model is slower than BF16.
 
     Examples:
 
@@ -44,8 +75,54 @@ def bench(
 
       mezzotint bench wan2.2-a14b --no-baseline --profile trace.json
     """
+    _check(model, scheme or (), resident, attention, profile, output)
+    from mezzotint import bench as benches
+    from mezzotint.errors import Unsupported
+    from mezzotint.kernels import best_device
+
+    sampling = benches.published_model(model).sampling.replace(height=size)
+    cases = [
+        benches.BenchCase(model, name, sampling, batch, attention, resident)
+        for name in scheme or ["fp8"]
+    ]
+    if baseline:
+        cases.insert(0, benches.BenchCase(model, benches.BASELINE, sampling, batch))
+    device = best_device()
+    if device.type != "cuda":
+        raise Unsupported("bench times GPU kernels, and no CUDA GPU was found")
+    results: list[Any] = []
+    rows: list[dict[str, Any]] = []
+    for case in cases:
+        print(f"{model} {case.scheme}: building, compiling, timing", file=sys.stderr)
+        results.append(benches.measure(case, device, steps, profile if case is cases[-1] else None))
+        reference = results[0] if baseline else None
+        rows.append(benches.row(results[-1], reference) | benches.machine(device))
+        if output is not None:
+            # Each row is written at once, so that an interrupted run keeps its results.
+            with output.open("a") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    else:
+        _print(results)
+    warnings = list(benches.warnings(results))
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if warnings:
+        raise typer.Exit(1)
+
+
+def _check(
+    model: str,
+    schemes: Sequence[str],
+    resident: str,
+    attention: str | None,
+    profile: Path | None,
+    output: Path | None,
+) -> None:
+    """Check all options before PyTorch is imported."""
     checks.check_name("no model is called {!r}", model, checks.BENCH_MODELS)
-    for name in scheme or ():
+    for name in schemes:
         checks.check_name("no scheme is called {!r}", name, checks.BENCH_SCHEMES)
     checks.check_name("no residency is called {!r}", resident, checks.RESIDENT)
     checks.check_kernels(None, attention=attention)
@@ -55,34 +132,6 @@ def bench(
         check_rows(output)
     if profile is not None:
         check_trace(profile)
-    from mezzotint import bench as benches
-    from mezzotint.errors import Unsupported
-    from mezzotint.kernels import best_device
-
-    sampling = benches.shape_of(model).sampling.but(size=size)
-    cases = [benches.Case(model, name, sampling, batch, attention, resident) for name in scheme or ["fp8"]]
-    cases = ([benches.Case(model, benches.BF16, sampling, batch)] if baseline else []) + cases
-    device = best_device()
-    if device.type != "cuda":
-        raise Unsupported("bench times a GPU's kernels, and there is no CUDA GPU here")
-    results: list[Any] = []
-    rows: list[dict[str, Any]] = []
-    for case in cases:
-        print(f"{model} {case.scheme}: building, compiling, timing", file=sys.stderr)
-        results.append(benches.measure(case, device, steps, profile if case is cases[-1] else None))
-        rows.append(benches.row(results[-1], results[0] if baseline else None) | benches.machine(device))
-        if output is not None:
-            with output.open("a") as file:
-                file.write(json.dumps(rows[-1]) + "\n")
-    if as_json:
-        print(json.dumps(rows, indent=2))
-    else:
-        _print(results)
-    slower = list(benches.warnings(results))
-    for warning in slower:
-        print(f"warning: {warning}", file=sys.stderr)
-    if slower:
-        raise typer.Exit(1)
 
 
 def _print(results: list[Any]) -> None:
@@ -94,4 +143,7 @@ def _print(results: list[Any]) -> None:
         print(f"\n{result.case.model} {result.case.scheme}, ms of GPU time: {parts}")
         if result.modulation_ms:
             steps = result.case.sampling.steps
-            print(f"once a painting, ms: modulation of {steps} steps, and text {result.modulation_ms:.1f}")
+            print(
+                f"once per generation, ms: modulation of {steps} steps and text "
+                f"{result.modulation_ms:.1f}"
+            )

@@ -1,4 +1,4 @@
-"""`mezzotint compare`: does a quantized model still paint what BF16 paints?"""
+"""`mezzotint compare`: measure how close a quantized model's images are to the BF16 model's."""
 
 import sys
 from pathlib import Path
@@ -8,53 +8,102 @@ import typer
 
 from mezzotint.cli import checks
 from mezzotint.cli.outputs import check_report
-from mezzotint.cli.sides import sides
+from mezzotint.cli.size_option import parse_size
 from mezzotint.errors import BadRequest
-from mezzotint.escaping import message
+from mezzotint.untrusted.escaping import message
 
 
 def compare(
-    reference: Annotated[str, typer.Argument(help="\\[NAME=]SOURCE\\[,OPTION=VALUE...]: a pipeline or a transformer.")],
-    candidates: Annotated[list[str], typer.Argument(metavar="CANDIDATE...", help="The same, one or more.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report and what was painted.")],
+    reference: Annotated[
+        str,
+        typer.Argument(help="\\[NAME=]SOURCE\\[,OPTION=VALUE...]: a pipeline or a transformer."),
+    ],
+    candidates: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CANDIDATE...",
+            help="One or more sources to compare with the reference, in the same form.",
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="Folder for the report and the generated images."),
+    ],
     model: Annotated[
-        str | None, typer.Option(help="Pipeline around sources that are transformers \\[the reference, or 'demo'].")
+        str | None,
+        typer.Option(
+            help=(
+                "Pipeline for sources that are only a transformer "
+                "\\[the reference, or the built-in model]."
+            )
+        ),
     ] = None,
     prompts: Annotated[
-        str | None, typer.Option(metavar="FILE|default|demo|edit", help="One prompt a line \\[the set that fits].")
+        str | None,
+        typer.Option(
+            metavar="FILE|default|demo|edit",
+            help=("File with one prompt per line, or a built-in set \\[the set for this model]."),
+        ),
     ] = None,
     image: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Picture that prompts edit which name none of their own.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Image to edit, for prompts that name no image."),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Pictures for each prompt.")] = 1,
-    steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Denoising steps \\[model's own].")] = None,
-    size: Annotated[str | None, typer.Option(metavar="N|WxH", help="In pixels \\[as `generate`].")] = None,
-    guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale \\[model's own].")] = None,
-    frames: Annotated[int | None, typer.Option(min=1, max=10_000, help="Frames of a video \\[model's own].")] = None,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Images per prompt.")] = 1,
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Denoising steps \\[the model's default].")
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="N|WxH", help="Image size in pixels \\[as for `generate`]."),
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=0, help="Guidance scale \\[the model's default].")
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, max=10_000, help="Video frames \\[the model's default].")
+    ] = None,
     metrics: Annotated[
-        str | None, typer.Option(metavar="NAME,...", help="psnr, ssim, ms_ssim, flip, st_lpips, lpips, mae \\[all].")
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Image metrics: psnr, ssim, ms_ssim, flip, st_lpips, lpips, mae \\[all].",
+        ),
     ] = None,
     gate: Annotated[
-        str | None, typer.Option(metavar="strict|fp8|w4|FILE", help="What a candidate must keep \\[its own profile].")
+        str | None,
+        typer.Option(
+            metavar="strict|fp8|w4|FILE",
+            help="Limits that a candidate must meet \\[the profile for its precision].",
+        ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on in a folder that is not empty: paint only what is missing there.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue in a folder that is not empty. Generate only what is missing.",
+        ),
     ] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... \\[the GPU if there is one].")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Device: cpu, cuda, cuda:1, ... \\[the GPU, if there is one]."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json on stdout.")] = False,
 ) -> None:
-    """Paint the same prompts from the same noise with every model, and hold the candidates against the reference.
+    """Generate the same images with every model and compare each candidate with the reference.
 
-    Each model is loaded once, paints everything, and is freed before the next. The folder gets report.html,
-    report.json, report.md and sheet.png, and under runs/ what was painted; with --resume, a killed run goes on, and a
-    candidate is added without painting the reference again.
+    Each model is loaded once and freed before the next one. The folder gets report.html,
+    report.json, report.md and sheet.png. Images are stored in runs/. With --resume, an interrupted
+    run continues, and a new candidate does not generate the reference's images again.
 
-    A source is whatever `generate` takes as --model or --transformer. Before it may stand a name for the report, after
-    it options of its own: backend, activations (as_stored or bf16), resident, bf16_steps (2+1), transformer_2.
+    A source is a value that `generate` accepts for --model or --transformer. An optional prefix
+    NAME= sets its name in the report. Optional suffixes set its options: backend, activations
+    (as_stored or bf16), resident, bf16_steps (such as 2+1) and transformer_2.
 
-    Models that edit are given --image, or a picture after each prompt and a tab in the file of --prompts.
+    Models that edit need a source image: --image, or an image after a tab in each line of
+    --prompts.
 
-    Exits with 0 if every candidate passes its gate, 1 if one fails, 2 if it could not run.
+    Exits with 0 if every candidate passes its gate, 1 if one fails, 2 if the command could not run.
 
     Examples:
 
@@ -62,18 +111,21 @@ def compare(
 
       mezzotint compare demo w4a4=demo-nvfp4 w4a16=demo-nvfp4,activations=bf16 -o report --gate w4
 
-      mezzotint compare ./FLUX.1-dev ./flux1-dev-fp8/transformer --prompts prompts.txt --seeds 2 --steps 8 -o report
+      mezzotint compare ./FLUX.1-dev ./flux1-dev-fp8/transformer --prompts prompts.txt --seeds 2
+      --steps 8 -o report
 
       mezzotint compare ./FLUX.1-Kontext-dev ./kontext-fp8 --image street.png -o report
 
-      mezzotint compare ./FLUX.1-dev fast=./flux1-fp8 slow=./flux1-fp8,backend=reference -o report --resume
+      mezzotint compare ./FLUX.1-dev fast=./flux1-fp8 slow=./flux1-fp8,backend=reference -o report
+      --resume
     """
     if output.is_dir() and any(output.iterdir()) and not resume:
         raise BadRequest(
-            f"-o is {output}, and that folder is not empty", "--resume goes on there; or name a new folder."
+            f"-o is {output}, and this folder is not empty",
+            "use --resume to continue in it, or name a new folder.",
         )
-    asked = None if metrics is None else [name.strip() for name in metrics.split(",")]
-    for name in asked or ():
+    selected = None if metrics is None else [name.strip() for name in metrics.split(",")]
+    for name in selected or ():
         checks.check_name("there is no metric {!r}", name, checks.METRICS)
     checks.check_candidates(reference, *candidates)
     checks.check_sources(model)
@@ -86,7 +138,7 @@ def compare(
 
     with Steps() as progress:
         quiet_libraries()
-        from mezzotint.quality.comparison import compare as run
+        from mezzotint.quality.compare import compare as run
         from mezzotint.quality.report import write_report
 
         comparison = run(
@@ -98,13 +150,13 @@ def compare(
             image=image,
             seeds=seeds,
             steps=steps,
-            size=sides(size),
+            size=parse_size(size),
             guidance=guidance,
             frames=frames,
-            metrics=asked,
+            metrics=selected,
             gate=gate,
             device=device,
-            on_picture=lambda done, total, name: progress.say(name, done, total),
+            on_image=lambda done, total, name: progress.say(name, done, total),
         )
         progress.say("writing the report")
         files = write_report(comparison, output)
@@ -124,7 +176,7 @@ def _print(report: dict[str, Any]) -> None:
     from mezzotint.quality.report import tables
 
     out = console()
-    names = tables.shown(report)
+    names = tables.shown_metrics(report)
     table = Table("model", "verdict", box=None)
     for name in names:
         table.add_column(tables.title(name), justify="right")
@@ -132,7 +184,9 @@ def _print(report: dict[str, Any]) -> None:
         cells = [tables.number(name, candidate["metrics"][name]) for name in names]
         table.add_row(foreign(candidate["name"]), candidate["verdict"], *cells)
     for label, values in tables.floor_rows(report):
-        table.add_row(label, "", *(tables.number(name, values.get(name)) for name in names), style="dim")
+        table.add_row(
+            label, "", *(tables.number(name, values.get(name)) for name in names), style="dim"
+        )
     out.print(table)
     for candidate in report["candidates"]:
         for reason in candidate["reasons"]:

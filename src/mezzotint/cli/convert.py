@@ -1,4 +1,4 @@
-"""`mezzotint convert`: one format into another."""
+"""`mezzotint convert`: write a checkpoint in another format."""
 
 import json
 import sys
@@ -8,45 +8,78 @@ from typing import Annotated, Any
 import typer
 
 from mezzotint.cli import checks
-from mezzotint.cli.progress import bytes_bar
+from mezzotint.cli.progress import byte_progress
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="Checkpoint file, component folder, pipeline, or demo-fp8, ...")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; for comfy and nunchaku, the file.")],
-    to: Annotated[str, typer.Option(help="mezzotint, bf16, modelopt, comfy, nunchaku, row-major")] = "mezzotint",
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Checkpoint file, component folder, pipeline, Hub id, or demo-fp8, demo-nvfp4, ..."
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="Output folder; for comfy and nunchaku, output file."),
+    ],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="Target format: mezzotint, bf16, modelopt, comfy, nunchaku or row-major."
+        ),
+    ] = "mezzotint",
     base: Annotated[
-        str | None, typer.Option(help="BF16 component of the same model, for --keep-bf16 and a missing config.")
+        str | None,
+        typer.Option(
+            help="BF16 component of the same model, for --keep-bf16 and a missing configuration."
+        ),
     ] = None,
     scales_from: Annotated[
-        str | None, typer.Option(help="Checkpoint that has the input scales which the source lacks.")
+        str | None,
+        typer.Option(help="Checkpoint to take missing input scales from."),
     ] = None,
     keep_bf16: Annotated[
-        list[str] | None, typer.Option(metavar="GLOB", help="Layers to write unquantized; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Layers to write unquantized. Repeatable."),
     ] = None,
     component: Annotated[
-        str | None, typer.Option(help="Folder inside a pipeline, such as transformer_2 \\[transformer].")
+        str | None,
+        typer.Option(help="Folder inside a pipeline, such as transformer_2 \\[transformer]."),
     ] = None,
     merge_into: Annotated[
         str | None,
-        typer.Option(metavar="PIPELINE", help="Folder or Hub id: make the output a whole pipeline, the rest copied."),
+        typer.Option(
+            metavar="PIPELINE",
+            help="Pipeline to copy; the output is a copy with the converted component.",
+        ),
     ] = None,
     rename: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="OLD=NEW", help="Regular expression and what replaces it in tensors' names; may be repeated."
+            metavar="OLD=NEW",
+            help="Regular expression in tensor names, and its replacement. Repeatable.",
         ),
     ] = None,
-    shard_gb: Annotated[float, typer.Option(min=0.001, help="Largest shard, in 10^9 bytes.")] = 4.0,
+    shard_gb: Annotated[
+        float, typer.Option(min=0.001, help="Largest size of a shard in 10^9 bytes.")
+    ] = 4.0,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an earlier output, and nothing else, once the new is complete.")
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Replace an earlier output when the new one is complete, and nothing else.",
+        ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the report as JSON on stdout.")
+    ] = False,
 ) -> None:
-    """Write a checkpoint as another format. What the target cannot hold is refused before anything is written.
+    """Write a checkpoint in another format.
 
-    The output appears whole or not at all. After an interruption the same command goes on with the shards that are
-    finished. --overwrite replaces what an earlier conversion has written; where anything else lies, it refuses.
+    The command fails before it writes anything if the target format cannot store a layer. The
+    output appears only when it is complete. After an interruption, the same command reuses the
+    finished shards. With --overwrite, the command replaces the output of an earlier conversion, and
+    refuses to replace anything else.
 
     Examples:
 
@@ -58,17 +91,19 @@ def convert(
 
       mezzotint convert ./z-image-rows --to nunchaku -o svdq-int4_r32-z-image-turbo.safetensors
 
-      mezzotint convert ./mixed.safetensors --scales-from ./full.safetensors --base ./FLUX.2-dev -o ./out
+      mezzotint convert ./mixed.safetensors --scales-from ./full.safetensors --base ./FLUX.2-dev
+      -o ./out
 
-      mezzotint convert ./export --keep-bf16 "*.ff.net.*" --base ./FLUX.1 --merge-into ./FLUX.1 -o ./FLUX.1-nvfp4
+      mezzotint convert ./export --keep-bf16 "*.ff.net.*" --base ./FLUX.1 --merge-into ./FLUX.1
+      -o ./FLUX.1-nvfp4
     """
     checks.check_name("there is no target {!r}", to, checks.TARGETS)
     checks.check_sources(source, base, scales_from, merge_into)
     checks.check_writable("-o", output)
-    from mezzotint.converting import convert as run
+    from mezzotint.conversion import convert as run
     from mezzotint.formats.renaming import read_renames
 
-    with bytes_bar("writing") as on_progress:
+    with byte_progress("writing") as on_progress:
         report = run(
             source,
             output,
@@ -94,15 +129,18 @@ def convert(
 def _print(report: Any) -> None:
     layers = ", ".join(f"{number} {scheme}" for scheme, number in report.layers.items()) or "no"
     print(f"{report.output}")
-    print(f"  {report.source_format} to {report.target}: {layers} layers quantized, {report.tensors} tensors in all")
+    formats = f"{report.source_format} to {report.target}"
+    print(f"  {formats}: {layers} layers quantized, {report.tensors} tensors in total")
     mib = report.nbytes / 2**20
     speed = mib / max(report.seconds, 1e-9)
-    print(f"  {mib:,.1f} MiB in {len(report.shards)} file(s), {report.seconds:.1f} s, {speed:,.0f} MiB/s")
+    files = f"{len(report.shards)} file(s)"
+    print(f"  {mib:,.1f} MiB in {files}, {report.seconds:.1f} s, {speed:,.0f} MiB/s")
     if report.resumed:
-        print(f"  {len(report.resumed)} file(s) were there from an interrupted run")
+        print(f"  {len(report.resumed)} file(s) reused from an interrupted run")
     for transform, number in report.transforms.items():
         print(f"  transform: {number} layers {transform}")
     if not report.transforms:
-        print("  lossless: the quantized numbers are unchanged")
+        print("  lossless: the quantized values are unchanged")
     if report.ignored:
-        print(f"  {len(report.ignored)} tensors ignored ({', '.join(sorted(set(report.ignored.values())))})")
+        reasons = ", ".join(sorted(set(report.ignored.values())))
+        print(f"  {len(report.ignored)} tensors ignored ({reasons})")

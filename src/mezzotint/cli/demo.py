@@ -1,24 +1,33 @@
-"""`mezzotint demo`: the main job on the built-in model."""
+"""`mezzotint demo`: compare BF16, FP8 and NVFP4 on the built-in model."""
 
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mezzotint.cli import checks
+from mezzotint.cli import generate_options as options
 from mezzotint.cli.outputs import check_sheet
+
+if TYPE_CHECKING:
+    from mezzotint.demo import DemoResult
 
 
 def demo(
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Contact sheet; the table lies beside it as JSON.")
+        Path,
+        typer.Option(
+            "--output", "-o", help="Contact sheet. The table is written next to it as JSON."
+        ),
     ] = Path("demo.png"),
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... \\[the GPU if there is one].")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON on stdout.")] = False,
+    device: options.Device = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the table as JSON on stdout.")
+    ] = False,
 ) -> None:
-    """Paint six prompts with the built-in model in BF16, FP8 and NVFP4, and say how far they agree.
+    """Generate six prompts with the built-in model in BF16, FP8 and NVFP4, and compare the images.
 
     Examples:
 
@@ -34,13 +43,13 @@ def demo(
 
     quiet_libraries()
     from mezzotint.demo import run
-    from mezzotint.pictures import save_png
-    from mezzotint.saving import whole_file
+    from mezzotint.generation.image_io import save_png
+    from mezzotint.saving import atomic_write
 
-    result = run(device, lambda name: print(f"painting in {name} ...", file=sys.stderr))
+    result = run(device, lambda name: print(f"generating in {name} ...", file=sys.stderr))
     table = json.dumps(result.to_dict(), indent=2)
     save_png(result.sheet, output, {"prompt": "mezzotint demo"})
-    with whole_file(output.with_suffix(".json")) as temporary:
+    with atomic_write(output.with_suffix(".json")) as temporary:
         temporary.write_text(table + "\n")
     if as_json:
         print(table)
@@ -49,13 +58,13 @@ def demo(
         print(f"wrote {output} and {output.with_suffix('.json')}", file=sys.stderr)
 
 
-def _print(result: Any) -> None:
+def _print(result: "DemoResult") -> None:
     from rich.table import Table
 
     from mezzotint.cli.output import console
 
     table = Table("precision", box=None)
-    for title in ("weights MiB", "latent cosine", "PSNR dB", "SSIM", "s / picture"):
+    for title in ("weights MiB", "latent cosine", "PSNR dB", "SSIM", "s / image"):
         table.add_column(title, justify="right")
     for row in result.rows:
         table.add_row(

@@ -1,4 +1,4 @@
-"""`mezzotint diagnose`: why is a quantized model wrong?"""
+"""`mezzotint diagnose`: find the wrong layers of a quantized model, and the causes."""
 
 import json
 from pathlib import Path
@@ -7,50 +7,82 @@ from typing import Annotated, Any
 import typer
 
 from mezzotint.cli import checks
-from mezzotint.cli.sides import sides
+from mezzotint.cli.size_option import parse_size
 
-SHOWN = 20
-"""How many suspects the table has; --json has all."""
+MAX_ROWS = 20
+"""Number of suspects in the table; --json prints all."""
 
 
 def diagnose(
-    reference: Annotated[str, typer.Argument(help="\\[NAME=]SOURCE\\[,OPTION=VALUE...]: a pipeline or a transformer.")],
-    candidate: Annotated[str, typer.Argument(help="The same.")],
+    reference: Annotated[
+        str,
+        typer.Argument(help="\\[NAME=]SOURCE\\[,OPTION=VALUE...]: a pipeline or a transformer."),
+    ],
+    candidate: Annotated[
+        str, typer.Argument(help="Source to compare with the reference, in the same form.")
+    ],
     model: Annotated[
-        str | None, typer.Option(help="Pipeline around sources that are transformers \\[the reference, or 'demo'].")
+        str | None,
+        typer.Option(
+            help=(
+                "Pipeline for sources that are only a transformer "
+                "\\[the reference, or the built-in model]."
+            )
+        ),
     ] = None,
     prompts: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE|default|demo|edit", help="One prompt a line \\[the first of the set that fits the model]."
+            metavar="FILE|default|demo|edit",
+            help=(
+                "File with one prompt per line, or a built-in set "
+                "\\[the first prompt of the set for this model]."
+            ),
         ),
     ] = None,
     image: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Picture that prompts edit which name none of their own.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Image to edit, for prompts that name no image."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the noise that every picture starts from.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise of every image.")] = 0,
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps to record.")] = 2,
-    size: Annotated[str | None, typer.Option(metavar="N|WxH", help="In pixels \\[as `generate`].")] = None,
-    frames: Annotated[int | None, typer.Option(min=1, max=10_000, help="Frames of a video \\[model's own].")] = None,
-    layers: Annotated[str, typer.Option(metavar="GLOB", help="Which layers to look at.")] = "*",
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="N|WxH", help="Image size in pixels \\[as for `generate`]."),
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, max=10_000, help="Video frames \\[the model's default].")
+    ] = None,
+    layers: Annotated[str, typer.Option(metavar="GLOB", help="Layers to diagnose.")] = "*",
     sensitivity: Annotated[
-        bool, typer.Option("--sensitivity", help="Rank instead what it buys to keep layers, or steps, in BF16.")
+        bool,
+        typer.Option(
+            "--sensitivity",
+            help="Measure instead which layers and steps gain most from BF16.",
+        ),
     ] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... \\[the GPU if there is one].")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print suspects and all layers as JSON on stdout.")] = False,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Device: cpu, cuda, cuda:1, ... \\[the GPU, if there is one]."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print suspects and all layers as JSON on stdout.")
+    ] = False,
 ) -> None:
-    """Find the layers of a candidate that are wrong, and name the cause.
+    """Find the wrong layers of a candidate, and name the cause of each fault.
 
-    The reference paints and its layers' inputs are recorded; then each layer of the candidate is read, one at a time:
-    its weight against the reference's, its input scale against the inputs, its product by the chosen backend. A cause
-    is named where undoing it brings the weight back.
+    The reference generates an image, and the inputs of its layers are recorded. Then the layers of
+    the candidate are checked one at a time: the weight against the reference's, the input scale
+    against the inputs, and the output of the selected backend. A cause is named if undoing it
+    restores the weight.
 
-    With --sensitivity, one role of layers at a time is restored to the reference's weights, and ranked by how much
-    nearer, per byte, the transformer's predictions come; the patterns are for `convert --keep-bf16`. Then one step at a
-    time is run with BF16 activations; the schedule is for `generate --bf16-steps`. Nothing that is found
-    makes it exit with 1.
+    With --sensitivity, the command measures how much the transformer's error decreases if one role
+    of layers has the reference's weights. It ranks the roles by error reduction per byte. The
+    patterns are for `convert --keep-bf16`. It also runs one step at a time with BF16 activations,
+    and recommends a schedule for `generate --bf16-steps`.
 
-    Exits with 0 if nothing is suspicious, 1 if something is, 2 if it could not run.
+    Exits with 0 if nothing is suspicious, 1 if something is, 2 if the command could not run. With
+    --sensitivity the exit code is never 1.
 
     Examples:
 
@@ -58,7 +90,8 @@ def diagnose(
 
       mezzotint diagnose ./FLUX.1-dev ./flux1-dev-nvfp4/transformer --steps 4 --json
 
-      mezzotint diagnose ./FLUX.1-dev ./flux1-fp8,backend=scaled_mm --layers "transformer_blocks.0.*"
+      mezzotint diagnose ./FLUX.1-dev ./flux1-fp8,backend=scaled_mm
+      --layers "transformer_blocks.0.*"
 
       mezzotint diagnose ./FLUX.1-Kontext-dev ./kontext-fp8 --image street.png
 
@@ -74,10 +107,10 @@ def diagnose(
 
     with Steps() as progress:
         quiet_libraries()
-        from mezzotint.quality.diagnosis import diagnose as find
+        from mezzotint.quality.diagnose import diagnose as find
         from mezzotint.quality.sensitivity import sensitivity as rank
 
-        found: Any = (rank if sensitivity else find)(
+        result: Any = (rank if sensitivity else find)(
             reference,
             candidate,
             model=model,
@@ -85,17 +118,17 @@ def diagnose(
             image=image,
             seed=seed,
             steps=steps,
-            size=sides(size),
+            size=parse_size(size),
             frames=frames,
             layers=layers,
             device=device,
             on_progress=lambda done, total, what: progress.say(what, done, total),
         )
     if as_json:
-        print(json.dumps(found.to_dict(), indent=2))
+        print(json.dumps(result.to_dict(), indent=2))
     else:
-        (_print_gains if sensitivity else _print_suspects)(found)
-    if not sensitivity and found.suspects:
+        (_print_gains if sensitivity else _print_suspects)(result)
+    if not sensitivity and result.suspects:
         raise typer.Exit(1)
 
 
@@ -109,46 +142,59 @@ def _print_suspects(diagnosis: Any) -> None:
     if not diagnosis.suspects:
         out.print(foreign(f"{layers}: nothing suspicious"))
         return
-    table = Table("module", "score", "cause", "why", box=None)
+    table = Table("module", "score", "cause", "details", box=None)
     table.columns[1].justify = "right"
-    for suspect in diagnosis.suspects[:SHOWN]:
-        table.add_row(*map(foreign, (suspect.module, f"{suspect.score:.1f}", suspect.cause, suspect.detail)))
+    for suspect in diagnosis.suspects[:MAX_ROWS]:
+        table.add_row(
+            *map(foreign, (suspect.module, f"{suspect.score:.1f}", suspect.cause, suspect.detail))
+        )
     out.print(table)
-    shown = f", of which {SHOWN} are shown" if len(diagnosis.suspects) > SHOWN else ""
+    shown = f", {MAX_ROWS} of them shown" if len(diagnosis.suspects) > MAX_ROWS else ""
     out.print(foreign(f"{layers}: {len(diagnosis.suspects)} suspicious{shown}"))
 
 
-def _print_gains(found: Any) -> None:
+def _print_gains(result: Any) -> None:
     from rich.table import Table
 
     from mezzotint.cli.output import console, foreign
 
-    table = Table("--keep-bf16", "layers", "more MiB", "more ms", "error", "fall", "fall per MiB", box=None)
+    table = Table(
+        "--keep-bf16", "layers", "more MiB", "more ms", "error", "reduction", "per MiB", box=None
+    )
     for column in table.columns[1:]:
         column.justify = "right"
-    for gain in found.gains:
+    for gain in result.gains:
         cost = f"{gain.bytes / 2**20:.1f}", f"{gain.milliseconds:.1f}"
-        bought = f"{gain.error:.4f}", f"{gain.fall:+.4f}", f"{gain.fall_per_mib:+.4f}"
-        table.add_row(foreign(gain.keep_bf16), str(gain.layers), *cost, *bought)
+        per_mib = f"{gain.error_reduction_per_mib:+.4f}"
+        effect = f"{gain.error:.4f}", f"{gain.error_reduction:+.4f}", per_mib
+        table.add_row(foreign(gain.keep_bf16), str(gain.layers), *cost, *effect)
     console().print(table)
-    for component, error in found.error.items():
-        print(f"{component}: error of the prediction {error:.4f} with all layers quantized")
-    if found.steps:
-        _print_steps(found)
+    for component, error in result.error.items():
+        print(f"{component}: prediction error {error:.4f} with all layers quantized")
+    if result.steps:
+        _print_steps(result)
     else:
-        print("no layer rounds its inputs: BF16 activations in some steps change nothing")
+        print("no layer quantizes its activations, so --bf16-steps would have no effect")
 
 
-def _print_steps(found: Any) -> None:
+def _print_steps(result: Any) -> None:
     from rich.table import Table
 
     from mezzotint.cli.output import console
 
-    table = Table("step", "more ms", "error in latents", "fall with BF16 activations", box=None)
+    table = Table("step", "more ms", "latent error", "reduction with BF16 activations", box=None)
     for column in table.columns:
         column.justify = "right"
-    for step in found.steps:
-        table.add_row(str(step.step), f"{step.milliseconds:.1f}", f"{step.error:.4f}", f"{step.fall:+.4f}")
+    for step in result.steps:
+        table.add_row(
+            str(step.step),
+            f"{step.milliseconds:.1f}",
+            f"{step.error:.4f}",
+            f"{step.error_reduction:+.4f}",
+        )
     console().print(table)
-    schedule = found.bf16_steps
-    print("BF16 activations buy nothing" if schedule is None else f"advised: --bf16-steps {schedule}")
+    schedule = result.bf16_steps
+    if schedule is None:
+        print("BF16 activations do not reduce the error")
+    else:
+        print(f"recommended: --bf16-steps {schedule}")

@@ -1,14 +1,14 @@
-"""How a command ends that could not do what it was asked: one message, or one JSON object, and an exit code.
+"""Failures of a command: one message, or one JSON object, and an exit code.
 
-    0    done
-    1    done, and something is to be looked at: a gate failed, a layer is suspect, a picture is unsound
-    2    could not be done as asked: arguments, files, a device, or a checkpoint that is broken
-    3    the file is in a format that is not read, and may be sound
-    4    failed on the way: out of memory, or a fault of Mezzotint's own
+    0    success
+    1    success, but a check failed: a gate, a suspicious layer or an invalid image
+    2    the command could not run: wrong arguments, missing files or devices, a broken checkpoint
+    3    unsupported file format; the file may be sound
+    4    unexpected failure: out of memory, or a bug in Mezzotint
     130  interrupted
 
-With --json a failure is an object on stdout, `{"error": {"type": ..., "message": ..., "hint": ...}}`, and without it a
-message on stderr. Neither ever has exit code 1.
+With --json, a failure is an object on stdout: `{"error": {"type": ..., "message": ..., "hint":
+...}}`. Without it, a failure is a message on stderr. Its exit code is never 1.
 """
 
 import json
@@ -22,22 +22,29 @@ from typing import Any
 
 import typer
 
-from mezzotint.errors import BadRequest, MezzotintError, NotSafetensors, UnknownVariant, UnreadFormat, did_you_mean
-from mezzotint.escaping import message
-from mezzotint.failures import is_lack_of_memory
+from mezzotint.errors import (
+    BadRequest,
+    MezzotintError,
+    NotSafetensors,
+    UnknownVariant,
+    UnreadFormat,
+    did_you_mean,
+)
+from mezzotint.untrusted.escaping import message
+from mezzotint.untrusted.library_failures import is_lack_of_memory
 
 COULD_NOT, NOT_READ, FAILED = 2, 3, 4
 CLOSED = 141
-"""As a shell has it for a command whose reader has gone: 128 + SIGPIPE."""
+"""Exit code if the reader of a pipe has closed it, as in a shell: 128 + SIGPIPE."""
 TRACEBACK = "MEZZOTINT_TRACEBACK"
-OUT_OF_MEMORY = "try a smaller --size, fewer --frames, or a checkpoint of fewer bits."
+OUT_OF_MEMORY = "try a smaller --size, fewer --frames, or a checkpoint with fewer bits."
 USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[2]
-"""What Typer raises for arguments that cannot be; it has no public name of its own."""
+"""Typer's exception for wrong arguments. It is not public, but it is a base of a public class."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What is said about an exception, and the exit code."""
+    """The message about an exception, and the exit code."""
 
     type: str
     message: str
@@ -46,16 +53,18 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException) -> "Failure":
+        """Return the failure for an exception of any class."""
         if isinstance(error, MezzotintError):
             return cls(type(error).__name__, error.message, error.hint, _exit_code(error))
         if isinstance(error, USAGE_ERROR):
             return cls(BadRequest.__name__, *_of_arguments(error))
         if is_lack_of_memory(error):
-            return cls("OutOfMemory", f"out of memory: {_said(error)}", OUT_OF_MEMORY, FAILED)
+            message = f"out of memory: {_first_line(error)}"
+            return cls("OutOfMemory", message, OUT_OF_MEMORY, FAILED)
         if isinstance(error, OSError):
             return cls(type(error).__name__, str(error), "")
-        hint = f"this is a fault of Mezzotint; {TRACEBACK}=1 shows where. Please report it with the command."
-        return cls(type(error).__name__, f"unexpected: {_said(error)}", hint, FAILED)
+        hint = f"this is a bug in Mezzotint. Please report it with the output of {TRACEBACK}=1."
+        return cls(type(error).__name__, f"unexpected: {_first_line(error)}", hint, FAILED)
 
     def show(self, as_json: bool) -> None:
         """Print the object on stdout, or the message on stderr."""
@@ -71,9 +80,9 @@ class Failure:
 
 
 class Reported:
-    """A context whose exceptions are reported as failures, whatever their class: the outermost edge of a command.
+    """A context that reports exceptions of any class as failures, for the outermost call.
 
-    exit_code   of what was reported, None where nothing was
+    exit_code   exit code of the reported failure; None if there was none
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:
@@ -84,7 +93,10 @@ class Reported:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> bool:
         if not isinstance(error, Exception):
             return False
@@ -98,7 +110,7 @@ class Reported:
 
 
 def wants_json(arguments: Sequence[str]) -> bool:
-    """Whether --json is among the options; after `--` it is an argument like any other."""
+    """Return whether --json is among the options. After `--` it is an ordinary argument."""
     options = list(arguments)
     return "--json" in (options[: options.index("--")] if "--" in options else options)
 
@@ -106,22 +118,23 @@ def wants_json(arguments: Sequence[str]) -> bool:
 def _exit_code(error: MezzotintError) -> int:
     if error.__cause__ is not None and is_lack_of_memory(error.__cause__):
         return FAILED
-    return NOT_READ if isinstance(error, UnreadFormat | UnknownVariant | NotSafetensors) else COULD_NOT
+    is_unread = isinstance(error, UnreadFormat | UnknownVariant | NotSafetensors)
+    return NOT_READ if is_unread else COULD_NOT
 
 
 def _of_arguments(error: Any) -> tuple[str, str]:
-    """The message and the hint about arguments that cannot be."""
+    """Return the message and the hint for wrong arguments."""
     message = str(error.format_message()).partition(" (Possible options")[0]
-    message, _, meant = message.rstrip(".").partition(". Did you mean ")
+    message, _, suggestion = message.rstrip(".").partition(". Did you mean ")
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "mezzotint"
-    hint = f"`{command} --help` has what there is."
-    close = getattr(error, "possibilities", None) or []
-    if close:
-        return message, did_you_mean(error.option_name, close) + hint
-    return message, (f"did you mean {meant.rstrip('?')}? " if meant else "") + hint
+    hint = f"`{command} --help` lists the options."
+    similar = getattr(error, "possibilities", None) or []
+    if similar:
+        return message, did_you_mean(error.option_name, similar) + hint
+    return message, (f"did you mean {suggestion.rstrip('?')}? " if suggestion else "") + hint
 
 
-def _said(error: BaseException) -> str:
-    """The first line of what an exception says, or its class where it says nothing."""
+def _first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message, or its class if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

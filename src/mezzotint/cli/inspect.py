@@ -1,4 +1,4 @@
-"""`mezzotint inspect`: what a checkpoint is."""
+"""`mezzotint inspect`: report the contents of a checkpoint."""
 
 import json
 from collections import Counter
@@ -14,34 +14,49 @@ from mezzotint.cli.failures import Failure
 
 def inspect(
     path: Annotated[
-        str, typer.Argument(help="Checkpoint file, component folder, pipeline, Hub id, or demo-fp8, demo-nvfp4, ...")
+        str,
+        typer.Argument(
+            help="Checkpoint file, component folder, pipeline, Hub id, or demo-fp8, demo-nvfp4, ..."
+        ),
     ],
     base: Annotated[
         str | None,
-        typer.Option(help="BF16 model: settles how bytes are arranged where nothing else does."),
+        typer.Option(
+            help="BF16 model, to detect the byte layout if the headers do not determine it."
+        ),
     ] = None,
     scales_from: Annotated[
-        str | None, typer.Option(help="Checkpoint that has the input scales which this one lacks, or a backbone.pt.")
+        str | None,
+        typer.Option(help="Checkpoint or backbone.pt to take missing input scales from."),
     ] = None,
     component: Annotated[
-        str | None, typer.Option(help="Folder inside a pipeline, such as transformer_2 \\[transformer].")
+        str | None,
+        typer.Option(help="Folder inside a pipeline, such as transformer_2 \\[transformer]."),
     ] = None,
     rename: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="OLD=NEW", help="Regular expression and what replaces it in tensors' names; may be repeated."
+            metavar="OLD=NEW",
+            help="Regular expression in tensor names, and its replacement. Repeatable.",
         ),
     ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="List every quantized layer.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the whole report as JSON.")
+    ] = False,
     raw: Annotated[
-        bool, typer.Option("--raw", help="Print the file's own metadata and quantization config as JSON, and no more.")
+        bool,
+        typer.Option(
+            "--raw",
+            help="Print only the file's metadata and quantization configuration, as JSON.",
+        ),
     ] = False,
 ) -> None:
-    """Say what a checkpoint is, from its headers: format, layout, what is missing, and who can run it on which GPU.
+    """Report a checkpoint's format, layout and missing tensors, and the backends for each GPU.
 
-    Exits with 0 if it is sound as far as headers tell, 1 if it holds tensors that the model has no place for, 2 if
-    something is missing from it or it cannot be read, 3 if its format is none that is read.
+    Only headers are read. Exits with 0 if they are sound, 1 if there are tensors that are not part
+    of the model, 2 if tensors are missing or the file cannot be read, 3 if its format is not
+    supported.
 
     Examples:
 
@@ -49,7 +64,8 @@ def inspect(
 
       mezzotint inspect ./flux1-fp8/transformer --json
 
-      mezzotint inspect ./odd.safetensors --rename "^net\\.=" --rename "to_out\\.weight=to_out.0.weight"
+      mezzotint inspect ./odd.safetensors --rename "^net\\.="
+      --rename "to_out\\.weight=to_out.0.weight"
 
       mezzotint inspect ./qwen-image-nvfp4.safetensors --base ./Qwen-Image
     """
@@ -58,13 +74,19 @@ def inspect(
     from mezzotint.checkpoint import raw as read_raw
     from mezzotint.errors import MezzotintError
     from mezzotint.formats.renaming import read_renames
-    from mezzotint.verifying.findings import VERDICTS
+    from mezzotint.verification.findings import VERDICTS
 
     if raw:
         print(json.dumps(read_raw(path, component), indent=2))
         return
     try:
-        report = look(path, base=base, scales_from=scales_from, component=component, rename=read_renames(rename or ()))
+        report = look(
+            path,
+            base=base,
+            scales_from=scales_from,
+            component=component,
+            rename=read_renames(rename or ()),
+        )
     except MezzotintError as error:
         if not as_json:
             raise
@@ -79,19 +101,23 @@ def inspect(
 
 
 def _severity(report: Any) -> Any:
-    """How bad it is, as `verify` has it."""
-    from mezzotint.verifying import Severity
+    """Return the severity that `verify` would assign."""
+    from mezzotint.verification import Severity
 
-    if report.missing:
+    if report.problems:
         return Severity.BROKEN
     return Severity.SUSPICIOUS if report.unplaced else Severity.NOTE
 
 
 def _refusal(path: str, error: Any) -> dict[str, Any]:
-    """Return the JSON of a file that cannot be read: the failure, and the verdict that `verify` gives such files."""
-    from mezzotint.verifying.findings import VERDICTS, of_error
+    """Return the JSON for an unreadable file: the failure, and the verdict of `verify`."""
+    from mezzotint.verification.findings import VERDICTS, finding_from_error
 
-    return {"path": path, "verdict": VERDICTS[of_error("format", path, error).severity], **Failure.of(error).to_dict()}
+    return {
+        "path": path,
+        "verdict": VERDICTS[finding_from_error("format", path, error).severity],
+        **Failure.of(error).to_dict(),
+    }
 
 
 def _print(report: Any, layers: bool) -> None:
@@ -100,41 +126,45 @@ def _print(report: Any, layers: bool) -> None:
     from mezzotint.cli.output import console, foreign
 
     out = console()
-    facts = Table.grid(padding=(0, 2))
-    for name, fact in _facts(report):
-        facts.add_row(name, foreign(fact))
-    for problem in _first(report.missing):
-        facts.add_row("[red]broken[/red]", foreign(problem))
-    out.print(facts)
-    out.print(_outlook_table(report))
+    properties = Table.grid(padding=(0, 2))
+    for name, value in _properties(report):
+        properties.add_row(name, foreign(value))
+    for problem in _shorten(report.problems):
+        properties.add_row("[red]broken[/red]", foreign(problem))
+    out.print(properties)
+    out.print(_device_table(report))
     if layers:
         out.print(_layer_table(report))
 
 
-def _first(lines: Any) -> Iterator[str]:
-    """The first lines, and how many more there are."""
-    from mezzotint.verifying.findings import MOST_PRINTED
+def _shorten(lines: Any) -> Iterator[str]:
+    """Yield the first lines, and the number of the others."""
+    from mezzotint.verification.findings import MAX_PRINTED
 
-    yield from lines[:MOST_PRINTED]
-    if len(lines) > MOST_PRINTED:
-        yield f"and {len(lines) - MOST_PRINTED:,} more"
+    yield from lines[:MAX_PRINTED]
+    if len(lines) > MAX_PRINTED:
+        yield f"and {len(lines) - MAX_PRINTED:,} more"
 
 
-def _facts(report: Any) -> Iterator[tuple[str, str]]:
+def _properties(report: Any) -> Iterator[tuple[str, str]]:
     yield "path", f"{report.path} ({len(report.files)} file{'s' if len(report.files) > 1 else ''})"
     yield "format", report.format
     yield "evidence", report.evidence
     yield "family", report.family
-    counts = ", ".join(f"{number} layers {scheme}" for scheme, number in report.schemes().items()) or "nothing"
+    counts = (
+        ", ".join(f"{number} layers {scheme}" for scheme, number in report.schemes().items())
+        or "nothing"
+    )
     yield "quantized", f"{counts}; {report.coverage:.1%} of all weights"
     for layout in sorted({f"{layer.scheme}: {layer.layout}" for layer in report.layers}):
         yield "layout", layout
-    yield "other tensors", f"{report.other_tensors} as they are, {len(report.ignored)} ignored"
+    yield "other tensors", f"{report.other_tensors} unquantized, {len(report.ignored)} ignored"
     yield "stored", _mib(report.stored_bytes)
-    for outlook in report.outlooks:
-        for use in outlook.backends if outlook.here else ():
-            yield "runs here", f"{use.layers} {use.scheme} on {use.backend}{_in_brackets(use)}; {use.why}"
-    for note in _first(report.notes):
+    for device in report.devices:
+        for use in device.backends if device.is_this_machine else ():
+            backend = f"{use.backend}{_in_brackets(use)}"
+            yield "this machine", f"{use.layers} {use.scheme} on {backend}; {use.reasons}"
+    for note in _shorten(report.notes):
         yield "note", note
 
 
@@ -142,33 +172,39 @@ def _mib(size: int) -> str:
     return f"{size / 2**20:,.1f} MiB"
 
 
-def _outlook_table(report: Any) -> Any:
-    """One row for each kind of device; neighbours that are alike share one."""
+def _device_table(report: Any) -> Any:
+    """Return a table with one row per kind of device. Adjacent equal rows are merged."""
     from rich.table import Table
 
-    table = Table("on", "weights when loaded", "run by", box=None, pad_edge=False)
-    for (here, size, backends), alike in groupby(report.outlooks, lambda o: (o.here, o.resident_bytes, _run_by(o))):
-        devices = ", ".join(o.device if o.target == "cpu" else f"{o.device} ({o.target})" for o in alike)
-        table.add_row(devices + ", this machine" * here, _mib(size), backends)
+    table = Table("device", "weights when loaded", "backends", box=None, pad_edge=False)
+    for (is_this_machine, size, backends), group in groupby(
+        report.devices, lambda d: (d.is_this_machine, d.resident_bytes, _backends_text(d))
+    ):
+        devices = ", ".join(
+            d.device if d.target == "cpu" else f"{d.device} ({d.target})" for d in group
+        )
+        table.add_row(devices + ", this machine" * is_this_machine, _mib(size), backends)
     return table
 
 
-def _run_by(outlook: Any) -> str:
+def _backends_text(device: Any) -> str:
     layers: Counter[str] = Counter()
-    for use in outlook.backends:
+    for use in device.backends:
         layers[f"{use.scheme} on {use.backend}{_in_brackets(use)}"] += use.layers
-    return ", ".join(f"{number} {said}" for said, number in layers.items()) or "PyTorch's own layers"
+    return ", ".join(f"{number} {use}" for use, number in layers.items()) or "PyTorch layers"
 
 
 def _in_brackets(use: Any) -> str:
-    """What is to be known of a choice: whether it has run on such a device, and which libraries would change it."""
+    """Return remarks on a backend: whether it was verified, and which libraries are missing."""
     from mezzotint.kernels.verified import NOT_VERIFIED
 
-    said = [] if use.verified else [NOT_VERIFIED]
+    remarks = [] if use.verified else [NOT_VERIFIED]
     for backend, library in use.libraries.items():
-        own = backend == use.backend
-        said.append(f"needs {library}, not installed here" if own else f"{backend} with {library} installed")
-    return f" ({'; '.join(said)})" if said else ""
+        if backend == use.backend:
+            remarks.append(f"needs {library}, not installed here")
+        else:
+            remarks.append(f"{backend} with {library} installed")
+    return f" ({'; '.join(remarks)})" if remarks else ""
 
 
 def _layer_table(report: Any) -> Any:

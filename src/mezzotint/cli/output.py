@@ -1,4 +1,4 @@
-"""How commands print: tables on stdout, progress on stderr, nothing cut off where there is no terminal."""
+"""Console output: tables on stdout, progress on stderr, and no truncation in a pipe."""
 
 import os
 import sys
@@ -6,29 +6,36 @@ import time
 from threading import Event, Thread
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
-from mezzotint.escaping import printable
+from mezzotint.untrusted.escaping import printable
 
 PIPED_WIDTH = 200
 INTERVAL, QUIET = 10.0, 1.0
-"""Seconds between two lines of progress, and at least between two of things that are begun."""
+"""Seconds between two progress lines: normally, and at least if the description changes."""
 
 
 def console() -> Console:
-    """Stdout, as wide as the terminal, or wide enough for whole names where there is none."""
+    """Return a console on stdout, as wide as the terminal, or PIPED_WIDTH without one."""
     out = Console()
     return out if out.is_terminal else Console(width=PIPED_WIDTH)
 
 
 def foreign(text: object) -> Text:
-    """Return text that is from a file or a server as a cell or line: no markup in it, no control characters."""
+    """Return text from a file or a server for printing, without markup and control characters."""
     return Text(printable(text))
 
 
 def quiet_libraries() -> None:
-    """Keep the chatter of diffusers and transformers (bars, advice) out of our messages; errors still come through."""
+    """Silence progress bars and advice of diffusers and transformers. Errors are still shown."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     import diffusers.utils.logging
@@ -39,7 +46,7 @@ def quiet_libraries() -> None:
 
 
 class Steps:
-    """What a command says of its progress on stderr: a bar on a terminal, lines at intervals anywhere else."""
+    """Progress on stderr: a bar in a terminal, lines at intervals elsewhere."""
 
     def __init__(self, interval: float = INTERVAL) -> None:
         console = Console(stderr=True)
@@ -66,39 +73,47 @@ class Steps:
         if self.lines:
             self.lines.stop()
 
-    def say(self, what: str, done: int | None = None, total: int | None = None) -> None:
-        """What is being done, and how much of it is."""
-        self.bar.update(self.task, description=what, completed=done, total=total)
+    def say(self, description: str, done: int | None = None, total: int | None = None) -> None:
+        """Report the current work and its progress."""
+        self.bar.update(self.task, description=description, completed=done, total=total)
         if self.lines:
-            self.lines.say(what, done, total)
+            self.lines.say(description, done, total)
 
 
 class Lines(Thread):
-    """Prints at once what is begun, and how far it is every `interval` seconds, also while nothing is reported."""
+    """A thread that prints a line for new work, and one every `interval` seconds."""
 
     def __init__(self, interval: float) -> None:
         super().__init__(daemon=True)
-        self.interval, self.began = interval, time.monotonic()
+        self.interval, self.started = interval, time.monotonic()
         self.ended, self.state, self.printed = Event(), ("loading", 0, 0), float("-inf")
 
-    def say(self, what: str, done: int | None, total: int | None) -> None:
-        begun, had, of = self.state
-        self.state = (what, had if done is None else done, of if total is None else total)
-        if what != begun and time.monotonic() - self.printed >= QUIET:
+    def say(self, description: str, done: int | None, total: int | None) -> None:
+        """Set the current work. Print it at once if it is new."""
+        previous, old_done, old_total = self.state
+        self.state = (
+            description,
+            old_done if done is None else done,
+            old_total if total is None else total,
+        )
+        if description != previous and time.monotonic() - self.printed >= QUIET:
             self.show()
 
     def run(self) -> None:
+        """Print lines until `stop` is called."""
         self.show()
         while not self.ended.wait(self.interval):
             self.show()
 
     def stop(self) -> None:
+        """End the thread."""
         self.ended.set()
         self.join()
 
     def show(self) -> None:
         """Print a line such as "12 s: demo-fp8, 3 of 24"."""
         self.printed = time.monotonic()
-        what, done, total = self.state
+        description, done, total = self.state
         count = f", {done} of {total}" if total else ""
-        print(f"{self.printed - self.began:.0f} s: {printable(what)}{count}", file=sys.stderr, flush=True)
+        seconds = self.printed - self.started
+        print(f"{seconds:.0f} s: {printable(description)}{count}", file=sys.stderr, flush=True)

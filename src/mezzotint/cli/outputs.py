@@ -1,4 +1,4 @@
-"""What may be written over without a word: what Mezzotint itself has written there before, and nothing else."""
+"""Refuse to overwrite files that Mezzotint did not write."""
 
 import json
 from collections.abc import Callable
@@ -8,68 +8,70 @@ from pathlib import Path
 from mezzotint.errors import BadRequest
 
 ROW = {"case", "call_ms"}
-"""What every line that `bench -o` appends has."""
+"""Keys of every line that `bench -o` appends."""
 REPORT = {"report.html", "report.json", "report.md", "sheet.png"}
 HEAD = 4096
-"""Bytes within which a page says that Mezzotint made it."""
+"""Bytes at the start of a page that name Mezzotint."""
 LARGEST_REPORT = 2**26
 
 
-def check_painted(output: Path, number: int, grid: bool, unsound: str) -> list[Path]:
-    """Raise BadRequest if a picture or video of someone else is where one of ours will be; ours are replaced.
+def check_generated(output: Path, total: int, bad_output_suffix: str) -> list[Path]:
+    """Raise BadRequest if a file that Mezzotint did not write is where an output will be.
 
-    output    the file, or folder of frames, that -o names
-    number    how many are painted
-    unsound   what is added to the names of those that the guard objects to
-    Returns   our own earlier files that will be replaced
+    output               the file, or folder of frames, that -o names
+    total                number of outputs
+    bad_output_suffix    added to the names of outputs that fail their check
+    Returns              earlier files of Mezzotint's own that will be replaced
     """
     from mezzotint.saving import remove_leftovers
 
-    stems = [output.stem] if grid or number == 1 else [f"{output.stem}-{i + 1}" for i in range(number)]
+    stems = [output.stem] if total == 1 else [f"{output.stem}-{i + 1}" for i in range(total)]
     paths = [output.with_stem(stem) for stem in stems]
-    for path in (*paths, *(path.with_stem(f"{path.stem}{unsound}") for path in paths)):
+    for path in (*paths, *(path.with_stem(f"{path.stem}{bad_output_suffix}") for path in paths)):
         remove_leftovers(path)
         if not _is_empty_folder(path):
-            _refuse_to_replace([path], is_painted)
+            _refuse_to_replace([path], is_generated)
     return [path for path in paths if path.is_file()]
 
 
-def is_painted(file: Path) -> bool:
-    """Whether a picture or video holds the parameters that Mezzotint writes into its own."""
-    from mezzotint.pictures import holds_parameters
-    from mezzotint.videos import video_parameters
+def is_generated(file: Path) -> bool:
+    """Return whether an image or video holds the parameters that Mezzotint writes."""
+    from mezzotint.generation.image_io import holds_parameters
+    from mezzotint.generation.video_io import video_parameters
 
-    return video_parameters(file) is not None if file.suffix.lower() == ".mp4" else holds_parameters(file)
+    is_video = file.suffix.lower() == ".mp4"
+    return video_parameters(file) is not None if is_video else holds_parameters(file)
 
 
 def check_sheet(output: Path) -> None:
-    """Raise BadRequest if something else is where `demo` writes its sheet, and the table beside it."""
-    _refuse_to_replace([output], is_painted)
+    """Raise BadRequest if `demo` would overwrite a foreign contact sheet or table."""
+    _refuse_to_replace([output], is_generated)
     _refuse_to_replace([output.with_suffix(".json")], lambda _table: output.exists())
 
 
 def check_rows(output: Path) -> None:
-    """Raise BadRequest if `bench` would append its lines to anything but such lines."""
+    """Raise BadRequest if `bench` would append its lines to a file of another kind."""
     _refuse_to_replace([output], _holds_rows)
 
 
 def check_trace(profile: Path) -> None:
-    """Raise BadRequest if there is anything where a trace will be: a trace does not say whose it is."""
+    """Raise BadRequest if the trace file exists: a trace does not say which program wrote it."""
     _refuse_to_replace([profile], lambda _file: False)
 
 
 def check_report(folder: Path, runs: str) -> None:
-    """Raise BadRequest if `compare --resume` would write into a folder, or over files, that are not its own."""
+    """Raise BadRequest if `compare --resume` would write to a foreign folder or file."""
     if folder.is_dir() and any(folder.iterdir()) and not (folder / runs).is_dir():
         raise BadRequest(
-            f"-o is {folder}, and compare has painted nothing there ({runs} is missing)", "name a new folder."
+            f"-o is {folder}, and compare has generated nothing there ({runs} is missing)",
+            "name a new folder.",
         )
     _refuse_to_replace([folder / name for name in sorted(REPORT)], _is_of_report)
 
 
 def _is_of_report(file: Path) -> bool:
     if file.suffix == ".png":
-        return is_painted(file)
+        return is_generated(file)
     if file.suffix == ".html":
         with file.open("rb") as stream:
             return b"compared by Mezzotint" in stream.read(HEAD)
@@ -87,7 +89,7 @@ def _has_keys(file: Path, keys: set[str]) -> bool:
 
 
 def _holds_rows(file: Path) -> bool:
-    """Whether a file is empty, or the first lines of it are rows, and its last one is ended."""
+    """Return whether a file is empty, or begins with rows and ends with a line break."""
     if not file.stat().st_size:
         return True
     try:
@@ -102,7 +104,7 @@ def _holds_rows(file: Path) -> bool:
 
 
 def _refuse_to_replace(paths: list[Path], written_here: Callable[[Path], bool]) -> None:
-    """`saving.refuse_to_replace`; imported here, as it brings PyTorch along, and a bad argument is told before that."""
+    """Call `saving.refuse_to_replace`, which is imported late because it imports PyTorch."""
     from mezzotint.saving import refuse_to_replace
 
     refuse_to_replace(paths, written_here)

@@ -1,14 +1,21 @@
-"""A progress bar for bytes, on stderr, where that is a terminal."""
+"""A byte progress bar on stderr, shown only in a terminal."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
 @contextmanager
-def bytes_bar(description: str) -> Iterator[Callable[[int, int], None]]:
-    """Gives a function that takes the bytes done and the bytes there are in all."""
+def byte_progress(description: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function that receives the finished bytes and the total bytes."""
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
     console = Console(stderr=True)
     columns = (

@@ -1,4 +1,4 @@
-"""`mezzotint verify`: is a checkpoint sound?"""
+"""`mezzotint verify`: check whether a checkpoint is sound."""
 
 import json
 from typing import Annotated, Any
@@ -6,37 +6,48 @@ from typing import Annotated, Any
 import typer
 
 from mezzotint.cli import checks
-from mezzotint.cli.progress import bytes_bar
+from mezzotint.cli.progress import byte_progress
 
-COLOURS = {"NOTE": "dim", "SUSPICIOUS": "yellow", "BROKEN": "red", "NOT_READ": "yellow"}
-COLOURS_OF_VERDICTS = ("green", "yellow", "red", "yellow")
+COLORS = {"NOTE": "dim", "SUSPICIOUS": "yellow", "BROKEN": "red", "NOT_READ": "yellow"}
+VERDICT_COLORS = ("green", "yellow", "red", "yellow")
 
 
 def verify(
     path: Annotated[
-        str, typer.Argument(help="Checkpoint file, component folder, pipeline, Hub id, or demo-fp8, demo-nvfp4, ...")
+        str,
+        typer.Argument(
+            help="Checkpoint file, component folder, pipeline, Hub id, or demo-fp8, demo-nvfp4, ..."
+        ),
     ],
-    base: Annotated[str | None, typer.Option(help="Unquantized component, to compare every layer with.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Unquantized component to compare every layer with.")
+    ] = None,
     scales_from: Annotated[
-        str | None, typer.Option(help="Checkpoint that has the input scales which this one lacks.")
+        str | None, typer.Option(help="Checkpoint to take missing input scales from.")
     ] = None,
     component: Annotated[
-        str | None, typer.Option(help="Folder inside a pipeline, such as transformer_2 \\[transformer].")
+        str | None,
+        typer.Option(help="Folder inside a pipeline, such as transformer_2 \\[transformer]."),
     ] = None,
     rename: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="OLD=NEW", help="Regular expression and what replaces it in tensors' names; may be repeated."
+            metavar="OLD=NEW",
+            help="Regular expression in tensor names, and its replacement. Repeatable.",
         ),
     ] = None,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Fetch broken files again, where the Hub's cache holds them.")
+        bool,
+        typer.Option("--repair", help="Download broken files again, if they came from the Hub."),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON on stdout.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the whole report as JSON on stdout.")
+    ] = False,
 ) -> None:
-    """Check files, index, checksums, shapes, scales and weights; with --base, every layer's error.
+    """Check files, index, checksums, shapes, scales and weights of a checkpoint.
 
-    Exits with 0 if it is sound, 1 if something is suspicious, 2 if it is broken, 3 if its format is none that is read.
+    With --base, also report each layer's error. Exits with 0 if the checkpoint is sound, 1 if
+    something is suspicious, 2 if it is broken, 3 if its format is not supported.
 
     Examples:
 
@@ -46,9 +57,9 @@ def verify(
     """
     checks.check_sources(path, base, scales_from)
     from mezzotint.formats.renaming import read_renames
-    from mezzotint.verifying import verify as run
+    from mezzotint.verification import verify as run
 
-    with bytes_bar("checking") as on_progress:
+    with byte_progress("checking") as on_progress:
         report = run(
             path,
             base,
@@ -70,36 +81,37 @@ def _print(report: Any) -> None:
     from rich.console import Console
 
     from mezzotint.cli.output import foreign
-    from mezzotint.escaping import LONGEST_LINE, cut
-    from mezzotint.verifying.findings import VERDICTS, worst_first
+    from mezzotint.untrusted.escaping import LONGEST_LINE, cut
+    from mezzotint.verification.findings import VERDICTS, worst_first
 
     console = Console(highlight=False, soft_wrap=True)
     counts = f"{len(report.files)} file(s), {report.tensors} tensors"
     console.print(foreign(f"{report.path}: {report.format}, {counts}"))
     for repair in report.repairs:
-        said = "fetched again" if repair.fetched else f"not fetched: {repair.reason}"
-        console.print(foreign(f"  repair {repair.file}: {said}"))
+        result = "downloaded again" if repair.fetched else f"not downloaded: {repair.reason}"
+        console.print(foreign(f"  repair {repair.file}: {result}"))
     printed = worst_first(report.findings)
     for finding in printed:
         name = finding.severity.name
-        console.print(f"  [{COLOURS[name]}]{name.lower().replace('_', ' ')}[/] ", end="")
+        console.print(f"  [{COLORS[name]}]{name.lower().replace('_', ' ')}[/] ", end="")
         console.print(foreign(cut(f"{finding.where}: {finding.message}", LONGEST_LINE)))
         if finding.hint:
             console.print(foreign(f"    hint: {finding.hint}"))
     if more := len(report.findings) - len(printed):
         console.print(f"  and {more:,} more findings")
-    for scheme, count, middle, worst in _by_scheme(report.layers):
-        error = f"relative error median {middle:.4f}, largest {worst.relative_error:.4f}"
+    for scheme, count, typical, worst in _by_scheme(report.layers):
+        error = f"median relative error {typical:.4f}, largest {worst.relative_error:.4f}"
         console.print(foreign(f"  {count} {scheme}: {error} ({worst.name})"))
     console.print(f"  {report.checksums} checksum(s) compared")
-    console.print(VERDICTS[report.exit_code], style=COLOURS_OF_VERDICTS[report.exit_code])
+    console.print(VERDICTS[report.exit_code], style=VERDICT_COLORS[report.exit_code])
 
 
 def _by_scheme(layers: Any) -> Any:
-    """(scheme, number, median error, worst layer) of the layers that were compared."""
+    """Yield (scheme, count, median error, worst layer) of the compared layers."""
     from statistics import median
 
     for scheme in sorted({layer.scheme for layer in layers}):
-        same = [layer for layer in layers if layer.scheme == scheme]
-        errors = [layer.relative_error for layer in same]
-        yield scheme, len(same), median(errors), max(same, key=lambda layer: layer.relative_error)
+        members = [layer for layer in layers if layer.scheme == scheme]
+        errors = [layer.relative_error for layer in members]
+        worst = max(members, key=lambda layer: layer.relative_error)
+        yield scheme, len(members), median(errors), worst

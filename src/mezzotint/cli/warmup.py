@@ -2,33 +2,47 @@
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mezzotint.cli import checks
-from mezzotint.cli.kernels import choice, make_fast
-from mezzotint.cli.sides import sides
+from mezzotint.cli import generate_options as options
+from mezzotint.cli.backend_options import parse_backend_choice, speed_up_pipeline
+from mezzotint.cli.pipeline_source import open_source
+from mezzotint.cli.size_option import parse_size
+
+if TYPE_CHECKING:
+    from mezzotint.generation.request import Request
+    from mezzotint.generation.source import PipelineSource
 
 
 def warmup(
-    model: Annotated[str, typer.Argument(help="A diffusers pipeline: folder, Hub id, or 'demo'.")] = "demo",
-    transformer: Annotated[str | None, typer.Option(help="Quantized transformer, as `generate` takes it.")] = None,
-    transformer_2: Annotated[str | None, typer.Option(help="The second expert's, for Wan 2.2 A14B.")] = None,
+    model: Annotated[
+        str, typer.Argument(help="A diffusers pipeline: folder, Hub id, or 'demo'.")
+    ] = "demo",
+    transformer: options.Transformer = None,
+    transformer_2: options.Transformer2 = None,
     size: Annotated[
-        list[str] | None, typer.Option(metavar="N|WxH", help="What will be painted; may be repeated \\[model's own].")
+        list[str] | None,
+        typer.Option(
+            metavar="N|WxH", help="Size to compile for. Repeatable \\[the model's default]."
+        ),
     ] = None,
     image: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Picture to edit, as `generate` takes it; it is more to compute."),
+        typer.Option(
+            metavar="FILE",
+            help="Image to edit, as for `generate`. Its tokens change what is compiled.",
+        ),
     ] = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Frames of a video \\[model's own].")] = None,
-    backend: Annotated[list[str] | None, typer.Option(metavar="[SCHEME=]NAME", help="As `generate` takes it.")] = None,
-    resident: Annotated[str | None, typer.Option(help="As `generate` takes it.")] = None,
-    attention: Annotated[str | None, typer.Option(help="As `generate --fast` takes it.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... \\[the GPU if there is one].")] = None,
+    frames: options.Frames = None,
+    backend: options.Backend = None,
+    resident: options.Resident = None,
+    attention: options.Attention = None,
+    device: options.Device = None,
 ) -> None:
-    """Fill the compile cache for a model and the sizes it will paint, so that `generate --fast` starts in seconds.
+    """Fill the compile cache for a model and its sizes, so that `--fast` starts in seconds.
 
     Examples:
 
@@ -41,21 +55,43 @@ def warmup(
     from mezzotint.cli.output import quiet_libraries
 
     quiet_libraries()
-    from mezzotint.editing import read_image
-    from mezzotint.painting import paint
-    from mezzotint.pipelines import check_image, load, settings_for
-    from mezzotint.speed import cache_folder
+    from mezzotint.fast import compile_cache_folder
+    from mezzotint.generation.generate import generate
+    from mezzotint.generation.pipeline import load_pipeline
 
-    picture = None if image is None else read_image(image).picture
-    check_image(model, picture is not None)
-    few = 2 if transformer_2 else 1
-    planned = [
-        settings_for(model, picture, steps=few, num_frames=frames, **sides(one)) for one in [*(size or ())] or [None]
-    ]
-    pipe = load(model, transformer, transformer_2, device, backend=choice(backend or []), resident=resident)
-    make_fast(pipe, attention)
-    for settings in planned:
-        began = time.perf_counter()
-        paint(pipe, ["a grey stone"], sampling=settings, guard=False, images=[picture])
-        print(f"{settings.width or settings.size}x{settings.size}: ready after {time.perf_counter() - began:.1f} s")
-    print(f"kept in {cache_folder()}")
+    source = open_source(model, transformer, transformer_2)
+    requests = _requests(source, image, frames, [parse_size(one) for one in size or ()] or [{}])
+    choice = parse_backend_choice(backend or [])
+    pipe = load_pipeline(source, device, backend=choice, resident=resident).pipe
+    speed_up_pipeline(pipe, attention)
+    for name, request in requests.items():
+        started = time.perf_counter()
+        generate(pipe, request)
+        print(f"{name}: compiled in {time.perf_counter() - started:.1f} s")
+    print(f"compile cache: {compile_cache_folder()}")
+
+
+def _requests(
+    source: "PipelineSource",
+    image: Path | None,
+    frames: int | None,
+    sizes: list[dict[str, int]],
+) -> dict[str, "Request"]:
+    """Return {size: a request of as few steps as call every transformer}. Raises MezzotintError."""
+    from mezzotint.generation.request import Request
+    from mezzotint.generation.source_image import read_source_image
+
+    pixels: Any = None if image is None else read_source_image(image).to_pil
+    source.check_source_image(pixels is not None)
+    # The second transformer runs in later steps, so that it needs a second step.
+    steps = len(source.checkpoints)
+    settings = [source.sampling(pixels, steps=steps, num_frames=frames, **size) for size in sizes]
+    return {
+        f"{sampling.width or sampling.height}x{sampling.height}": Request(
+            ["a gray stone"],
+            sampling=sampling,
+            source_images=[pixels],
+            check_output=False,
+        )
+        for sampling in settings
+    }

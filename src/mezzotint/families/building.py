@@ -1,8 +1,10 @@
-"""A family's diffusers model on the meta device, from a configuration or from the shapes of a checkpoint's tensors.
+"""A family's diffusers model on the meta device, from a configuration or from tensors' shapes.
 
-What a configuration asks for is bounded before anything is allocated, and every failure is named.
+What a configuration asks for is bounded before anything is allocated, and every failure is an error
+that names the file.
 """
 
+import importlib
 import inspect
 import json
 import threading
@@ -15,64 +17,67 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
-from mezzotint.config_limits import check_config
 from mezzotint.errors import MezzotintError, UnknownFormat
-from mezzotint.failures import failures_named
+from mezzotint.families import find_family
 from mezzotint.families.family import Family
-from mezzotint.families.spelling import Shapes
+from mezzotint.families.naming_scheme import Shapes
+from mezzotint.untrusted.config_limits import check_config
+from mezzotint.untrusted.library_failures import failures_named
 
-MOST_MODULES = 6_000
-"""Of one model: the largest that is known has 2,300."""
-MOST_VALUES = 2**23
-"""Of a model's buffers, and of parameters beyond those that its files hold: known models have less than 2**20."""
+MAX_MODULES = 6_000
+"""The largest known model has 2,300."""
+MAX_VALUES = 2**23
+"""For buffers, and for parameters beyond those in the files. Known models have less than 2**20."""
 BUILD_HINT = "restore the config.json that came with these weights."
 
 
-class _Count:
-    """What has been registered since building began; raises UnknownFormat where it is too much."""
+class _RegistrationLimit:
+    """Counts what this thread's models register; raises UnknownFormat above the limits."""
 
     def __init__(self, where: str, parameters: int | None) -> None:
         self.where, self.thread = where, threading.get_ident()
         self.modules = self.parameters = self.buffers = 0
-        self.most = None if parameters is None else parameters + MOST_VALUES
+        self.max_parameters = None if parameters is None else parameters + MAX_VALUES
 
     def parameter(self, _module: nn.Module, _name: str, value: Tensor | None) -> None:
-        if value is not None and self._is_mine():
+        if value is not None and self._is_this_thread():
             self.parameters += value.numel()
-            self._check("parameters", self.parameters, self.most)
+            self._check("parameters", self.parameters, self.max_parameters)
 
     def buffer(self, _module: nn.Module, _name: str, value: Tensor | None) -> None:
-        if value is not None and self._is_mine():
+        if value is not None and self._is_this_thread():
             self.buffers += value.numel()
-            self._check("values in buffers", self.buffers, MOST_VALUES)
+            self._check("values in buffers", self.buffers, MAX_VALUES)
 
     def module(self, _module: nn.Module, _name: str, value: nn.Module | None) -> None:
-        if value is not None and self._is_mine():
+        if value is not None and self._is_this_thread():
             self.modules += 1
-            self._check("modules", self.modules, MOST_MODULES)
+            self._check("modules", self.modules, MAX_MODULES)
 
-    def _is_mine(self) -> bool:
+    def _is_this_thread(self) -> bool:
+        # PyTorch's registration hooks are global: models that other threads build run them too.
         return threading.get_ident() == self.thread
 
-    def _check(self, what: str, number: int, most: int | None) -> None:
-        if most is not None and number > most:
+    def _check(self, what: str, number: int, limit: int | None) -> None:
+        if limit is not None and number > limit:
             raise UnknownFormat(
-                f"{self.where}: asks for more than {most:,} {what}, which no such model has", BUILD_HINT
+                f"{self.where}: asks for more than {limit:,} {what}, which no such model has",
+                BUILD_HINT,
             )
 
 
 @contextmanager
 def bounded(where: str, parameters: int | None = None) -> Iterator[None]:
-    """Bound what the models built in this thread may hold while the context is open.
+    """Bound the size of the models that this thread builds while the context is open.
 
-    parameters   most values of all parameters together, or None for any number
-    Raises       UnknownFormat, as soon as modules, buffers or parameters are more than there can be
+    parameters   maximum number of values in all parameters, or None for any number
+    Raises       UnknownFormat as soon as modules, buffers or parameters exceed their limit
     """
-    count = _Count(where, parameters)
+    limit = _RegistrationLimit(where, parameters)
     handles = [
-        hooks.register_module_parameter_registration_hook(count.parameter),
-        hooks.register_module_buffer_registration_hook(count.buffer),
-        hooks.register_module_module_registration_hook(count.module),
+        hooks.register_module_parameter_registration_hook(limit.parameter),
+        hooks.register_module_buffer_registration_hook(limit.buffer),
+        hooks.register_module_module_registration_hook(limit.module),
     ]
     try:
         yield
@@ -81,53 +86,70 @@ def bounded(where: str, parameters: int | None = None) -> Iterator[None]:
             handle.remove()
 
 
-def meta_model(class_name: str, config: Mapping[str, Any], where: str = "config.json") -> nn.Module:
-    """Build the diffusers class from its configuration with every parameter on the meta device.
+def build_meta_model(
+    class_name: str, config: Mapping[str, Any], where: str = "config.json"
+) -> nn.Module:
+    """Build a model class from its configuration with every parameter on the meta device.
 
-    where    what the configuration is called in an error
+    where    name of the configuration in an error
     Raises   UnknownFormat if diffusers cannot build it, or it asks for more than any model has
     """
-    import diffusers
     from accelerate import init_empty_weights
 
     entries = {key: value for key, value in config.items() if key != "quantization_config"}
     check_config(entries, where)
     with failures_named(where, f"diffusers cannot build a {class_name} of it", BUILD_HINT):
-        model_class = getattr(diffusers, class_name)
+        model_class = _model_class(class_name)
         _try_on_meta(model_class, entries, where)
         with init_empty_weights(include_buffers=False):
             model: nn.Module = model_class.from_config(entries)
     return model
 
 
-def _try_on_meta(model_class: Callable[..., nn.Module], entries: Mapping[str, Any], where: str) -> None:
-    """Build a model whose buffers have no values either: what they would take is known before it is allocated."""
-    known = inspect.signature(model_class.__init__).parameters
+def _model_class(class_name: str) -> Any:
+    """Return a class of diffusers, or of the module that its family names."""
+    family = find_family(class_name)
+    module = "diffusers" if family is None else family.module
+    return getattr(importlib.import_module(module), class_name)
+
+
+def _try_on_meta(
+    model_class: Callable[..., nn.Module], entries: Mapping[str, Any], where: str
+) -> None:
+    """Build the model once with buffers on the meta device: their size is known before allocation."""
+    arguments = inspect.signature(model_class.__init__).parameters
     with bounded(where), torch.device("meta"):
-        model_class(**{name: value for name, value in entries.items() if name in known})
+        model_class(**{name: value for name, value in entries.items() if name in arguments})
 
 
 @lru_cache(maxsize=8)
 def _built(class_name: str, entries: str, where: str) -> nn.Module:
-    return meta_model(class_name, json.loads(entries), where)
+    return build_meta_model(class_name, json.loads(entries), where)
 
 
-def outline_model(class_name: str, config: Mapping[str, Any], where: str = "config.json") -> nn.Module:
-    """What `meta_model` gives, built once for each configuration: to be looked at, and never filled."""
+def outline_model(
+    class_name: str, config: Mapping[str, Any], where: str = "config.json"
+) -> nn.Module:
+    """Return `build_meta_model`'s result, cached for each configuration; callers must not fill it."""
     entries = {key: value for key, value in config.items() if key != "quantization_config"}
     return _built(class_name, json.dumps(entries, sort_keys=True), where)
 
 
-def model_of_shapes(family: Family, shapes: Shapes, flags: Mapping[str, bool], where: str) -> nn.Module:
-    """The family's model whose tensors, {diffusers name: shape}, have these shapes, as far as any has.
+def model_of_shapes(
+    family: Family, shapes: Shapes, flags: Mapping[str, bool], where: str
+) -> nn.Module:
+    """Return the family's model whose tensors have these shapes, as far as any model has them.
 
-    flags    entries of the configuration that no shape follows from
+    shapes   {diffusers name: shape}
+    flags    entries of the configuration that follow from no shape
     where    the checkpoint, for messages
-    Returns  a model to be looked at, and never filled
+    Returns  a cached model; callers must not fill it
     Raises   MissingTensor, ShapeMismatch, UnknownFormat
     """
     try:
         config = family.config(shapes)
     except MezzotintError as error:
-        raise error.at(where) from error
-    return outline_model(family.transformer, {**config, **flags}, f"{where}: its tensors' shapes")
+        raise error.with_location(where) from error
+    return outline_model(
+        family.transformer_class, {**config, **flags}, f"{where}: its tensors' shapes"
+    )

@@ -1,7 +1,6 @@
-"""What a model family is."""
+"""What a model family declares: everything that the rest of Mezzotint needs to know about it."""
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,96 +9,48 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mezzotint.errors import UnknownFormat
+from mezzotint.families.latent_grid import LatentGrid, image_latent_grid
 from mezzotint.families.naming import Naming
-from mezzotint.families.spelling import Shapes, Spelling, without_prefix
+from mezzotint.families.naming_scheme import NamingScheme, Shapes, strip_prefix
+from mezzotint.families.nunchaku_names import NunchakuNames
+from mezzotint.families.recipe import Recipe
+from mezzotint.families.sampling import Sampling, image_arguments
 
-SIDE = 32
-"""Pixels of which every family takes multiples: 16 of a latent's in Wan 2.2 TI2V-5B, two to a token."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Settings of a generation.
-
-    size                  height in pixels, and the width too unless `width` is given
-    max_sequence_length   in text tokens, None for the pipeline's own default
-    num_frames, fps       of a video; a picture has none
-    """
-
-    size: int
-    steps: int
-    guidance: float
-    max_sequence_length: int | None = None
-    width: int | None = None
-    num_frames: int | None = None
-    fps: int | None = None
-
-    def but(self, **given: int | float | None) -> "Sampling":
-        """The same settings with those that are given and not None; a size given alone is a square's."""
-        if given.get("size") is not None:
-            given.setdefault("width", given["size"])
-        return replace(self, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-
-    def shaped_like(self, width: int, height: int) -> "Sampling":
-        """The same area in the shape of a picture of this width and height, sides in multiples of SIDE."""
-        scale = math.sqrt(self.size * (self.width or self.size) / (width * height)) / SIDE
-        return self.but(width=max(1, round(width * scale)) * SIDE, size=max(1, round(height * scale)) * SIDE)
+Config = Mapping[str, Any]
+"""Entries of a config.json or model_index.json."""
 
 
-def picture_arguments(sampling: Sampling, _prompts: int) -> dict[str, Any]:
-    """The settings as a diffusers pipeline for pictures takes them, whatever the number of prompts."""
-    length = sampling.max_sequence_length
-    return {
-        "height": sampling.size,
-        "width": sampling.width or sampling.size,
-        "num_inference_steps": sampling.steps,
-        "guidance_scale": sampling.guidance,
-    } | ({} if length is None else {"max_sequence_length": length})
-
-
-TEXT_TOKENS = 512
-"""Length of the text in an example."""
-
-
-def grid(height: int, width: int, axes: int) -> Tensor:
-    """Positions of a picture's tokens, row by row: float32 [height * width, axes], row and column in axes 1 and 2."""
-    ids = torch.zeros(height, width, axes)
-    ids[..., 1], ids[..., 2] = torch.arange(height)[:, None], torch.arange(width)[None, :]
-    return ids.flatten(0, 1)
-
-
-def thousandths(timesteps: Tensor, dtype: torch.dtype) -> Tensor:
-    """What most pipelines give their transformer for a scheduler's time steps, rounded as they round."""
+def divide_by_1000(timesteps: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what most pipelines pass to their transformer, with the rounding of their dtype."""
     return timesteps.to(dtype) / 1000
 
 
 @dataclass(frozen=True)
 class TimeEmbedding:
-    """What the modulation of every block is made of, and what that is made of in turn.
+    """The embedding that the modulation layers of all blocks read.
 
-    module       name of the module that makes it, [rows, width]
-    arguments    of the transformer's forward that it depends on, the time step first
-    pipelines    (a scheduler's time steps, dtype of those that the transformer is given) -> what the family's pipelines
-                 give it for them
-    activation   what the modulation layers read it through
-    unless       entry of config.json with which blocks read two embeddings
+    module                   name of the module that computes it, [batch, width]
+    arguments                arguments of the transformer's forward that it depends on, time step first
+    scale_timesteps          (scheduler's time steps, dtype) -> the time steps that pipelines pass
+    activation               applied to the embedding before a modulation layer
+    unsupported_config_key   entry of config.json with which blocks read a second embedding
     """
 
     module: str
     arguments: tuple[str, ...]
-    pipelines: Callable[[Tensor, torch.dtype], Tensor] = thousandths
+    scale_timesteps: Callable[[Tensor, torch.dtype], Tensor] = divide_by_1000
     activation: Callable[[Tensor], Tensor] = F.silu
-    unless: str | None = None
+    unsupported_config_key: str | None = None
 
 
 @dataclass(frozen=True)
 class Joint:
-    """A width that a transformer and another component of a pipeline share.
+    """A width that a transformer shares with another component of its pipeline.
 
-    entry       of the transformer's configuration, or several of which the first that is there counts
-    component   the other one
+    entry       entry of the transformer's configuration; of several, the first one present counts
+    component   name of the other component
     width       entry of its configuration
-    times       how many of `width` make up one of `entry`
+    times       entry = times * width
     """
 
     entry: str | tuple[str, ...]
@@ -113,71 +64,161 @@ class Joint:
 
 
 @dataclass(frozen=True)
-class Family:
-    """Models that share a transformer class.
+class PublishedModel:
+    """A published model that `mezzotint bench` can build with random weights.
 
     transformer   name of the class in diffusers
-    spellings     the ways of writing its tensors' names, most particular first
-    sampling      (model_index.json, the transformer's config.json) -> what the model's makers recommend
-    arguments     (settings, number of prompts) -> the settings as the family's pipelines take them
-    example       (the transformer's config.json, settings, batch) -> arguments of one call of the transformer, random,
-                  with as many tokens as the settings ask for
-    config        {tensor of the diffusers model: its shape} -> the arguments of the class that those shapes follow from
-    together      linears of a block that read the same input, by their names in the block
-    modulation    ends of the names of linears that see one row a picture
-    embedding     what those of the blocks are given, None where that is not known
-    flags         {empty tensor that stands in a file for an entry of config.json: the entry, which is then true}
-    joints        the widths in which the transformer has to fit the rest of a pipeline
+    config        entries that differ from the class's defaults. Source: the vendor's config.json
+    sampling      the settings that its speed is quoted at
+    """
+
+    transformer: str
+    config: Config
+    sampling: Sampling
+
+
+BENCH_IMAGE = Sampling(height=1024, steps=20, guidance=1.0)
+"""The settings that the speed of an image model is quoted at."""
+
+
+@dataclass(frozen=True)
+class SourceImagePipeline:
+    """A diffusers pipeline that takes a source image.
+
+    name       its class, without "Pipeline" at the end
+    required   it fails without an image, although its signature has a default for one
+    library    package that it imports when it runs
+    """
+
+    name: str
+    required: bool = False
+    library: str | None = None
+
+
+DIFFUSERS_LAYER_PAIRS = (
+    ("to_v", "to_out.0"),
+    ("add_v_proj", "to_add_out"),
+    ("net.0.proj", "net.2"),
+)
+"""Values and the attention's output, and both layers of a feed-forward, by diffusers' usual names."""
+DIFFUSERS_QKV = (("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj"))
+"""Queries, keys and values by diffusers' usual names."""
+DIFFUSERS_MODULATION = ("norm", "modulation")
+"""Words in the names of layers that compute shift, scale and gate of an AdaLN."""
+
+
+def same_pipeline(pipeline: str, _index: Config) -> str:
+    """Return the pipeline's own class, for families whose pipelines each do one thing."""
+    return pipeline
+
+
+@dataclass(frozen=True)
+class Family:
+    """Models that share a transformer class. One module of this package, or a plugin, declares it.
+
+    transformer_class        name of the class
+    module                   where to import it from
+    naming_schemes           the ways to name its tensors, the most specific first
+    sampling                 (model_index.json, transformer's config.json) -> recommended settings
+    example_inputs           (config.json, settings, batch) -> random arguments of one call
+    config                   {diffusers tensor: shape} -> the class's arguments that follow from them
+    fusable                  groups of linears in a block that read the same input
+    modulation_layers        suffixes of linears in blocks that read one row per image
+    time_embedding           what those linears read; None if it is not known
+    joints                   widths shared with other components of a pipeline
+    pipeline_arguments       (settings, number of prompts) -> arguments of the family's pipelines
+    flags                    {empty tensor in a file: the entry of config.json that it sets to true}
+    latent_grid              (VAE's config.json, transformer's config.json) -> sizes it can generate
+    source_image_pipelines   the pipelines that take a source image, as far as they are tested
+    source_image_pipeline    (class, model_index.json) -> the class to use with a source image
+    keep_bf16                patterns of layers that lose too much in FP8
+    layer_pairs              suffixes (producer, consumer) of layers with little between them
+    qkv, gate_up             groups of same-shaped siblings that an exporter may confuse
+    modulation_words         parts of the names of layers that compute shift, scale and gate
+    nunchaku                 the names of the layers in Nunchaku's files
+    published                {name: model} for `mezzotint bench`
+    fast                     Recipe for `mezzotint.fast`
     """
 
     name: str
     title: str
-    transformer: str
-    spellings: tuple[Spelling, ...]
-    sampling: Callable[[Mapping[str, Any], Mapping[str, Any]], Sampling]
-    example: Callable[[Mapping[str, Any], Sampling, int], dict[str, Any]]
+    transformer_class: str
+    naming_schemes: tuple[NamingScheme, ...]
+    sampling: Callable[[Config, Config], Sampling]
+    example_inputs: Callable[[Config, Sampling, int], dict[str, Any]]
     config: Callable[[Shapes], dict[str, Any]]
-    together: tuple[tuple[str, ...], ...]
-    modulation: tuple[str, ...] = ()
-    embedding: TimeEmbedding | None = None
+    fusable: tuple[tuple[str, ...], ...]
+    module: str = "diffusers"
+    modulation_layers: tuple[str, ...] = ()
+    time_embedding: TimeEmbedding | None = None
     joints: tuple[Joint, ...] = ()
-    arguments: Callable[[Sampling, int], dict[str, Any]] = picture_arguments
+    pipeline_arguments: Callable[[Sampling, int], dict[str, Any]] = image_arguments
     flags: Mapping[str, str] = field(default_factory=dict)
+    latent_grid: Callable[[Config, Config], LatentGrid] = image_latent_grid
+    source_image_pipelines: tuple[SourceImagePipeline, ...] = ()
+    source_image_pipeline: Callable[[str, Config], str] = same_pipeline
+    keep_bf16: tuple[str, ...] = ()
+    layer_pairs: tuple[tuple[str, str], ...] = DIFFUSERS_LAYER_PAIRS
+    qkv: tuple[tuple[str, ...], ...] = DIFFUSERS_QKV
+    gate_up: tuple[tuple[str, ...], ...] = ()
+    modulation_words: tuple[str, ...] = DIFFUSERS_MODULATION
+    nunchaku: NunchakuNames = field(default_factory=NunchakuNames)
+    published: Mapping[str, PublishedModel] = field(default_factory=dict)
+    fast: Recipe = field(default_factory=Recipe)
 
-    def owns(self, shapes: Shapes) -> bool:
-        """Whether a checkpoint with these tensors, {name: logical shape}, is one of the family."""
-        bare = {short: shapes[name] for short, name in without_prefix(shapes).items()}
-        return any(spelling.owns(bare) for spelling in self.spellings)
+    def matches(self, shapes: Shapes) -> bool:
+        """Return whether a checkpoint with these tensors, {name: logical shape}, is of the family."""
+        stripped = {short: shapes[name] for short, name in strip_prefix(shapes).items()}
+        return any(scheme.owns(stripped) for scheme in self.naming_schemes)
 
     def naming(self, shapes: Shapes) -> Naming:
-        """Which stored tensors, {name: logical shape}, make up each tensor of the diffusers model.
+        """Return the stored pieces of each tensor of the diffusers model.
 
-        Raises  MissingTensor, ShapeMismatch, UnknownFormat
+        shapes   {stored tensor: logical shape}
+        Raises   MissingTensor, ShapeMismatch, UnknownFormat
         """
         flags = self.flags_of(shapes)
-        stored = {short: name for short, name in without_prefix(shapes).items() if name not in flags}
-        bare = {short: shapes[name] for short, name in stored.items()}
-        naming = self._spelling(bare).naming(bare)
-        return {name: [replace(piece, source=stored[piece.source]) for piece in naming[name]] for name in naming}
+        stored = {short: name for short, name in strip_prefix(shapes).items() if name not in flags}
+        stripped = {short: shapes[name] for short, name in stored.items()}
+        naming = self._naming_scheme(stripped).naming(stripped)
+        return {
+            name: [replace(piece, source=stored[piece.source]) for piece in naming[name]]
+            for name in naming
+        }
 
-    def dropped(self, shapes: Shapes) -> dict[str, str]:
-        """{stored tensor: reason} of those that the diffusers model has no place for."""
-        stored = without_prefix(shapes)
-        drops = self._spelling({short: shapes[name] for short, name in stored.items()}).drops
-        unused = {stored[short]: reason for short in stored for end, reason in drops.items() if short.endswith(end)}
-        said = {
+    def unused_tensors(self, shapes: Shapes) -> dict[str, str]:
+        """Return {stored tensor: reason} of the tensors that the diffusers model does not have."""
+        stored = strip_prefix(shapes)
+        scheme = self._naming_scheme({short: shapes[name] for short, name in stored.items()})
+        unused = {
+            stored[short]: reason
+            for short in stored
+            for suffix, reason in scheme.unused_suffixes.items()
+            if short.endswith(suffix)
+        }
+        flags = {
             name: f"an empty tensor that stands for {entry} of config.json"
             for name, entry in self.flags_of(shapes).items()
         }
-        return unused | said
+        return unused | flags
 
     def flags_of(self, shapes: Shapes) -> dict[str, str]:
-        """{stored flag: the entry of config.json that it says is true}; flags are empty, and may have no prefix."""
-        named = {name: self.flags.get(name.rpartition(".")[2]) for name, shape in shapes.items() if 0 in shape}
-        return {name: entry for name, entry in named.items() if entry is not None}
+        """Return {stored flag: entry of config.json} of the empty tensors; they may lack the prefix."""
+        entries = {
+            name: self.flags.get(name.rpartition(".")[2])
+            for name, shape in shapes.items()
+            if 0 in shape
+        }
+        return {name: entry for name, entry in entries.items() if entry is not None}
 
-    def _spelling(self, bare: Shapes) -> Spelling:
-        found = next((spelling for spelling in self.spellings if spelling.owns(bare)), None)
-        if found is None:
+    def producers_of(self, consumer: str) -> Iterator[str]:
+        """Yield the names that the layer before `consumer` would have, by `layer_pairs`."""
+        for producer, suffix in self.layer_pairs:
+            if consumer.endswith("." + suffix):
+                yield consumer.removesuffix(suffix) + producer
+
+    def _naming_scheme(self, stripped: Shapes) -> NamingScheme:
+        scheme = next((scheme for scheme in self.naming_schemes if scheme.owns(stripped)), None)
+        if scheme is None:
             raise UnknownFormat(f"its tensors are not those of {self.title}")
-        return found
+        return scheme

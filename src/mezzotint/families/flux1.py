@@ -1,54 +1,79 @@
 """FLUX.1 (dev, schnell, Kontext) and every model of its architecture, the built-in one included."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from mezzotint.errors import Unsupported
-from mezzotint.families.family import TEXT_TOKENS, Family, Joint, Sampling, TimeEmbedding, grid
+from mezzotint.families.converter_trace import trace_converter
+from mezzotint.families.example_inputs import EXAMPLE_TEXT_TOKENS, packed_size, position_ids
+from mezzotint.families.family import (
+    BENCH_IMAGE,
+    Config,
+    Family,
+    Joint,
+    PublishedModel,
+    SourceImagePipeline,
+    TimeEmbedding,
+)
 from mezzotint.families.naming import Naming
-from mezzotint.families.provenance import trace
+from mezzotint.families.naming_scheme import (
+    NamingScheme,
+    Shapes,
+    has_tensors,
+    nunchaku_naming_scheme,
+)
+from mezzotint.families.nunchaku_names import (
+    HIDDEN,
+    WIDTH,
+    BlockTable,
+    FusedTargets,
+    NunchakuNames,
+    norm,
+    same_name,
+)
+from mezzotint.families.recipe import GELU_FEED_FORWARD, Recipe, ResidualBlock, Rewrite
+from mezzotint.families.sampling import Sampling
 from mezzotint.families.sizes import columns, flux_blocks, holds_any
-from mezzotint.families.spelling import Shapes, Spelling, holds, nunchaku
 
-OWN_NAMES = (
+TRANSFORMER = "FluxTransformer2DModel"
+DIFFUSERS_NAMES = (
     "context_embedder.weight",
     "time_text_embed.text_embedder.linear_1.weight",
     "single_transformer_blocks.0.proj_mlp.weight",
 )
+
 NORM = re.compile(r"(query_norm|key_norm)\.weight$")
-CONVERTERS_WIDTH = 3072
+CONVERTER_WIDTH = 3072
 """Diffusers' converter splits `linear1` as if every model had this width."""
 
 
-def sampling(index: Mapping[str, Any], config: Mapping[str, Any]) -> Sampling:
-    """Of dev and Kontext; schnell is the one without a guidance embedder."""
+def sampling(index: Config, config: Config) -> Sampling:
+    """Return the settings of dev or Kontext, or of schnell: it has no guidance embedder."""
     if index.get("_class_name") == "FluxKontextPipeline":
-        return Sampling(size=1024, steps=28, guidance=2.5)
+        return Sampling(height=1024, steps=28, guidance=2.5)
     if config.get("guidance_embeds", True):
-        return Sampling(size=1024, steps=28, guidance=3.5)
-    return Sampling(size=1024, steps=4, guidance=0.0, max_sequence_length=256)
+        return Sampling(height=1024, steps=28, guidance=3.5)
+    return Sampling(height=1024, steps=4, guidance=0.0, max_sequence_length=256)
 
 
 def from_original(shapes: Shapes) -> Naming:
-    """The naming of Black Forest Labs' files. Every linear of the model has a bias, quantized ones too."""
+    """Return the naming of Black Forest Labs' files.
+
+    Every linear of the model has a bias. Quantized files may lack some, and the converter asks for all
+    of them, so that the trace adds one for each weight and drops those that no file holds.
+    """
     from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
 
-    width = next(iter(shapes["img_in.weight"]), 0)
-    if width == 0 or CONVERTERS_WIDTH % width:
-        raise Unsupported(
-            f"the model is {width} wide, and diffusers' converter for FLUX.1 can only be used where the width "
-            f"divides {CONVERTERS_WIDTH}",
-            "save the model with diffusers' names.",
-        )
-    stored = {_norm_scale(name, shapes): name for name in shapes}
-    own = {known: shapes[name] for known, name in stored.items()}
-    weights = [name for name in own if name.endswith(".weight")]
-    biases: Shapes = {f"{name.removesuffix('.weight')}.bias": own[name][:1] for name in weights}
-    naming = trace(convert_flux_transformer_checkpoint_to_diffusers, {**biases, **own}, CONVERTERS_WIDTH // width)
+    stored = {_converter_name(name, shapes): name for name in shapes}
+    known = {name: shapes[file_name] for name, file_name in stored.items()}
+    weights = [name for name in known if name.endswith(".weight")]
+    biases: Shapes = {f"{name.removesuffix('.weight')}.bias": known[name][:1] for name in weights}
+    naming = trace_converter(
+        convert_flux_transformer_checkpoint_to_diffusers, {**biases, **known}, _repeat(shapes)
+    )
     return {
         name: [replace(piece, source=stored[piece.source]) for piece in pieces]
         for name, pieces in naming.items()
@@ -56,13 +81,26 @@ def from_original(shapes: Shapes) -> Naming:
     }
 
 
-def _norm_scale(name: str, shapes: Shapes) -> str:
-    """What the converter calls a norm of queries or keys: ComfyUI saves `query_norm.scale` as `query_norm.weight`."""
-    known = NORM.sub(r"\1.scale", name)
-    return name if known in shapes else known
+def _repeat(shapes: Shapes) -> int:
+    """Return how often to repeat each row so that the model is as wide as the converter expects."""
+    width = next(iter(shapes["img_in.weight"]), 0)
+    if width == 0 or CONVERTER_WIDTH % width:
+        raise Unsupported(
+            f"the model is {width} wide, and diffusers' converter for FLUX.1 can only be used where "
+            f"the width divides {CONVERTER_WIDTH}",
+            "save the model with diffusers' names.",
+        )
+    return CONVERTER_WIDTH // width
+
+
+def _converter_name(name: str, shapes: Shapes) -> str:
+    """Return the converter's name: ComfyUI saves the norms' `query_norm.scale` as `.weight`."""
+    scale = NORM.sub(r"\1.scale", name)
+    return name if scale in shapes else scale
 
 
 def config(shapes: Shapes) -> dict[str, Any]:
+    """Return the configuration of the model that has these tensors."""
     return {
         **flux_blocks(shapes),
         "pooled_projection_dim": columns(shapes, "time_text_embed.text_embedder.linear_1.weight"),
@@ -70,28 +108,112 @@ def config(shapes: Shapes) -> dict[str, Any]:
     }
 
 
-def example(config: Mapping[str, Any], sampling: Sampling, batch: int) -> dict[str, Any]:
-    ids = grid(sampling.size // 16, (sampling.width or sampling.size) // 16, 3)
+def example(config: Config, sampling: Sampling, batch: int) -> dict[str, Any]:
+    """Return random arguments of one call of the transformer."""
+    ids = position_ids(*packed_size(sampling), axes=3)
     inputs = {
         "hidden_states": torch.randn(batch, len(ids), config["in_channels"]),
-        "encoder_hidden_states": torch.randn(batch, TEXT_TOKENS, config["joint_attention_dim"]),
+        "encoder_hidden_states": torch.randn(
+            batch, EXAMPLE_TEXT_TOKENS, config["joint_attention_dim"]
+        ),
         "pooled_projections": torch.randn(batch, config["pooled_projection_dim"]),
         "timestep": torch.full((batch,), 0.5),
         "img_ids": ids,
-        "txt_ids": torch.zeros(TEXT_TOKENS, 3),
+        "txt_ids": torch.zeros(EXAMPLE_TEXT_TOKENS, 3),
     }
     return inputs | ({"guidance": torch.full((batch,), 3.5)} if config["guidance_embeds"] else {})
+
+
+def hidden(width: int) -> int:
+    """Return the features inside a feed-forward."""
+    return 4 * width
+
+
+QKV = FusedTargets(("attn.to_q", "attn.to_k", "attn.to_v"))
+ADDED_QKV = FusedTargets(("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"))
+DOUBLE_BLOCK = {
+    "qkv_proj": QKV,
+    "attn.to_qkv": QKV,
+    "qkv_proj_context": ADDED_QKV,
+    "attn.add_qkv_proj": ADDED_QKV,
+    "out_proj": FusedTargets(("attn.to_out.0",)),
+    "out_proj_context": FusedTargets(("attn.to_add_out",)),
+    "mlp_fc1": FusedTargets(("ff.net.0.proj",), HIDDEN),
+    "mlp_fc2": FusedTargets(("ff.net.2",), WIDTH, HIDDEN),
+    "mlp_context_fc1": FusedTargets(("ff_context.net.0.proj",), HIDDEN),
+    "mlp_context_fc2": FusedTargets(("ff_context.net.2",), WIDTH, HIDDEN),
+    **same_name("attn.to_out.0"),
+    **same_name("attn.to_add_out"),
+    **same_name("ff.net.0.proj", HIDDEN),
+    **same_name("ff.net.2", WIDTH, HIDDEN),
+    **same_name("ff_context.net.0.proj", HIDDEN),
+    **same_name("ff_context.net.2", WIDTH, HIDDEN),
+    **norm("norm_q", "attn.norm_q"),
+    **norm("norm_k", "attn.norm_k"),
+    **norm("norm_added_q", "attn.norm_added_q"),
+    **norm("norm_added_k", "attn.norm_added_k"),
+    **norm("attn.norm_q", "attn.norm_q"),
+    **norm("attn.norm_k", "attn.norm_k"),
+    **norm("attn.norm_added_q", "attn.norm_added_q"),
+    **norm("attn.norm_added_k", "attn.norm_added_k"),
+}
+SINGLE_BLOCK = {
+    "qkv_proj": QKV,
+    "attn.to_qkv": QKV,
+    "mlp_fc1": FusedTargets(("proj_mlp",), HIDDEN),
+    "out_proj": FusedTargets(("proj_out",)),
+    "attn.to_out": FusedTargets(("proj_out",)),
+    "mlp_fc2": FusedTargets(("proj_out",), WIDTH, HIDDEN),
+    **norm("norm_q", "attn.norm_q"),
+    **norm("norm_k", "attn.norm_k"),
+    **norm("attn.norm_q", "attn.norm_q"),
+    **norm("attn.norm_k", "attn.norm_k"),
+}
+NUNCHAKU = NunchakuNames(
+    blocks=(
+        BlockTable(
+            re.compile(r"transformer_blocks\.\d+"), DOUBLE_BLOCK, "x_embedder.weight", hidden
+        ),
+        BlockTable(
+            re.compile(r"single_transformer_blocks\.\d+"), SINGLE_BLOCK, "x_embedder.weight", hidden
+        ),
+    ),
+    awq=("norm1.linear", "norm1_context.linear", "norm.linear"),
+    model_class="NunchakuFluxTransformer2dModel",
+    v1=True,
+)
+
+
+FAST = Recipe(
+    attn_processors={"FluxAttnProcessor": "joint"},
+    feed_forward=GELU_FEED_FORWARD,
+    single_block=Rewrite(
+        "FluxSingleTransformerBlock",
+        "flux1_single_block",
+        ("norm", "attn", "proj_mlp", "act_mlp", "proj_out", "mlp_hidden_dim"),
+    ),
+    residual_blocks=(
+        ResidualBlock("FluxTransformerBlock", ("ff", "ff_context")),
+        ResidualBlock("FluxSingleTransformerBlock", ("proj_out",), needs_rewrite=True),
+    ),
+    final_layer="norm_out",
+)
 
 
 FAMILY = Family(
     name="flux1",
     title="FLUX.1",
-    transformer="FluxTransformer2DModel",
-    spellings=(
-        nunchaku("flux1", *OWN_NAMES),
-        Spelling(holds(*OWN_NAMES)),
-        Spelling(
-            holds("img_in.weight", "txt_in.weight", "vector_in.in_layer.weight", "double_blocks.0.img_mod.lin.weight"),
+    transformer_class=TRANSFORMER,
+    naming_schemes=(
+        nunchaku_naming_scheme(NUNCHAKU, *DIFFUSERS_NAMES),
+        NamingScheme(has_tensors(*DIFFUSERS_NAMES)),
+        NamingScheme(
+            has_tensors(
+                "img_in.weight",
+                "txt_in.weight",
+                "vector_in.in_layer.weight",
+                "double_blocks.0.img_mod.lin.weight",
+            ),
             from_original,
         ),
     ),
@@ -101,13 +223,25 @@ FAMILY = Family(
         Joint("pooled_projection_dim", "text_encoder", "hidden_size"),
         Joint(("out_channels", "in_channels"), "vae", "latent_channels", 4),
     ),
-    example=example,
+    example_inputs=example,
     config=config,
-    together=(
+    fusable=(
         ("proj_mlp", "attn.to_q", "attn.to_k", "attn.to_v"),
         ("attn.to_q", "attn.to_k", "attn.to_v"),
         ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
     ),
-    modulation=("norm.linear", "norm1.linear", "norm1_context.linear"),
-    embedding=TimeEmbedding("time_text_embed", ("timestep", "guidance", "pooled_projections")),
+    modulation_layers=("norm.linear", "norm1.linear", "norm1_context.linear"),
+    time_embedding=TimeEmbedding("time_text_embed", ("timestep", "guidance", "pooled_projections")),
+    source_image_pipelines=(SourceImagePipeline("FluxKontext"),),
+    # Found by others, who left one kind of layer in BF16 at a time.
+    keep_bf16=(
+        "transformer_blocks.*.norm1.linear",
+        "transformer_blocks.*.norm1_context.linear",
+        "transformer_blocks.*.ff.net.*",
+        "transformer_blocks.*.ff_context.net.*",
+        "single_transformer_blocks.*.norm.linear",
+    ),
+    nunchaku=NUNCHAKU,
+    published={"flux1-dev": PublishedModel(TRANSFORMER, {"guidance_embeds": True}, BENCH_IMAGE)},
+    fast=FAST,
 )

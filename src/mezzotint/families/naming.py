@@ -1,4 +1,4 @@
-"""From a file's names to diffusers' names: which rows of which stored tensor make up each tensor of the model."""
+"""From a file's names to diffusers' names: which stored rows make up each tensor of the model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from mezzotint.schemes import Shape
 class Piece:
     """A piece of one stored tensor or layer.
 
-    rows      index [n] into its output features, None for all of them
-    columns   how many of its input features there are, None for all of them; what follows is padding
+    rows      index [n] into its output features; None for all of them
+    columns   number of leading input features; None for all. The rest is padding
     """
 
     source: str
@@ -21,10 +21,10 @@ class Piece:
     columns: int | None = None
 
 
-def as_spelled(shapes: Mapping[str, Shape]) -> "Naming":
-    """The naming of a file that already uses diffusers' names."""
-    return {name: (Piece(name),) for name in shapes}
-
-
 Naming = Mapping[str, Sequence[Piece]]
-"""{name in the model: its pieces}; several pieces lie side by side along the input features."""
+"""{tensor of the model: its pieces}; several pieces are concatenated along the input features."""
+
+
+def identity_naming(shapes: Mapping[str, Shape]) -> Naming:
+    """Return the naming of a file that already uses diffusers' names."""
+    return {name: (Piece(name),) for name in shapes}

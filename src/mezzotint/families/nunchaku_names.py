@@ -1,8 +1,9 @@
-"""Nunchaku's names for the layers of three families, in both spellings, and row-major SVDQuant's of Z-Image.
+"""How Nunchaku's files, and row-major SVDQuant files, name and fuse the linears of a family.
 
-Each table says which of the model's linears a stored one holds, one after another along the output features. Several
-entries of one block that name the same linear are other spellings of one another, Nunchaku's own first and that of
-row-major files last; or, where they have different `columns`, they hold its input features side by side.
+A block table lists the linears of the model that a stored linear contains, one after another along
+the output features. If several entries of a block contain the same linear, they are alternative
+names for it: Nunchaku's own comes first, that of row-major files last. Entries with different
+`columns` instead hold the linear's input features side by side.
 """
 
 import re
@@ -16,254 +17,201 @@ from mezzotint.errors import Unsupported
 from mezzotint.families.naming import Naming, Piece
 from mezzotint.schemes import Shape
 
-PADDED_TO = 128
+PADDING_MULTIPLE = 128
+"""Nunchaku's kernels compute tiles of 128 x 128, and its files pad weights to whole tiles."""
 WIDTH, HIDDEN = "width", "hidden"
+MODULE = re.compile(r"([a-z_]+\.\d+)\.(.+)")
+"""A block's name and the name of a layer in it."""
 
 
 @dataclass(frozen=True)
-class Holds:
-    """The model's linears inside a stored one; each has `rows` x `columns` features, None for those stored."""
+class FusedTargets:
+    """The model's linears in a stored one; each has `rows` x `columns` features, None for any."""
 
     targets: tuple[str, ...]
     rows: str | None = WIDTH
     columns: str | None = WIDTH
 
 
+def same_name(name: str, rows: str = WIDTH, columns: str = WIDTH) -> dict[str, FusedTargets]:
+    """Return the table entry of a linear that files store alone, under the model's name."""
+    return {name: FusedTargets((name,), rows, columns)}
+
+
+def norm(name: str, target: str) -> dict[str, FusedTargets]:
+    """Return the table entry of an unquantized norm."""
+    return {name: FusedTargets((target,), None, None)}
+
+
 @dataclass(frozen=True)
-class Table:
+class BlockTable:
     """The stored names of one kind of block.
 
     block    pattern of the block's own name
-    layers   {stored layer: what it holds}
-    width    a tensor with as many rows as the model is wide
-    hidden   features inside the MLP of a model so wide
+    layers   {stored layer: what it contains}
+    width    a tensor whose rows are the model's width
+    hidden   width -> features inside the feed-forward
     """
 
     block: re.Pattern[str]
-    layers: Mapping[str, Holds]
+    layers: Mapping[str, FusedTargets]
     width: str
     hidden: Callable[[int], int]
 
     def sizes(self, shapes: Mapping[str, Shape]) -> Mapping[str | None, int]:
-        """{WIDTH: ..., HIDDEN: ...} of the model that these tensors belong to."""
+        """Return {WIDTH: ..., HIDDEN: ...} of the model, {} if the tensor for the width is absent."""
         if not shapes.get(self.width):
             return {}
         width = shapes[self.width][0]
         return {WIDTH: width, HIDDEN: self.hidden(width)}
 
 
-QKV = Holds(("attn.to_q", "attn.to_k", "attn.to_v"))
-ADDED_QKV = Holds(("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"))
-
-
-def _same(name: str, rows: str = WIDTH, columns: str = WIDTH) -> dict[str, Holds]:
-    return {name: Holds((name,), rows, columns)}
-
-
-def _norm(name: str, target: str) -> dict[str, Holds]:
-    return {name: Holds((target,), None, None)}
-
-
-FLUX1_DOUBLE = {
-    "qkv_proj": QKV,
-    "attn.to_qkv": QKV,
-    "qkv_proj_context": ADDED_QKV,
-    "attn.add_qkv_proj": ADDED_QKV,
-    "out_proj": Holds(("attn.to_out.0",)),
-    "out_proj_context": Holds(("attn.to_add_out",)),
-    "mlp_fc1": Holds(("ff.net.0.proj",), HIDDEN),
-    "mlp_fc2": Holds(("ff.net.2",), WIDTH, HIDDEN),
-    "mlp_context_fc1": Holds(("ff_context.net.0.proj",), HIDDEN),
-    "mlp_context_fc2": Holds(("ff_context.net.2",), WIDTH, HIDDEN),
-    **_same("attn.to_out.0"),
-    **_same("attn.to_add_out"),
-    **_same("ff.net.0.proj", HIDDEN),
-    **_same("ff.net.2", WIDTH, HIDDEN),
-    **_same("ff_context.net.0.proj", HIDDEN),
-    **_same("ff_context.net.2", WIDTH, HIDDEN),
-    **_norm("norm_q", "attn.norm_q"),
-    **_norm("norm_k", "attn.norm_k"),
-    **_norm("norm_added_q", "attn.norm_added_q"),
-    **_norm("norm_added_k", "attn.norm_added_k"),
-    **_norm("attn.norm_q", "attn.norm_q"),
-    **_norm("attn.norm_k", "attn.norm_k"),
-    **_norm("attn.norm_added_q", "attn.norm_added_q"),
-    **_norm("attn.norm_added_k", "attn.norm_added_k"),
-}
-FLUX1_SINGLE = {
-    "qkv_proj": QKV,
-    "attn.to_qkv": QKV,
-    "mlp_fc1": Holds(("proj_mlp",), HIDDEN),
-    "out_proj": Holds(("proj_out",)),
-    "attn.to_out": Holds(("proj_out",)),
-    "mlp_fc2": Holds(("proj_out",), WIDTH, HIDDEN),
-    **_norm("norm_q", "attn.norm_q"),
-    **_norm("norm_k", "attn.norm_k"),
-    **_norm("attn.norm_q", "attn.norm_q"),
-    **_norm("attn.norm_k", "attn.norm_k"),
-}
-QWENIMAGE = {
-    "attn.to_qkv": QKV,
-    "attn.add_qkv_proj": ADDED_QKV,
-    **_same("attn.to_out.0"),
-    **_same("attn.to_add_out"),
-    **_same("img_mlp.net.0.proj", HIDDEN),
-    **_same("img_mlp.net.2", WIDTH, HIDDEN),
-    **_same("txt_mlp.net.0.proj", HIDDEN),
-    **_same("txt_mlp.net.2", WIDTH, HIDDEN),
-}
-ZIMAGE = {
-    "attention.to_qkv": Holds(("attention.to_q", "attention.to_k", "attention.to_v")),
-    **_same("attention.to_out.0"),
-    "feed_forward.net.0.proj": Holds(("feed_forward.w3", "feed_forward.w1"), HIDDEN),
-    "feed_forward.w13": Holds(("feed_forward.w1", "feed_forward.w3"), HIDDEN),
-    "feed_forward.net.2": Holds(("feed_forward.w2",), WIDTH, HIDDEN),
-    **_same("feed_forward.w2", WIDTH, HIDDEN),
-}
-
-
-def _four(width: int) -> int:
-    return 4 * width
-
-
-def _zimage_hidden(width: int) -> int:
-    return int(width / 3 * 8)
-
-
-DOUBLE, SINGLE = re.compile(r"transformer_blocks\.\d+"), re.compile(r"single_transformer_blocks\.\d+")
-REFINED = re.compile(r"(layers|noise_refiner|context_refiner)\.\d+")
-TABLES: Mapping[str, tuple[Table, ...]] = {
-    "flux1": (
-        Table(DOUBLE, FLUX1_DOUBLE, "x_embedder.weight", _four),
-        Table(SINGLE, FLUX1_SINGLE, "x_embedder.weight", _four),
-    ),
-    "qwenimage": (Table(DOUBLE, QWENIMAGE, "img_in.weight", _four),),
-    "zimage": (Table(REFINED, ZIMAGE, "layers.0.attention_norm1.weight", _zimage_hidden),),
-}
-"""{family: its tables}"""
-AWQ: Mapping[str, tuple[str, ...]] = {
-    "flux1": ("norm1.linear", "norm1_context.linear", "norm.linear"),
-    "qwenimage": ("img_mod.1", "txt_mod.1"),
-}
-"""{family: modulation layers of a block that Nunchaku has in AWQ W4A16, under the model's names}"""
-
-MODULE = re.compile(r"([a-z_]+\.\d+)\.(.+)")
-
-
 @dataclass(frozen=True)
-class _Stored:
-    """A stored linear that is in a table: its block, its place in the table, what it holds, the model's sizes."""
+class _StoredLayer:
+    """A stored linear found in a table.
+
+    index   its position in the table
+    sizes   the model's sizes
+    """
 
     block: str
-    place: int
-    holds: Holds
+    index: int
+    targets: FusedTargets
     sizes: Mapping[str | None, int]
 
+    def rows(self, shape: Shape, i: int) -> Tensor | None:
+        """Return the rows of the i-th linear without padding, None for all rows of the shape."""
+        count = len(self.targets.targets)
+        size = self.sizes.get(self.targets.rows, shape[0] // count)
+        if shape[0] == count * _padded(size):  # every linear is padded
+            step = _padded(size)
+        elif shape[0] == _padded(count * size):  # the fused linear is padded at its end
+            step = size
+        else:  # not the model's size: split evenly here, and let the loading plan report it
+            size = step = shape[0] // count
+        return None if size == shape[0] else torch.arange(i * step, i * step + size)
 
-def nunchaku_naming(family: str, shapes: Mapping[str, Shape]) -> Naming:
-    """The naming of a file of this family; names that are in no table stay as they are spelled."""
-    stored = _in_tables(family, shapes)
-    naming: dict[str, list[Piece]] = {name: [Piece(name)] for name in shapes if name not in stored}
-    for name, place in sorted(stored.items(), key=lambda item: item[1].place):
-        for i, target in enumerate(place.holds.targets):
-            piece = Piece(name, _rows(shapes[name], place, i), _columns(shapes[name], place))
-            naming.setdefault(f"{place.block}.{target}.weight", []).append(piece)
-    return naming
-
-
-def _in_tables(family: str, shapes: Mapping[str, Shape]) -> dict[str, _Stored]:
-    """{stored name: where it is in the family's tables}"""
-    tables = [(table, table.sizes(shapes), list(table.layers)) for table in TABLES.get(family, ())]
-    found = {}
-    for name in shapes:
-        match = MODULE.fullmatch(name.removesuffix(".weight"))
-        for table, sizes, order in tables:
-            if match and shapes[name] and table.block.fullmatch(match[1]) and match[2] in table.layers:
-                found[name] = _Stored(match[1], order.index(match[2]), table.layers[match[2]], sizes)
-    return found
-
-
-def _rows(shape: Shape, stored: _Stored, i: int) -> Tensor | None:
-    """Rows of the i-th linear in a stored one, less the padding that follows each of them or all of them."""
-    count = len(stored.holds.targets)
-    own = stored.sizes.get(stored.holds.rows, shape[0] // count)
-    if shape[0] == count * _padded(own):
-        step = _padded(own)
-    elif shape[0] == _padded(count * own):
-        step = own
-    else:
-        own = step = shape[0] // count  # not the size that the model's width calls for: the plan will say so
-    return None if own == shape[0] else torch.arange(i * step, i * step + own)
-
-
-def _columns(shape: Shape, stored: _Stored) -> int | None:
-    """How many input columns are the model's own, None for all."""
-    own = stored.sizes.get(stored.holds.columns)
-    return own if own is not None and own < shape[-1] == _padded(own) else None
+    def columns(self, shape: Shape) -> int | None:
+        """Return the number of input features without padding, None for all."""
+        size = self.sizes.get(self.targets.columns)
+        return size if size is not None and size < shape[-1] == _padded(size) else None
 
 
 def _padded(size: int) -> int:
-    return -(-size // PADDED_TO) * PADDED_TO
+    return -(-size // PADDING_MULTIPLE) * PADDING_MULTIPLE
 
 
-def stored_layers(family: str, modules: Iterable[str], row_major: bool = False) -> dict[str, list[tuple[str, int]]]:
-    """{stored layer: what it holds, as (module of the model, number of its piece)}, to write quantized modules by.
+NamesOfPiece = list[tuple[str, FusedTargets]]
+"""The alternative stored layers that contain a piece of a module, Nunchaku's own first."""
 
-    The held pieces follow one another along the output features; a module in no table is stored under its own name.
-    Raises   Unsupported where a stored layer would hold a module that is not among `modules`
+
+@dataclass(frozen=True)
+class NunchakuNames:
+    """A family's names in Nunchaku's files; without arguments, those of an unsupported family.
+
+    blocks        one table for each kind of block
+    awq           modulation layers of a block that are AWQ W4A16, by the model's names
+    model_class   Nunchaku's class, as its files name it
+    v1            whether tensors have the suffixes of Nunchaku's first releases
+    skippable     part of the names of blocks that may all stay unquantized; files declare it
     """
-    found: dict[str, dict[str, tuple[str, int]]] = {}
-    holding: dict[str, tuple[str, ...]] = {}
-    for module in modules:
-        block, pieces = _stored_as(family, module)
-        for number, spellings in enumerate(pieces):
-            leaf, holds = spellings[-1 if row_major else 0]
-            stored = f"{block}.{leaf}" if block else leaf
-            holding[stored] = holds.targets
-            found.setdefault(stored, {})[module.removeprefix(f"{block}.")] = (module, number)
-    for stored, held in found.items():
-        absent = [target for target in holding[stored] if target not in held]
-        if absent:
-            raise Unsupported(f"{stored} holds {', '.join(holding[stored])} together, and {absent[0]} is not quantized")
-    return {stored: [held[target] for target in holding[stored]] for stored, held in found.items()}
+
+    blocks: tuple[BlockTable, ...] = ()
+    awq: tuple[str, ...] = ()
+    model_class: str = ""
+    v1: bool = False
+    skippable: str | None = None
+
+    def naming(self, shapes: Mapping[str, Shape]) -> Naming:
+        """Return the naming of a file; names in no table are the model's own."""
+        stored = self._stored_layers_in(shapes)
+        naming = {name: [Piece(name)] for name in shapes if name not in stored}
+        for name, layer in sorted(stored.items(), key=lambda item: item[1].index):
+            for i, target in enumerate(layer.targets.targets):
+                piece = Piece(name, layer.rows(shapes[name], i), layer.columns(shapes[name]))
+                naming.setdefault(f"{layer.block}.{target}.weight", []).append(piece)
+        return naming
+
+    def _stored_layers_in(self, shapes: Mapping[str, Shape]) -> dict[str, _StoredLayer]:
+        tables = [(table, table.sizes(shapes), list(table.layers)) for table in self.blocks]
+        found = {}
+        for name in shapes:
+            match = MODULE.fullmatch(name.removesuffix(".weight"))
+            if not match or not shapes[name]:
+                continue
+            block, leaf = match.groups()
+            for table, sizes, order in tables:
+                if table.block.fullmatch(block) and leaf in table.layers:
+                    index = order.index(leaf)
+                    found[name] = _StoredLayer(block, index, table.layers[leaf], sizes)
+        return found
+
+    def stored_layers(
+        self, modules: Iterable[str], row_major: bool = False
+    ) -> dict[str, list[tuple[str, int]]]:
+        """Return {stored layer: [(module, number of its piece), ...]} for writing quantized modules.
+
+        The pieces follow one another along the output features. A module in no table keeps its name.
+        Raises   Unsupported if a stored layer would contain a module that is not among `modules`
+        """
+        found: dict[str, dict[str, tuple[str, int]]] = {}
+        targets_of: dict[str, tuple[str, ...]] = {}
+        for module in modules:
+            block, pieces = self._names_of(module)
+            for number, names in enumerate(pieces):
+                leaf, fused = names[-1 if row_major else 0]
+                stored = f"{block}.{leaf}" if block else leaf
+                targets_of[stored] = fused.targets
+                members = found.setdefault(stored, {})
+                members[module.removeprefix(f"{block}.")] = (module, number)
+        for stored, members in found.items():
+            _require_all(stored, targets_of[stored], members)
+        return {
+            stored: [members[target] for target in targets_of[stored]]
+            for stored, members in found.items()
+        }
+
+    def piece_columns(self, module: str, shapes: Mapping[str, Shape]) -> list[int]:
+        """Return the input features of each piece of a linear, in a model with these tensors."""
+        block, pieces = self._names_of(module)
+        tables = (table for table in self.blocks if table.block.fullmatch(block))
+        sizes = next((table.sizes(shapes) for table in tables), {})
+        all_columns = shapes[f"{module}.weight"][1]
+        return [sizes.get(names[0][1].columns, all_columns) for names in pieces]
+
+    def stored_tensor(self, name: str, row_major: bool = False) -> str:
+        """Return the name under which files store an unquantized tensor of the model."""
+        module, _, leaf = name.rpartition(".")
+        block, pieces = self._names_of(module)
+        names = [stored for stored, fused in pieces[0] if fused.rows is None]
+        return f"{block}.{names[-1 if row_major else 0]}.{leaf}" if block and names else name
+
+    def quantizes(self, module: str) -> bool:
+        """Return whether Nunchaku computes this linear with quantized weights, or may do so."""
+        match = MODULE.fullmatch(module)
+        if match and match[2] in self.awq:
+            return True
+        block, pieces = self._names_of(module)
+        return bool(block) and any(fused.rows is not None for _, fused in pieces[0])
+
+    def _names_of(self, module: str) -> tuple[str, list[NamesOfPiece]]:
+        """Return a module's block and the stored names of each of its pieces."""
+        match = MODULE.fullmatch(module)
+        for table in self.blocks:
+            if not match or not table.block.fullmatch(match[1]):
+                continue
+            pieces: dict[str | None, NamesOfPiece] = {}
+            for leaf, fused in table.layers.items():
+                if match[2] in fused.targets:
+                    pieces.setdefault(fused.columns, []).append((leaf, fused))
+            if pieces:
+                return match[1], list(pieces.values())
+        return "", [[(module, FusedTargets((module,)))]]
 
 
-def piece_columns(family: str, module: str, shapes: Mapping[str, Shape]) -> list[int]:
-    """How many input features each piece of a linear has, in a model with tensors of these shapes."""
-    block, pieces = _stored_as(family, module)
-    tables = (table for table in TABLES.get(family, ()) if table.block.fullmatch(block))
-    sizes = next((table.sizes(shapes) for table in tables), {})
-    whole = shapes[f"{module}.weight"][1]
-    return [sizes.get(spellings[0][1].columns, whole) for spellings in pieces]
-
-
-def stored_tensor(family: str, name: str, row_major: bool = False) -> str:
-    """The name under which an unquantized tensor of the model is stored."""
-    module, _, leaf = name.rpartition(".")
-    block, pieces = _stored_as(family, module)
-    spellings = [stored for stored, holds in pieces[0] if holds.rows is None]
-    return f"{block}.{spellings[-1 if row_major else 0]}.{leaf}" if block and spellings else name
-
-
-def in_nunchaku(family: str, module: str) -> bool:
-    """Whether Nunchaku computes this linear of the model with quantized weights; Z-Image's refiners it may."""
-    match = MODULE.fullmatch(module)
-    if match and match[2] in AWQ.get(family, ()):
-        return True
-    block, pieces = _stored_as(family, module)
-    return bool(block) and any(holds.rows is not None for _, holds in pieces[0])
-
-
-def _stored_as(family: str, module: str) -> tuple[str, list[list[tuple[str, Holds]]]]:
-    """A module's block, and for each of its pieces the spellings of the stored layer."""
-    match = MODULE.fullmatch(module)
-    for table in TABLES.get(family, ()):
-        if not match or not table.block.fullmatch(match[1]):
-            continue
-        pieces: dict[str | None, list[tuple[str, Holds]]] = {}
-        for leaf, holds in table.layers.items():
-            if match[2] in holds.targets:
-                pieces.setdefault(holds.columns, []).append((leaf, holds))
-        if pieces:
-            return match[1], list(pieces.values())
-    return "", [[(module, Holds((module,)))]]
+def _require_all(stored: str, targets: tuple[str, ...], members: Mapping[str, object]) -> None:
+    absent = [target for target in targets if target not in members]
+    if absent:
+        raise Unsupported(
+            f"{stored} holds {', '.join(targets)} together, and {absent[0]} is not quantized"
+        )

@@ -1,42 +1,50 @@
 """Wan 2.2, text and image to video: A14B, a pair of transformers, and TI2V-5B."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from mezzotint.families.family import TEXT_TOKENS, Family, Joint, Sampling, picture_arguments
+from mezzotint.families.converter_trace import trace_converter
+from mezzotint.families.example_inputs import EXAMPLE_TEXT_TOKENS, latent_size
+from mezzotint.families.family import Config, Family, Joint, PublishedModel, SourceImagePipeline
+from mezzotint.families.latent_grid import PATCH, LatentGrid
 from mezzotint.families.naming import Naming
-from mezzotint.families.provenance import trace
+from mezzotint.families.naming_scheme import NamingScheme, Shapes, has_tensors
+from mezzotint.families.recipe import GELU_FEED_FORWARD, Recipe
+from mezzotint.families.sampling import Sampling, image_arguments
 from mezzotint.families.sizes import blocks, columns, rows, side
-from mezzotint.families.spelling import Shapes, Spelling, holds
+
+TRANSFORMER = "WanTransformer3DModel"
+HEADS = (128, 64, 32, 16, 12, 8, 4, 2)
+"""Possible head sizes, the usual one first: no tensor's shape determines it."""
+IMAGE_EMBEDDER = "condition_embedder.image_embedder"
 
 
-def sampling(index: Mapping[str, Any], _config: Mapping[str, Any]) -> Sampling:
-    """Of A14B; TI2V-5B is the one with a time step for each token."""
+def sampling(index: Config, _config: Config) -> Sampling:
+    """Return the settings of A14B, or of TI2V-5B, which has a time step for each token."""
     if index.get("expand_timesteps"):
-        return Sampling(size=704, width=1280, steps=50, guidance=5.0, num_frames=121, fps=24)
-    return Sampling(size=720, width=1280, steps=40, guidance=4.0, num_frames=81, fps=16)
+        return Sampling(height=704, width=1280, steps=50, guidance=5.0, num_frames=121, fps=24)
+    return Sampling(height=720, width=1280, steps=40, guidance=4.0, num_frames=81, fps=16)
 
 
 def arguments(sampling: Sampling, prompts: int) -> dict[str, Any]:
-    return picture_arguments(sampling, prompts) | {"num_frames": sampling.num_frames, "output_type": "pil"}
+    """Return the settings as arguments of a video pipeline."""
+    return image_arguments(sampling, prompts) | {
+        "num_frames": sampling.num_frames,
+        "output_type": "pil",
+    }
 
 
 def from_original(shapes: Shapes) -> Naming:
-    """The naming of the Wan team's files."""
+    """Return the naming of the Wan team's files."""
     from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 
-    return trace(convert_wan_transformer_to_diffusers, shapes)
-
-
-HEADS = (128, 64, 32, 16, 12, 8, 4, 2)
-"""Sizes of a head, the usual first: no tensor's shape follows from it."""
-IMAGE = "condition_embedder.image_embedder"
+    return trace_converter(convert_wan_transformer_to_diffusers, shapes)
 
 
 def config(shapes: Shapes) -> dict[str, Any]:
+    """Return the configuration of the model that has these tensors."""
     width = rows(shapes, "patch_embedding.weight")
     patch = tuple(side(shapes, "patch_embedding.weight", axis) for axis in (2, 3, 4))
     head = next((size for size in HEADS if width % size == 0), 1)
@@ -52,45 +60,87 @@ def config(shapes: Shapes) -> dict[str, Any]:
         "num_layers": blocks(shapes, "blocks"),
         "cross_attn_norm": "blocks.0.norm2.weight" in shapes,
         "qk_norm": "rms_norm_across_heads" if "blocks.0.attn1.norm_q.weight" in shapes else None,
-        **_of_images(shapes),
+        **_image_entries(shapes),
     }
 
 
-def _of_images(shapes: Shapes) -> dict[str, int]:
-    """What the models that begin with an image have besides."""
-    found = {
-        "image_dim": (f"{IMAGE}.ff.net.0.proj.weight", 1),
+def _image_entries(shapes: Shapes) -> dict[str, int]:
+    """Return the additional entries of models that start from an image."""
+    sources = {
+        "image_dim": (f"{IMAGE_EMBEDDER}.ff.net.0.proj.weight", 1),
         "added_kv_proj_dim": ("blocks.0.attn2.add_k_proj.weight", 1),
-        "pos_embed_seq_len": (f"{IMAGE}.pos_embed", 1),
+        "pos_embed_seq_len": (f"{IMAGE_EMBEDDER}.pos_embed", 1),
     }
-    return {entry: side(shapes, name, axis) for entry, (name, axis) in found.items() if name in shapes}
+    return {
+        entry: side(shapes, name, axis) for entry, (name, axis) in sources.items() if name in shapes
+    }
 
 
-def example(config: Mapping[str, Any], sampling: Sampling, batch: int) -> dict[str, Any]:
-    """Of a model whose VAE takes 4 frames and 8 x 8 pixels to one latent, which is A14B."""
+def example(config: Config, sampling: Sampling, batch: int) -> dict[str, Any]:
+    """Return random arguments of one call, with A14B's VAE: 4 frames and 8 x 8 pixels a latent."""
     frames = ((sampling.num_frames or 1) - 1) // 4 + 1
-    latents = (config["in_channels"], frames, sampling.size // 8, (sampling.width or sampling.size) // 8)
+    latents = (config["in_channels"], frames, *latent_size(sampling))
     return {
         "hidden_states": torch.randn(batch, *latents),
         "timestep": torch.full((batch,), 500.0),
-        "encoder_hidden_states": torch.randn(batch, TEXT_TOKENS, config["text_dim"]),
+        "encoder_hidden_states": torch.randn(batch, EXAMPLE_TEXT_TOKENS, config["text_dim"]),
     }
+
+
+def latent_grid(vae: Config, transformer: Config) -> LatentGrid:
+    """Return the grid of AutoencoderKLWan, whose configuration states its factors."""
+    pixels = vae.get("scale_factor_spatial") or 8
+    _, rows, columns = transformer.get("patch_size") or (1, PATCH, PATCH)
+    return LatentGrid(pixels * rows, pixels * columns, vae.get("scale_factor_temporal") or 4)
+
+
+def source_image_pipeline(pipeline: str, index: Config) -> str:
+    """Return WanImageToVideo for TI2V-5B: it takes images too, but is published as WanPipeline."""
+    if pipeline == "WanPipeline" and index.get("expand_timesteps"):
+        return "WanImageToVideoPipeline"
+    return pipeline
+
+
+FAST = Recipe(feed_forward=GELU_FEED_FORWARD)
 
 
 FAMILY = Family(
     name="wan",
     title="Wan 2.2",
-    transformer="WanTransformer3DModel",
-    spellings=(
-        Spelling(holds("patch_embedding.weight", "condition_embedder.time_proj.weight", "blocks.0.attn2.to_q.weight")),
-        Spelling(
-            holds("patch_embedding.weight", "time_projection.1.weight", "blocks.0.cross_attn.q.weight"), from_original
+    transformer_class=TRANSFORMER,
+    naming_schemes=(
+        NamingScheme(
+            has_tensors(
+                "patch_embedding.weight",
+                "condition_embedder.time_proj.weight",
+                "blocks.0.attn2.to_q.weight",
+            )
+        ),
+        NamingScheme(
+            has_tensors(
+                "patch_embedding.weight", "time_projection.1.weight", "blocks.0.cross_attn.q.weight"
+            ),
+            from_original,
         ),
     ),
     sampling=sampling,
     joints=(Joint("text_dim", "text_encoder", "d_model"), Joint("out_channels", "vae", "z_dim")),
-    example=example,
+    example_inputs=example,
     config=config,
-    together=(("attn1.to_q", "attn1.to_k", "attn1.to_v"), ("attn2.to_k", "attn2.to_v")),
-    arguments=arguments,
+    fusable=(("attn1.to_q", "attn1.to_k", "attn1.to_v"), ("attn2.to_k", "attn2.to_v")),
+    pipeline_arguments=arguments,
+    latent_grid=latent_grid,
+    # The pipeline cleans prompts with ftfy, and fails without it.
+    source_image_pipelines=(SourceImagePipeline("WanImageToVideo", library="ftfy"),),
+    source_image_pipeline=source_image_pipeline,
+    # The layers that diffusers itself never casts to FP8: `_skip_layerwise_casting_patterns`.
+    keep_bf16=("condition_embedder.*",),
+    published={
+        "wan2.2-a14b": PublishedModel(
+            TRANSFORMER,
+            {},
+            Sampling(height=480, width=832, steps=20, guidance=1.0, num_frames=81),
+        )
+    },
+    fast=FAST,
 )

@@ -1,6 +1,5 @@
-"""On-disk formats, one file each, and the question "which one is this?"."""
+"""On-disk formats, one reader per file, and the detection of a file's format."""
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -10,7 +9,7 @@ from mezzotint.errors import UnreadFormat
 from mezzotint.formats.contents import Contents, Format, Match, NoMatch, StoredLinear
 from mezzotint.formats.foreign import HINT, refuse_foreign, unnamed
 from mezzotint.formats.header import Header, read_header
-from mezzotint.formats.writing import Target
+from mezzotint.formats.writers.writer import Target
 
 __all__ = [
     "Contents",
@@ -18,19 +17,19 @@ __all__ = [
     "Header",
     "Match",
     "NoMatch",
-    "Recognised",
+    "DetectedFormat",
     "StoredLinear",
     "Target",
     "formats",
     "read_header",
-    "recognise",
+    "detect_format",
     "targets",
 ]
 
 
 @dataclass(frozen=True)
-class Recognised:
-    """The one format that matched, with what every format answered: {name: evidence or reason}."""
+class DetectedFormat:
+    """The one format that matched, its evidence, and {other format: why it did not match}."""
 
     format: Format
     evidence: str
@@ -39,30 +38,36 @@ class Recognised:
 
 @cache
 def targets() -> dict[str, Target]:
-    """{what `--to` calls it: target}, discovered from the modules of this package."""
-    return collect(sys.modules[__name__], "TARGET")
+    """Return {name for `--to`: target}, discovered from the modules of `formats.writers`."""
+    return collect("mezzotint.formats.writers", "TARGET")
 
 
 @cache
 def formats() -> dict[str, Format]:
-    """{name: format}, discovered from the modules of this package."""
-    return collect(sys.modules[__name__], "FORMAT")
+    """Return {name: format}, discovered from the modules of `formats.readers`."""
+    return collect("mezzotint.formats.readers", "FORMAT")
 
 
-def recognise(header: Header) -> Recognised:
-    """Ask every format; exactly one must match, else UnreadFormat with the reasons of all.
+def detect_format(header: Header) -> DetectedFormat:
+    """Return the one format that matches.
 
-    Raises  UnreadFormat
+    Raises  UnreadFormat, with every format's reason, if none or several match
     """
     refuse_foreign(header)
     answers = {name: form.detect(header) for name, form in formats().items()}
-    matches = {name: answer.evidence for name, answer in answers.items() if isinstance(answer, Match)}
-    declined = {name: answer.reason for name, answer in answers.items() if isinstance(answer, NoMatch)}
+    matches = {
+        name: answer.evidence for name, answer in answers.items() if isinstance(answer, Match)
+    }
+    declined = {
+        name: answer.reason for name, answer in answers.items() if isinstance(answer, NoMatch)
+    }
     if len(matches) == 1:
         (name, evidence) = next(iter(matches.items()))
-        return Recognised(formats()[name], evidence, declined)
+        return DetectedFormat(formats()[name], evidence, declined)
     if not matches and (looks := unnamed(header)):
         raise UnreadFormat(f"{header.path}: {looks}, which is not read", HINT)
-    said = [f"{name}: yes, {why}" for name, why in matches.items()] + [f"{n}: no, {why}" for n, why in declined.items()]
-    number = "no format recognises it" if not matches else f"{len(matches)} formats claim it"
-    raise UnreadFormat(f"{header.path}: {number}" + "".join(f"\n    {line}" for line in said))
+    lines = [f"{name}: yes, {why}" for name, why in matches.items()] + [
+        f"{n}: no, {why}" for n, why in declined.items()
+    ]
+    number = "no format recognizes it" if not matches else f"{len(matches)} formats claim it"
+    raise UnreadFormat(f"{header.path}: {number}" + "".join(f"\n    {line}" for line in lines))

@@ -1,7 +1,8 @@
-"""Formats that are not read, named in one line by their marks: tensors' names and dtypes, and what is declared.
+"""Name the formats that are not read, by tensor names, dtypes and declarations.
 
-Every rule looks at what only one tool writes. It is asked before any format that is read here, because several of these
-files look like one: bitsandbytes' bytes beside Black Forest Labs' names are taken for NVFP4 otherwise.
+Each rule matches what only one tool writes. The rules run before any reader, because some of these
+files resemble a format that is read: bitsandbytes' bytes under Black Forest Labs' names look like
+NVFP4.
 """
 
 import re
@@ -10,11 +11,11 @@ from dataclasses import dataclass
 
 import torch
 
-from mezzotint.errors import UnreadFormat, listed
+from mezzotint.containers import TensorInfo
+from mezzotint.errors import UnreadFormat, join_names
 from mezzotint.formats.header import Header
-from mezzotint.formats.safetensors_file import TensorInfo
 from mezzotint.schemes import Shape
-from mezzotint.schemes.scheme import FLOATS
+from mezzotint.schemes.scheme import FLOAT_DTYPES
 
 DECLARED = {
     "aqlm": "AQLM",
@@ -43,10 +44,10 @@ DECLARED = {
     "torchao": "torchao",
     "vptq": "VPTQ",
 }
-"""{quant_method of a configuration: what it is called}"""
+"""{quant_method of a configuration: name of the format}"""
 READ = ("mezzotint", "modelopt", "nunchaku", "svdquant")
-"""What a quant_method is in files that are read."""
-HINT = "take the model in BF16, or quantized by ModelOpt, ComfyUI, Black Forest Labs or Nunchaku."
+"""Values of quant_method in files that are read."""
+HINT = "use the BF16 model, or one quantized by ModelOpt, ComfyUI, Black Forest Labs or Nunchaku."
 BNB_STATE = re.compile(r".+\.quant_state\.bitsandbytes__(\w+)")
 TORCHAO = re.compile(r".+[.:_](qdata|tensor_impl|_data_impl|layout_tensor|int_data)")
 SCALES = (".weight_scale", ".scale_weight", ".weight_scale_inv")
@@ -55,29 +56,31 @@ CODES = (torch.float8_e4m3fn, torch.int8)
 
 @dataclass(frozen=True)
 class Rule:
-    """A mark of a format: which tensors have it, and how the format is called."""
+    """The name of a format, and which tensors only its files have."""
 
     name: str
     marks: Callable[[Header, TensorInfo], bool]
 
 
 def ends(*suffixes: str) -> Callable[[Header, TensorInfo], bool]:
-    """Whether a tensor's name ends in one of these."""
+    """Match tensors whose names end in one of `suffixes`."""
     return lambda _header, info: info.name.endswith(suffixes)
 
 
-def beside(suffix: str, *others: str) -> Callable[[Header, TensorInfo], bool]:
-    """Whether a tensor's name ends in `suffix` and the layer has all these besides."""
+def has_siblings(suffix: str, *siblings: str) -> Callable[[Header, TensorInfo], bool]:
+    """Match tensors that end in `suffix` and whose layer has all `siblings`."""
 
     def marked(header: Header, info: TensorInfo) -> bool:
         module = info.name.removesuffix(suffix)
-        return info.name.endswith(suffix) and all(module + other in header.tensors for other in others)
+        return info.name.endswith(suffix) and all(
+            module + sibling in header.tensors for sibling in siblings
+        )
 
     return marked
 
 
 def _is_packed_words(header: Header, info: TensorInfo) -> bool:
-    return info.dtype is torch.uint32 and beside(".weight", ".scales")(header, info)
+    return info.dtype is torch.uint32 and has_siblings(".weight", ".scales")(header, info)
 
 
 def _is_e5m2(_header: Header, info: TensorInfo) -> bool:
@@ -85,35 +88,45 @@ def _is_e5m2(_header: Header, info: TensorInfo) -> bool:
 
 
 def _has_block_scale(header: Header, info: TensorInfo) -> bool:
-    """Whether a weight in FP8 or INT8 has a scale for each block of its columns."""
+    """Return whether an FP8 or INT8 weight has a scale for each block."""
     module = info.name.removesuffix(".weight")
     if info.dtype not in CODES or module == info.name or len(info.shape) != 2:
         return False
     scales = (header.tensors.get(module + suffix) for suffix in SCALES)
-    return any(s is not None and s.dtype in FLOATS and _in_blocks(info.shape, s.shape) for s in scales)
+    return any(
+        s is not None and s.dtype in FLOAT_DTYPES and _in_blocks(info.shape, s.shape)
+        for s in scales
+    )
 
 
 def _in_blocks(weight: Shape, scale: Shape) -> bool:
-    """Whether a scale of this shape has one number for each of several blocks of columns or of rows."""
+    """Return whether a scale of this shape has one value for each of several equal blocks."""
     sides = scale[:-1] if len(scale) == 3 and scale[-1] == 1 else scale
     if len(sides) != 2 or 0 in sides:
         return False
-    whole = all(-(-own // -(-own // part)) == part for own, part in zip(weight, sides, strict=True) if own)
+    whole = all(
+        -(-own // -(-own // part)) == part for own, part in zip(weight, sides, strict=True) if own
+    )
     return whole and (sides[1] > 1 or 1 < sides[0] < weight[0])
 
 
 RULES = (
-    Rule("bitsandbytes (NF4 or FP4)", lambda _header, info: BNB_STATE.fullmatch(info.name) is not None),
-    Rule("bitsandbytes (NF4 or FP4)", beside(".weight.absmax", ".weight.quant_map")),
-    Rule("bitsandbytes (LLM.int8)", beside(".SCB", ".weight")),
+    Rule(
+        "bitsandbytes (NF4 or FP4)",
+        lambda _header, info: BNB_STATE.fullmatch(info.name) is not None,
+    ),
+    Rule("bitsandbytes (NF4 or FP4)", has_siblings(".weight.absmax", ".weight.quant_map")),
+    Rule("bitsandbytes (LLM.int8)", has_siblings(".SCB", ".weight")),
     Rule("MLX", _is_packed_words),
-    Rule("MLX", beside(".biases", ".scales", ".weight")),
+    Rule("MLX", has_siblings(".biases", ".scales", ".weight")),
     Rule("quanto", ends(".weight._data", ".weight._scale", ".weight._packed")),
     Rule("compressed-tensors", ends(".weight_packed", ".weight_global_scale")),
-    Rule("GPTQ, as AutoRound and AutoGPTQ write it", beside(".qweight", ".qzeros", ".scales")),
+    Rule(
+        "GPTQ, as AutoRound and AutoGPTQ write it", has_siblings(".qweight", ".qzeros", ".scales")
+    ),
     Rule("torchao", lambda _header, info: TORCHAO.fullmatch(info.name) is not None),
-    Rule("SDNQ", beside(".scale", ".weight", ".zero_point")),
-    Rule("SDNQ", beside(".svd_up", ".svd_down", ".weight", ".scale")),
+    Rule("SDNQ", has_siblings(".scale", ".weight", ".zero_point")),
+    Rule("SDNQ", has_siblings(".svd_up", ".svd_down", ".weight", ".scale")),
     Rule("SDNQ", lambda header, info: _is_codes_with_scale(header, info)),
     Rule("HQQ", ends(".W_q")),
     Rule("FP8 with a scale for each block", ends(".weight_scale_inv")),
@@ -123,34 +136,42 @@ RULES = (
 
 
 def _is_codes_with_scale(header: Header, info: TensorInfo) -> bool:
-    """Whether a quantized weight has a `.scale` beside it, which norms of unquantized models have, too."""
+    """Return whether a `.scale` belongs to a quantized weight; some norms have one, too."""
     weight = header.tensors.get(info.name.removesuffix(".scale") + ".weight")
-    return info.name.endswith(".scale") and weight is not None and weight.dtype not in FLOATS
+    return info.name.endswith(".scale") and weight is not None and weight.dtype not in FLOAT_DTYPES
 
 
 def refuse_foreign(header: Header) -> None:
-    """Raise UnreadFormat, naming the format in one line, if the file is in one that is known and not read."""
+    """Raise UnreadFormat, naming the format, if the file is in one that is known and not read."""
     for rule in RULES:
         marked = [name for name, info in header.tensors.items() if rule.marks(header, info)]
         if marked:
-            raise _refused(header, rule.name, listed(marked, 1))
+            raise _refused(header, rule.name, join_names(marked, 1))
     for where, name in _declared(header):
         raise _refused(header, name, where)
 
 
 def _refused(header: Header, name: str, evidence: str) -> UnreadFormat:
-    return UnreadFormat(f"{header.path}: is in the format of {name} ({evidence}), which is not read", HINT)
+    return UnreadFormat(
+        f"{header.path}: is in the format of {name} ({evidence}), which is not read", HINT
+    )
 
 
 def _declared(header: Header) -> Iterator[tuple[str, str]]:
-    """(where a foreign format is declared, what it is called)"""
+    """Yield (where a foreign format is declared, its name)."""
     declared = header.config.get("quantization_config")
     if isinstance(declared, Mapping) and isinstance(declared.get("quant_method"), str):
         method = declared["quant_method"].lower()
         if method not in READ:
-            yield f"config.json: quant_method {method}", DECLARED.get(method, repr(declared["quant_method"]))
+            yield (
+                f"config.json: quant_method {method}",
+                DECLARED.get(method, repr(declared["quant_method"])),
+            )
         elif method == "modelopt" and "quant_type" in declared and "quant_algo" not in declared:
-            yield "config.json: quant_method modelopt with quant_type", "diffusers' own ModelOpt checkpoints"
+            yield (
+                "config.json: quant_method modelopt with quant_type",
+                "diffusers' own ModelOpt checkpoints",
+            )
     for key in header.metadata:
         if key.startswith(("mflux", "mlx_")):
             yield f"{key} in the header", "MLX"
@@ -159,7 +180,7 @@ def _declared(header: Header) -> Iterator[tuple[str, str]]:
 
 
 def unnamed(header: Header) -> str | None:
-    """What a file that no format recognises is called, where its codes have scales that nothing says the format of."""
+    """Return the likely format of a file that has codes with scales and no declaration."""
     scaled = [
         info
         for name, info in header.tensors.items()
@@ -169,5 +190,12 @@ def unnamed(header: Header) -> str | None:
         return None
     first = scaled[0]
     per_row = header.tensors[first.name + "_scale"].shape[:1] == first.shape[:1]
-    who = "LightX2V (or of ComfyUI, its notes lost)" if per_row else "ComfyUI, its notes lost (or of LightX2V)"
-    return f"is in the format of {who}: {len(scaled)} weights such as {first.name} have a weight_scale, and no note"
+    tool = (
+        "LightX2V (or of ComfyUI, without its metadata)"
+        if per_row
+        else "ComfyUI, without its metadata (or of LightX2V)"
+    )
+    return (
+        f"is in the format of {tool}: {len(scaled)} weights such as {first.name} have a "
+        "weight_scale and no format metadata"
+    )

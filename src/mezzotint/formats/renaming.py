@@ -1,20 +1,20 @@
-"""Names mapped by the user, for checkpoints that differ from known ones in their tensors' names alone."""
+"""Rename tensors for checkpoints that differ from known ones in tensor names alone."""
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from mezzotint.containers import TensorInfo
 from mezzotint.errors import BadRequest
 from mezzotint.formats.components import with_noted_layers
 from mezzotint.formats.header import Header
-from mezzotint.formats.safetensors_file import TensorInfo
 
 Renames = Mapping[str, str]
-"""{regular expression: replacement, as `re.sub` takes them}, carried out in order on every tensor's name."""
+"""{regular expression: replacement} for `re.sub`, applied in order to every tensor's name."""
 
 
 def read_renames(given: Sequence[str]) -> dict[str, str]:
-    """What `--rename OLD=NEW` stands for; the last = divides, so that OLD may hold one.
+    """Parse `--rename OLD=NEW`; the last = separates, so that OLD may contain one.
 
     Raises  BadRequest
     """
@@ -28,9 +28,9 @@ def read_renames(given: Sequence[str]) -> dict[str, str]:
 
 
 def renamed(header: Header, rules: Renames) -> Header:
-    """The header with its tensors, and the layers of its notes, called as the rules say.
+    """Rename the tensors, and the layers in ComfyUI's metadata.
 
-    Raises  BadRequest for a rule that is no regular expression or matches nothing, and for names that become one
+    Raises  BadRequest if a rule is invalid, matches nothing, or gives two tensors one name
     """
     if not rules:
         return header
@@ -43,7 +43,9 @@ def renamed(header: Header, rules: Renames) -> Header:
     tensors: dict[str, TensorInfo] = {}
     for name, info in header.tensors.items():
         if names[name] in tensors:
-            raise BadRequest(f"{header.path}: two tensors would be called {names[name]}, {name} among them")
+            raise BadRequest(
+                f"{header.path}: two tensors would be named {names[name]}, one of them {name}"
+            )
         tensors[names[name]] = replace(info, name=names[name])
 
     def follow(module: str) -> str:
@@ -62,9 +64,11 @@ def _substituted(old: str, new: str, name: str) -> str:
     try:
         return re.sub(old, new, name)
     except (re.error, IndexError, RecursionError, OverflowError) as error:
-        raise BadRequest(f"{old!r} with {new!r} is no regular expression that can be used: {error}") from error
+        raise BadRequest(
+            f"{old!r} with {new!r} is not a usable regular expression: {error}"
+        ) from error
 
 
 def _example(header: Header) -> str:
     first = next(iter(header.tensors), None)
-    return f"the first tensor is called {first}." if first else ""
+    return f"the first tensor is named {first}." if first else ""

@@ -1,8 +1,7 @@
-"""What has run on which hardware: the README's table of kernels and every report read it here.
+"""What has run on which hardware, for reports and for the table of backends in the README.
 
-An entry is made when `pytest -m gpu` has passed with the backend on a GPU of that generation
-(tests/test_gpu_backends.py, tests/test_gpu.py); the figures are in docs/numerics.md. On a CPU every test runs, and
-nothing needs an entry.
+Add an entry when `pytest -m gpu` has passed with the backend on a GPU of that generation. The
+figures are in docs/numerics.md. On a CPU every test runs, so nothing needs an entry.
 """
 
 CPU = "cpu"
@@ -10,10 +9,10 @@ NOT_VERIFIED = "not verified on hardware"
 VERIFIED = frozenset(
     {
         ("fp8", "sm_90", "scaled_mm"),
-        ("nvfp4", "sm_90", "expand"),
+        ("nvfp4", "sm_90", "dequant_fp8"),
         ("nvfp4", "sm_90", "humming"),
-        ("svdquant_int4", "sm_90", "expand"),
-        ("svdquant_nvfp4", "sm_90", "expand"),
+        ("svdquant_int4", "sm_90", "dequant_fp8"),
+        ("svdquant_nvfp4", "sm_90", "dequant_fp8"),
         ("awq_w4a16", "sm_90", "gemv"),
     }
 )
@@ -21,5 +20,8 @@ VERIFIED = frozenset(
 
 
 def is_verified(scheme: str, target: str, backend: str) -> bool:
-    """Whether a test has passed with this backend on such a device; `target` is "cpu", "sm_90", ..."""
+    """Return whether a test has passed with this backend on such a device.
+
+    target   "cpu", "sm_90", ...
+    """
     return target == CPU or (scheme, target, backend) in VERIFIED

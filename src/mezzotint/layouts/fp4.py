@@ -1,10 +1,10 @@
-"""Order of the two 4-bit codes in a byte."""
+"""The order of the two 4-bit codes in a byte."""
 
 import torch
 from torch import Tensor
 
 BLOCK = 2**18
-"""Bytes worked on at a time: what stays in a core's cache between two operations."""
+"""Bytes per step: small enough to stay in a core's cache between two operations."""
 
 
 def swap_nibbles(codes: Tensor) -> Tensor:
@@ -18,7 +18,7 @@ def swap_nibbles(codes: Tensor) -> Tensor:
     swapped = torch.empty_like(source)
     high = torch.empty_like(source[:BLOCK])
     for start in range(0, source.numel(), BLOCK):
-        own, out = source[start : start + BLOCK], swapped[start : start + BLOCK]
-        torch.bitwise_left_shift(own, 4, out=out)
-        out |= torch.bitwise_right_shift(own, 4, out=high[: len(own)])
+        block, out = source[start : start + BLOCK], swapped[start : start + BLOCK]
+        torch.bitwise_left_shift(block, 4, out=out)
+        out |= torch.bitwise_right_shift(block, 4, out=high[: len(block)])
     return swapped.view(codes.shape)

@@ -1,8 +1,10 @@
 """NVIDIA's 128x4 blocked order of scale factors.
 
-A matrix [rows, columns] is padded with zeros to multiples of 128 rows and 4 columns and cut into 128 x 4 tiles, stored
-tile row by tile row. Inside a tile, row r and column c lie at byte (r % 32) * 16 + (r // 32) * 4 + c.
-Source: cuBLAS, "1D block scaling factors layout".
+A matrix [rows, columns] is padded with zeros to multiples of 128 rows and 4 columns. It is cut into
+128 x 4 tiles, stored one tile row after another. In a tile, row r and column c are at byte
+(r % 32) * 16 + (r // 32) * 4 + c.
+
+Source: https://docs.nvidia.com/cuda/cublas/, "1D block scaling factors layout".
 """
 
 import torch
@@ -12,12 +14,12 @@ TILE_ROWS, TILE_COLUMNS = 128, 4
 
 
 def padded_shape(rows: int, columns: int) -> tuple[int, int]:
-    """The shape that `to_tiles` gives a [rows, columns] matrix."""
+    """Return the shape of `to_tiles` of a [rows, columns] matrix."""
     return -(-rows // TILE_ROWS) * TILE_ROWS, -(-columns // TILE_COLUMNS) * TILE_COLUMNS
 
 
 def to_tiles(scales: Tensor) -> Tensor:
-    """Row-major [rows, columns] to tiles, as a 2-D tensor of the padded shape; any dtype."""
+    """Convert row-major [rows, columns] to tiles, a 2-D tensor of the padded shape; any dtype."""
     rows, columns = scales.shape
     padded = scales.new_zeros(padded_shape(rows, columns))
     padded[:rows, :columns] = scales
@@ -27,9 +29,9 @@ def to_tiles(scales: Tensor) -> Tensor:
 
 
 def from_tiles(tiles: Tensor, rows: int, columns: int) -> Tensor:
-    """Tiles back to row-major [rows, columns], padding dropped; inverse of `to_tiles`.
+    """Convert tiles to row-major [rows, columns] without padding; the inverse of `to_tiles`.
 
-    tiles   2-D, of `padded_shape` or larger: what else it holds is padding too
+    tiles   2-D, of `padded_shape` or larger; the rest is padding
     """
     height, width = tiles.shape
     words = _as_words(tiles)
@@ -39,5 +41,8 @@ def from_tiles(tiles: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def _as_words(scales: Tensor) -> Tensor:
-    """Bytes taken four at a time, a tile's columns, which no permutation here parts; other dtypes as they are."""
+    """View bytes as words of four, the columns of a tile; return other dtypes unchanged.
+
+    The permutations keep these columns together, so words move instead of bytes.
+    """
     return scales.contiguous().view(torch.int32) if scales.element_size() == 1 else scales

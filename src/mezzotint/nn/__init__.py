@@ -1,23 +1,33 @@
-"""The modules that the loader puts in place of a quantized nn.Linear, and the modes that they run in."""
+"""The modules that replace a quantized nn.Linear, and the execution modes of the model they are in."""
 
-from mezzotint.nn.group import GroupedLinear, LinearGroup
-from mezzotint.nn.linear import PREPARED, QuantLinear, SplitLinear, linear_of, quant_linears
-from mezzotint.nn.modes import attention_is_exact, exact_attention, overrides, unrounded_inputs, use_backend
+from mezzotint.nn.adapters import LowRankAdapter
+from mezzotint.nn.fused import FusedLinear, FusedLinearSlice, fuse_layers
+from mezzotint.nn.linear import PREPARED_PREFIX, QuantLinear
+from mezzotint.nn.modes import (
+    ExecutionModes,
+    modes_of,
+    override_mode,
+    unquantized_activations,
+    use_backend,
+)
+from mezzotint.nn.split import SplitLinear, make_linear, quant_linears
 from mezzotint.nn.weight import DecodedWeight, HasWeight
 
 __all__ = [
     "DecodedWeight",
-    "GroupedLinear",
+    "ExecutionModes",
+    "FusedLinear",
+    "FusedLinearSlice",
     "HasWeight",
-    "LinearGroup",
-    "PREPARED",
+    "LowRankAdapter",
+    "PREPARED_PREFIX",
     "QuantLinear",
     "SplitLinear",
-    "attention_is_exact",
-    "exact_attention",
-    "linear_of",
-    "overrides",
+    "fuse_layers",
+    "make_linear",
+    "modes_of",
+    "override_mode",
     "quant_linears",
-    "unrounded_inputs",
+    "unquantized_activations",
     "use_backend",
 ]

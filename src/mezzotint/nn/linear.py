@@ -1,98 +1,166 @@
-"""The modules that the loader puts in place of a quantized nn.Linear."""
+"""QuantLinear: the module that replaces an nn.Linear whose weight is quantized."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from mezzotint import kernels, layouts
-from mezzotint.kernels import AS_STORED, BF16, Selection, Target, WeightSpec
-from mezzotint.nn.modes import modes
+from mezzotint import layouts
+from mezzotint.kernels import BF16_ACTIVATIONS, QUANTIZED_ACTIVATIONS, Backend, Selection
+from mezzotint.nn.adapters import (
+    LowRankAdapter,
+    adapter_key,
+    apply_adapters,
+    check_adapter,
+    remove_adapter,
+)
+from mezzotint.nn.modes import ExecutionModes
+from mezzotint.nn.selection import LayerBackends, is_storage_device, select_backends
 from mezzotint.nn.weight import HasWeight
 from mezzotint.tensor import PLAIN, QuantTensor
 
-PREPARED = "prepared_"
-"""Begins the names of the buffers that hold what the backend made of the parts."""
+PREPARED_PREFIX = "prepared_"
+"""Begins the names of the buffers that hold what the backend prepared."""
 
 
 class QuantLinear(HasWeight):
     """A linear layer whose weight is a QuantTensor.
 
-    The weight's parts are buffers, in the layout that the chosen backend wants. Moving the layer to another kind of
-    device chooses again; casting it leaves the parts as they are, because a float32 scale must stay float32.
+    The parts of the weight are buffers, in the layout of one backend, beside what that backend prepared.
 
-    weight        what the layer multiplies by; its bias, if any, becomes an ordinary parameter
-    dtype         of the bias, and of the inputs that the layer's owner is to expect (`compute_dtype`)
-    activations   "as_stored" or "bf16"
-    only          name of the one backend to use, or None for the best
+    `.to()` an accelerator arranges and prepares them for its backend, once for each kind of device.
+    `.to("cpu")` only copies: the buffers stay arranged for the accelerator, and moving back is a copy too.
+    No second arrangement is kept, so memory does not double.
+    Hooks that assign tensors one by one (accelerate, group offloading) do not call `.to()`. The layer
+    then selects a backend when it is called. It arranges the parts at each call if it must, and keeps what
+    the backend prepares on that device until `.to()` moves the layer.
+
+    Casting leaves the parts as they are, because a float32 scale must stay float32.
+
+    weight         quantized weight; its bias, if any, becomes an ordinary parameter
+    dtype          dtype of the bias and of the expected inputs (`compute_dtype`)
+    activations    "as_stored" or "bf16"
+    backend_name   name of the one backend to use, or None for the best
     """
 
     bias: Tensor | None
+    backends: LayerBackends
 
     def __init__(
         self,
         weight: QuantTensor,
         dtype: torch.dtype = torch.bfloat16,
-        activations: str = AS_STORED,
-        only: str | None = None,
+        activations: str = QUANTIZED_ACTIVATIONS,
+        backend_name: str | None = None,
     ) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self.scheme = weight.scheme
+        self.scheme, self.layout = weight.scheme, weight.layout
         self.dynamic_input = weight.dynamic_input
         self.compute_dtype = dtype
-        self.activations = activations
-        self.only = only
+        self.activations, self.backend_name = activations, backend_name
+        self.modes = ExecutionModes()
+        self.preparations: dict[tuple[str, torch.device], Mapping[str, Tensor]] = {}
         parts = dict(weight.parts)
         bias = parts.pop("bias", None)
-        self.register_parameter("bias", None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False))
+        self.register_parameter(
+            "bias", None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
+        )
         for name, part in parts.items():
             self.register_buffer(name, part)
-        self.layout = weight.layout
-        self._select()
+        self.adapters = nn.ModuleDict()
+        self._arrange(self._device())
 
     @property
-    def products(self) -> "tuple[QuantLinear, ...]":
-        """The products that make up the layer: itself."""
+    def sublayers(self) -> "tuple[QuantLinear, ...]":
+        """Return the layers that make up this one: itself."""
         return (self,)
 
     @property
-    def weight_tensor(self) -> QuantTensor:
-        """The weight as a value, without its bias; its parts are this layer's buffers."""
+    def selection(self) -> Selection:
+        """Return the backend for the device that the parts are on, and why not the others."""
+        return self._current_backends().selection
+
+    @property
+    def bf16_activation_backend(self) -> Backend | None:
+        """Return the backend for BF16 activations, or None if the layer never quantizes its input."""
+        return self._current_backends().bf16_activations
+
+    @property
+    def quant_weight(self) -> QuantTensor:
+        """Return the weight as a value, without its bias; its parts are this layer's buffers."""
         parts = {name: part for name, part in self._buffers.items() if part is not None}
-        ready = {name.removeprefix(PREPARED): parts.pop(name) for name in list(parts) if name.startswith(PREPARED)}
+        prepared = {
+            name.removeprefix(PREPARED_PREFIX): parts.pop(name)
+            for name in list(parts)
+            if name.startswith(PREPARED_PREFIX)
+        }
         shape = (self.out_features, self.in_features)
-        return QuantTensor(self.scheme, self.layout, shape, parts, self.dynamic_input, ready)
+        return QuantTensor(self.scheme, self.layout, shape, parts, self.dynamic_input, prepared)
+
+    @property
+    def selected_weight(self) -> QuantTensor:
+        """Return the weight as the selected backend takes it."""
+        return self.weight_for(self.selection.backend)
+
+    def weight_for(self, backend: Backend) -> QuantTensor:
+        """Return the weight as a backend takes it: arranged in its layout, and prepared."""
+        if backend.name == self.arranged_for:
+            return self.quant_weight
+        weight = layouts.convert(replace(self.quant_weight, prepared={}), backend.weight_layout)
+        if torch.compiler.is_compiling():  # compiled code can keep nothing from call to call
+            return replace(weight, prepared=backend.prepare(weight))
+        key = (backend.name, self._device())
+        if key not in self.preparations:
+            self.preparations[key] = backend.prepare(weight)
+        return replace(weight, prepared=self.preparations[key])
+
+    def drop_preparations(self) -> None:
+        """Free what backends prepared for calls, other than the backend that the buffers are arranged for."""
+        self.preparations.clear()
 
     def dequantize(self) -> Tensor:
-        """The real weights that the checkpoint stands for, float32 [out, in]."""
+        """Return the weight that the checkpoint represents, float32 [out, in], without adapters."""
         return self.scheme.dequantize(self.plain_weight().parts)
 
-    def real_bias(self) -> Tensor | None:
-        """The bias that goes with `dequantize`, float32 [out]."""
-        return self.scheme.real_bias(self.plain_weight().parts)
+    def dequantize_bias(self) -> Tensor | None:
+        """Return the bias that goes with `dequantize`, float32 [out]."""
+        return self.scheme.dequantize_bias(self.plain_weight().parts)
 
     def plain_weight(self) -> QuantTensor:
-        """The weight with its parts in the plain layout, the bias among them."""
-        weight = layouts.convert(replace(self.weight_tensor, prepared={}), PLAIN)
+        """Return the weight with its parts in the plain layout, including the bias."""
+        weight = layouts.convert(replace(self.quant_weight, prepared={}), PLAIN)
         bias = {} if self.bias is None else {"bias": self.bias.detach()}
         return weight.with_parts({**weight.parts, **bias}, PLAIN)
 
+    def set_adapter(self, name: str, down: Tensor, up: Tensor, scale: float = 1.0) -> None:
+        """Add scale * (x @ down.T) @ up.T to the output, in BF16; replaces an adapter of the same name.
+
+        down     [rank, in]
+        up       [out, rank]
+        Raises   ShapeMismatch, BadRequest if the name has a dot
+        """
+        check_adapter(down, up, self.in_features, self.out_features)
+        self.adapters[adapter_key(name)] = LowRankAdapter(down, up, scale).to(self._device())
+
+    def remove_adapter(self, name: str) -> None:
+        """Remove an adapter. Raises BadRequest if there is none of this name."""
+        remove_adapter(self.adapters, adapter_key(name), name)
+
     def forward(self, x: Tensor) -> Tensor:
-        own, weight, activations = self.selection.backend, self.weight_tensor, self.activations
-        backend = modes.backend or own
-        if modes.unrounded and self.decoder is not None:
-            backend, activations = self.decoder, BF16
-        if backend is not own:
-            weight = layouts.convert(weight, backend.wants)
-            weight = replace(weight, prepared=backend.prepare(weight))
-        return backend.linear(x, weight, self.bias, activations)
+        backends, activations = self._current_backends(), self.activations
+        backend = self.modes.backend or backends.selection.backend
+        if self.modes.bf16_activations and backends.bf16_activations is not None:
+            backend, activations = backends.bf16_activations, BF16_ACTIVATIONS
+        y = backend.linear(x, self.weight_for(backend), self.bias, activations)
+        return apply_adapters(self.adapters, x, y)
 
     def extra_repr(self) -> str:
         return (
-            f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {self.scheme.name}, "
-            f"backend={self.selection.backend.name}, activations={self.activations}"
+            f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, "
+            f"{self.scheme.name}, backend={self.selection.backend.name}, "
+            f"activations={self.activations}"
         )
 
     def _device(self) -> torch.device:
@@ -101,91 +169,48 @@ class QuantLinear(HasWeight):
     def _dtype_and_device(self) -> tuple[torch.dtype, torch.device]:
         return self.compute_dtype, self._device()
 
-    def _select(self) -> None:
-        """Choose the backend for the device that the parts are on, and arrange them as it wants."""
-        weight = self.weight_tensor
-        spec, target = WeightSpec.of(weight), Target.of(self._device())
-        self.selection: Selection = kernels.select(spec, target, self.activations, self.only)
-        self.decoder = kernels.decoder(spec, target) if spec.quantizes_input(self.activations) else None
-        backend = self.selection.backend
-        arranged = layouts.convert(weight, backend.wants)
+    def _current_backends(self) -> LayerBackends:
+        """Return the backends for the device that the parts are on, selected anew if hooks moved them."""
+        if self.backends.device_type != self._device().type:
+            self.backends = self._select(self._device())
+        return self.backends
+
+    def _select(self, device: torch.device) -> LayerBackends:
+        return select_backends(self.quant_weight, device, self.activations, self.backend_name)
+
+    def _arrange(self, device: torch.device) -> None:
+        """Select the backends for a device, arrange the buffers as the best one wants, and prepare them."""
+        self.backends = self._select(device)
+        backend = self.backends.selection.backend
+        self.arranged_for, self.arranged_on = backend.name, device.type
+        weight = replace(self.quant_weight, prepared={})
+        arranged = layouts.convert(weight, backend.weight_layout)
         self.layout = arranged.layout
         self._buffers = dict(arranged.parts)
         for name, value in backend.prepare(arranged).items():
-            self.register_buffer(PREPARED + name, value, persistent=False)
+            self.register_buffer(PREPARED_PREFIX + name, value, persistent=False)
+
+    def _arrive(self, device: torch.device) -> None:
+        """Do what a move to another kind of device needs, once the buffers are there."""
+        self.preparations.clear()
+        if is_storage_device(device) or device.type == self.arranged_on:
+            self.backends = self._select(device)
+        else:
+            self._arrange(device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantLinear":
-        """What `.to()` and its kin call: the bias is moved and cast, the parts are only moved."""
-        before, parts = self._device(), dict(self._buffers)
+        """Move and cast the bias, and only move the parts; `.to()`, `.cuda()` and `.half()` call this."""
+        device, buffers = self._device(), dict(self._buffers)
         self._buffers.clear()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        sample = fn(torch.empty(0, device=before, dtype=self.compute_dtype))
-        self.compute_dtype, after = sample.dtype, sample.device
-        self._buffers.update({name: None if part is None else part.to(after) for name, part in parts.items()})
-        if after.type != before.type:
-            self._select()
+        sample = fn(torch.empty(0, device=device, dtype=self.compute_dtype))
+        self.compute_dtype = sample.dtype
+        self._buffers.update(
+            {
+                name: None if part is None else part.to(sample.device)
+                for name, part in buffers.items()
+            }
+        )
+        if sample.device.type != device.type:
+            self._arrive(sample.device)
         return self
-
-
-class SplitLinear(HasWeight, nn.ModuleList):
-    """A linear layer stored in several pieces, each with a scale of its own for its part of the input features.
-
-    pieces   weights of equal out_features, side by side along the input; a bias of any of them is added
-    """
-
-    def __init__(
-        self,
-        pieces: Sequence[QuantTensor],
-        dtype: torch.dtype = torch.bfloat16,
-        activations: str = AS_STORED,
-        only: str | None = None,
-    ) -> None:
-        super().__init__([QuantLinear(piece, dtype, activations, only) for piece in pieces])
-        self.out_features = pieces[0].shape[0]
-        self.in_features = sum(piece.shape[1] for piece in pieces)
-
-    @property
-    def products(self) -> tuple[QuantLinear, ...]:
-        """The products that make up the layer, in the order of its input features."""
-        return tuple(layer for layer in self if isinstance(layer, QuantLinear))
-
-    def dequantize(self) -> Tensor:
-        """The real weights that the checkpoint stands for, float32 [out, in]."""
-        return torch.cat([product.dequantize() for product in self.products], dim=1)
-
-    def real_bias(self) -> Tensor | None:
-        """The bias that goes with `dequantize`, float32 [out]."""
-        biases = [bias for product in self.products if (bias := product.real_bias()) is not None]
-        return torch.stack(biases).sum(0) if biases else None
-
-    def _dtype_and_device(self) -> tuple[torch.dtype, torch.device]:
-        return self.products[0]._dtype_and_device()
-
-    def forward(self, x: Tensor) -> Tensor:
-        products = self.products
-        columns = torch.split(x, [product.in_features for product in products], dim=-1)
-        total: Tensor = products[0](columns[0])
-        for product, own in zip(products[1:], columns[1:], strict=True):
-            total = total + product(own)
-        return total
-
-
-def linear_of(
-    pieces: Sequence[QuantTensor],
-    dtype: torch.dtype = torch.bfloat16,
-    activations: str = AS_STORED,
-    only: str | None = None,
-) -> QuantLinear | SplitLinear:
-    """The layer that is stored in these pieces, one or several."""
-    if len(pieces) == 1:
-        return QuantLinear(pieces[0], dtype, activations, only)
-    return SplitLinear(pieces, dtype, activations, only)
-
-
-def quant_linears(model: nn.Module) -> dict[str, QuantLinear | SplitLinear]:
-    """{module name: layer} of every quantized linear in `model`, one that is stored in pieces counted once."""
-    found: dict[str, QuantLinear | SplitLinear] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, QuantLinear | SplitLinear) and name.rpartition(".")[0] not in found:
-            found[name] = module
-    return found

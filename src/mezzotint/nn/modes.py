@@ -1,88 +1,132 @@
-"""Execution modes: how layers and attention compute while a context is open, in the thread that opened it.
-
-A mode belongs to a thread, so that requests on several threads do not change each other's images. It applies to
-whatever model that thread calls.
-"""
+"""Execution modes: how the layers and the attention of one model compute while a context is open."""
 
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from torch import nn
+
 from mezzotint import kernels
+from mezzotint.errors import BadRequest
 from mezzotint.kernels import Backend
 
+ModesKey = tuple[str | None, bool, bool]
+"""Backend override, BF16 activations, BF16 attention: everything that recordings and caches key on."""
 
-class Modes(threading.local):
-    """The modes of the calling thread.
 
-    torch.compile guards on attributes of a thread-local object, so that compiled code sees a change of mode. It can
-    trace no ContextVar (2.13), and it takes attributes of the class for constants: every mode is set in `__init__`,
-    which runs anew in each thread.
+class ExecutionModes:
+    """The execution modes of one model, shared by all its layers.
 
-    backend           what `use_backend` has set
-    unrounded         whether `unrounded_inputs` is open
-    exact_attention   whether `exact_attention` is open
+    Compiled code reads these attributes from the layer, so torch.compile guards on them and sees a change.
+    One thread at a time may change them or rely on them; see `exclusive`. A copy starts with the defaults.
+
+    backend           backend override, or None for the backend that each layer selected
+    bf16_activations  True if layers do not quantize their inputs
+    bf16_attention    True if FP8 attention runs in BF16
+    attention         the attention that the model was given, which `fast` records here, or None
     """
 
     def __init__(self) -> None:
         self.backend: Backend | None = None
-        self.unrounded = False
-        self.exact_attention = False
+        self.bf16_activations = False
+        self.bf16_attention = False
+        self.attention: object | None = None
+        self._lock = threading.RLock()
+
+    @property
+    def key(self) -> ModesKey:
+        """Return the modes as a hashable value."""
+        name = None if self.backend is None else self.backend.name
+        return name, self.bf16_activations, self.bf16_attention
+
+    @property
+    def layers_as_loaded(self) -> bool:
+        """Return whether layers run on their own backends and quantize their inputs as stored."""
+        return self.backend is None and not self.bf16_activations
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Keep other threads from changing the modes while the context is open.
+
+        Raises   BadRequest if another thread has such a context open
+        """
+        # Waiting could deadlock: the other thread may itself wait for this one's pipeline.
+        if not self._lock.acquire(blocking=False):
+            raise BadRequest(
+                "another thread runs this model, or has changed its execution modes",
+                "wait until it is done, or load the model once for each thread.",
+            )
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def __reduce__(self) -> Any:
+        return ExecutionModes, ()
 
 
-modes = Modes()
+def modes_of(model: nn.Module) -> ExecutionModes:
+    """Return the modes of a model, and let all its layers share them.
 
-
-@contextmanager
-def _set(name: str, value: Any) -> Iterator[None]:
-    """Set one mode while the context is open."""
-    before = getattr(modes, name)
-    setattr(modes, name, value)
-    try:
-        yield
-    finally:
-        setattr(modes, name, before)
-
-
-@contextmanager
-def use_backend(name: str) -> Iterator[None]:
-    """Run every quantized linear that this thread calls on one backend while the context is open.
-
-    Raises   BadRequest if no backend has this name
-
-    >>> with use_backend("reference"):
-    ...     expected = layer(x)
+    A layer that belongs to a model shares the modes of that model, so a part of a model stands for all of it.
     """
-    with _set("backend", kernels.named(name)):
-        yield
+    holders = [module for module in model.modules() if _modes(module) is not None]
+    modes = (_modes(holders[0]) if holders else None) or ExecutionModes()
+    for module in (model, *holders):
+        if _modes(module) is not modes:
+            module.modes = modes  # type: ignore[assignment]
+    return modes
+
+
+def _modes(module: nn.Module) -> ExecutionModes | None:
+    modes = vars(module).get("modes")
+    return modes if isinstance(modes, ExecutionModes) else None
 
 
 @contextmanager
-def unrounded_inputs() -> Iterator[None]:
-    """Multiply inputs as they are by decoded weights, in every quantized linear that this thread calls.
+def override_mode(model: nn.Module, name: str, value: Any) -> Iterator[None]:
+    """Set one attribute of a model's ExecutionModes while the context is open.
 
-    Where weights have backends of their own for that, a layer takes none: nothing is prepared for a few calls.
+    Raises   BadRequest if another thread runs the model or has changed its modes
     """
-    with _set("unrounded", True):
-        yield
+    modes = modes_of(model)
+    with modes.exclusive():
+        previous = getattr(modes, name)
+        setattr(modes, name, value)
+        try:
+            yield
+        finally:
+            setattr(modes, name, previous)
 
 
 @contextmanager
-def exact_attention() -> Iterator[None]:
-    """Compute FP8 attention in BF16 in this thread while the context is open; any other is what it is."""
-    with _set("exact_attention", True):
-        yield
+def use_backend(model: nn.Module, name: str) -> Iterator[None]:
+    """Run every quantized linear of a model on one backend while the context is open.
 
+    What the backend prepares for a layer is kept until the context ends.
 
-def attention_is_exact() -> bool:
-    """Return whether `exact_attention` is open in this thread."""
-    return modes.exact_attention
+    Raises   BadRequest if there is no such backend, or another thread runs the model
 
-
-def overrides() -> tuple[str | None, bool]:
-    """Return what `use_backend` and `unrounded_inputs` have set in this thread.
-
-    A layer's product depends on nothing else besides its input.
+    >>> with use_backend(pipe.transformer, "reference"):
+    ...     expected = generate(pipe, ["a cat"])
     """
-    return None if modes.backend is None else modes.backend.name, modes.unrounded
+    with override_mode(model, "backend", kernels.get_backend(name)):
+        try:
+            yield
+        finally:
+            for module in model.modules():
+                if hasattr(type(module), "drop_preparations"):
+                    module.drop_preparations()  # type: ignore[operator]
+
+
+@contextmanager
+def unquantized_activations(model: nn.Module) -> Iterator[None]:
+    """Leave the inputs of a model's quantized linears in BF16 while the context is open.
+
+    Each call decodes the weight: the weight-only backend or the reference runs, and nothing is prepared.
+
+    Raises   BadRequest if another thread runs the model or has changed its modes
+    """
+    with override_mode(model, "bf16_activations", True):
+        yield

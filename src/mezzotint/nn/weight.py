@@ -38,7 +38,9 @@ class DecodedWeight(Tensor):
         strides: Sequence[int] | None = None,
     ) -> "DecodedWeight":
         """Return a tensor that has the values of `decode`, which gives one of this shape, dtype and device."""
-        made: DecodedWeight = Tensor._make_wrapper_subclass(cls, shape, strides=strides, dtype=dtype, device=device)
+        made: DecodedWeight = Tensor._make_wrapper_subclass(
+            cls, shape, strides=strides, dtype=dtype, device=device
+        )
         made._decode = decode
         return made
 
@@ -55,14 +57,24 @@ class DecodedWeight(Tensor):
     ) -> Any:
         kwargs = kwargs or {}
         _refuse_writes(function, args, kwargs)
-        if function is torch.ops.aten.detach.default:  # no values are read: what `.data` and nn.Parameter come to
+        if (
+            function is torch.ops.aten.detach.default
+        ):  # no values are read: what `.data` and nn.Parameter come to
             return cls.like(args[0], args[0]._decode)
         leaves, tree = pytree.tree_flatten((args, kwargs))
-        decoded = {place: leaf._decode() for place, leaf in enumerate(leaves) if isinstance(leaf, DecodedWeight)}
-        args, kwargs = pytree.tree_unflatten([decoded.get(place, leaf) for place, leaf in enumerate(leaves)], tree)
+        decoded = {
+            place: leaf._decode()
+            for place, leaf in enumerate(leaves)
+            if isinstance(leaf, DecodedWeight)
+        }
+        args, kwargs = pytree.tree_unflatten(
+            [decoded.get(place, leaf) for place, leaf in enumerate(leaves)], tree
+        )
         memories = {_memory(values) for values in decoded.values()}
         return pytree.tree_map_only(
-            Tensor, lambda made: _read_only(made) if _memory(made) in memories else made, function(*args, **kwargs)
+            Tensor,
+            lambda made: _read_only(made) if _memory(made) in memories else made,
+            function(*args, **kwargs),
         )
 
     @property
@@ -121,7 +133,9 @@ def _refuse_writes(function: Any, args: Sequence[Any], kwargs: Any) -> None:
 
 
 def _cannot_write() -> BadRequest:
-    return BadRequest("the weight of a quantized layer is decoded when it is read, and cannot be written to", HINT)
+    return BadRequest(
+        "the weight of a quantized layer is decoded when it is read, and cannot be written to", HINT
+    )
 
 
 class HasWeight(nn.Module):
@@ -141,9 +155,13 @@ class HasWeight(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The decoded weight [out, in] in the dtype of the layer's inputs, read-only; see DecodedWeight."""
-        if torch.compiler.is_compiling():  # it traces no such class, and drops a decoding that nothing reads
+        if (
+            torch.compiler.is_compiling()
+        ):  # it traces no such class, and drops a decoding that nothing reads
             return self._decoded()
-        return DecodedWeight(self._decoded, (self.out_features, self.in_features), *self._dtype_and_device())
+        return DecodedWeight(
+            self._decoded, (self.out_features, self.in_features), *self._dtype_and_device()
+        )
 
     @weight.setter
     def weight(self, _value: Any) -> None:

@@ -1,5 +1,4 @@
-"""How close a quantized model's latents and pictures are to the reference's."""
+"""Comparison of quantized models with their reference: metrics, reports, diagnosis, sensitivity.
 
-from mezzotint.quality.metrics import latent_cosine
-
-__all__ = ["latent_cosine"]
+This file imports nothing, because the CLI reads `source_spec` before PyTorch is imported.
+"""

@@ -1,42 +1,56 @@
-"""One model of a comparison: a source, how it is to run, and its name in the report."""
+"""One model of a comparison: its source, its execution options and its name in the report."""
 
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 
 from mezzotint.builtin import DEMO, is_pipeline, resolve
 from mezzotint.errors import BadRequest
-from mezzotint.kernels import AS_STORED, check_choice
-from mezzotint.pipelines import load, plan_transformers
-from mezzotint.residency import STORED
-from mezzotint.schedule import NO_STEPS, StepSchedule
-from mezzotint.sources import split_source
+from mezzotint.generation.pipeline import LoadedPipeline, load_pipeline
+from mezzotint.generation.source import PipelineSource
+from mezzotint.generation.step_schedule import NO_STEPS, StepSchedule
+from mezzotint.hub import AnyPath
+from mezzotint.kernels import QUANTIZED_ACTIVATIONS, check_backend_choice
+from mezzotint.loading.residency import AS_STORED_BITS
+from mezzotint.quality.source_spec import split_source
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """What to load, and what to call it; the fields are those of `mezzotint.load`, and the schedule that of `paint`.
+class ModelSpec:
+    """A model to load, its options and its name in the report.
 
-    resident     as it is stored unless asked, because what is resident is part of the verdict
-    bf16_steps   the step schedule that it paints with
+    The fields have the meaning that they have in `mezzotint.load`.
+
+    resident     defaults to the stored bits, because the resident weights are part of the verdict
+    bf16_steps   step schedule for generation, as in `mezzotint.generate`
+    paths        {source: its resolved path}, so that a name is resolved only once
     """
 
     name: str
     model: str
     transformer: str | None = None
     transformer_2: str | None = None
-    activations: str = AS_STORED
+    activations: str = QUANTIZED_ACTIVATIONS
     backend: str | None = None
-    resident: str = STORED
+    resident: str = AS_STORED_BITS
     bf16_steps: str = str(NO_STEPS)
+    paths: Mapping[str, AnyPath] = field(default_factory=dict, repr=False, compare=False)
 
-    def load(self, device: torch.device) -> Any:
-        """The pipeline."""
-        return load(
-            self.model,
-            self.transformer,
-            self.transformer_2,
+    @cached_property
+    def source(self) -> PipelineSource:
+        """Open the pipeline and its transformers, once. Raises MezzotintError."""
+        names = {"transformer": self.transformer, "transformer_2": self.transformer_2}
+        transformers = {
+            component: self._path(name) for component, name in names.items() if name is not None
+        }
+        return PipelineSource.open(self._path(self.model), transformers)
+
+    def load(self, device: torch.device) -> LoadedPipeline:
+        """Load the pipeline. Raises MezzotintError."""
+        return load_pipeline(
+            self.source,
             device,
             activations=self.activations,
             backend=self.backend,
@@ -45,37 +59,63 @@ class Candidate:
 
     @property
     def schedule(self) -> StepSchedule:
-        return StepSchedule.read(self.bf16_steps)
+        """Return the parsed step schedule."""
+        return StepSchedule.parse(self.bf16_steps)
 
     def check(self) -> None:
-        """Raise what `load` would raise before it reads a weight."""
+        """Raise every error that `load` can raise before it reads a weight."""
         _ = self.schedule
-        check_choice(self.backend)
-        plan_transformers(resolve(self.model), self.transformer, self.transformer_2, self.activations)
+        check_backend_choice(self.backend)
+        self.source.plan(self.activations)
 
     def to_dict(self) -> dict[str, str | None]:
-        return dict(vars(self))
+        return {name: getattr(self, name) for name in REPORTED_FIELDS}
+
+    def _path(self, name: str) -> str | AnyPath:
+        """Return the resolved path of a source, or the name of anything else."""
+        return self.paths.get(name, name)
 
 
-def read_sources(reference: str, candidates: list[str], model: str | None = None) -> tuple[Candidate, ...]:
-    """The reference and the candidates from `[NAME=]SOURCE[,OPTION=VALUE...]`; transformers run inside `model`.
+REPORTED_FIELDS = (
+    "name",
+    "model",
+    "transformer",
+    "transformer_2",
+    "activations",
+    "backend",
+    "resident",
+    "bf16_steps",
+)
+"""Fields of a ModelSpec that a report contains."""
 
-    SOURCE   a pipeline, or a transformer: whatever `load` takes as `model` or as `transformer`
-    OPTION   transformer_2, activations, backend or resident, as `load` takes them; bf16_steps, a step schedule
-    model    None for the reference, if that is a pipeline, or else the built-in one
-    Raises   BadRequest for an option that does not exist, or two of one name
+
+def parse_sources(
+    reference: str, candidates: list[str], model: str | None = None
+) -> tuple[ModelSpec, ...]:
+    """Parse the reference and the candidates from `[NAME=]SOURCE[,OPTION=VALUE...]`.
+
+    SOURCE   a pipeline or a transformer: a value that `load` accepts as `model` or `transformer`
+    OPTION   transformer_2, activations, backend or resident, as in `load`; bf16_steps, a schedule
+    model    pipeline for sources that are only a transformer; None selects the reference if it is
+             a pipeline, and the built-in model otherwise
+    Raises   BadRequest for an unknown option or a duplicate name
     """
     sources = [split_source(text) for text in (reference, *candidates)]
-    around = model or (sources[0][1] if is_pipeline(resolve(sources[0][1])) else DEMO)
-    found = tuple(_candidate(*source, around) for source in sources)
-    names = [candidate.name for candidate in found]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise BadRequest(f"two models are called {twice!r}", "name them: first=PATH second=PATH.")
-    return found
+    paths = {source: resolve(source) for source in dict.fromkeys(text for _, text, _ in sources)}
+    pipeline = model or (sources[0][1] if is_pipeline(paths[sources[0][1]]) else DEMO)
+    specs = tuple(replace(_model_spec(*source, pipeline, paths), paths=paths) for source in sources)
+    names = [spec.name for spec in specs]
+    duplicate = next((name for name in names if names.count(name) > 1), None)
+    if duplicate is not None:
+        raise BadRequest(
+            f"two models have the name {duplicate!r}", "name them: first=PATH second=PATH."
+        )
+    return specs
 
 
-def _candidate(name: str, source: str, options: dict[str, str], model: str) -> Candidate:
-    if is_pipeline(resolve(source)):
-        return replace(Candidate(name, source), **options)
-    return replace(Candidate(name, model, source), **options)
+def _model_spec(
+    name: str, source: str, options: dict[str, str], model: str, paths: Mapping[str, AnyPath]
+) -> ModelSpec:
+    if is_pipeline(paths[source]):
+        return ModelSpec(name, source, **options)  # type: ignore[arg-type]
+    return ModelSpec(name, model, source, **options)  # type: ignore[arg-type]

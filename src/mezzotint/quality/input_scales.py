@@ -1,4 +1,4 @@
-"""A layer's static input scale against the inputs that it is given."""
+"""Check of a layer's static input scale against its recorded inputs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,29 +6,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mezzotint.quality.recording import Sample
-from mezzotint.schemes.int8 import INT8_MAX
-from mezzotint.schemes.rounding import E2M1_MAX, E4M3_MAX
-from mezzotint.schemes.scheme import scaled_input
+from mezzotint.quality.recording import InputSample
+from mezzotint.schemes.scheme import transform_activation
 from mezzotint.tensor import QuantTensor
 
-LARGEST = {"fp8": E4M3_MAX, "nvfp4": E2M1_MAX * E4M3_MAX, "int8": INT8_MAX}
-"""The largest magnitude that each scheme with a static input scale can write, in units of that scale."""
-FULL = 4.0
-"""How many times the largest magnitude an input may be before the scale is too small."""
-EMPTY = 2.0**-8
-"""How small an input may be beside the largest magnitude before the scale is too large."""
+MAX_FILL = 4.0
+"""The scale is too small if an input exceeds the representable range by this factor."""
+MIN_FILL = 2.0**-8
+"""The scale is too large if the inputs use only this share of the representable range."""
 
 
 @dataclass(frozen=True)
 class InputRange:
-    """How a static input scale meets a step's input.
+    """The effect of a static input scale on a step's input.
 
     scale        the input scale
-    amax         the largest magnitude of what is rounded: the input, smoothed where the layer smooths it
-    fill         amax as a share of the largest magnitude that the scale leaves room for
-    saturation   the share of the inputs above that
-    underflow    the share of the inputs that become zero by this scale, and would not by one that fits
+    amax         largest magnitude of the input, after the layer's smoothing
+    fill         amax as a share of the largest magnitude that the scale can represent
+    saturation   share of the inputs above the representable range
+    underflow    share of the inputs that this scale, but not a dynamic scale, rounds to zero
     """
 
     scale: float
@@ -39,32 +35,47 @@ class InputRange:
 
 
 @dataclass(frozen=True)
-class InputFault:
-    """What is wrong with an input scale; `score` is 1 where it begins to be suspicious."""
+class InputScaleProblem:
+    """A problem of an input scale. Scores above 1 are suspicious."""
 
     cause: str
     detail: str
     score: float
 
 
-def input_range(pieces: Sequence[QuantTensor], sample: Sample) -> InputRange | None:
-    """How a layer's input scale meets a sample; None where it has none. Of several pieces, the fullest one's."""
+def input_range(pieces: Sequence[QuantTensor], sample: InputSample) -> InputRange | None:
+    """Return the effect of a layer's input scale on a sample; None without a static scale.
+
+    For several pieces, return the range of the piece with the largest fill.
+    """
     widths = [piece.shape[1] for piece in pieces]
-    columns = zip(pieces, torch.split(sample.rows, widths, dim=-1), torch.split(sample.amax, widths), strict=True)
-    ranges = [_piece_range(*own) for own in columns if own[0].scheme.static_input in own[0].parts]
-    return max(ranges, key=lambda found: found.fill, default=None)
+    columns = zip(
+        pieces,
+        torch.split(sample.rows, widths, dim=-1),
+        torch.split(sample.amax, widths),
+        strict=True,
+    )
+    ranges = [
+        _piece_range(piece, rows, amax)
+        for piece, rows, amax in columns
+        if piece.scheme.static_scale_part in piece.parts
+    ]
+    return max(ranges, key=lambda candidate: candidate.fill, default=None)
 
 
 def _piece_range(piece: QuantTensor, rows: Tensor, amax: Tensor) -> InputRange:
     scheme = piece.scheme
     parts = {name: part.to(rows.device) for name, part in piece.parts.items()}
-    scaled = scaled_input(rows, parts)
-    largest = float(scaled_input(amax, parts).abs().max())
+    scaled = transform_activation(rows, parts)
+    largest = float(transform_activation(amax, parts).abs().max())
     scale = float(parts["input_scale"])
-    limit = LARGEST[scheme.name] * scale
-    assert scheme.quantize_input is not None  # noqa: S101
-    static = scheme.quantize_input(scaled, parts)
-    dynamic = scheme.quantize_input(scaled, {name: part for name, part in parts.items() if name != scheme.static_input})
+    assert scheme.quantize_activation is not None  # noqa: S101
+    assert scheme.input_max is not None  # noqa: S101
+    limit = scheme.input_max * scale
+    static = scheme.quantize_activation(scaled, parts)
+    dynamic = scheme.quantize_activation(
+        scaled, {name: part for name, part in parts.items() if name != scheme.static_scale_part}
+    )
     return InputRange(
         scale=scale,
         amax=largest,
@@ -74,19 +85,26 @@ def _piece_range(piece: QuantTensor, rows: Tensor, amax: Tensor) -> InputRange:
     )
 
 
-def input_fault(ranges: Sequence[InputRange]) -> InputFault | None:
-    """What is wrong with a layer's input scale, by all steps; None if nothing is."""
+def find_input_scale_problem(ranges: Sequence[InputRange]) -> InputScaleProblem | None:
+    """Return the problem of a layer's input scale over all steps, or None."""
     if not ranges:
         return None
-    worst = max(ranges, key=lambda found: found.fill)
+    worst = max(ranges, key=lambda step: step.fill)
     scale, fill = worst.scale, max(worst.fill, 1e-12)
-    said = f"the input reaches {fill:.3g} of the range that input_scale {scale:.3g} gives"
-    score = max(fill / FULL, EMPTY / fill)
+    usage = f"the input reaches {fill:.3g} of the range of input_scale {scale:.3g}"
+    score = max(fill / MAX_FILL, MIN_FILL / fill)
     if scale == 1.0:
-        return InputFault("input scale missing", f"it is exactly 1, a loader's default; {said}", max(1.0, score))
+        return InputScaleProblem(
+            "input scale missing", f"it is exactly 1, a loader's default; {usage}", max(1.0, score)
+        )
     if score <= 1:
         return None
-    if 1 / FULL <= fill * scale**2 <= FULL:
-        return InputFault("scale direction inverted", f"{said}; the reciprocal of input_scale would fit", score)
+    # The reciprocal scale multiplies the fill by scale**2.
+    if 1 / MAX_FILL <= fill * scale**2 <= MAX_FILL:
+        return InputScaleProblem(
+            "scale direction inverted", f"{usage}; the reciprocal of input_scale would fit", score
+        )
     rates = f"{worst.saturation:.1%} saturate, {worst.underflow:.1%} become zero"
-    return InputFault(f"input scale too {'small' if fill > 1 else 'large'}", f"{said}: {rates}", score)
+    return InputScaleProblem(
+        f"input scale too {'small' if fill > 1 else 'large'}", f"{usage}: {rates}", score
+    )

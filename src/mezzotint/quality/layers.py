@@ -1,4 +1,4 @@
-"""The numbers of one layer of a candidate against the reference's: its weight, its input scale, its product."""
+"""Errors of one layer against the reference's: its weight, its input scale and its output."""
 
 import re
 from collections.abc import Sequence
@@ -11,32 +11,32 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mezzotint.checkpoint import Checkpoint
-from mezzotint.kernels import AS_STORED
-from mezzotint.nn import QuantLinear, SplitLinear, linear_of, use_backend
-from mezzotint.pipelines import TRANSFORMER
-from mezzotint.quality.candidate import Candidate
+from mezzotint.generation.pipeline_index import TRANSFORMER
+from mezzotint.kernels import QUANTIZED_ACTIVATIONS
+from mezzotint.nn import QuantLinear, SplitLinear, make_linear, use_backend
+from mezzotint.quality.candidate import ModelSpec
 from mezzotint.quality.input_scales import InputRange, input_range
-from mezzotint.quality.recording import Sample
-from mezzotint.quality.signatures import Suspicion, relative_error
-from mezzotint.tensor import QuantTensor, real_weight
+from mezzotint.quality.recording import InputSample
+from mezzotint.quality.signatures import WrongTensor, relative_error
+from mezzotint.tensor import QuantTensor, dequantize_pieces
 
 PLAIN = "plain"
-Z_RATIO, FEWEST = 1.5, 4
-"""A layer stands out only by this many times its group's median, and in a group of so many."""
-
-KEEP_BIAS = ("fp8", "nvfp4", "int8", "mxfp8")
-"""SVDQuant's and AWQ's biases take in a shift of the input or the 1 of a modulation, and are rounded with that."""
+Z_RATIO, MIN_GROUP_SIZE = 1.5, 4
+"""A layer is an outlier only above this multiple of its group's median, in a group of this size."""
 
 
 @dataclass(frozen=True)
 class StepErrors:
-    """One layer's product in one step; errors are relative, |a - b| / |b|.
+    """The output errors of one layer in one step. Errors are relative, |a - b| / |b|.
 
-    input            what its static input scale makes of the input; None where it has none, or it is not used
-    kernel_error     the chosen backend against `reference`
-    backend_error    the chosen backend against the reference model's weight
-    output_error     `reference` against the reference model's weight
-    z                of output_error, among the layers of the same group, or of the scheme if those are few
+    "BF16 output" is the output of the reference model's unquantized weight.
+
+    input            effect of the static input scale; None without one, or if it is not used
+    kernel_error     output of the selected backend against the `reference` backend
+    backend_error    output of the selected backend against the BF16 output
+    output_error     output of the `reference` backend against the BF16 output
+    z                robust z score of output_error in the layer's group, or in its scheme if the
+                     group is small
     """
 
     step: int
@@ -48,12 +48,12 @@ class StepErrors:
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One quantized layer of the candidate, or an unquantized tensor: then `scheme` is "plain".
+class LayerErrors:
+    """One quantized layer of the candidate, or an unquantized tensor with the scheme "plain".
 
-    backend                      names of the backends that multiply by it
+    backend                      names of the backends that run the layer
     weight_error, weight_cosine  against the reference's weight
-    weight_z                     of weight_error, among the layers of the same scheme
+    weight_z                     robust z score of weight_error among the layers of the scheme
     """
 
     module: str
@@ -66,18 +66,18 @@ class Layer:
 
     @property
     def group(self) -> str:
-        """The layer's role: its name without the numbers of blocks."""
+        """Return the layer's role: its name without block numbers."""
         return role_of(self.module)
 
 
 def role_of(module: str) -> str:
-    """A layer's name without the numbers of blocks: a pattern that matches the layers of its role."""
+    """Return a glob for the layers with the same role: the layer's name without block numbers."""
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", module)
 
 
 @dataclass(frozen=True)
-class Side:
-    """One transformer of both models, and the layers of it to look at."""
+class TransformerPair:
+    """One transformer of both models, and a glob that selects its layers."""
 
     component: str
     reference: Checkpoint
@@ -86,26 +86,32 @@ class Side:
 
     @property
     def quantized(self) -> list[str]:
+        """Return the names of the selected quantized layers."""
         return [name for name in self.candidate.modules if fnmatchcase(name, self.pattern)]
 
     @property
     def names(self) -> list[str]:
-        """The quantized layers and their biases, and the unquantized tensors (X.weight, X.bias)."""
-        plain = [name for name in self.candidate.plain if fnmatchcase(name.rpartition(".")[0], self.pattern)]
+        """Return the selected quantized layers, their biases, and the unquantized tensors."""
+        plain = [
+            name
+            for name in self.candidate.plain
+            if fnmatchcase(name.rpartition(".")[0], self.pattern)
+        ]
         biases = [f"{name}.bias" for name in self.quantized if self._keeps_bias(name)]
         return [*self.quantized, *biases, *plain]
 
     def _keeps_bias(self, name: str) -> bool:
-        """Whether a quantized layer's bias is stored as the model has it."""
-        return self.candidate.scheme(name).name in KEEP_BIAS and "bias" in self.candidate.linear_shapes(name)
+        """Return whether a quantized layer's stored bias equals the model's."""
+        has_bias = "bias" in self.candidate.linear_shapes(name)
+        return has_bias and self.candidate.scheme(name).keeps_bias
 
-    def module(self, name: str) -> str:
-        """What the report calls a layer; those of a second transformer begin with their component."""
-        own = name.removesuffix(".weight")
-        return own if self.component == TRANSFORMER else f"{self.component}.{own}"
+    def report_name(self, name: str) -> str:
+        """Return a layer's name in the report. A second transformer's component is a prefix."""
+        module = name.removesuffix(".weight")
+        return module if self.component == TRANSFORMER else f"{self.component}.{module}"
 
-    def expected(self, name: str) -> Tensor | None:
-        """The reference's tensor, float32; of a quantized layer, what its file stands for. None where it has none."""
+    def reference_tensor(self, name: str) -> Tensor | None:
+        """Return the reference's tensor in float32, dequantized if needed; None if absent."""
         if name in self.reference.plain:
             return self.reference.tensor(name).float()
         module, _, leaf = name.rpartition(".")
@@ -113,21 +119,24 @@ class Side:
             return None
         return self.reference.weight(module) if leaf == "weight" else self.reference.bias(module)
 
-    def suspicion(self, name: str, limit: float, device: torch.device) -> Suspicion:
-        """What the signatures need to explain the error of a weight."""
+    def wrong_tensor(self, name: str, limit: float, device: torch.device) -> WrongTensor:
+        """Return the input of the signatures, which explain the error of a weight."""
         pieces = self._pieces(name, device)
-        weight = real_weight(pieces) if pieces else self._tensor(name).to(device)
-        expected = self.expected(f"{name}.weight" if pieces else name)
+        weight = dequantize_pieces(pieces) if pieces else self._tensor(name).to(device)
+        expected = self.reference_tensor(f"{name}.weight" if pieces else name)
         assert expected is not None  # noqa: S101
 
         def sibling(module: str) -> Tensor | None:
-            other = self.expected(f"{module}.{'bias' if name.endswith('.bias') else 'weight'}")
-            return None if other is None else other.to(device)
+            leaf = "bias" if name.endswith(".bias") else "weight"
+            tensor = self.reference_tensor(f"{module}.{leaf}")
+            return None if tensor is None else tensor.to(device)
 
-        return Suspicion(name.removesuffix(".weight"), weight, expected.to(device), pieces, sibling, limit)
+        return WrongTensor(
+            name.removesuffix(".weight"), weight, expected.to(device), pieces, sibling, limit
+        )
 
     def _tensor(self, name: str) -> Tensor:
-        """An unquantized tensor of the candidate, or the bias of a quantized layer, float32."""
+        """Return the candidate's unquantized tensor, or a quantized layer's bias, in float32."""
         if name in self.candidate.plain:
             return self.candidate.tensor(name).float()
         bias = self.candidate.bias(name.removesuffix(".bias"))
@@ -135,78 +144,103 @@ class Side:
         return bias
 
     def _pieces(self, name: str, device: torch.device) -> list[QuantTensor]:
-        """A quantized layer's, none of an unquantized tensor."""
-        return [piece.to(device) for piece in self.candidate.read(name)] if name in self.candidate.linears else []
+        """Return the pieces of a quantized layer, or an empty list for an unquantized tensor."""
+        return (
+            [piece.to(device) for piece in self.candidate.read(name)]
+            if name in self.candidate.linears
+            else []
+        )
 
 
-def measure(side: Side, name: str, samples: Sequence[Sample], candidate: Candidate, device: torch.device) -> Layer:
-    """Read one layer of the candidate and of the reference, and hold them against each other on the samples."""
-    suspicion = side.suspicion(name, 0.0, device)
-    pieces, weight, expected = suspicion.pieces, suspicion.weight, suspicion.expected
-    errors = relative_error(weight, expected), float(F.cosine_similarity(weight.flatten(), expected.flatten(), dim=0))
+def measure(
+    pair: TransformerPair,
+    name: str,
+    samples: Sequence[InputSample],
+    candidate: ModelSpec,
+    device: torch.device,
+) -> LayerErrors:
+    """Compare one layer of the candidate with the reference's, on recorded inputs."""
+    tensor = pair.wrong_tensor(name, 0.0, device)
+    pieces, weight, expected = tensor.pieces, tensor.weight, tensor.expected
+    errors = (
+        relative_error(weight, expected),
+        float(F.cosine_similarity(weight.flatten(), expected.flatten(), dim=0)),
+    )
     if not pieces:
-        return Layer(side.module(name), PLAIN, "", *errors)
-    product = _Product(pieces, expected, side.expected(f"{name}.bias"), candidate, device)
-    steps = tuple(product.errors(sample) for sample in samples)
-    return Layer(side.module(name), pieces[0].scheme.name, product.backend, *errors, steps)
+        return LayerErrors(pair.report_name(name), PLAIN, "", *errors)
+    bias = pair.reference_tensor(f"{name}.bias")
+    comparison = _LayerComparison(pieces, expected, bias, candidate, device)
+    steps = tuple(comparison.errors(sample) for sample in samples)
+    scheme, backend = pieces[0].scheme.name, comparison.backend
+    return LayerErrors(pair.report_name(name), scheme, backend, *errors, steps)
 
 
 @dataclass
-class _Product:
-    """A candidate's layer as the loader makes it, beside the reference's weight and bias."""
+class _LayerComparison:
+    """A candidate's layer as the loader builds it, with the reference's weight and bias."""
 
     pieces: Sequence[QuantTensor]
     weight: Tensor
     bias: Tensor | None
-    candidate: Candidate
+    candidate: ModelSpec
     device: torch.device
     layer: QuantLinear | SplitLinear = field(init=False)
 
     def __post_init__(self) -> None:
-        self.layer = linear_of(self.pieces, activations=self.candidate.activations, only=self.candidate.backend)
+        self.layer = make_linear(
+            self.pieces, activations=self.candidate.activations, backend_name=self.candidate.backend
+        )
         self.bias = None if self.bias is None else self.bias.to(self.device)
 
     @property
     def backend(self) -> str:
-        return ", ".join(sorted({product.selection.backend.name for product in self.layer.products}))
+        return ", ".join(
+            sorted({sublayer.selection.backend.name for sublayer in self.layer.sublayers})
+        )
 
     @torch.no_grad()
-    def errors(self, sample: Sample) -> StepErrors:
+    def errors(self, sample: InputSample) -> StepErrors:
         x = sample.rows.to(self.device)
-        chosen, exact = self.layer(x), F.linear(x.float(), self.weight, self.bias)
-        with use_backend("reference"):
-            truth = self.layer(x)
+        backend_output, bf16_output = self.layer(x), F.linear(x.float(), self.weight, self.bias)
+        with use_backend(self.layer, "reference"):
+            reference_output = self.layer(x)
+        quantizes = self.candidate.activations == QUANTIZED_ACTIVATIONS
         return StepErrors(
             step=sample.step,
-            input=input_range(self.pieces, sample) if self.candidate.activations == AS_STORED else None,
-            kernel_error=relative_error(chosen, truth),
-            backend_error=relative_error(chosen, exact),
-            output_error=relative_error(truth, exact),
+            input=input_range(self.pieces, sample) if quantizes else None,
+            kernel_error=relative_error(backend_output, reference_output),
+            backend_error=relative_error(backend_output, bf16_output),
+            output_error=relative_error(reference_output, bf16_output),
         )
 
 
-def with_z(layers: Sequence[Layer]) -> list[Layer]:
-    """The same layers with their z scores; of a group that is too small, among all layers of the scheme."""
+def with_z(layers: Sequence[LayerErrors]) -> list[LayerErrors]:
+    """Return the layers with their z scores."""
     quantized = [layer for layer in layers if layer.scheme != PLAIN]
     return [_with_z(layer, quantized) if layer.scheme != PLAIN else layer for layer in layers]
 
 
-def _with_z(layer: Layer, layers: Sequence[Layer]) -> Layer:
-    same = [other for other in layers if other.scheme == layer.scheme]
-    role = [other for other in same if other.group == layer.group]
-    kin = role if len(role) >= FEWEST else same
+def _with_z(layer: LayerErrors, layers: Sequence[LayerErrors]) -> LayerErrors:
+    same_scheme = [other for other in layers if other.scheme == layer.scheme]
+    same_role = [other for other in same_scheme if other.group == layer.group]
+    # Output errors depend on the inputs, which are similar only within a role.
+    group = same_role if len(same_role) >= MIN_GROUP_SIZE else same_scheme
     steps = []
-    for own in layer.steps:
-        errors = [step.output_error for other in kin for step in other.steps if step.step == own.step]
-        steps.append(replace(own, z=z_score(own.output_error, errors)))
-    weight_z = z_score(layer.weight_error, [other.weight_error for other in same])
+    for step in layer.steps:
+        errors = [s.output_error for other in group for s in other.steps if s.step == step.step]
+        steps.append(replace(step, z=z_score(step.output_error, errors)))
+    weight_z = z_score(layer.weight_error, [other.weight_error for other in same_scheme])
     return replace(layer, weight_z=weight_z, steps=tuple(steps))
 
 
 def z_score(value: float, group: Sequence[float]) -> float:
-    """Robust z score, 1.4826 * MAD for the deviation; 0 in a small group, or near its median whatever the deviation."""
-    middle = median(group)
-    if len(group) < FEWEST or value < Z_RATIO * middle:
+    """Return a robust z score: (value - median) / (1.4826 * MAD).
+
+    Return 0 in a small group, and for values below Z_RATIO times the median: errors of one scheme
+    often differ by a few percent, so that the MAD is tiny and meaningless.
+    """
+    center = median(group)
+    if len(group) < MIN_GROUP_SIZE or value < Z_RATIO * center:
         return 0.0
-    spread = 1.4826 * median(abs(other - middle) for other in group)
-    return (value - middle) / max(spread, 0.01 * middle, 1e-12)
+    deviation = 1.4826 * median(abs(other - center) for other in group)
+    return (value - center) / max(deviation, 0.01 * center, 1e-12)

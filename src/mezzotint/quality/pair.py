@@ -1,4 +1,4 @@
-"""A reference and a candidate opened side by side, as `diagnose` looks at them."""
+"""A reference and a candidate whose transformers are opened in pairs, for `diagnose`."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,26 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from mezzotint.builtin import resolve
 from mezzotint.errors import BadRequest
 from mezzotint.families import Sampling
-from mezzotint.kernels import device_of
-from mezzotint.loading import LoadPlan
-from mezzotint.pipelines import plan_transformers, settings_for
-from mezzotint.quality.candidate import Candidate, read_sources
-from mezzotint.quality.layers import Side
+from mezzotint.generation.transformer_planning import PlannedTransformers
+from mezzotint.kernels import resolve_device
+from mezzotint.quality.candidate import ModelSpec, parse_sources
+from mezzotint.quality.layers import TransformerPair
 from mezzotint.quality.prompts import Prompt, prompts_for
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two models, the transformers of both, and what is painted to look at them."""
+class ModelPair:
+    """Two models, their transformers in pairs, and the prompts and settings to generate with."""
 
-    reference: Candidate
-    candidate: Candidate
-    sides: tuple[Side, ...]
+    reference: ModelSpec
+    candidate: ModelSpec
+    transformers: tuple[TransformerPair, ...]
     prompts: tuple[Prompt, ...]
     seed: int
     sampling: Sampling
@@ -33,14 +30,15 @@ class Pair:
 
     @property
     def settings(self) -> dict[str, Any]:
+        """Return the settings as the report shows them."""
         return {
             "prompts": [prompt.text for prompt in self.prompts],
             "images": [prompt.image.to_dict() if prompt.image else None for prompt in self.prompts],
             "seed": self.seed,
             "steps": self.sampling.steps,
-            "size": [self.sampling.width or self.sampling.size, self.sampling.size],
+            "size": [self.sampling.width or self.sampling.height, self.sampling.height],
             "frames": self.sampling.num_frames,
-            "layers": self.sides[0].pattern,
+            "layers": self.transformers[0].pattern,
             "device": str(self.device),
         }
 
@@ -57,58 +55,71 @@ def open_pair(
     device: str | torch.device | None,
     size: Mapping[str, int] | None = None,
     frames: int | None = None,
-) -> Pair:
-    """Open both, no weight read; the arguments are those of `diagnose`. Raises MezzotintError if they do not fit."""
-    first, second = read_sources(reference, [candidate], model)
-    chosen = prompts_for([first.model, second.model], prompts, image)[: None if prompts else 1]
-    return Pair(
+) -> ModelPair:
+    """Open both models without reading a weight.
+
+    The arguments are the arguments of `diagnose`. Raises MezzotintError if they do not fit.
+    """
+    first, second = parse_sources(reference, [candidate], model)
+    chosen = prompts_for([first.source, second.source], prompts, image)[: None if prompts else 1]
+    return ModelPair(
         first,
         second,
-        tuple(sides_of(first, second, layers)),
+        tuple(transformer_pairs(first, second, layers)),
         chosen,
         seed,
-        settings_for(first.model, chosen[0].picture, steps=steps, num_frames=frames, **(size or {})),
-        device_of(device),
+        first.source.sampling(
+            chosen[0].source_image, steps=steps, num_frames=frames, **(size or {})
+        ),
+        resolve_device(device),
     )
 
 
-Opened = Mapping[str, tuple[LoadPlan, nn.Module]]
-"""{component: how one model's transformer would be loaded, and into what}"""
+def plan_model(model: ModelSpec) -> PlannedTransformers:
+    """Return the load plans of a model's transformers without reading a weight."""
+    return model.source.plan(model.activations)
 
 
-def opened(source: Candidate) -> Opened:
-    """The transformers of a model, no weight read."""
-    return plan_transformers(resolve(source.model), source.transformer, source.transformer_2, source.activations)
+def transformer_pairs(
+    reference: ModelSpec, candidate: ModelSpec, layers: str
+) -> list[TransformerPair]:
+    """Return every transformer of both models in pairs.
 
-
-def sides_of(reference: Candidate, candidate: Candidate, layers: str) -> list[Side]:
-    """Every transformer of both models. Raises BadRequest if they do not have the same ones, or none such a layer."""
-    first, second = opened(reference), opened(candidate)
+    Raises BadRequest if the tensors of the models differ, or no layer matches `layers`.
+    """
+    first, second = plan_model(reference), plan_model(candidate)
     if not same_tensors(first, second):
         raise BadRequest(
-            "the reference and the candidate are not the same model: their tensors differ in name or shape",
-            "name the unquantized model that the candidate was made of.",
+            "the reference and the candidate are not the same model: "
+            "their tensors differ in name or shape",
+            "name the unquantized model that the candidate was made from.",
         )
-    sides = paired(first, second, layers)
-    if not any(side.names for side in sides):
+    pairs = pair_transformers(first, second, layers)
+    if not any(pair.names for pair in pairs):
         raise BadRequest(
-            f"--layers is {layers!r}, and no layer is called so", "`mezzotint inspect --layers` lists them."
+            f"--layers is {layers!r}, and no layer matches it",
+            "`mezzotint inspect --layers` lists the layers.",
         )
-    return sides
+    return pairs
 
 
-def paired(reference: Opened, candidate: Opened, layers: str) -> list[Side]:
-    """The transformers of two models of the same tensors, side by side."""
-    return [Side(name, reference[name][0].checkpoint, candidate[name][0].checkpoint, layers) for name in reference]
+def pair_transformers(
+    reference: PlannedTransformers, candidate: PlannedTransformers, layers: str
+) -> list[TransformerPair]:
+    """Pair the transformers of two models that have the same tensors."""
+    return [
+        TransformerPair(name, reference[name][0].checkpoint, candidate[name][0].checkpoint, layers)
+        for name in reference
+    ]
 
 
-def same_tensors(first: Opened, second: Opened) -> bool:
-    """Whether two models are to be filled with tensors of the same names and shapes."""
+def same_tensors(first: PlannedTransformers, second: PlannedTransformers) -> bool:
+    """Return whether two models need tensors of the same names and shapes."""
     return _shapes(first) == _shapes(second)
 
 
-def _shapes(plans: Opened) -> dict[str, tuple[int, ...]]:
-    """{component and tensor: shape} of the models that are to be filled."""
+def _shapes(plans: PlannedTransformers) -> dict[str, tuple[int, ...]]:
+    """Return {component and tensor name: shape} of the tensors that the models need."""
     return {
         f"{component}.{name}": tuple(value.shape)
         for component, (_, model) in plans.items()
@@ -117,14 +128,16 @@ def _shapes(plans: Opened) -> dict[str, tuple[int, ...]]:
 
 
 class Progress:
-    """Counts what is done, and says so."""
+    """A counter of finished work items that reports each one to a callback."""
 
     def __init__(self, total: int, on_progress: Callable[[int, int, str], None]) -> None:
         self.done, self.total, self.on_progress = 0, total, on_progress
 
-    def __call__(self, what: str) -> None:
+    def __call__(self, message: str) -> None:
+        """Count one finished item and report it."""
         self.done += 1
-        self.say(what)
+        self.report(message)
 
-    def say(self, what: str) -> None:
-        self.on_progress(self.done, self.total, what)
+    def report(self, message: str) -> None:
+        """Report the current state without counting an item."""
+        self.on_progress(self.done, self.total, message)

@@ -1,4 +1,4 @@
-"""What a loaded transformer really holds: a checkpoint may say FP8 and be BF16."""
+"""Resident weights of a loaded transformer: a checkpoint may claim FP8 and contain BF16."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -8,22 +8,22 @@ from torch import nn
 
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.costs import resident_bytes
-from mezzotint.formats.modelopt import quantization
+from mezzotint.formats.readers.modelopt import declared_quantization
+from mezzotint.generation.pipeline import transformers_of
 from mezzotint.hub import AnyPath
 from mezzotint.nn import quant_linears
-from mezzotint.pipelines import transformers_of
 
 
 @dataclass(frozen=True)
 class Resident:
-    """How the weights of a pipeline's transformers are held in memory.
+    """The weights of a pipeline's transformers in memory.
 
-    bytes             {dtype: bytes} of the transformers' parameters and buffers
-    pipeline_bytes    the same of all components
-    quantized_share   of the weights of all linear layers, those that are held quantized
-    bits_per_weight   of all linear layers, their scales counted too
-    quantized_bits    the same of those that are held quantized; of all where none is
-    unit_input_scales static input scales that are exactly 1, which no calibration gives
+    bytes              {dtype: bytes} of the transformers' parameters and buffers
+    pipeline_bytes     {dtype: bytes} of the parameters and buffers of all components
+    quantized_share    quantized share of the weights of all linear layers
+    bits_per_weight    average over all linear layers, including scales
+    quantized_bits     bits per weight of the quantized layers; of all layers if none is quantized
+    unit_input_scales  number of static input scales that are exactly 1, which no calibration gives
     """
 
     bytes: Mapping[str, int]
@@ -37,34 +37,45 @@ class Resident:
         return asdict(self)
 
 
-def claim_of(path: AnyPath) -> str | None:
-    """What the files beside a checkpoint's weights say of its quantization ("config.json: FP8"); None if nothing.
+def quantization_claim(path: AnyPath) -> str | None:
+    """Return what a checkpoint's metadata claims about quantization, such as "config.json: FP8".
 
-    Neither the tensors' dtypes nor their names are asked: those are what the claim is held against.
+    Return None without a claim. Names and dtypes of tensors are not used, because the claim is
+    checked against them.
     """
     header = Checkpoint.open(path).header
-    declared = quantization(header)
+    declared = declared_quantization(header)
     if declared:
         return f"{declared['file']}: {declared.get('quant_algo') or declared.get('quant_method')}"
     note = next((key for key in header.metadata if "quantization" in key), None)
     return None if note is None else f"{note} in the file's metadata"
 
 
-def resident(pipe: Any) -> Resident:
-    """Count what a pipeline's transformers hold."""
+def measure_resident(pipe: Any) -> Resident:
+    """Measure the resident weights of a pipeline's transformers."""
     transformers = transformers_of(pipe).values()
     quantized = [layer for model in transformers for layer in quant_linears(model).values()]
-    plain = [layer for model in transformers for layer in model.modules() if isinstance(layer, nn.Linear)]
-    weights = sum(layer.out_features * layer.in_features for layer in quantized)
-    others = sum(layer.weight.numel() for layer in plain)
-    parts = [product.weight_tensor.parts for layer in quantized for product in layer.products]
-    held = sum(buffer.nbytes for layer in quantized for buffer in layer.buffers())
-    held_plain = sum(layer.weight.nbytes for layer in plain)
+    plain = [
+        layer for model in transformers for layer in model.modules() if isinstance(layer, nn.Linear)
+    ]
+    quantized_weights = sum(layer.out_features * layer.in_features for layer in quantized)
+    plain_weights = sum(layer.weight.numel() for layer in plain)
+    weights = quantized_weights + plain_weights
+    quantized_bytes = sum(buffer.nbytes for layer in quantized for buffer in layer.buffers())
+    plain_bytes = sum(layer.weight.nbytes for layer in plain)
+    parts = [sublayer.quant_weight.parts for layer in quantized for sublayer in layer.sublayers]
+    bits_per_weight = 8 * (quantized_bytes + plain_bytes) / weights
     return Resident(
         bytes=resident_bytes(transformers),
-        pipeline_bytes=resident_bytes(part for part in pipe.components.values() if isinstance(part, nn.Module)),
-        quantized_share=weights / (weights + others),
-        bits_per_weight=8 * (held + held_plain) / (weights + others),
-        quantized_bits=8 * held / weights if weights else 8 * held_plain / others,
-        unit_input_scales=sum(bool((own["input_scale"] == 1).all()) for own in parts if "input_scale" in own),
+        pipeline_bytes=resident_bytes(
+            part for part in pipe.components.values() if isinstance(part, nn.Module)
+        ),
+        quantized_share=quantized_weights / weights,
+        bits_per_weight=bits_per_weight,
+        quantized_bits=8 * quantized_bytes / quantized_weights if quantized else bits_per_weight,
+        unit_input_scales=sum(
+            bool((tensors["input_scale"] == 1).all())
+            for tensors in parts
+            if "input_scale" in tensors
+        ),
     )

@@ -1,45 +1,44 @@
-"""Why a weight is wrong: each cause is a hypothesis, and its test is to undo it and see whether the error falls.
+"""Signatures of faults: each undoes one possible cause of a wrong weight.
 
-A cause that is undone brings a wrong weight back to what rounding alone does to it. The hypotheses are tried in the
-order of `SIGNATURES`, the particular ones before the general ones.
+A cause explains a wrong weight if undoing it reduces the error to the usual quantization error.
+Signatures are tried in the order of `SIGNATURES`, from specific to general, because a general
+correction, such as a factor, can also reduce the error of a specific fault.
 """
 
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
 
+from mezzotint.families import Family, families
 from mezzotint.layouts.nunchaku import WARP, from_vector_fragments, to_vector_fragments
 from mezzotint.layouts.tiles import from_tiles, padded_shape, to_tiles
 from mezzotint.tensor import QuantTensor
 
-FALL = 1.5
-"""How many times smaller the error has to be with a cause undone. 4 bits alone cost 0.1, so that a fault of 0.2 that is
-found out falls by no more than 2; that what is left must be sound is the stricter condition."""
+MIN_ERROR_RATIO = 1.5
+"""Required ratio of the errors before and after a correction. It is small, because 4-bit
+quantization alone costs 0.1: a fault with an error of 0.2 improves only by a factor of 2. The limit
+on the remaining error is the stricter condition."""
 DECODED_SCALES = ("weight_scale", "global_scale", "channel_scale", "pre_quant_scale", "smooth")
 VECTORS = ("pre_quant_scale", "smooth", "channel_scale")
-SIBLINGS = (("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj"), ("w1", "w3"))
-"""Layers of one parent and one shape that an exporter may take for one another; w1 and w3 are gate and up (Z-Image)."""
-MODULATION = re.compile(r"norm|_mod\b|modulation")
-"""In the names of layers that give AdaLN's shift, scale and gate: FLUX's norms, Qwen-Image's img_mod, FLUX.2's and
-Z-Image's modulations."""
 SHIFT_AND_SCALE = ((1, 0), (1, 0, 2), (1, 0, 2, 4, 3, 5))
-"""The parts of AdaLN's modulation with shift and scale exchanged: alone, with a gate, and two of the latter."""
+"""Orders of the parts of AdaLN's modulation with shift and scale exchanged: without a gate, with a
+gate, and for two sublayers with a gate."""
 LOW_RANK = {"lora_down": "proj_down", "lora_up": "proj_up"}
 
 
 @dataclass(frozen=True)
-class Suspicion:
-    """A tensor that is not what the reference has.
+class WrongTensor:
+    """A tensor that differs from the reference's.
 
-    weight     as the candidate's file stands for it, float32; a layer's is [out, in]
-    expected   the reference's, of the same shape
-    pieces     the quantized parts that `weight` was decoded from; none for an unquantized tensor
-    sibling    gives the reference's weight, or bias, of another module, or None where it has none
-    limit      the relative error that rounding alone may give
+    weight     the candidate's dequantized tensor, float32; [out, in] for a layer
+    expected   the reference's tensor, of the same shape
+    pieces     quantized tensors that `weight` was dequantized from; empty for an unquantized tensor
+    sibling    function that returns the reference's weight, or bias, of another module, or None
+    limit      largest relative error that quantization alone causes
     """
 
     module: str
@@ -52,7 +51,7 @@ class Suspicion:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The cause that, undone, leaves the smaller error; `detail` says what exactly was undone."""
+    """A cause, what exactly was undone, and the relative errors before and after that."""
 
     cause: str
     detail: str
@@ -60,80 +59,106 @@ class Explanation:
     after: float
 
     def __str__(self) -> str:
-        said = f"{self.detail}; " if self.detail else ""
-        return f"{said}undone, the weight's error falls from {self.before:.3g} to {self.after:.3g}"
+        detail = f"{self.detail}; " if self.detail else ""
+        errors = f"from {self.before:.3g} to {self.after:.3g}"
+        return f"{detail}undoing this reduces the weight's error {errors}"
 
 
-Trial = tuple[str, Tensor, Tensor]
-"""(detail, the weight with a cause undone, what it is to be)"""
+Correction = tuple[str, Tensor, Tensor]
+"""(detail, corrected weight, expected weight)"""
 Parts = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Signature:
-    """One cause; `undo` gives the trials that would follow from it, none where it cannot be."""
+    """One cause. `undo` yields corrections, and nothing if the cause is impossible for a tensor."""
 
     cause: str
-    undo: Callable[[Suspicion], Iterator[Trial]]
+    undo: Callable[[WrongTensor], Iterator[Correction]]
 
 
 def relative_error(values: Tensor, expected: Tensor) -> float:
-    """|values - expected| / |expected| (Frobenius); infinite where something is not a number."""
+    """Return |values - expected| / |expected| in the Frobenius norm; infinity if a value is NaN."""
     tiny = torch.finfo(torch.float32).tiny
-    error = float((values.float() - expected.float()).norm() / expected.float().norm().clamp_min(tiny))
+    error = float(
+        (values.float() - expected.float()).norm() / expected.float().norm().clamp_min(tiny)
+    )
     return math.inf if math.isnan(error) else error
 
 
-def explain(suspicion: Suspicion) -> Explanation | None:
-    """The first cause of `SIGNATURES` that accounts for the error, or None."""
-    before = relative_error(suspicion.weight, suspicion.expected)
+def explain(tensor: WrongTensor) -> Explanation | None:
+    """Return the first cause of `SIGNATURES` that explains the error, or None."""
+    before = relative_error(tensor.weight, tensor.expected)
     for signature in SIGNATURES:
-        for detail, weight, expected in signature.undo(suspicion):
+        for detail, weight, expected in signature.undo(tensor):
             after = relative_error(weight, expected)
-            if after <= suspicion.limit and before >= FALL * after:
+            if after <= tensor.limit and before >= MIN_ERROR_RATIO * after:
                 return Explanation(signature.cause, detail, before, after)
     return None
 
 
-def _not_finite(suspicion: Suspicion) -> Iterator[Trial]:
-    sound = suspicion.weight.isfinite()
-    if not sound.all():
-        yield f"{(~sound).sum()} values", torch.where(sound, suspicion.weight, suspicion.expected), suspicion.expected
+def _not_finite(tensor: WrongTensor) -> Iterator[Correction]:
+    is_finite = tensor.weight.isfinite()
+    if not is_finite.all():
+        yield (
+            f"{(~is_finite).sum()} values",
+            torch.where(is_finite, tensor.weight, tensor.expected),
+            tensor.expected,
+        )
 
 
-def _zero(suspicion: Suspicion) -> Iterator[Trial]:
-    """Whole output features that are zero, or whose codes are: then a low-rank branch is left."""
-    weight, expected = suspicion.weight, suspicion.expected
+def _zero(tensor: WrongTensor) -> Iterator[Correction]:
+    """Replace output features whose weights, or whose codes, are all zero.
+
+    With zero codes, the weight of an SVDQuant layer is not zero: its low-rank branch remains.
+    """
+    weight, expected = tensor.weight, tensor.expected
     empty = (weight == 0).flatten(1).all(1) if weight.ndim > 1 else weight == 0
-    codes = [piece.parts["codes"].view(torch.uint8) for piece in suspicion.pieces if "codes" in piece.parts]
-    if codes and len(codes) == len(suspicion.pieces) and all(len(own) == len(weight) for own in codes):
+    codes = [
+        piece.parts["codes"].view(torch.uint8) for piece in tensor.pieces if "codes" in piece.parts
+    ]
+    same_rows = all(len(piece_codes) == len(weight) for piece_codes in codes)
+    if codes and len(codes) == len(tensor.pieces) and same_rows:
         empty = empty | (torch.cat(codes, dim=1) == 0).all(1)
     if empty.any():
         mask = empty.reshape(-1, *[1] * (weight.ndim - 1))
-        yield f"{empty.sum()} of {len(empty)} output features", torch.where(mask, expected, weight), expected
+        yield (
+            f"{empty.sum()} of {len(empty)} output features",
+            torch.where(mask, expected, weight),
+            expected,
+        )
 
 
-def _edited(suspicion: Suspicion, detail: str, edit: Callable[[Parts], Parts]) -> Iterator[Trial]:
-    """The weight that other parts would stand for: `edit` gives those that change, none where it does not apply."""
-    edits = [edit(dict(piece.parts)) for piece in suspicion.pieces]
+def _with_parts(
+    tensor: WrongTensor, detail: str, edit: Callable[[Parts], Parts]
+) -> Iterator[Correction]:
+    """Dequantize with edited parts.
+
+    edit   returns the parts that change, and an empty dict if it does not apply
+    """
+    edits = [edit(dict(piece.parts)) for piece in tensor.pieces]
     if any(edits):
-        both = zip(suspicion.pieces, edits, strict=True)
-        weights = [piece.scheme.dequantize({**piece.parts, **parts}) for piece, parts in both]
-        yield detail, torch.cat(weights, dim=1), suspicion.expected
+        weights = [
+            piece.scheme.dequantize({**piece.parts, **parts})
+            for piece, parts in zip(tensor.pieces, edits, strict=True)
+        ]
+        yield detail, torch.cat(weights, dim=1), tensor.expected
 
 
-def _nibbles(suspicion: Suspicion) -> Iterator[Trial]:
+def _nibbles(tensor: WrongTensor) -> Iterator[Correction]:
     def swap(parts: Parts) -> Parts:
         codes = parts.get("codes")
-        return {} if codes is None or codes.dtype != torch.uint8 else {"codes": (codes >> 4) | (codes << 4)}
+        if codes is None or codes.dtype != torch.uint8:
+            return {}
+        return {"codes": (codes >> 4) | (codes << 4)}
 
-    yield from _edited(suspicion, "", swap)
+    yield from _with_parts(tensor, "", swap)
 
 
-def _tiles(suspicion: Suspicion) -> Iterator[Trial]:
-    """Stored in 128x4 tiles and read as rows, or the other way round; whole tiles only."""
+def _tiles(tensor: WrongTensor) -> Iterator[Correction]:
+    """Reorder block scales between 128x4 tiles and rows. Only complete tiles are reordered."""
 
-    def rearranged(arrange: Callable[[Tensor], Tensor]) -> Callable[[Parts], Parts]:
+    def rearrange(arrange: Callable[[Tensor], Tensor]) -> Callable[[Parts], Parts]:
         def edit(parts: Parts) -> Parts:
             scales = parts.get("block_scale")
             if scales is None or tuple(scales.shape) != padded_shape(*scales.shape):
@@ -144,91 +169,120 @@ def _tiles(suspicion: Suspicion) -> Iterator[Trial]:
 
         return edit
 
-    yield from _edited(suspicion, "tiles are read as rows", rearranged(lambda raw: from_tiles(raw, *raw.shape)))
-    yield from _edited(suspicion, "rows are read as tiles", rearranged(to_tiles))
+    yield from _with_parts(
+        tensor, "tiles are read as rows", rearrange(lambda raw: from_tiles(raw, *raw.shape))
+    )
+    yield from _with_parts(tensor, "rows are read as tiles", rearrange(to_tiles))
 
 
-def _fragments(suspicion: Suspicion) -> Iterator[Trial]:
-    def rearranged(arrange: Callable[[Tensor], Tensor], name: str) -> Callable[[Parts], Parts]:
+def _fragments(tensor: WrongTensor) -> Iterator[Correction]:
+    """Reorder channel vectors between plain order and the fragment order of Nunchaku's kernels."""
+
+    def rearrange(arrange: Callable[[Tensor], Tensor], name: str) -> Callable[[Parts], Parts]:
         def edit(parts: Parts) -> Parts:
             vector = parts.get(name)
-            return {} if vector is None or vector.numel() % WARP else {name: arrange(vector).reshape(vector.shape)}
+            if vector is None or vector.numel() % WARP:
+                return {}
+            return {name: arrange(vector).reshape(vector.shape)}
 
         return edit
 
     for name in VECTORS:
-        plain = rearranged(lambda vector: from_vector_fragments(vector.reshape(1, -1)), name)
-        packed = rearranged(lambda vector: to_vector_fragments(vector.reshape(-1, 1)), name)
-        yield from _edited(suspicion, f"{name} is read as plain", plain)
-        yield from _edited(suspicion, f"{name} is plain", packed)
+        plain = rearrange(lambda vector: from_vector_fragments(vector.reshape(1, -1)), name)
+        packed = rearrange(lambda vector: to_vector_fragments(vector.reshape(-1, 1)), name)
+        yield from _with_parts(tensor, f"{name} is read as plain", plain)
+        yield from _with_parts(tensor, f"{name} is plain", packed)
 
 
-def _inverted(suspicion: Suspicion) -> Iterator[Trial]:
+def _inverted(tensor: WrongTensor) -> Iterator[Correction]:
     for name in DECODED_SCALES:
 
         def invert(parts: Parts, name: str = name) -> Parts:
             return {name: parts[name].float().reciprocal()} if name in parts else {}
 
-        yield from _edited(suspicion, name, invert)
+        yield from _with_parts(tensor, name, invert)
 
 
-def _low_rank(suspicion: Suspicion) -> Iterator[Trial]:
-    """The branch belongs on the layer's own input where it was given the scaled one, or the other way round."""
-    for names in (LOW_RANK, {own: scaled for scaled, own in LOW_RANK.items()}):
-        if all(set(names) & piece.parts.keys() for piece in suspicion.pieces) and suspicion.pieces:
+def _low_rank(tensor: WrongTensor) -> Iterator[Correction]:
+    """Move the low-rank branch between the smoothed and the unsmoothed input."""
+    for names in (LOW_RANK, {new: old for old, new in LOW_RANK.items()}):
+        if all(set(names) & piece.parts.keys() for piece in tensor.pieces) and tensor.pieces:
             weights = [
-                piece.scheme.dequantize({names.get(name, name): part for name, part in piece.parts.items()})
-                for piece in suspicion.pieces
+                piece.scheme.dequantize(
+                    {names.get(name, name): part for name, part in piece.parts.items()}
+                )
+                for piece in tensor.pieces
             ]
-            given = "the scaled input" if names is LOW_RANK else "the layer's own input"
-            yield f"it was given {given}", torch.cat(weights, dim=1), suspicion.expected
+            actual = "the scaled input" if names is LOW_RANK else "the layer's own input"
+            yield f"it was given {actual}", torch.cat(weights, dim=1), tensor.expected
 
 
-def _siblings(names: Sequence[tuple[str, ...]]) -> Callable[[Suspicion], Iterator[Trial]]:
-    def undo(suspicion: Suspicion) -> Iterator[Trial]:
-        parent, _, leaf = suspicion.module.removesuffix(".bias").rpartition(".")
-        for other in next((group for group in names if leaf in group), ()):
-            expected = None if other == leaf else suspicion.sibling(f"{parent}.{other}")
-            if expected is not None and expected.shape == suspicion.weight.shape:
-                yield f"it is {other}", suspicion.weight, expected
-                if suspicion.pieces:
-                    fitted = _rescaled(suspicion, expected)
-                    yield f"its codes are those of {other}, its scales its own", fitted, expected
+def _siblings(
+    groups_of: Callable[[Family], Sequence[tuple[str, ...]]],
+) -> Callable[[WrongTensor], Iterator[Correction]]:
+    """Return a correction that takes a layer for one of its siblings, by any family's groups."""
+
+    def undo(tensor: WrongTensor) -> Iterator[Correction]:
+        parent, _, leaf = tensor.module.removesuffix(".bias").rpartition(".")
+        groups = chain.from_iterable(map(groups_of, families().values()))
+        for sibling in next((group for group in groups if leaf in group), ()):
+            expected = None if sibling == leaf else tensor.sibling(f"{parent}.{sibling}")
+            if expected is not None and expected.shape == tensor.weight.shape:
+                yield f"it is {sibling}", tensor.weight, expected
+                if tensor.pieces:
+                    fitted = _rescale(tensor, expected)
+                    yield f"its codes are those of {sibling}, but not its scales", fitted, expected
 
     return undo
 
 
-def _rescaled(suspicion: Suspicion, expected: Tensor) -> Tensor:
-    """The weight with the scales of its blocks, or else of its rows, as they fit best."""
-    blocks = [piece.parts["block_scale"].shape[1] for piece in suspicion.pieces if "block_scale" in piece.parts]
+def _rescale(tensor: WrongTensor, expected: Tensor) -> Tensor:
+    """Return the weight with least-squares scales per block, or per row if it has no blocks."""
+    blocks = [
+        piece.parts["block_scale"].shape[1]
+        for piece in tensor.pieces
+        if "block_scale" in piece.parts
+    ]
     count = sum(blocks) or 1
-    weight, wanted = (values.reshape(len(values), count, -1) for values in (suspicion.weight, expected))
+    weight, target = (
+        values.reshape(len(values), count, -1) for values in (tensor.weight, expected)
+    )
     tiny = torch.finfo(torch.float32).tiny
-    scales = (weight * wanted).sum(-1, keepdim=True) / weight.square().sum(-1, keepdim=True).clamp_min(tiny)
+    squares = weight.square().sum(-1, keepdim=True).clamp_min(tiny)
+    scales = (weight * target).sum(-1, keepdim=True) / squares
     return (weight * scales.clamp_min(0)).flatten(1)
 
 
-def _modulation(suspicion: Suspicion) -> Iterator[Trial]:
-    """Of the output features of a modulation: shift and scale."""
+def _is_modulation(module: str) -> bool:
+    """Return whether a layer computes AdaLN's shift, scale and gate, by any family's names."""
+    return any(word in module for f in families().values() for word in f.modulation_words)
+
+
+def _modulation(tensor: WrongTensor) -> Iterator[Correction]:
+    """Exchange shift and scale in the output features of a modulation."""
     for order in SHIFT_AND_SCALE:
-        if MODULATION.search(suspicion.module) and len(suspicion.weight) % len(order) == 0:
-            parts = suspicion.weight.chunk(len(order))
+        if _is_modulation(tensor.module) and len(tensor.weight) % len(order) == 0:
+            parts = tensor.weight.chunk(len(order))
             detail = f"of {len(order)} parts" if len(order) > 2 else ""
-            yield detail, torch.cat([parts[i] for i in order]), suspicion.expected
+            yield detail, torch.cat([parts[i] for i in order]), tensor.expected
 
 
-def _gate_and_up(suspicion: Suspicion) -> Iterator[Trial]:
-    """Halves of the output features of any other layer."""
-    if not MODULATION.search(suspicion.module) and len(suspicion.weight) % 2 == 0:
-        yield "", torch.cat(suspicion.weight.chunk(2)[::-1]), suspicion.expected
+def _gate_and_up(tensor: WrongTensor) -> Iterator[Correction]:
+    """Exchange the halves of the output features of any layer but a modulation."""
+    if not _is_modulation(tensor.module) and len(tensor.weight) % 2 == 0:
+        yield "", torch.cat(tensor.weight.chunk(2)[::-1]), tensor.expected
 
 
-def _factor(suspicion: Suspicion) -> Iterator[Trial]:
-    """The least-squares factor between the two weights."""
-    size = suspicion.weight.square().sum()
+def _factor(tensor: WrongTensor) -> Iterator[Correction]:
+    """Multiply by the least-squares factor between both weights."""
+    size = tensor.weight.square().sum()
     if size > 0:
-        factor = (suspicion.weight * suspicion.expected).sum() / size
-        yield f"they are {1 / float(factor):.3g} times too large", suspicion.weight * factor, suspicion.expected
+        factor = (tensor.weight * tensor.expected).sum() / size
+        yield (
+            f"they are {1 / float(factor):.3g} times too large",
+            tensor.weight * factor,
+            tensor.expected,
+        )
 
 
 SIGNATURES = (
@@ -239,8 +293,8 @@ SIGNATURES = (
     Signature("vectors in fragment order", _fragments),
     Signature("scale direction inverted", _inverted),
     Signature("low-rank fed the wrong x", _low_rank),
-    Signature("q/k/v order", _siblings(SIBLINGS[:2])),
-    Signature("gate/up order", _siblings(SIBLINGS[2:])),
+    Signature("q/k/v order", _siblings(lambda family: family.qkv)),
+    Signature("gate/up order", _siblings(lambda family: family.gate_up)),
     Signature("halves of AdaLN swapped", _modulation),
     Signature("gate/up order", _gate_and_up),
     Signature("scales off by a factor", _factor),

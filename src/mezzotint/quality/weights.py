@@ -1,27 +1,29 @@
-"""A candidate's weights held against the reference's: one faulty layer of many may not show in pictures."""
+"""Check of a candidate's weights against the reference's.
 
-from collections.abc import Mapping
+Images may not show a fault in one of many layers, so `compare` checks every weight.
+"""
+
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from mezzotint.checkpoint import Checkpoint
-from mezzotint.quality.candidate import Candidate
-from mezzotint.quality.finite import finite_values
-from mezzotint.quality.layers import PLAIN, Side
-from mezzotint.quality.pair import opened, paired, same_tensors
+from mezzotint.quality.candidate import ModelSpec
+from mezzotint.quality.layers import TransformerPair
+from mezzotint.quality.metrics.finite import finite_values
+from mezzotint.quality.pair import pair_transformers, plan_model, same_tensors
 from mezzotint.quality.signatures import relative_error
-from mezzotint.schemes import FP8
-
-USUAL: Mapping[str, float] = {PLAIN: 0.02, "bf16": 0.02, "fp8": 0.08, "int8": 0.08, "mxfp8": 0.08}
-USUAL_IN_4_BITS = 0.25
-"""Relative errors of a weight up to which rounding may be all: round-to-nearest gives 0.03 in 8 bits and 0.1 in 4."""
+from mezzotint.schemes import BF16, FP8, Scheme
 
 
 @dataclass(frozen=True)
-class Wrong:
-    """A layer or tensor that is farther from the reference's than rounding takes it; errors are relative."""
+class WrongWeight:
+    """A layer or tensor with a larger error than quantization causes.
+
+    error   relative error against the reference's weight
+    usual   largest relative error that quantization causes
+    """
 
     module: str
     error: float
@@ -29,42 +31,46 @@ class Wrong:
 
 
 @dataclass(frozen=True)
-class Weights:
-    """How many layers and tensors were held against the reference's, how many are wrong, and the worst of those."""
+class WeightCheck:
+    """The number of checked weights, the number of wrong ones, and the worst of them."""
 
     checked: int
     wrong: int
-    worst: Wrong | None
+    worst: WrongWeight | None
 
     def to_dict(self) -> dict[str, Any]:
         return finite_values(asdict(self))
 
 
-def weights_of(reference: Candidate, candidate: Candidate, device: torch.device) -> Weights | None:
-    """Read both models layer by layer and compare; None if they are not made of the same tensors."""
-    first, second = opened(reference), opened(candidate)
+def check_weights(
+    reference: ModelSpec, candidate: ModelSpec, device: torch.device
+) -> WeightCheck | None:
+    """Compare both models layer by layer. Return None if their tensors differ in name or shape."""
+    first, second = plan_model(reference), plan_model(candidate)
     if not same_tensors(first, second):
         return None
-    pairs = [(side, name) for side in paired(first, second, "*") for name in side.names]
-    found = [found for side, name in pairs if (found := _wrong(side, name, device)) is not None]
-    return Weights(len(pairs), len(found), max(found, key=lambda wrong: wrong.error / wrong.usual, default=None))
+    tasks = [(pair, name) for pair in pair_transformers(first, second, "*") for name in pair.names]
+    wrong = [found for pair, name in tasks if (found := _wrong(pair, name, device)) is not None]
+    worst = max(wrong, key=lambda weight: weight.error / weight.usual, default=None)
+    return WeightCheck(len(tasks), len(wrong), worst)
 
 
-def _wrong(side: Side, name: str, device: torch.device) -> Wrong | None:
-    held, usual = side.suspicion(name, 0.0, device), usual_error(side, name)
-    error = relative_error(held.weight, held.expected)
-    return Wrong(side.module(name), error, usual) if error > usual else None
+def _wrong(pair: TransformerPair, name: str, device: torch.device) -> WrongWeight | None:
+    tensor, usual = pair.wrong_tensor(name, 0.0, device), expected_error(pair, name)
+    error = relative_error(tensor.weight, tensor.expected)
+    return WrongWeight(pair.report_name(name), error, usual) if error > usual else None
 
 
-def usual_error(side: Side, name: str) -> float:
-    """What rounding may do to a weight, in the coarser of the two models' schemes."""
-    schemes = [_scheme(checkpoint, name) for checkpoint in (side.reference, side.candidate)]
-    return max(USUAL.get(scheme, USUAL_IN_4_BITS) for scheme in schemes)
+def expected_error(pair: TransformerPair, name: str) -> float:
+    """Return the largest usual relative error of a weight, for the coarser of both schemes."""
+    schemes = [_scheme(checkpoint, name) for checkpoint in (pair.reference, pair.candidate)]
+    return max(scheme.usual_error for scheme in schemes)
 
 
-def _scheme(checkpoint: Checkpoint, name: str) -> str:
+def _scheme(checkpoint: Checkpoint, name: str) -> Scheme:
+    """Return a layer's scheme; BF16 or FP8 (a cast) for an unquantized tensor."""
     module = name.removesuffix(".weight")
-    if module not in checkpoint.linears:
-        own = f"{module}.weight" if f"{module}.weight" in checkpoint.plain else name
-        return FP8.name if checkpoint.is_cast(own) else PLAIN
-    return checkpoint.scheme(module).name
+    if module in checkpoint.linears:
+        return checkpoint.scheme(module)
+    tensor = f"{module}.weight" if f"{module}.weight" in checkpoint.plain else name
+    return FP8 if checkpoint.is_fp8_cast(tensor) else BF16

@@ -1,10 +1,19 @@
 """Writing so that a failure leaves what was there before, or nothing, and never half of anything."""
 
-from mezzotint.saving.files import remove_leftovers, sync, whole_file
+from mezzotint.saving.files import atomic_write, fsync, remove_leftovers
 from mezzotint.saving.output import Output, write_output
 from mezzotint.saving.places import check_place, other_files, refuse_to_replace, true_place
 from mezzotint.saving.publishing import recover
-from mezzotint.saving.shards import Block, Entry, FileRange, Group, Shard, ShardRecord, into_shards, weight_index
+from mezzotint.saving.shards import (
+    Block,
+    Entry,
+    FileRange,
+    Group,
+    Shard,
+    ShardRecord,
+    split_into_shards,
+    weight_index,
+)
 from mezzotint.saving.sources import HeldFiles
 
 __all__ = [
@@ -17,14 +26,14 @@ __all__ = [
     "Shard",
     "ShardRecord",
     "check_place",
-    "into_shards",
+    "split_into_shards",
     "other_files",
     "recover",
     "refuse_to_replace",
     "remove_leftovers",
-    "sync",
+    "fsync",
     "true_place",
     "weight_index",
-    "whole_file",
+    "atomic_write",
     "write_output",
 ]

@@ -17,7 +17,7 @@ RANDOM = "[a-z0-9_]{8}"
 
 
 @contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """A temporary path in the same folder that becomes `path` when the block ends, and vanishes if it raises.
 
     The bytes are on disk (fsync) before the name changes, and the name before the block is left. Temporary files that
@@ -29,10 +29,10 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     handle, temporary = _temporary(path)
     try:
         yield temporary
-        sync(temporary)
+        fsync(temporary)
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
-        sync(path.parent)
+        fsync(path.parent)
     finally:
         os.close(handle)
         with suppress(FileNotFoundError):
@@ -61,15 +61,19 @@ def _remove_if_free(temporary: Path) -> None:
 def _temporary(path: Path) -> tuple[int, Path]:
     """A new temporary file, locked as long as the handle is open, so that no other run takes it for a leftover."""
     while True:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}{PARTIAL}", suffix=path.suffix)
-        with suppress(OSError):  # a file system without locks: no run takes such a file for a leftover
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}{PARTIAL}", suffix=path.suffix
+        )
+        with suppress(
+            OSError
+        ):  # a file system without locks: no run takes such a file for a leftover
             fcntl.flock(handle, fcntl.LOCK_EX)
         if Path(name).exists():  # another run may have removed it before it was locked
             return handle, Path(name)
         os.close(handle)
 
 
-def sync(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Wait until a file's bytes, or a folder's entries, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -89,7 +93,9 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
-            raise BadRequest(f"{folder}: another run is writing this output", "wait until it has ended.") from error
+            raise BadRequest(
+                f"{folder}: another run is writing this output", "wait until it has ended."
+            ) from error
         yield
     finally:
         os.close(handle)

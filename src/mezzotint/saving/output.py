@@ -18,13 +18,13 @@ from pathlib import Path
 
 from mezzotint.errors import CannotWrite, MezzotintError
 from mezzotint.saving.copies import clone_file, copy_bytes
-from mezzotint.saving.files import PARTIAL, locked, sync
+from mezzotint.saving.files import PARTIAL, fsync, locked
 from mezzotint.saving.places import Strangers, check_replaceable, other_files
 from mezzotint.saving.publishing import aside, put_in_place, recover
 from mezzotint.saving.shards import Shard, ShardRecord
-from mezzotint.saving.stream import record_of, write_shard
+from mezzotint.saving.stream import hash_file, write_shard
 
-SPARE = 0.05
+FREE_SPACE_MARGIN = 0.05
 """Free space asked for beyond the bytes that are still to be written."""
 PLAN = "[0-9a-f]{12}"
 """What a plan is called in the names of files."""
@@ -116,13 +116,13 @@ def _begun(output: Output, overwrite: bool) -> Iterator[None]:
             output.check_replaceable(overwrite)
             output.partial.mkdir(exist_ok=True)
             held.enter_context(locked(output.partial))
-            _sweep(output)
+            _remove_stale(output)
         yield
 
 
 def _fill(output: Output, on_bytes: Callable[[int], None]) -> list[str]:
     """Bring everything into the partial folder and to the disk; returns the shards that were there already."""
-    records = _kept(output)
+    records = _finished_shards(output)
     resumed = list(records)
     left = _uncloned(output, on_bytes)
     _check_space(output, records, left)
@@ -168,7 +168,7 @@ def _write(output: Output, shard: Shard, on_bytes: Callable[[int], None]) -> Sha
     path = output.partial / shard.name
     path.parent.mkdir(parents=True, exist_ok=True)
     record = write_shard(path, shard, on_bytes)
-    sync(path.parent)
+    fsync(path.parent)
     _check_unchanged(output)
     with output.journal.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps({"shard": shard.name} | asdict(record)) + "\n")
@@ -177,13 +177,13 @@ def _write(output: Output, shard: Shard, on_bytes: Callable[[int], None]) -> Sha
     return record
 
 
-def _kept(output: Output) -> dict[str, ShardRecord]:
+def _finished_shards(output: Output) -> dict[str, ShardRecord]:
     """Shards of an earlier run that are finished and undamaged; everything else in the partial folder is removed."""
     planned = {shard.name: shard.nbytes for shard in output.shards}
     kept: dict[str, ShardRecord] = {}
     for name, record in _journal(output.journal):
         path = output.partial / name
-        if planned.get(name) == record.size and path.is_file() and record_of(path) == record:
+        if planned.get(name) == record.size and path.is_file() and hash_file(path) == record:
             kept[name] = record
     for path in _files(output.partial):
         if str(path.relative_to(output.partial)) not in kept:
@@ -208,7 +208,7 @@ def _journal(path: Path) -> Iterator[tuple[str, ShardRecord]]:
             yield str(entry["shard"]), ShardRecord(int(entry["size"]), str(entry["sha256"]))
 
 
-def _sweep(output: Output) -> None:
+def _remove_stale(output: Output) -> None:
     """Remove what earlier plans for the same output have left."""
     ours = re.compile(re.escape(f".{output.path.name}{PARTIAL}") + PLAN + r"(\.journal)?")
     for path in sorted(output.path.parent.iterdir()):
@@ -221,10 +221,12 @@ def _sweep(output: Output) -> None:
             path.unlink()
 
 
-def _check_space(output: Output, records: Mapping[str, ShardRecord], left: Mapping[str, Path]) -> None:
+def _check_space(
+    output: Output, records: Mapping[str, ShardRecord], left: Mapping[str, Path]
+) -> None:
     needed = output.nbytes - sum(record.size for record in records.values())
     needed += sum(file.stat().st_size for file in left.values())
-    needed = int(needed * (1 + SPARE))
+    needed = int(needed * (1 + FREE_SPACE_MARGIN))
     free = shutil.disk_usage(output.partial).free
     if needed > free:
         raise CannotWrite(
@@ -236,7 +238,7 @@ def _check_space(output: Output, records: Mapping[str, ShardRecord], left: Mappi
 def _sync_tree(folder: Path) -> None:
     """Bring every file and every folder to the disk."""
     for path in [*_files(folder), folder, *(path for path in folder.rglob("*") if path.is_dir())]:
-        sync(path)
+        fsync(path)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -250,7 +252,7 @@ def _finished(output: Output) -> Path:
 
 def _clear(output: Output, old: Path | None) -> None:
     """Bring the new name to the disk, and remove the old output and everything of this run that is left."""
-    sync(output.path.parent)
+    fsync(output.path.parent)
     output.journal.unlink(missing_ok=True)
     for left in {output.partial, old or output.partial}:
         if left.exists():

@@ -5,7 +5,7 @@ import pwd
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from mezzotint.errors import BadRequest, listed
+from mezzotint.errors import BadRequest, join_names
 
 SHOWN = 8
 """How many names a refusal spells out."""
@@ -25,7 +25,9 @@ def check_place(path: Path, read: Iterable[Path]) -> None:
     """
     for place, what in _inhabited():
         if _inside(place, path):
-            raise _refused(path, f"is {what}" if _same(place, path) else f"contains {what} ({place})")
+            raise _refused(
+                path, f"is {what}" if _same(place, path) else f"contains {what} ({place})"
+            )
     for source in read:
         if _inside(source.resolve(), path):
             relation = "is" if _same(source, path) else "contains"
@@ -39,16 +41,20 @@ def check_replaceable(path: Path, overwrite: bool, file: bool, strangers: Strang
     if not os.path.lexists(path):
         return
     if not overwrite:
-        raise BadRequest(f"{path}: is there already", "--overwrite replaces it once the new one is complete.")
+        raise BadRequest(
+            f"{path}: is there already", "--overwrite replaces it once the new one is complete."
+        )
     if path.is_symlink() or path.is_file() != file:
-        kind = "a symbolic link" if path.is_symlink() else "a file" if path.is_file() else "a folder"
+        kind = (
+            "a symbolic link" if path.is_symlink() else "a file" if path.is_file() else "a folder"
+        )
         raise BadRequest(f"{path}: is {kind}, and the output is {'a file' if file else 'a folder'}")
     if os.path.ismount(path):
         raise _refused(path, "is the root of a file system")
     if found := strangers(path):
         raise BadRequest(
             f"{path}: cannot be replaced, as it is no earlier output of convert alone; in the way: "
-            f"{listed(found, SHOWN)}",
+            f"{join_names(found, SHOWN)}",
             "move what you need elsewhere, remove it by hand, or name another output; nothing was written.",
         )
 
@@ -56,10 +62,14 @@ def check_replaceable(path: Path, overwrite: bool, file: bool, strangers: Strang
 def refuse_to_replace(paths: Iterable[Path], written_here: Callable[[Path], bool]) -> None:
     """Raise BadRequest if something is at one of the paths that `written_here` does not say we have written."""
     there = [path for path in paths if os.path.lexists(path)]
-    found = [str(path) for path in there if path.is_symlink() or not (path.is_file() and written_here(path))]
+    found = [
+        str(path)
+        for path in there
+        if path.is_symlink() or not (path.is_file() and written_here(path))
+    ]
     if found:
         raise BadRequest(
-            f"{listed(found, SHOWN)}: {'is' if len(found) == 1 else 'are'} there already, and not written by Mezzotint",
+            f"{join_names(found, SHOWN)}: {'is' if len(found) == 1 else 'are'} there, and not written by Mezzotint",
             "name another output, or move what is there; nothing was written.",
         )
 
@@ -70,7 +80,11 @@ def other_files(folder: Path, own: set[str]) -> list[str]:
     for place, folders, files in os.walk(folder):
         inside = Path(place).relative_to(folder)
         linked = [name for name in folders if (Path(place) / name).is_symlink()]
-        found += [str(inside / name) for name in (*files, *linked) if (inside / name).as_posix() not in own]
+        found += [
+            str(inside / name)
+            for name in (*files, *linked)
+            if (inside / name).as_posix() not in own
+        ]
         if not folders and not files and inside.parts:
             found.append(f"{inside}/")
     return sorted(found)
@@ -78,8 +92,14 @@ def other_files(folder: Path, own: set[str]) -> list[str]:
 
 def _inhabited() -> list[tuple[Path, str]]:
     """Folders that are never an output, and what they are."""
-    homes = {Path.home(), *(Path(user.pw_dir) for user in pwd.getpwall() if user.pw_uid == os.getuid())}
-    return [(Path.cwd(), "the working folder"), *((home, "a home folder") for home in sorted(homes))]
+    homes = {
+        Path.home(),
+        *(Path(user.pw_dir) for user in pwd.getpwall() if user.pw_uid == os.getuid()),
+    }
+    return [
+        (Path.cwd(), "the working folder"),
+        *((home, "a home folder") for home in sorted(homes)),
+    ]
 
 
 def _inside(inner: Path, outer: Path) -> bool:
@@ -97,4 +117,6 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _refused(path: Path, why: str) -> BadRequest:
-    return BadRequest(f"{path}: {why}", "name a folder or file of its own as the output; nothing was written.")
+    return BadRequest(
+        f"{path}: {why}", "name a folder or file of its own as the output; nothing was written."
+    )

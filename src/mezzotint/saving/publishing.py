@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from mezzotint.errors import BadRequest
-from mezzotint.saving.files import locked, sync
+from mezzotint.saving.files import fsync, locked
 from mezzotint.saving.places import Strangers
 
 AT_FDCWD = -100
@@ -40,7 +40,7 @@ def recover(path: Path, strangers: Strangers) -> None:
             shutil.rmtree(old)
         else:
             old.rename(path)
-            sync(path.parent)
+            fsync(path.parent)
 
 
 def put_in_place(new: Path, path: Path) -> Path | None:
@@ -75,7 +75,9 @@ def _exchanged(new: Path, old: Path) -> bool:
 def _in_two_steps(new: Path, path: Path) -> Path:
     old = aside(path)
     if os.path.lexists(old):
-        raise BadRequest(f"{old}: is in the way, and no earlier output", "move it elsewhere, and run it again.")
+        raise BadRequest(
+            f"{old}: is in the way, and no earlier output", "move it elsewhere, and run it again."
+        )
     path.rename(old)
     try:
         new.rename(path)

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from mezzotint.formats.safetensors_file import DTYPES
+from mezzotint.containers.safetensors import DTYPES
 
-CODES = {dtype: code for code, dtype in DTYPES.items()}
+DTYPE_NAMES = {dtype: code for code, dtype in DTYPES.items()}
 HEADER_MULTIPLE = 8
 
 
@@ -76,7 +76,11 @@ class Shard:
         start = 0
         for entry in (entry for group in self.groups for entry in group.entries):
             end = start + entry.nbytes
-            entries[entry.key] = {"dtype": CODES[entry.dtype], "shape": entry.shape, "data_offsets": [start, end]}
+            entries[entry.key] = {
+                "dtype": DTYPE_NAMES[entry.dtype],
+                "shape": entry.shape,
+                "data_offsets": [start, end],
+            }
             start = end
         text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % HEADER_MULTIPLE)
@@ -95,7 +99,7 @@ class ShardRecord:
     sha256: str
 
 
-def into_shards(
+def split_into_shards(
     groups: Sequence[Group], limit: int | None, folder: str, stem: str, metadata: Mapping[str, str]
 ) -> list[Shard]:
     """Groups in their order, cut into files `stem-00001-of-0000N.safetensors` of at most `limit` bytes of tensors.
@@ -104,19 +108,24 @@ def into_shards(
     """
     packs: list[list[Group]] = [[]]
     size = 0
-    for group in _aligned(groups):
+    for group in _align_groups(groups):
         if packs[-1] and limit is not None and size + group.nbytes > limit:
             packs.append([])
             size = 0
         packs[-1].append(group)
         size += group.nbytes
-    names = [f"{stem}-{i + 1:05}-of-{len(packs):05}" for i in range(len(packs))] if len(packs) > 1 else [stem]
+    names = (
+        [f"{stem}-{i + 1:05}-of-{len(packs):05}" for i in range(len(packs))]
+        if len(packs) > 1
+        else [stem]
+    )
     return [
-        Shard(f"{folder}{name}.safetensors", tuple(pack), metadata) for name, pack in zip(names, packs, strict=True)
+        Shard(f"{folder}{name}.safetensors", tuple(pack), metadata)
+        for name, pack in zip(names, packs, strict=True)
     ]
 
 
-def _aligned(groups: Sequence[Group]) -> list[Group]:
+def _align_groups(groups: Sequence[Group]) -> list[Group]:
     """The groups in an order that starts every tensor at a multiple of its item size, which readers rely on.
 
     Entries of a group stand by falling item size. A group whose bytes would shift what follows it off the grid comes
@@ -125,11 +134,11 @@ def _aligned(groups: Sequence[Group]) -> list[Group]:
     grid = max((entry.dtype.itemsize for group in groups for entry in group.entries), default=1)
     even = [group for group in groups if group.nbytes % grid == 0]
     odd = [group for group in groups if group.nbytes % grid]
-    singles = [single for group in odd for single in _apart(group)]
+    singles = [single for group in odd for single in _split_group(group)]
     return even + sorted(singles, key=lambda group: -group.entries[0].dtype.itemsize)
 
 
-def _apart(group: Group) -> list[Group]:
+def _split_group(group: Group) -> list[Group]:
     """One group for each entry; each makes all of the group's bytes and passes on its own."""
     if len(group.entries) == 1:
         return [group]

@@ -13,7 +13,7 @@ from mezzotint.saving.shards import Block, FileRange, Shard, ShardRecord
 
 READ_BYTES = 2**19
 """Small enough to stay in a core's cache between reading and hashing."""
-NOT_HERE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+COPY_UNSUPPORTED = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 """What `copy_file_range` says where kernel or file system cannot do it."""
 
 
@@ -24,7 +24,7 @@ def write_shard(path: Path, shard: Shard, on_bytes: Callable[[int], None]) -> Sh
     """
     with path.open("wb", buffering=0) as stream, _Sink(stream.fileno()) as sink:
         for block in _blocks(shard):
-            on_bytes(sink.take(block))
+            on_bytes(sink.write(block))
         os.fsync(stream.fileno())
     return ShardRecord(sink.size, sink.digest.hexdigest())
 
@@ -38,7 +38,9 @@ def _blocks(shard: Shard) -> Iterator[Block]:
             yield block
         if size != group.nbytes:
             names = ", ".join(entry.key for entry in group.entries)
-            raise CannotWrite(f"{shard.name}: {names} gave {size:,} bytes, expected {group.nbytes:,}")
+            raise CannotWrite(
+                f"{shard.name}: {names} gave {size:,} bytes, expected {group.nbytes:,}"
+            )
 
 
 class _Sink(ExitStack):
@@ -52,7 +54,7 @@ class _Sink(ExitStack):
         self.sources: dict[Path, int] = {}
         self.other = self.enter_context(ThreadPoolExecutor(1))
 
-    def take(self, block: Block) -> int:
+    def write(self, block: Block) -> int:
         """Write and hash one block; returns its size."""
         if isinstance(block, FileRange):
             source = self._source(block.file)
@@ -82,38 +84,42 @@ class _Sink(ExitStack):
         done = 0
         while done < block.nbytes:
             try:
-                copied = os.copy_file_range(source, self.handle, block.nbytes - done, block.start + done)
+                copied = os.copy_file_range(
+                    source, self.handle, block.nbytes - done, block.start + done
+                )
             except OSError as error:
-                if error.errno not in NOT_HERE:
+                if error.errno not in COPY_UNSUPPORTED:
                     raise
-                for data in _pieces(source, block, done):
+                for data in _read_chunks(source, block, done):
                     self._write(data)
                 return
             if not copied:
-                raise _cut_off(block)
+                raise _truncated(block)
             done += copied
 
     def _hash_range(self, source: int, block: FileRange) -> None:
-        for data in _pieces(source, block, 0):
+        for data in _read_chunks(source, block, 0):
             self.digest.update(data)
 
 
-def _pieces(source: int, block: FileRange, done: int) -> Iterator[memoryview]:
+def _read_chunks(source: int, block: FileRange, done: int) -> Iterator[memoryview]:
     """The range's bytes from `done` on, through one buffer."""
     buffer = memoryview(bytearray(READ_BYTES))
     while done < block.nbytes:
         size = os.preadv(source, [buffer[: block.nbytes - done]], block.start + done)
         if not size:
-            raise _cut_off(block)
+            raise _truncated(block)
         done += size
         yield buffer[:size]
 
 
-def _cut_off(block: FileRange) -> BrokenFile:
-    return BrokenFile(f"{block.file}: ended before byte {block.start + block.nbytes:,}; it was cut while it was read")
+def _truncated(block: FileRange) -> BrokenFile:
+    return BrokenFile(
+        f"{block.file}: ended before byte {block.start + block.nbytes:,}; it was cut while it was read"
+    )
 
 
-def record_of(path: Path) -> ShardRecord:
+def hash_file(path: Path) -> ShardRecord:
     """Size and SHA-256 of a file as it is."""
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(READ_BYTES))

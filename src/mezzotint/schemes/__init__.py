@@ -1,14 +1,18 @@
-"""What the stored numbers mean: one file for each way of writing a linear layer's weights."""
+"""Schemes: how a linear layer's weights and inputs are written as numbers, one file each."""
 
-from mezzotint.schemes.awq import AWQ_W4A16
-from mezzotint.schemes.bf16 import BF16
-from mezzotint.schemes.fp8 import FP8
-from mezzotint.schemes.int8 import INT8
-from mezzotint.schemes.mxfp8 import MXFP8
-from mezzotint.schemes.nvfp4 import NVFP4
-from mezzotint.schemes.scheme import RANK, Part, Parts, Scheme, Shape
-from mezzotint.schemes.svdquant_int4 import SVDQUANT_INT4
-from mezzotint.schemes.svdquant_nvfp4 import SVDQUANT_NVFP4
+from collections.abc import Mapping
+from functools import cache
+
+from mezzotint.discover import collect
+from mezzotint.schemes.awq import SCHEME as AWQ_W4A16
+from mezzotint.schemes.bf16 import SCHEME as BF16
+from mezzotint.schemes.fp8 import SCHEME as FP8
+from mezzotint.schemes.int8 import SCHEME as INT8
+from mezzotint.schemes.mxfp8 import SCHEME as MXFP8
+from mezzotint.schemes.nvfp4 import SCHEME as NVFP4
+from mezzotint.schemes.scheme import ANY_RANK, Part, Parts, Scheme, Shape
+from mezzotint.schemes.svdquant_int4 import SCHEME as SVDQUANT_INT4
+from mezzotint.schemes.svdquant_nvfp4 import SCHEME as SVDQUANT_NVFP4
 
 __all__ = [
     "AWQ_W4A16",
@@ -17,14 +21,18 @@ __all__ = [
     "INT8",
     "MXFP8",
     "NVFP4",
-    "RANK",
-    "SCHEMES",
+    "ANY_RANK",
     "SVDQUANT_INT4",
     "SVDQUANT_NVFP4",
     "Part",
     "Parts",
     "Scheme",
     "Shape",
+    "schemes",
 ]
 
-SCHEMES = {scheme.name: scheme for scheme in (AWQ_W4A16, BF16, FP8, INT8, MXFP8, NVFP4, SVDQUANT_INT4, SVDQUANT_NVFP4)}
+
+@cache
+def schemes() -> Mapping[str, Scheme]:
+    """Return {name: scheme} of the modules of this package and of plugins."""
+    return collect(__name__, "SCHEME")

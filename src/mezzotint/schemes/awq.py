@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from mezzotint.schemes.groups import grouped, one_where_zero
-from mezzotint.schemes.rounding import expand_nibbles, pack_nibbles
-from mezzotint.schemes.scheme import COMMON, HALVES, Part, Parts, Scheme, groups_of
+from mezzotint.schemes.groups import replace_zero_with_one, to_groups
+from mezzotint.schemes.minifloats import pack_nibbles, unpack_nibbles
+from mezzotint.schemes.scheme import COMMON_PARTS, HALF_DTYPES, Part, Parts, Scheme, per_group
 
 AWQ_GROUP = 64
 CODE_MAX = 15
@@ -19,7 +19,7 @@ def decode_awq(parts: Parts) -> Tensor:
     block_zero    bf16 [out, in/64], added; -zero * scale, rounded to bf16
     Returns       float32 [out, in]
     """
-    groups = grouped(expand_nibbles(parts["codes"]).float(), AWQ_GROUP)
+    groups = to_groups(unpack_nibbles(parts["codes"]).float(), AWQ_GROUP)
     scaled = groups * parts["block_scale"].float().unsqueeze(-1)
     return (scaled + parts["block_zero"].float().unsqueeze(-1)).flatten(-2)
 
@@ -30,26 +30,46 @@ def encode_awq(weights: Tensor) -> dict[str, Tensor]:
     weights   [out, in], any float dtype
     Returns   the parts that `decode_awq` takes
     """
-    groups = grouped(weights.float(), AWQ_GROUP)
+    groups = to_groups(weights.float(), AWQ_GROUP)
     low, high = groups.amin(-1), groups.amax(-1)
-    scale, zero = one_where_zero((high - low) / CODE_MAX).bfloat16(), low.bfloat16()
-    codes = torch.round((groups - zero.float().unsqueeze(-1)) / scale.float().unsqueeze(-1)).clamp(0, CODE_MAX)
-    return {"codes": pack_nibbles(codes.flatten(-2).to(torch.uint8)), "block_scale": scale, "block_zero": zero}
+    scale, zero = replace_zero_with_one((high - low) / CODE_MAX).bfloat16(), low.bfloat16()
+    codes = torch.round((groups - zero.float().unsqueeze(-1)) / scale.float().unsqueeze(-1)).clamp(
+        0, CODE_MAX
+    )
+    return {
+        "codes": pack_nibbles(codes.flatten(-2).to(torch.uint8)),
+        "block_scale": scale,
+        "block_zero": zero,
+    }
 
 
-AWQ_W4A16 = Scheme(
+SCHEME = Scheme(
     name="awq_w4a16",
     title="AWQ W4A16",
+    bits=4,
+    usual_error=0.25,
     group=AWQ_GROUP,
     parts={
         "codes": Part(
-            (torch.uint8,), lambda out, in_: ((out, in_ // 2),), "two unsigned codes a byte", rows=True, columns=True
+            (torch.uint8,),
+            lambda out, in_: ((out, in_ // 2),),
+            "two unsigned codes a byte",
+            rows=True,
+            columns=True,
         ),
         "block_scale": Part(
-            HALVES, groups_of(AWQ_GROUP), "one scale per 64 columns", scale=True, rows=True, columns=True
+            HALF_DTYPES,
+            per_group(AWQ_GROUP),
+            "one scale per 64 columns",
+            scale=True,
+            rows=True,
+            columns=True,
         ),
-        "block_zero": Part(HALVES, groups_of(AWQ_GROUP), "one offset per 64 columns", rows=True, columns=True),
+        "block_zero": Part(
+            HALF_DTYPES, per_group(AWQ_GROUP), "one offset per 64 columns", rows=True, columns=True
+        ),
     },
-    optional=COMMON,
+    optional=COMMON_PARTS,
     decode=decode_awq,
+    encode=encode_awq,
 )

@@ -6,7 +6,7 @@ transformed. Without the parts beside it such a weight is wrong by half and more
 
 from torch import Tensor
 
-from mezzotint.schemes.scheme import COMMON, FLOATS, Part, Parts, Scheme
+from mezzotint.schemes.scheme import COMMON_PARTS, FLOAT_DTYPES, Part, Parts, Scheme
 
 
 def decode_bf16(parts: Parts) -> Tensor:
@@ -14,10 +14,16 @@ def decode_bf16(parts: Parts) -> Tensor:
     return parts["codes"].float()
 
 
-BF16 = Scheme(
+SCHEME = Scheme(
     name="bf16",
     title="BF16",
-    parts={"codes": Part(FLOATS, lambda out, in_: ((out, in_),), "unquantized weights", rows=True)},
-    optional=COMMON,
+    bits=16,
+    usual_error=0.02,
+    parts={
+        "codes": Part(
+            FLOAT_DTYPES, lambda out, in_: ((out, in_),), "unquantized weights", rows=True
+        )
+    },
+    optional=COMMON_PARTS,
     decode=decode_bf16,
 )

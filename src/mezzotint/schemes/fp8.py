@@ -3,9 +3,17 @@
 import torch
 from torch import Tensor
 
-from mezzotint.schemes.groups import one_where_zero
-from mezzotint.schemes.rounding import E4M3_MAX, round_e4m3
-from mezzotint.schemes.scheme import COMMON, F32, INPUT_SCALE, Part, Parts, Scheme, scalar_or_rows
+from mezzotint.schemes.groups import replace_zero_with_one
+from mezzotint.schemes.minifloats import E4M3_MAX, round_e4m3
+from mezzotint.schemes.scheme import (
+    COMMON_PARTS,
+    FLOAT32,
+    INPUT_SCALE,
+    Part,
+    Parts,
+    Scheme,
+    scalar_or_per_row,
+)
 
 
 def decode_fp8(parts: Parts) -> Tensor:
@@ -16,45 +24,67 @@ def decode_fp8(parts: Parts) -> Tensor:
     Returns        float32 [out, in]
     """
     scale = parts["weight_scale"].float()
-    return parts["codes"].float() * (scale.reshape(-1, 1) if scale.numel() > 1 else scale.reshape(()))
+    return parts["codes"].float() * (
+        scale.reshape(-1, 1) if scale.numel() > 1 else scale.reshape(())
+    )
 
 
-def encode_fp8(weights: Tensor, by_row: bool = False) -> dict[str, Tensor]:
+def encode_fp8(weights: Tensor, per_row: bool = False) -> dict[str, Tensor]:
     """The nearest FP8 matrix: weight_scale = amax / 448 of the matrix or of each row, 1 where all is zero.
 
     weights   [out, in], any float dtype
     Returns   the parts that `decode_fp8` takes
     """
     values = weights.float()
-    amax = values.abs().amax(1) if by_row else values.abs().amax()
-    scale = one_where_zero(amax / E4M3_MAX)
-    return {"codes": round_e4m3(values / (scale[:, None] if by_row else scale)), "weight_scale": scale}
+    amax = values.abs().amax(1) if per_row else values.abs().amax()
+    scale = replace_zero_with_one(amax / E4M3_MAX)
+    return {
+        "codes": round_e4m3(values / (scale[:, None] if per_row else scale)),
+        "weight_scale": scale,
+    }
 
 
-def quantize_input_fp8(x: Tensor, parts: Parts) -> Tensor:
+def quantize_activation_fp8(x: Tensor, parts: Parts) -> Tensor:
     """x rounded to e4m3 in units of the static input_scale, or else of amax / 448 of each row of x; in float32.
 
     Source   ModelOpt FP8: input_scale = amax / 448
     """
     x = x.float()
-    scale = parts["input_scale"].float().reshape(()) if "input_scale" in parts else input_scale_by_row(x)
+    scale = (
+        parts["input_scale"].float().reshape(())
+        if "input_scale" in parts
+        else per_row_activation_scale(x)
+    )
     return round_e4m3(x / scale).float() * scale
 
 
-def input_scale_by_row(x: Tensor) -> Tensor:
+def per_row_activation_scale(x: Tensor) -> Tensor:
     """The dynamic scale of each row of an input [..., in]: amax / 448, one for a row of zeros; float32 [..., 1]."""
-    return one_where_zero(x.float().abs().amax(-1, keepdim=True) / E4M3_MAX)
+    return replace_zero_with_one(x.float().abs().amax(-1, keepdim=True) / E4M3_MAX)
 
 
-FP8 = Scheme(
+SCHEME = Scheme(
     name="fp8",
     title="FP8 (e4m3)",
+    bits=8,
+    usual_error=0.08,
+    keeps_bias=True,
     parts={
-        "codes": Part((torch.float8_e4m3fn,), lambda out, in_: ((out, in_),), "e4m3 weights", rows=True, columns=True),
-        "weight_scale": Part(F32, scalar_or_rows, "scale of the weights", scale=True, rows=True),
+        "codes": Part(
+            (torch.float8_e4m3fn,),
+            lambda out, in_: ((out, in_),),
+            "e4m3 weights",
+            rows=True,
+            columns=True,
+        ),
+        "weight_scale": Part(
+            FLOAT32, scalar_or_per_row, "scale of the weights", scale=True, rows=True
+        ),
     },
-    optional={"input_scale": INPUT_SCALE} | COMMON,
+    optional={"input_scale": INPUT_SCALE} | COMMON_PARTS,
     decode=decode_fp8,
-    quantize_input=quantize_input_fp8,
-    static_input="input_scale",
+    encode=encode_fp8,
+    input_max=E4M3_MAX,
+    quantize_activation=quantize_activation_fp8,
+    static_scale_part="input_scale",
 )

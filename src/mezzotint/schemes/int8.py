@@ -3,8 +3,16 @@
 import torch
 from torch import Tensor
 
-from mezzotint.schemes.groups import one_where_zero
-from mezzotint.schemes.scheme import COMMON, F32, INPUT_SCALE, Part, Parts, Scheme, scalar_or_rows
+from mezzotint.schemes.groups import replace_zero_with_one
+from mezzotint.schemes.scheme import (
+    COMMON_PARTS,
+    FLOAT32,
+    INPUT_SCALE,
+    Part,
+    Parts,
+    Scheme,
+    scalar_or_per_row,
+)
 
 INT8_MAX = 127.0
 
@@ -18,34 +26,40 @@ def decode_int8(parts: Parts) -> Tensor:
     Source         ModelOpt: weight_scale = amax of the row / 127
     """
     scale = parts["weight_scale"].float()
-    return parts["codes"].float() * (scale.reshape(-1, 1) if scale.numel() > 1 else scale.reshape(()))
+    return parts["codes"].float() * (
+        scale.reshape(-1, 1) if scale.numel() > 1 else scale.reshape(())
+    )
 
 
-def quantize_input_int8(x: Tensor, parts: Parts) -> Tensor:
+def quantize_activation_int8(x: Tensor, parts: Parts) -> Tensor:
     """x rounded to [-128, 127] in units of the static input_scale, or else of amax / 127 of each row; in float32."""
     x = x.float()
     if "input_scale" in parts:
         scale = parts["input_scale"].float().reshape(())
     else:
-        scale = one_where_zero(x.abs().amax(-1, keepdim=True) / INT8_MAX)
+        scale = replace_zero_with_one(x.abs().amax(-1, keepdim=True) / INT8_MAX)
     return torch.clamp(torch.round(x / scale), -INT8_MAX - 1, INT8_MAX) * scale
 
 
-INT8 = Scheme(
+SCHEME = Scheme(
     name="int8",
     title="INT8",
+    bits=8,
+    usual_error=0.08,
+    keeps_bias=True,
     parts={
         "codes": Part((torch.int8,), lambda out, in_: ((out, in_),), "int8 weights", rows=True),
         "weight_scale": Part(
-            F32,
-            lambda out, in_: (*scalar_or_rows(out, in_), (out, 1)),
+            FLOAT32,
+            lambda out, in_: (*scalar_or_per_row(out, in_), (out, 1)),
             "scale of the weights",
             scale=True,
             rows=True,
         ),
     },
-    optional={"input_scale": INPUT_SCALE} | COMMON,
+    optional={"input_scale": INPUT_SCALE} | COMMON_PARTS,
     decode=decode_int8,
-    quantize_input=quantize_input_int8,
-    static_input="input_scale",
+    input_max=INT8_MAX,
+    quantize_activation=quantize_activation_int8,
+    static_scale_part="input_scale",
 )

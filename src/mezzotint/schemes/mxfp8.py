@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from mezzotint.schemes.groups import group_count, grouped, scale_groups, ungrouped
-from mezzotint.schemes.rounding import E4M3_MAX, round_e4m3
-from mezzotint.schemes.scheme import COMMON, Part, Parts, Scheme
+from mezzotint.schemes.groups import from_groups, group_count, scale_groups, to_groups
+from mezzotint.schemes.minifloats import E4M3_MAX, round_e4m3
+from mezzotint.schemes.scheme import COMMON_PARTS, Part, Parts, Scheme
 
 MXFP8_GROUP = 32
-SMALLEST = -127
+MIN_EXPONENT = -127
 """Exponent of the smallest e8m0 scale."""
 
 
@@ -23,24 +23,29 @@ def decode_mxfp8(parts: Parts) -> Tensor:
     return scale_groups(parts["codes"].float(), parts["block_scale"].float(), MXFP8_GROUP)
 
 
-def quantize_input_mxfp8(x: Tensor, parts: Parts) -> Tensor:
+def quantize_activation_mxfp8(x: Tensor, parts: Parts) -> Tensor:
     """x rounded to MXFP8, in float32: scale = the smallest power of two that is not below amax(block) / 448.
 
     Source   comfy-kitchen's quantize_mxfp8, torchao's ScaleCalculationMode.RCEIL
     """
-    blocks = grouped(x.float(), MXFP8_GROUP)
+    blocks = to_groups(x.float(), MXFP8_GROUP)
     mantissa, exponent = torch.frexp(blocks.abs().amax(-1, keepdim=True) / E4M3_MAX)
-    exponent = torch.where(mantissa > 0.5, exponent, exponent - 1).clamp(min=SMALLEST)
+    exponent = torch.where(mantissa > 0.5, exponent, exponent - 1).clamp(min=MIN_EXPONENT)
     scale = torch.ldexp(torch.ones_like(mantissa), exponent)
-    return ungrouped(round_e4m3(blocks / scale).float() * scale, x.shape[-1])
+    return from_groups(round_e4m3(blocks / scale).float() * scale, x.shape[-1])
 
 
-MXFP8 = Scheme(
+SCHEME = Scheme(
     name="mxfp8",
     title="MXFP8",
+    bits=8,
+    usual_error=0.08,
+    keeps_bias=True,
     group=MXFP8_GROUP,
     parts={
-        "codes": Part((torch.float8_e4m3fn,), lambda out, in_: ((out, in_),), "e4m3 weights", rows=True),
+        "codes": Part(
+            (torch.float8_e4m3fn,), lambda out, in_: ((out, in_),), "e4m3 weights", rows=True
+        ),
         "block_scale": Part(
             (torch.float8_e8m0fnu, torch.uint8),
             lambda out, in_: ((out, group_count(in_, MXFP8_GROUP)),),
@@ -49,7 +54,7 @@ MXFP8 = Scheme(
             rows=True,
         ),
     },
-    optional=COMMON,
+    optional=COMMON_PARTS,
     decode=decode_mxfp8,
-    quantize_input=quantize_input_mxfp8,
+    quantize_activation=quantize_activation_mxfp8,
 )

@@ -3,9 +3,30 @@
 import torch
 from torch import Tensor
 
-from mezzotint.schemes.groups import group_count, grouped, one_where_zero, scale_groups, ungrouped
-from mezzotint.schemes.rounding import E2M1_MAX, E4M3_MAX, expand_e2m1, pack_e2m1, round_e2m1, round_e4m3
-from mezzotint.schemes.scheme import COMMON, F32, INPUT_SCALE, Part, Parts, Scheme, scalar_or_rows
+from mezzotint.schemes.groups import (
+    from_groups,
+    group_count,
+    replace_zero_with_one,
+    scale_groups,
+    to_groups,
+)
+from mezzotint.schemes.minifloats import (
+    E2M1_MAX,
+    E4M3_MAX,
+    pack_e2m1,
+    round_e2m1,
+    round_e4m3,
+    unpack_e2m1,
+)
+from mezzotint.schemes.scheme import (
+    COMMON_PARTS,
+    FLOAT32,
+    INPUT_SCALE,
+    Part,
+    Parts,
+    Scheme,
+    scalar_or_per_row,
+)
 
 NVFP4_GROUP = 16
 
@@ -20,7 +41,7 @@ def decode_nvfp4(parts: Parts) -> Tensor:
     Source         OCP MX v1.0 for E2M1; ModelOpt: global_scale = amax / (6 * 448)
     """
     scale = parts["block_scale"].float() * parts["global_scale"].float().reshape(-1, 1)
-    return scale_groups(expand_e2m1(parts["codes"]), scale, NVFP4_GROUP)
+    return scale_groups(unpack_e2m1(parts["codes"]), scale, NVFP4_GROUP)
 
 
 def encode_nvfp4(weights: Tensor) -> dict[str, Tensor]:
@@ -30,49 +51,58 @@ def encode_nvfp4(weights: Tensor) -> dict[str, Tensor]:
     Returns   the parts that `decode_nvfp4` takes
     Source    ModelOpt NVFP4
     """
-    unit = _unit_of(weights)
-    codes, block_scale = round_nvfp4(weights, unit)
+    unit = _global_scale(weights)
+    codes, block_scale = quantize_nvfp4(weights, unit)
     return {"codes": pack_e2m1(codes), "block_scale": block_scale, "global_scale": unit}
 
 
-def round_nvfp4(x: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_nvfp4(x: Tensor, global_scale: Tensor) -> tuple[Tensor, Tensor]:
     """x [..., in] in units of `unit`: its E2M1 values, float32 [..., in], and its block scales, e4m3 [..., in/16].
 
     block scale = e4m3(amax(block) / 6 / unit); value = E2M1(x / (block scale * unit))
     """
-    blocks = grouped(x.float(), NVFP4_GROUP)
-    block_scale = round_e4m3(blocks.abs().amax(-1) / E2M1_MAX / unit)
-    values = round_e2m1(blocks / one_where_zero(block_scale.float() * unit).unsqueeze(-1))
-    return ungrouped(values, x.shape[-1]), block_scale
+    blocks = to_groups(x.float(), NVFP4_GROUP)
+    block_scale = round_e4m3(blocks.abs().amax(-1) / E2M1_MAX / global_scale)
+    values = round_e2m1(
+        blocks / replace_zero_with_one(block_scale.float() * global_scale).unsqueeze(-1)
+    )
+    return from_groups(values, x.shape[-1]), block_scale
 
 
 def input_unit(x: Tensor, parts: Parts) -> Tensor:
     """The scale above an input's block scales, float32 []: the static input_scale, or else amax(x) / (6 * 448)."""
-    return parts["input_scale"].float().reshape(()) if "input_scale" in parts else _unit_of(x)
+    return parts["input_scale"].float().reshape(()) if "input_scale" in parts else _global_scale(x)
 
 
-def quantize_input_nvfp4(x: Tensor, parts: Parts) -> Tensor:
+def quantize_activation_nvfp4(x: Tensor, parts: Parts) -> Tensor:
     """x rounded to NVFP4 with one e4m3 scale per 16 columns, in units of `input_unit`; float32.
 
     A block whose scale rounds to zero becomes zero, as the hardware's quantizers have it.
     Source   ModelOpt NVFP4: input_scale = amax / (6 * 448); comfy-kitchen's quantize_nvfp4 gives the same numbers
     """
     unit = input_unit(x, parts)
-    values, block_scale = round_nvfp4(x, unit)
+    values, block_scale = quantize_nvfp4(x, unit)
     return scale_groups(values, block_scale.float() * unit, NVFP4_GROUP)
 
 
-def _unit_of(x: Tensor) -> Tensor:
-    return one_where_zero(x.float().abs().amax() / (E2M1_MAX * E4M3_MAX))
+def _global_scale(x: Tensor) -> Tensor:
+    return replace_zero_with_one(x.float().abs().amax() / (E2M1_MAX * E4M3_MAX))
 
 
-NVFP4 = Scheme(
+SCHEME = Scheme(
     name="nvfp4",
     title="NVFP4",
+    bits=4,
+    usual_error=0.25,
+    keeps_bias=True,
     group=NVFP4_GROUP,
     parts={
         "codes": Part(
-            (torch.uint8,), lambda out, in_: ((out, in_ // 2),), "two E2M1 codes a byte", rows=True, columns=True
+            (torch.uint8,),
+            lambda out, in_: ((out, in_ // 2),),
+            "two E2M1 codes a byte",
+            rows=True,
+            columns=True,
         ),
         "block_scale": Part(
             (torch.float8_e4m3fn, torch.uint8),
@@ -82,10 +112,14 @@ NVFP4 = Scheme(
             rows=True,
             columns=True,
         ),
-        "global_scale": Part(F32, scalar_or_rows, "scale of the whole matrix", scale=True, rows=True),
+        "global_scale": Part(
+            FLOAT32, scalar_or_per_row, "scale of the whole matrix", scale=True, rows=True
+        ),
     },
-    optional={"input_scale": INPUT_SCALE} | COMMON,
+    optional={"input_scale": INPUT_SCALE} | COMMON_PARTS,
     decode=decode_nvfp4,
-    quantize_input=quantize_input_nvfp4,
-    static_input="input_scale",
+    encode=encode_nvfp4,
+    input_max=E2M1_MAX * E4M3_MAX,
+    quantize_activation=quantize_activation_nvfp4,
+    static_scale_part="input_scale",
 )

@@ -6,9 +6,9 @@ smooth, proj_down, proj_up, shift and bias are those of every scheme; see `mezzo
 import torch
 from torch import Tensor
 
-from mezzotint.schemes.groups import grouped, one_where_zero
-from mezzotint.schemes.rounding import expand_nibbles, pack_nibbles
-from mezzotint.schemes.scheme import COMMON, HALVES, Part, Parts, Scheme, groups_of
+from mezzotint.schemes.groups import replace_zero_with_one, to_groups
+from mezzotint.schemes.minifloats import pack_nibbles, unpack_nibbles
+from mezzotint.schemes.scheme import COMMON_PARTS, HALF_DTYPES, Part, Parts, Scheme, per_group
 
 INT4_GROUP = 64
 SIGNED_MAX, UNSIGNED_MAX = 7, 15
@@ -21,9 +21,9 @@ def decode_svdquant_int4(parts: Parts) -> Tensor:
     block_scale   bf16 [out, in/64], amax of the group / 7
     Returns       float32 [out, in]
     """
-    nibbles = expand_nibbles(parts["codes"]).to(torch.int8)
+    nibbles = unpack_nibbles(parts["codes"]).to(torch.int8)
     signed = torch.where(nibbles > SIGNED_MAX, nibbles - 16, nibbles).float()
-    return (grouped(signed, INT4_GROUP) * parts["block_scale"].float().unsqueeze(-1)).flatten(-2)
+    return (to_groups(signed, INT4_GROUP) * parts["block_scale"].float().unsqueeze(-1)).flatten(-2)
 
 
 def encode_svdquant_int4(weights: Tensor) -> dict[str, Tensor]:
@@ -32,13 +32,16 @@ def encode_svdquant_int4(weights: Tensor) -> dict[str, Tensor]:
     weights   [out, in], any float dtype
     Returns   the parts that `decode_svdquant_int4` takes
     """
-    groups = grouped(weights.float(), INT4_GROUP)
-    scale = one_where_zero(groups.abs().amax(-1) / SIGNED_MAX).bfloat16()
+    groups = to_groups(weights.float(), INT4_GROUP)
+    scale = replace_zero_with_one(groups.abs().amax(-1) / SIGNED_MAX).bfloat16()
     codes = torch.round(groups / scale.float().unsqueeze(-1)).clamp(-SIGNED_MAX - 1, SIGNED_MAX)
-    return {"codes": pack_nibbles(codes.flatten(-2).to(torch.int8).view(torch.uint8) & 0xF), "block_scale": scale}
+    return {
+        "codes": pack_nibbles(codes.flatten(-2).to(torch.int8).view(torch.uint8) & 0xF),
+        "block_scale": scale,
+    }
 
 
-def quantize_input_int4(x: Tensor, parts: Parts) -> Tensor:
+def quantize_activation_int4(x: Tensor, parts: Parts) -> Tensor:
     """x rounded to 4 bits with one scale per token and 64 columns, found as it runs; float32.
 
     A shifted layer's input is not negative and takes 0..15 with amax / 15; any other takes -8..7 with amax / 7. Codes
@@ -46,26 +49,38 @@ def quantize_input_int4(x: Tensor, parts: Parts) -> Tensor:
     Source   Nunchaku's quantize_w4a4_act
     """
     low, high = (0, UNSIGNED_MAX) if "shift" in parts else (-SIGNED_MAX - 1, SIGNED_MAX)
-    groups = grouped(x.float(), INT4_GROUP)
+    groups = to_groups(x.float(), INT4_GROUP)
     scale = groups.abs().amax(-1, keepdim=True) / high
     safe = torch.where(scale > 0, scale, torch.ones_like(scale))
     codes = torch.round(groups / safe).clamp(low, high)
     return (codes * scale.bfloat16().float()).flatten(-2)
 
 
-SVDQUANT_INT4 = Scheme(
+SCHEME = Scheme(
     name="svdquant_int4",
     title="SVDQuant INT4",
+    bits=4,
+    usual_error=0.25,
     group=INT4_GROUP,
     parts={
         "codes": Part(
-            (torch.uint8,), lambda out, in_: ((out, in_ // 2),), "two signed codes a byte", rows=True, columns=True
+            (torch.uint8,),
+            lambda out, in_: ((out, in_ // 2),),
+            "two signed codes a byte",
+            rows=True,
+            columns=True,
         ),
         "block_scale": Part(
-            HALVES, groups_of(INT4_GROUP), "one scale per 64 columns", scale=True, rows=True, columns=True
+            HALF_DTYPES,
+            per_group(INT4_GROUP),
+            "one scale per 64 columns",
+            scale=True,
+            rows=True,
+            columns=True,
         ),
     },
-    optional=COMMON,
+    optional=COMMON_PARTS,
     decode=decode_svdquant_int4,
-    quantize_input=quantize_input_int4,
+    encode=encode_svdquant_int4,
+    quantize_activation=quantize_activation_int4,
 )

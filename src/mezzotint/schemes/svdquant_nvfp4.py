@@ -7,9 +7,18 @@ of their own were fused), or absent. smooth, proj_down, proj_up and bias are tho
 import torch
 from torch import Tensor
 
-from mezzotint.schemes.groups import grouped, one_where_zero, scale_groups, ungrouped
-from mezzotint.schemes.rounding import E2M1_MAX, expand_e2m1, round_e2m1, round_e4m3
-from mezzotint.schemes.scheme import COMMON, FLOATS, Part, Parts, Scheme, groups_of, scalar
+from mezzotint.schemes.groups import from_groups, replace_zero_with_one, scale_groups, to_groups
+from mezzotint.schemes.minifloats import E2M1_MAX, round_e2m1, round_e4m3, unpack_e2m1
+from mezzotint.schemes.nvfp4 import encode_nvfp4
+from mezzotint.schemes.scheme import (
+    COMMON_PARTS,
+    FLOAT_DTYPES,
+    Part,
+    Parts,
+    Scheme,
+    per_group,
+    scalar,
+)
 
 FP4_GROUP = 16
 
@@ -28,38 +37,44 @@ def decode_svdquant_nvfp4(parts: Parts) -> Tensor:
         scale = scale * parts["global_scale"].float().reshape(())
     if "channel_scale" in parts:
         scale = scale * parts["channel_scale"].float().unsqueeze(-1)
-    return (grouped(expand_e2m1(parts["codes"]), FP4_GROUP) * scale.unsqueeze(-1)).flatten(-2)
+    return (to_groups(unpack_e2m1(parts["codes"]), FP4_GROUP) * scale.unsqueeze(-1)).flatten(-2)
 
 
-def quantize_input_svdquant_nvfp4(x: Tensor, _parts: Parts) -> Tensor:
+def quantize_activation_svdquant_nvfp4(x: Tensor, _parts: Parts) -> Tensor:
     """x rounded to NVFP4 with one e4m3 scale per token and 16 columns, found as it runs; float32.
 
     There is no scale above the blocks' own, and codes are computed with the scale before it is rounded to e4m3.
     Source   Nunchaku's quantize_w4a4_fp4
     """
-    values, block_scale = round_svdquant_nvfp4(x)
+    values, block_scale = quantize_svdquant_nvfp4(x)
     return scale_groups(values, block_scale.float(), FP4_GROUP)
 
 
-def round_svdquant_nvfp4(x: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_svdquant_nvfp4(x: Tensor) -> tuple[Tensor, Tensor]:
     """`quantize_input_svdquant_nvfp4` in two: E2M1 values, float32 [..., in], and block scales, e4m3 [..., in/16]."""
-    groups = grouped(x.float(), FP4_GROUP)
+    groups = to_groups(x.float(), FP4_GROUP)
     scale = groups.abs().amax(-1) / E2M1_MAX
-    values = round_e2m1(groups / one_where_zero(scale).unsqueeze(-1))
-    return ungrouped(values, x.shape[-1]), round_e4m3(scale)
+    values = round_e2m1(groups / replace_zero_with_one(scale).unsqueeze(-1))
+    return from_groups(values, x.shape[-1]), round_e4m3(scale)
 
 
-SVDQUANT_NVFP4 = Scheme(
+SCHEME = Scheme(
     name="svdquant_nvfp4",
     title="SVDQuant NVFP4",
+    bits=4,
+    usual_error=0.25,
     group=FP4_GROUP,
     parts={
         "codes": Part(
-            (torch.uint8,), lambda out, in_: ((out, in_ // 2),), "two E2M1 codes a byte", rows=True, columns=True
+            (torch.uint8,),
+            lambda out, in_: ((out, in_ // 2),),
+            "two E2M1 codes a byte",
+            rows=True,
+            columns=True,
         ),
         "block_scale": Part(
             (torch.float8_e4m3fn,),
-            groups_of(FP4_GROUP),
+            per_group(FP4_GROUP),
             "one e4m3 scale per 16 columns",
             scale=True,
             rows=True,
@@ -67,10 +82,17 @@ SVDQUANT_NVFP4 = Scheme(
         ),
     },
     optional={
-        "global_scale": Part(FLOATS, scalar, "scale of the whole matrix", scale=True),
-        "channel_scale": Part(FLOATS, lambda out, _in: ((out,),), "one scale per output row", scale=True, rows=True),
+        "global_scale": Part(FLOAT_DTYPES, scalar, "scale of the whole matrix", scale=True),
+        "channel_scale": Part(
+            FLOAT_DTYPES,
+            lambda out, _in: ((out,),),
+            "one scale per output row",
+            scale=True,
+            rows=True,
+        ),
     }
-    | COMMON,
+    | COMMON_PARTS,
     decode=decode_svdquant_nvfp4,
-    quantize_input=quantize_input_svdquant_nvfp4,
+    encode=encode_nvfp4,
+    quantize_activation=quantize_activation_svdquant_nvfp4,
 )

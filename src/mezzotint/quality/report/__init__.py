@@ -1,4 +1,4 @@
-"""A comparison as files: report.html, report.json, report.md and sheet.png, and what the page shows beside it."""
+"""The report of a comparison: report.html, report.json, report.md and sheet.png."""
 
 import json
 from collections.abc import Sequence
@@ -6,18 +6,22 @@ from pathlib import Path
 
 from PIL import Image
 
-from mezzotint.escaping import printable
-from mezzotint.pictures import save_png, sheet
-from mezzotint.quality.comparison import Comparison
+from mezzotint.generation.image_io import contact_sheet, save_png
+from mezzotint.quality.compare import Comparison
 from mezzotint.quality.report import html, markdown
-from mezzotint.saving import whole_file
+from mezzotint.saving import atomic_write
+from mezzotint.untrusted.escaping import printable
 
 SHEET_SIDE = 256
-"""Longest side of a picture on the contact sheet, in pixels; small ones are enlarged by whole pixels up to it."""
+"""Longest side of an image on the contact sheet, in pixels. Smaller images are enlarged by an
+integer factor, so that every pixel stays visible."""
 
 
 def write_report(comparison: Comparison, output: str | Path) -> tuple[Path, ...]:
-    """Write the four files into a folder, and `pictures/` beside them; return their paths, the page first."""
+    """Write the four files and a folder `images/` into `output`.
+
+    Return the paths of the four files, report.html first.
+    """
     output = Path(output)
     report = comparison.to_dict()
     texts = {
@@ -26,31 +30,38 @@ def write_report(comparison: Comparison, output: str | Path) -> tuple[Path, ...]
         "report.md": markdown.render(report),
     }
     for name, text in texts.items():
-        with whole_file(output / name) as temporary:
+        with atomic_write(output / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    save_png(contact_sheet(comparison), output / "sheet.png", {"prompt": "mezzotint compare"})
+    save_png(comparison_sheet(comparison), output / "sheet.png", {"prompt": "mezzotint compare"})
     return (*(output / name for name in texts), output / "sheet.png")
 
 
-def contact_sheet(comparison: Comparison) -> Image.Image:
-    """Rows are models, columns the prompts, first seed; of a video its first frame."""
-    shots = [shot for (_, seed), shot in comparison.settings.shots().items() if seed == comparison.settings.seeds[0]]
+def comparison_sheet(comparison: Comparison) -> Image.Image:
+    """Return a sheet with one row per model and one column per prompt, for the first seed.
+
+    A video is represented by its first frame.
+    """
+    requests = [
+        request
+        for (_, seed), request in comparison.settings.requests().items()
+        if seed == comparison.settings.seeds[0]
+    ]
     runs = [comparison.reference, *(candidate.run for candidate in comparison.candidates)]
-    rows = [[_small(run.frames(shot)) for shot in shots] for run in runs]
+    rows = [[_thumbnail(run.frames(request)) for request in requests] for run in runs]
     names, prompts = (
         [printable(text) for text in texts]
         for texts in (
             [run.candidate.name for run in runs],
-            [shot.prompt for shot in shots],
+            [request.prompt for request in requests],
         )
     )
-    return sheet(rows, names, prompts, scale=max(1, SHEET_SIDE // max(rows[0][0].size)))
+    return contact_sheet(rows, names, prompts, scale=max(1, SHEET_SIDE // max(rows[0][0].size)))
 
 
-def _small(frames: Sequence[Image.Image]) -> Image.Image:
-    picture = frames[0]
-    longest = max(picture.size)
+def _thumbnail(frames: Sequence[Image.Image]) -> Image.Image:
+    image = frames[0]
+    longest = max(image.size)
     if longest <= SHEET_SIDE:
-        return picture
-    width, height = (max(1, side * SHEET_SIDE // longest) for side in picture.size)
-    return picture.resize((width, height), Image.Resampling.LANCZOS)
+        return image
+    width, height = (max(1, side * SHEET_SIDE // longest) for side in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS)

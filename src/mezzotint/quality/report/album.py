@@ -1,4 +1,4 @@
-"""Images and videos of a page: inside it at full size while there is room, then reduced, with the file beside it."""
+"""Images and videos of a page: embedded at full size up to a budget, then reduced with a link."""
 
 import base64
 import io
@@ -9,25 +9,25 @@ from pathlib import Path
 
 from PIL import Image
 
-from mezzotint.pictures import save_png
-from mezzotint.videos import save_mp4
+from mezzotint.generation.image_io import save_png
+from mezzotint.generation.video_io import save_mp4
 
-ROOM = 32 * 2**20
-"""Bytes of a page that full-size images and videos may take; browsers and mail programs still open that."""
-PREVIEW = 768
-"""Longest side of an image that stands in the page for a larger one beside it."""
-THUMBNAIL = 160
-"""Longest side of a frame in a strip."""
-BESIDE = "pictures"
-"""The folder beside the page for what is in no run: error maps and encoded videos."""
+EMBEDDED_BYTES = 32 * 2**20
+"""Budget for embedded media in bytes. Browsers and mail programs still open a page of this size."""
+PREVIEW_SIDE = 768
+"""Longest side of a reduced image in pixels."""
+THUMBNAIL_SIDE = 160
+"""Longest side of a frame in a strip in pixels."""
+MEDIA_FOLDER = "images"
+"""Folder next to the page for files that are in no run: error maps and encoded videos."""
 
 
 @dataclass(frozen=True)
-class Shown:
+class Media:
     """An image or a video of the page.
 
-    src    a data URI, or the path of a file beside the page
-    full   the path of the full-size file beside the page, or empty if `src` is of full size itself
+    src    a data URI, or a path relative to the page
+    full   path of the full-size file relative to the page; empty if `src` has full size
     """
 
     src: str
@@ -35,60 +35,63 @@ class Shown:
 
 
 class Album:
-    """The images of one page, which lies in `folder`; those that are added first find room in it."""
+    """The media of one page in `folder`. Media that are added first are embedded first."""
 
-    def __init__(self, folder: Path, room: int = ROOM) -> None:
-        self.folder, self.room = folder, room
+    def __init__(self, folder: Path, budget: int = EMBEDDED_BYTES) -> None:
+        self.folder, self.budget = folder, budget
 
-    def image(self, file: Path) -> Shown:
-        """Show a PNG of a run."""
-        return self._shown(file.read_bytes(), lambda: self._beside(file))
+    def image(self, file: Path) -> Media:
+        """Add a PNG of a run."""
+        return self._image(file.read_bytes(), lambda: self._link(file))
 
-    def drawing(self, image: Image.Image, name: str) -> Shown:
-        """Show an image that is in no file; `name` is what its file is called if it needs one."""
+    def computed_image(self, image: Image.Image, name: str) -> Media:
+        """Add an image that is in no file. It is saved under `name` if it is not embedded."""
         buffer = io.BytesIO()
         image.save(buffer, "PNG", optimize=True)
 
-        def saved() -> str:
-            save_png(image, self.folder / BESIDE / f"{name}.png", {})
-            return f"{BESIDE}/{name}.png"
+        def save() -> str:
+            save_png(image, self.folder / MEDIA_FOLDER / f"{name}.png", {})
+            return f"{MEDIA_FOLDER}/{name}.png"
 
-        return self._shown(buffer.getvalue(), saved)
+        return self._image(buffer.getvalue(), save)
 
-    def thumbnail(self, file: Path) -> Shown:
-        """Show a PNG of a run small, whatever the room."""
+    def thumbnail(self, file: Path) -> Media:
+        """Add a PNG of a run as a thumbnail, which the budget does not limit."""
         with Image.open(file) as image:
-            return Shown(_jpeg(image, THUMBNAIL), self._beside(file))
+            return Media(_jpeg(image, THUMBNAIL_SIDE), self._link(file))
 
-    def video(self, frames: Sequence[Image.Image], fps: int, name: str) -> Shown | None:
-        """Show frames as an MP4, which is written beside the page; None if their sides are odd, which no MP4 has."""
+    def video(self, frames: Sequence[Image.Image], fps: int, name: str) -> Media | None:
+        """Write frames as an MP4 next to the page and add it.
+
+        Return None if a side is odd: H.264 with 4:2:0 chroma requires even sides.
+        """
         if frames[0].width % 2 or frames[0].height % 2:
             return None
-        path = self.folder / BESIDE / f"{name}.mp4"
+        path = self.folder / MEDIA_FOLDER / f"{name}.mp4"
         save_mp4(frames, path, fps, {})
-        link = f"{BESIDE}/{name}.mp4"
+        link = f"{MEDIA_FOLDER}/{name}.mp4"
         data = path.read_bytes()
-        return Shown(self._inside("video/mp4", data) or link, link)
+        return Media(self._embed("video/mp4", data) or link, link)
 
-    def _shown(self, data: bytes, link: Callable[[], str]) -> Shown:
-        inside = self._inside("image/png", data)
-        if inside:
-            return Shown(inside)
+    def _image(self, data: bytes, link: Callable[[], str]) -> Media:
+        embedded = self._embed("image/png", data)
+        if embedded:
+            return Media(embedded)
         with Image.open(io.BytesIO(data)) as image:
-            return Shown(_jpeg(image, PREVIEW), link())
+            return Media(_jpeg(image, PREVIEW_SIDE), link())
 
-    def _inside(self, kind: str, data: bytes) -> str:
-        """The bytes as a data URI, or nothing where there is no room left."""
+    def _embed(self, mime: str, data: bytes) -> str:
+        """Return a data URI, or an empty string if the budget is exhausted."""
         size = len(data) * 4 // 3
-        if size > self.room:
+        if size > self.budget:
             return ""
-        self.room -= size
-        return _uri(kind, data)
+        self.budget -= size
+        return _uri(mime, data)
 
-    def _beside(self, file: Path) -> str:
-        """The path from the page to a file, which is copied if the page lies elsewhere."""
+    def _link(self, file: Path) -> str:
+        """Return the path of a file relative to the page. Copy files from other folders."""
         if not file.is_relative_to(self.folder):
-            copy = self.folder / BESIDE / f"{file.parent.name}-{file.name}"
+            copy = self.folder / MEDIA_FOLDER / f"{file.parent.name}-{file.name}"
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)
             file = copy
@@ -104,5 +107,5 @@ def _jpeg(image: Image.Image, longest: int) -> str:
     return _uri("image/jpeg", buffer.getvalue())
 
 
-def _uri(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+def _uri(mime: str, data: bytes) -> str:
+    return f"data:{mime};base64,{base64.b64encode(data).decode()}"

@@ -1,5 +1,6 @@
 "use strict";
-// Tables sort, images slide and open, videos of one prompt play together. Without this script the page shows all the same.
+// Sort tables, compare images with a slider, open them at full size, and play the videos of one prompt in sync.
+// The page is complete without this script.
 
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 const make = (tag, kind = "", text = "") => {
@@ -9,9 +10,9 @@ const make = (tag, kind = "", text = "") => {
   return element;
 };
 
-// Tables: a heading's button sorts the body's rows by that column, empty cells last.
+// Tables: a button in each heading sorts the rows by that column, with empty cells last.
 const key = cell => (cell.dataset.value === undefined ? cell.textContent.trim() : parseFloat(cell.dataset.value));
-const compared = (a, b) => {
+const compare = (a, b) => {
   if (typeof a === "string") return a.localeCompare(b, undefined, { numeric: true });
   return Number.isNaN(a) - Number.isNaN(b) || a - b;
 };
@@ -20,21 +21,21 @@ for (const heading of all("table.sortable th")) {
   button.type = "button";
   heading.replaceChildren(button);
   button.addEventListener("click", () => {
-    const falling = heading.getAttribute("aria-sort") === "ascending";
+    const descending = heading.getAttribute("aria-sort") === "ascending";
     const body = heading.closest("table").tBodies[0];
-    const at = heading.cellIndex;
+    const column = heading.cellIndex;
     const rows = [...body.rows].sort((a, b) => {
-      const [x, y] = [key(a.cells[at]), key(b.cells[at])];
-      return falling && !Number.isNaN(x) && !Number.isNaN(y) ? compared(y, x) : compared(x, y);
+      const [x, y] = [key(a.cells[column]), key(b.cells[column])];
+      return descending && !Number.isNaN(x) && !Number.isNaN(y) ? compare(y, x) : compare(x, y);
     });
     for (const other of all("th", heading.parentElement)) other.removeAttribute("aria-sort");
-    heading.setAttribute("aria-sort", falling ? "descending" : "ascending");
+    heading.setAttribute("aria-sort", descending ? "descending" : "ascending");
     body.append(...rows);
   });
 }
 
-// Sliders: the reference lies over the candidate, left of the edge.
-const slides = (view, reference) => {
+// Sliders: the reference covers the candidate on the left of the edge.
+const addSlider = (view, reference) => {
   const over = make("img", "over");
   over.src = reference;
   over.alt = "";
@@ -58,9 +59,10 @@ const slides = (view, reference) => {
   for (const end of ["pointerup", "pointercancel", "pointerleave"]) view.addEventListener(end, () => { from = null; });
   view.addEventListener("click", event => { if (dragged) event.stopImmediatePropagation(); }, true);
 };
-for (const view of all(".cells .view")) slides(view, document.getElementById(view.dataset.reference).src);
+for (const view of all(".cells .view")) addSlider(view, document.getElementById(view.dataset.reference).src);
 
-// Zoom: {title, images: {reference, candidate, error}}, each an <img> of the page, larger ones with the path of their file.
+// Zoom: each group is {title, images: {reference, candidate, error}}. Each image is an <img> of the page, whose
+// data-full is the path of the full-size file if the page has a reduced one.
 const dialog = document.getElementById("zoom");
 const stage = dialog.querySelector(".stage");
 const LABELS = { slide: "slider", side: "side by side", error: "FLIP error", one: "image" };
@@ -69,13 +71,13 @@ const groups = [];
 
 const modesOf = images => (images.reference && images.candidate ? ["slide", "side", ...(images.error ? ["error"] : [])] : ["one"]);
 
-const loaded = image => {
+const fullSize = image => {
   const copy = make("img");
   copy.alt = image.alt;
   copy.src = image.dataset.full || image.src;
   copy.addEventListener("error", () => {
     if (copy.src === image.src) return;
-    dialog.querySelector(".note").textContent = "reduced: the full-size file is not beside this page";
+    dialog.querySelector(".note").textContent = "reduced: the full-size file is missing";
     copy.src = image.src;
   });
   return copy;
@@ -101,7 +103,7 @@ const fit = () => {
 
 const figure = (image, caption) => {
   const box = make("figure");
-  const copy = loaded(image);
+  const copy = fullSize(image);
   copy.addEventListener("load", fit);
   box.append(copy, make("figcaption", "", caption));
   return box;
@@ -109,10 +111,10 @@ const figure = (image, caption) => {
 
 const slider = images => {
   const box = make("div", "view");
-  const copy = loaded(images.candidate);
+  const copy = fullSize(images.candidate);
   copy.addEventListener("load", fit);
   box.append(copy);
-  slides(box, images.reference.dataset.full || images.reference.src);
+  addSlider(box, images.reference.dataset.full || images.reference.src);
   const over = box.querySelector(".over");
   over.addEventListener("error", () => { over.src = images.reference.src; }, { once: true });
   return box;
@@ -123,7 +125,7 @@ const draw = () => {
   const modes = modesOf(images);
   if (!modes.includes(opened.mode)) opened.mode = modes[0];
   dialog.querySelector(".title").textContent = title;
-  dialog.querySelector(".note").textContent = opened.mode === "slide" ? "left of the edge: the reference" : "";
+  dialog.querySelector(".note").textContent = opened.mode === "slide" ? "the reference is on the left of the edge" : "";
   const tools = dialog.querySelector(".modes");
   tools.replaceChildren(...modes.map(mode => {
     const button = make("button", "", LABELS[mode]);
@@ -135,7 +137,7 @@ const draw = () => {
   const shown = {
     slide: () => [slider(images)],
     side: () => [figure(images.reference, "reference"), figure(images.candidate, "candidate")],
-    error: () => [figure(images.error, "FLIP error: black where nothing differs to the eye")],
+    error: () => [figure(images.error, "FLIP error: black means no visible difference")],
     one: () => [figure(Object.values(images)[0], "")],
   };
   stage.replaceChildren(...shown[opened.mode]());
@@ -151,9 +153,9 @@ const open = (group, mode) => {
 
 const opens = (element, group, mode) => element.addEventListener("click", () => open(group, mode));
 
-for (const shot of all(".shot")) {
-  const prompt = shot.querySelector("h3").firstChild.textContent.trim();
-  for (const cell of all(".candidates figure", shot)) {
+for (const entry of all(".entry")) {
+  const prompt = entry.querySelector("h3").firstChild.textContent.trim();
+  for (const cell of all(".candidates figure", entry)) {
     const view = cell.querySelector(".view");
     const reference = document.getElementById(view.dataset.reference);
     const error = cell.querySelector(".image img");
@@ -167,11 +169,11 @@ for (const shot of all(".shot")) {
       opens(first, groups.length - 1, "side");
     }
   }
-  for (const button of all(".source .image", shot)) {
-    groups.push({ title: `${prompt} · what is edited`, images: { one: button.querySelector("img") } });
+  for (const button of all(".source .image", entry)) {
+    groups.push({ title: `${prompt} · source image`, images: { one: button.querySelector("img") } });
     opens(button, groups.length - 1, "one");
   }
-  const [reference, ...others] = all(".strip tbody tr", shot);
+  const [reference, ...others] = all(".strip tbody tr", entry);
   for (const row of others) {
     all(".image", row).forEach((button, i) => {
       const expected = all(".image", reference)[i];
@@ -195,7 +197,7 @@ dialog.addEventListener("keydown", event => {
 });
 addEventListener("resize", () => { if (dialog.open) fit(); });
 
-// Videos: what one player of a prompt does, the others do.
+// Videos: play, pause and seek all players of one prompt together.
 for (const players of all(".players")) {
   const videos = all("video", players);
   for (const one of videos) {

@@ -1,76 +1,91 @@
-"""The tables of a report, as rows of text, from report.json alone; the page and the Markdown print the same."""
+"""Tables of the report as rows of text, built from report.json, for HTML, Markdown and console."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from mezzotint.errors import listed
-from mezzotint.quality.floor import Level, NoiseFloor
-from mezzotint.quality.gate import Limit
-from mezzotint.quality.metrics import LAST, METRICS, Metric
+from mezzotint.errors import join_names
+from mezzotint.quality.compare.floor import NoiseFloor, NoiseLevel
+from mezzotint.quality.compare.gate import Limit
+from mezzotint.quality.metrics.image import LAST_STEP_SUFFIX, METRICS, Metric
 
-HIDDEN = {f"latent_{name}{LAST}" for name in ("mae", "max_abs", "l2")}
-"""Latent metrics that say the same as the cosine and the RMSE, and are left to report.json."""
+HIDDEN = {f"latent_{name}{LAST_STEP_SUFFIX}" for name in ("mae", "max_abs", "l2")}
+"""Latent metrics that are redundant with cosine and RMSE. They appear only in report.json."""
 Report = Mapping[str, Any]
 
 
-def shown(report: Report) -> list[str]:
-    """Names of the metrics that a table has a column for."""
-    asked = {*report["settings"]["metrics"]} | {name for name in METRICS if name.endswith(LAST)}
-    return [name for name in METRICS if name in asked and name not in HIDDEN]
+def shown_metrics(report: Report) -> list[str]:
+    """Return the names of the metrics that have a column in a table."""
+    computed = {*report["settings"]["metrics"]} | {
+        name for name in METRICS if name.endswith(LAST_STEP_SUFFIX)
+    }
+    return [name for name in METRICS if name in computed and name not in HIDDEN]
 
 
 def number(name: str, value: float | None) -> str:
-    """A metric's value as it is printed; a dash where there is none."""
+    """Return a metric's value as text, or a dash for None."""
     return "–" if value is None else f"{value:.{METRICS[name].digits}f}"
 
 
 def title(name: str) -> str:
-    """A metric's column heading, with an arrow to where the reference is."""
+    """Return a metric's column heading. An arrow shows the direction of better values."""
     metric: Metric = METRICS[name]
     unit = f" {metric.unit}" if metric.unit else ""
-    return f"{metric.title}{unit} {'↑' if metric.higher else '↓'}"
+    return f"{metric.title}{unit} {'↑' if metric.higher_is_better else '↓'}"
 
 
 def interval(name: str, candidate: Mapping[str, Any]) -> str:
-    """The confidence interval of a mean, or nothing."""
+    """Return the confidence interval of a mean as text, or an empty string."""
     bounds = candidate["intervals"].get(name)
     return "" if bounds is None else f"{number(name, bounds[0])}–{number(name, bounds[1])}"
 
 
 def failing(candidate: Mapping[str, Any]) -> dict[str, str]:
-    """{metric whose mean breaks a limit of the candidate's gate: why}."""
-    return _broken(candidate, candidate["metrics"], candidate["drift"])
+    """Return {metric: reason} for means that exceed a limit of the candidate's gate."""
+    return _failures(candidate, candidate["metrics"], candidate["drift"])
 
 
-def failing_alone(report: Report, candidate: Mapping[str, Any], metrics: Mapping[str, float | None]) -> dict[str, str]:
-    """{metric: why} of one picture, that would break a limit if it were the mean of all."""
-    floor = NoiseFloor(**{end: Level(**level) for end, level in report["noise_floor"].items()})
-    return _broken(candidate, metrics, {name: floor.drift(name, value) for name, value in metrics.items()})
+def failing_alone(
+    report: Report, candidate: Mapping[str, Any], metrics: Mapping[str, float | None]
+) -> dict[str, str]:
+    """Return {metric: reason} for values of one image that would fail as the mean of all."""
+    floor = NoiseFloor(**{end: NoiseLevel(**level) for end, level in report["noise_floor"].items()})
+    return _failures(
+        candidate, metrics, {name: floor.drift(name, value) for name, value in metrics.items()}
+    )
 
 
-def _broken(
-    candidate: Mapping[str, Any], metrics: Mapping[str, float | None], drift: Mapping[str, float | None]
+def _failures(
+    candidate: Mapping[str, Any],
+    metrics: Mapping[str, float | None],
+    drift: Mapping[str, float | None],
 ) -> dict[str, str]:
     limits = [Limit(**limit) for limit in candidate["gate"]["limits"]]
-    reasons = {one.metric: one.broken_by(metrics.get(one.metric), drift.get(one.metric)) for one in reversed(limits)}
+    reasons = {
+        limit.metric: limit.failure(metrics.get(limit.metric), drift.get(limit.metric))
+        for limit in reversed(limits)
+    }
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
 def too_many_bits(model: Mapping[str, Any]) -> bool:
-    """Whether more bits a weight are resident than the model's gate allows; a reference has no gate."""
-    most = model.get("gate", {}).get("max_bits_per_weight")
-    return most is not None and model["resident"]["quantized_bits"] > most
+    """Return whether the resident bits per weight exceed the gate. A reference has no gate."""
+    limit = model.get("gate", {}).get("max_bits_per_weight")
+    return limit is not None and model["resident"]["quantized_bits"] > limit
 
 
 def drift(name: str, candidate: Mapping[str, Any]) -> str:
-    """The drift of a metric beside the largest that the gate allows, or nothing where it has no such limit."""
-    most = [one["bound"] for one in candidate["gate"]["limits"] if (one["metric"], one["kind"]) == (name, "max_drift")]
-    found = candidate["drift"].get(name)
-    return f"drift {found:.2f} of {min(most):.2f}" if most and found is not None else ""
+    """Return the drift of a metric and its limit as text, or an empty string without a limit."""
+    limits = [
+        limit["value"]
+        for limit in candidate["gate"]["limits"]
+        if (limit["metric"], limit["kind"]) == (name, "max_drift")
+    ]
+    value = candidate["drift"].get(name)
+    return f"drift {value:.2f} of {min(limits):.2f}" if limits and value is not None else ""
 
 
 def floor_rows(report: Report) -> list[tuple[str, Mapping[str, float | None]]]:
-    """The noise floor as rows beside the candidates': (name, {metric: value})."""
+    """Return the noise floor as (row title, {metric: value})."""
     floor = report["noise_floor"]
     return [
         ("reference, other kernels", floor["other_kernels"]["metrics"]),
@@ -80,7 +95,7 @@ def floor_rows(report: Report) -> list[tuple[str, Mapping[str, float | None]]]:
 
 BITS = "bits / weight"
 COST_TITLES = (
-    "s / picture",
+    "s / image",
     "speed-up",
     "s / step",
     "load s",
@@ -93,62 +108,75 @@ COST_TITLES = (
 
 
 def cost_row(model: Mapping[str, Any], reference: Mapping[str, Any]) -> list[str]:
-    """One model's numbers under COST_TITLES. The peak is PyTorch's, or the driver's where PyTorch has none."""
+    """Return one model's values for COST_TITLES.
+
+    The peak is PyTorch's figure, or the driver's where PyTorch reports none.
+    """
     cost = model["cost"]
-    picture, expected = (one["cost"]["seconds_per_picture"]["median"] for one in (model, reference))
-    painted = cost["memory"][1]
-    peak = painted["peak_allocated"] if painted["peak_allocated"] is not None else painted["driver"]
+    seconds, reference_seconds = (
+        each["cost"]["seconds_per_image"]["median"] for each in (model, reference)
+    )
+    memory = cost["memory"][1]
+    peak = memory["peak_allocated"] if memory["peak_allocated"] is not None else memory["driver"]
     return [
-        f"{picture:.2f}",
-        f"{expected / picture:.2f}",
+        f"{seconds:.2f}",
+        f"{reference_seconds / seconds:.2f}",
         f"{cost['seconds_per_step']['median']:.3f}",
         f"{cost['load_seconds']:.1f}",
         _mib(sum(model["resident"]["bytes"].values())),
         f"{model['resident']['bits_per_weight']:.1f}",
         _mib(cost["activation_bytes"]),
         _mib(peak),
-        _mib(painted["driver"]),
+        _mib(memory["driver"]),
     ]
 
 
-def held(model: Mapping[str, Any]) -> str:
-    """What a model's transformers hold, by dtype."""
-    return ", ".join(f"{dtype} {_mib(size)} MiB" for dtype, size in model["resident"]["bytes"].items())
+def resident_text(model: Mapping[str, Any]) -> str:
+    """Return the resident size of a model's transformers by dtype, as text."""
+    return ", ".join(
+        f"{dtype} {_mib(size)} MiB" for dtype, size in model["resident"]["bytes"].items()
+    )
 
 
 def driver_source(model: Mapping[str, Any]) -> str:
-    """Who counted the driver's memory, and for whom."""
+    """Return the source and scope of the driver's memory figure."""
     return str(model["cost"]["memory"][1]["driver_source"])
 
 
 def verdict_sentence(report: Report) -> str:
-    """The verdict in one sentence."""
-    names: Sequence[str] = [c["name"] for c in report["candidates"] if c["verdict"] == "pass"]
+    """Return the verdict in one sentence."""
+    passed = sum(candidate["verdict"] == "pass" for candidate in report["candidates"])
     total = len(report["candidates"])
-    pictures = len(report["settings"]["prompts"]) * len(report["settings"]["seeds"])
-    kept = (
-        "every candidate keeps its gate"
-        if len(names) == total
-        else f"{len(names)} of {total} candidates keep their gate"
+    images = _image_count(report)
+    meets = (
+        "every candidate meets its gate"
+        if passed == total
+        else f"{passed} of {total} candidates meet their gate"
     )
-    return f"{kept} over {pictures} picture{'s' if pictures > 1 else ''} each".capitalize()
+    return f"{meets} over {images} image{'s' if images > 1 else ''} each".capitalize()
 
 
-def judged_by(candidate: Mapping[str, Any]) -> str:
-    """The gate that a candidate was held to, and what came of its weights, which pass silently else."""
+def gate_text(candidate: Mapping[str, Any]) -> str:
+    """Return a candidate's gate and the result of its weight check, as text."""
     skipped = [METRICS[name].title for name in candidate["gate"]["skipped"]]
-    gate = f"gate {candidate['gate']['name']}{f' less its limit on {listed(skipped)}' if skipped else ''}"
+    without = f" without its limit on {join_names(skipped)}" if skipped else ""
+    gate = f"gate {candidate['gate']['name']}{without}"
     weights = candidate["weights"]
     if weights is None:
-        return f"{gate}, weights not checked: the reference has other tensors"
+        return f"{gate}, weights not checked: the reference has different tensors"
     return f"{gate}, {weights['checked']} weights checked, {weights['wrong'] or 'none'} wrong"
 
 
 def reference_problems(report: Report) -> str:
-    """What the output guard saw in the reference's own pictures."""
+    """Return the number of the reference's invalid images, with an example, as text."""
     problems = report["reference"]["problems"]
-    total = len(report["settings"]["prompts"]) * len(report["settings"]["seeds"])
-    return f"{len(problems)} of {total} cannot be pictures, such as {problems[0]['seen'][0]}"
+    example = problems[0]["messages"][0]
+    total = _image_count(report)
+    return f"{len(problems)} of {total} outputs are not valid images, for example {example}"
+
+
+def _image_count(report: Report) -> int:
+    return len(report["settings"]["prompts"]) * len(report["settings"]["seeds"])
 
 
 def _mib(size: int | None) -> str:

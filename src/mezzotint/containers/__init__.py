@@ -1,0 +1,86 @@
+"""Files that store tensors, one module per container, and the question which one a file is."""
+
+from functools import cache
+
+from mezzotint.containers import safetensors
+from mezzotint.containers.container import (
+    MAX_TENSORS,
+    BlockType,
+    Container,
+    ContainerHeader,
+    DType,
+    TensorInfo,
+    read_all,
+)
+from mezzotint.containers.unread import SNIFF_BYTES, UNREAD_SUFFIXES, refuse_unread
+from mezzotint.discover import collect
+from mezzotint.errors import NotSafetensors
+from mezzotint.hub import AnyPath
+
+__all__ = [
+    "MAX_TENSORS",
+    "BlockType",
+    "Container",
+    "ContainerHeader",
+    "DType",
+    "TensorInfo",
+    "checkpoint_suffixes",
+    "containers",
+    "read_all",
+    "read_checkpoint_file",
+    "read_container",
+    "unread_suffixes",
+]
+
+
+@cache
+def containers() -> dict[str, Container]:
+    """Return {name: container}, discovered from the modules of this package."""
+    return collect("mezzotint.containers", "CONTAINER")
+
+
+def checkpoint_suffixes() -> tuple[str, ...]:
+    """Return how names of files end that may hold a model's weights."""
+    return tuple(known.suffix for known in containers().values() if known.holds_checkpoints)
+
+
+def unread_suffixes() -> tuple[str, ...]:
+    """Return how names of weight files end that are not read."""
+    return tuple(suffix for suffix in UNREAD_SUFFIXES if suffix not in checkpoint_suffixes())
+
+
+def read_container(file: AnyPath) -> ContainerHeader:
+    """Read the header of a file in any container.
+
+    Raises  BrokenFile, NotACheckpoint, NotSafetensors
+    """
+    return container_of(file).read(file)
+
+
+def read_checkpoint_file(file: AnyPath) -> ContainerHeader:
+    """Read the header of a file that holds weights of a model.
+
+    Raises  BrokenFile, NotACheckpoint; NotSafetensors for a container without checkpoints
+    """
+    found = container_of(file)
+    if not found.holds_checkpoints:
+        raise NotSafetensors(
+            f"{file}: is {found.title}, not a safetensors file",
+            "use the safetensors version of the model.",
+        )
+    return found.read(file)
+
+
+def container_of(file: AnyPath) -> Container:
+    """Return the container that the file's first bytes show.
+
+    A file that none recognizes counts as safetensors, whose reader then says what is damaged.
+
+    Raises  NotACheckpoint, NotSafetensors for a known kind of file that is not read
+    """
+    for known in containers().values():
+        if known.sniff(file):
+            return known
+    with file.open("rb") as stream:
+        refuse_unread(file, stream.read(SNIFF_BYTES))
+    return safetensors.CONTAINER

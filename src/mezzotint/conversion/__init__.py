@@ -1,0 +1,273 @@
+"""Conversion of a checkpoint to another format: planned from headers, streamed, and atomic."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mezzotint._version import VERSION
+from mezzotint.builtin import (
+    PIPELINE_INDEX,
+    component_folder,
+    is_pipeline,
+    matching_component,
+    resolve,
+)
+from mezzotint.checkpoint import Checkpoint
+from mezzotint.conversion.destination import Destination
+from mezzotint.conversion.earlier_output import unknown_files
+from mezzotint.conversion.planning import OutputPlan, match_globs, plan_contents
+from mezzotint.conversion.provenance import (
+    PIPELINE,
+    VERSION_KEY,
+    model_config,
+    plan_digest,
+    source_info,
+)
+from mezzotint.conversion.reading import files_read, tensor_files
+from mezzotint.errors import BadRequest, join_names, there_are
+from mezzotint.formats import targets
+from mezzotint.formats.renaming import Renames
+from mezzotint.formats.writers.writer import ModelInfo, Target, Writer
+from mezzotint.hub import AnyPath, local_copy
+from mezzotint.saving import HeldFiles, Output, Shard, split_into_shards, write_output
+
+__all__ = ["ConvertReport", "convert"]
+
+SHARD_BYTES = 4 * 10**9
+Progress = Callable[[int, int], None]
+"""Callback that receives the finished bytes and the total bytes."""
+
+
+@dataclass(frozen=True)
+class ConvertReport:
+    """The result of a conversion.
+
+    layers       {scheme: number of layers that stay quantized}
+    transforms   {transformation of values: number of layers}; empty for a lossless conversion
+    resumed      shards that an earlier, interrupted run had finished
+    nbytes       size of all shards
+    ignored      {tensor of the source that was not written: reason}
+    """
+
+    source: Path
+    source_format: str
+    output: Path
+    target: str
+    layers: Mapping[str, int]
+    tensors: int
+    shards: tuple[str, ...]
+    resumed: tuple[str, ...]
+    nbytes: int
+    seconds: float
+    transforms: Mapping[str, int]
+    ignored: Mapping[str, str]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON."""
+        return asdict(self) | {"source": str(self.source), "output": str(self.output)}
+
+
+def convert(
+    source: str | Path,
+    output: str | Path,
+    *,
+    base: str | Path | None = None,
+    to: str = "mezzotint",
+    scales_from: str | Path | None = None,
+    keep_bf16: Sequence[str] = (),
+    component: str | None = None,
+    merge_into: str | AnyPath | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    overwrite: bool = False,
+    rename: Renames | None = None,
+    on_progress: Progress | None = None,
+) -> ConvertReport:
+    """Write the checkpoint at `source` in another format.
+
+    base          BF16 component of the same model: source of the layers of `keep_bf16` and of a
+                  missing configuration, and reference for an ambiguous byte layout
+    to            mezzotint, bf16, modelopt, comfy, nunchaku, row-major
+    scales_from   checkpoint to take missing static input scales from
+    keep_bf16     globs on diffusers module names; these layers are written unquantized
+    component     folder inside `source`, if `source` is a pipeline, and inside the output of
+                  `merge_into` ["transformer"]
+    merge_into    folder or Hub id of a diffusers pipeline; `output` becomes a copy of it with the
+                  converted component. The component keeps the pipeline's configuration.
+    shard_bytes   largest total size of one file's tensors
+    overwrite     replace an earlier output at `output` when the new one is complete; anything else
+                  is refused
+    rename        {regular expression: replacement} for tensor names of the source
+    Raises        MezzotintError; `output` is then unchanged
+    """
+    started = time.monotonic()
+    target = _target(to)
+    destination = Destination.of(Path(output), target, component, merge_into)
+    source_path = resolve(source)
+    base_path, scales_path = (
+        None if path is None else resolve(path) for path in (base, scales_from)
+    )
+    inside = component if merge_into is None or is_pipeline(source_path) else None
+    inputs = [source_path, *(path for path in (base_path, scales_path) if path is not None)]
+    destination.check([*inputs, component_folder(source_path, inside)], overwrite)
+    with HeldFiles() as held:
+        for path in inputs:
+            held.hold(files_read(path, component))
+        reference = (
+            None if base_path is None else Checkpoint.open(matching_component(base_path, component))
+        )
+        checkpoint = _open(source_path, inside, reference, scales_path, rename)
+        checkpoint = checkpoint.placed(checkpoint.model(reference))
+        config = _config(checkpoint, reference, destination)
+        writer = target.writer(ModelInfo(checkpoint.family, config))
+        contents = _contents(checkpoint, writer, keep_bf16, reference)
+        shards = _shards(contents, destination, config, shard_bytes)
+        planned = _output(destination, shards, contents, config, to, [checkpoint, reference], held)
+        resumed = write_output(planned, overwrite, _counter(planned.total, on_progress))
+    return ConvertReport(
+        source=Path(str(checkpoint.header.path)),
+        source_format=checkpoint.detected.format.name,
+        output=destination.path,
+        target=to,
+        layers=dict(Counter(contents.layers.values())),
+        tensors=sum(len(group.entries) for group in contents.groups),
+        shards=tuple(shard.name for shard in shards),
+        resumed=tuple(resumed),
+        nbytes=planned.nbytes,
+        seconds=time.monotonic() - started,
+        transforms=contents.transforms,
+        ignored=checkpoint.ignored,
+        notes=tuple(_notes(checkpoint, config, destination)),
+    )
+
+
+def _target(to: str) -> Target:
+    if to not in targets():
+        raise BadRequest(f"there is no target {to!r}", there_are(to, targets()))
+    return targets()[to]
+
+
+def _open(
+    path: AnyPath,
+    component: str | None,
+    base: Checkpoint | None,
+    scales_from: AnyPath | None,
+    rename: Renames | None,
+) -> Checkpoint:
+    """Download the source if needed, and open it with a detected layout and without padding."""
+    local = local_copy(component_folder(path, component))
+    reference = None if base is None else base.header.path
+    return Checkpoint.open(local, base=reference, scales_from=scales_from, rename=rename)
+
+
+def _contents(
+    checkpoint: Checkpoint, writer: Writer, keep_bf16: Sequence[str], base: Checkpoint | None
+) -> OutputPlan:
+    modules = checkpoint.linears
+    if writer.name == "bf16":
+        return plan_contents(checkpoint, writer, modules, None)
+    return plan_contents(checkpoint, writer, match_globs(modules, keep_bf16), base)
+
+
+def _config(
+    checkpoint: Checkpoint, base: Checkpoint | None, destination: Destination
+) -> dict[str, Any]:
+    """Return the configuration to write: the merged pipeline's, the source's or the base's."""
+    if destination.base_pipeline is None:
+        return model_config(checkpoint, base)
+    destination.base_pipeline.check(checkpoint)
+    return destination.base_pipeline.config
+
+
+def _shards(
+    contents: OutputPlan, destination: Destination, config: Mapping[str, Any], limit: int
+) -> list[Shard]:
+    metadata = {"format": "pt", **contents.declaration.metadata}
+    if destination.file:
+        metadata[VERSION_KEY] = VERSION
+        metadata |= {"config": json.dumps(config)} if config else {}
+    return split_into_shards(
+        contents.groups,
+        None if destination.file else limit,
+        destination.folder,
+        destination.stem,
+        metadata,
+    )
+
+
+def _output(
+    destination: Destination,
+    shards: list[Shard],
+    contents: OutputPlan,
+    config: Mapping[str, Any],
+    to: str,
+    inputs: Sequence[Checkpoint | None],
+    held: HeldFiles,
+) -> Output:
+    """Return the output with a digest of everything that determines its bytes.
+
+    From here on, `held` also contains every file whose tensors or bytes are copied.
+    """
+    quantization = contents.declaration.quantization
+    config = {**config, **({} if quantization is None else {"quantization_config": quantization})}
+    sources = [source_info(checkpoint) for checkpoint in inputs if checkpoint is not None]
+    provenance: dict[str, Any] = {
+        "target": to,
+        "sources": sources,
+        "transforms": contents.transforms,
+    }
+    pipeline = destination.base_pipeline
+    copies = {} if pipeline is None else pipeline.files()
+    if pipeline is not None:
+        provenance[PIPELINE] = {"path": str(pipeline.folder), "files": list(copies)}
+    held.hold(tensor_files(inputs))
+    held.hold(copies.values())
+    return Output(
+        destination.path,
+        plan_digest(shards, {"config": config, "provenance": provenance, "files": held.stamps}),
+        shards,
+        partial(destination.finish, config, provenance, shards),
+        destination.file,
+        copies,
+        unknown_files,
+        held.check,
+    )
+
+
+def _counter(total: int, on_progress: Progress | None) -> Callable[[int], None]:
+    done = 0
+
+    def count(size: int) -> None:
+        nonlocal done
+        done += size
+        if on_progress is not None:
+            on_progress(done, total)
+
+    return count
+
+
+def _notes(
+    checkpoint: Checkpoint, config: Mapping[str, Any], destination: Destination
+) -> Iterator[str]:
+    yield from checkpoint.header.notes
+    yield from checkpoint.contradictions
+    if "_class_name" not in config:
+        yield from (
+            f"{key} is not written; {entry} is true in the model's configuration"
+            for key, entry in checkpoint.flags.items()
+        )
+        yield (
+            "the source has no model configuration; "
+            "name --base, or load the output with a pipeline's configuration"
+        )
+    pipeline = destination.base_pipeline
+    if pipeline is not None and (skipped := pipeline.skipped_files()):
+        yield (
+            f"{join_names(skipped)} of {pipeline.folder} not copied, "
+            f"because {PIPELINE_INDEX} does not name it"
+        )

@@ -1,0 +1,202 @@
+"""Linear layers fused with an activation and with the FP8 quantization of the next layer's input.
+
+Unfused, the output of a feed-forward layer passes through memory three times: the GEMM writes it,
+the activation reads and quantizes it, and the next GEMM reads it. With a static scale, the epilogue
+of the GEMM does all of that. With a scale per row, which depends on the whole row, one kernel after
+the GEMM does it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mezzotint.fast.activations import tanh_gelu
+from mezzotint.kernels import QUANTIZED_ACTIVATIONS
+from mezzotint.kernels.fp8_gemm import fp8_gemm, quantize_activation
+from mezzotint.kernels.fp8_weight import get_fp8_weight, has_fp8_weight, static_activation_scale
+from mezzotint.kernels.ops.quantize_activation.reference import apply_activation
+from mezzotint.nn import QuantLinear, SplitLinear
+
+QuantizedActivation = tuple[Tensor, Tensor]
+"""The input of an FP8 GEMM: e4m3 [..., in], and its scale, float32 [1, 1] or [rows, 1]."""
+
+
+class FusedActivationLinear(nn.Module):
+    """A linear layer whose last output features go through an activation and are quantized to FP8.
+
+    layer           the linear layer
+    next_layer      the layer that reads the result; it has a static input scale
+    activation      "gelu" or "swiglu"
+    plain_columns   number of output features, from the first, that stay as they are
+    """
+
+    inverse_scale: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        layer: QuantLinear,
+        next_layer: QuantLinear,
+        activation: str,
+        plain_columns: int = 0,
+    ) -> None:
+        super().__init__()
+        self.layer, self.activation, self.plain_columns = layer, activation, plain_columns
+        self.next_adapters = next_layer.adapters  # they read the input in BF16
+        scale = static_activation_scale(next_layer.quant_weight)
+        assert scale is not None  # noqa: S101
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("inverse_scale", 1 / scale, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor | QuantizedActivation:
+        """Return the activated features: x [..., in] to [..., activated]."""
+        return self.split(x)[1]
+
+    def split(self, x: Tensor, reserved: int = 0) -> tuple[Tensor, Tensor | QuantizedActivation]:
+        """Return x [..., in] as [..., plain_columns] and as [..., reserved + activated].
+
+        reserved   columns left free before the activated ones, if these are in FP8; `write_prefix`
+                   fills them
+        """
+        if self.next_adapters or not computes_in_fp8(self.layer):
+            y = self.layer(x)
+            activated = apply_activation(y[..., self.plain_columns :], self.activation)
+            return y[..., : self.plain_columns], activated.to(y.dtype)
+        rows, input_scale, codes, weight_scale, bias = fp8_gemm_operands(self.layer, x)
+        plain, quantized = torch.ops.mezzotint.fp8_gemm_act(
+            rows,
+            codes,
+            bias,
+            input_scale,
+            weight_scale,
+            self.inverse_scale,
+            self.activation,
+            self.plain_columns,
+            reserved,
+        )
+        shape = x.shape[:-1]
+        scale = self.scale.reshape(1, 1)
+        return plain.reshape(*shape, -1), (quantized.reshape(*shape, -1), scale)
+
+    def write_prefix(
+        self, prefix: Tensor, activated: Tensor | QuantizedActivation
+    ) -> Tensor | QuantizedActivation:
+        """Quantize `prefix` [..., reserved] into the reserved columns of what `split` returned."""
+        if isinstance(activated, Tensor):
+            return torch.cat((prefix, activated), -1)
+        torch.ops.mezzotint.quantize_into(_as_2d(prefix), self.inverse_scale, _as_2d(activated[0]))
+        return activated
+
+    def _apply(
+        self, fn: Callable[[Tensor], Tensor], recurse: bool = True
+    ) -> "FusedActivationLinear":
+        """Move the scales without casting them. `.to()`, `.half()` and others call this."""
+        scales = self.scale, self.inverse_scale
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.scale, self.inverse_scale = (scale.to(self.scale.device) for scale in scales)
+        return self
+
+
+class ActivationQuantize(nn.Module):
+    """GELU or SwiGLU, quantized to FP8 with a scale per row."""
+
+    def __init__(self, activation: str, next_layer: QuantLinear) -> None:
+        super().__init__()
+        self.activation, self.modes = activation, next_layer.modes
+        self.next_adapters = next_layer.adapters  # they read the input in BF16
+
+    def forward(self, x: Tensor, prefix: Tensor | None = None) -> Tensor | QuantizedActivation:
+        """Return `prefix` [..., any] and the activation of x [..., out] side by side."""
+        if self.next_adapters or not self.modes.layers_as_loaded:
+            y = (
+                tanh_gelu(x)
+                if self.activation == "gelu"
+                else apply_activation(x, self.activation).to(x.dtype)
+            )
+            return y if prefix is None else torch.cat((prefix, y), -1)
+        rows = None if prefix is None else _as_2d(prefix)
+        codes, scale = torch.ops.mezzotint.activation_quantize(_as_2d(x), rows, self.activation)
+        return codes.reshape(*x.shape[:-1], -1), scale
+
+
+class QuantizedInputLinear(nn.Module):
+    """A linear layer that also accepts an input that is quantized already."""
+
+    def __init__(self, layer: QuantLinear) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor | QuantizedActivation) -> Tensor:
+        if isinstance(x, Tensor):
+            unquantized: Tensor = self.layer(x)
+            return unquantized
+        x_quantized, scale = x
+        codes, weight_scale, bias = get_fp8_weight(self.layer.selected_weight, self.layer.bias)
+        dtype = self.layer.compute_dtype
+        y = fp8_gemm(_as_2d(x_quantized), scale, codes, weight_scale, bias, dtype)
+        return y.reshape(*x_quantized.shape[:-1], -1)
+
+
+class SplitQuantizedInputLinear(nn.Module):
+    """A layer stored in two pieces. Only the input of the second one may be quantized already."""
+
+    def __init__(self, layer: SplitLinear) -> None:
+        super().__init__()
+        self.first, second = layer.sublayers
+        self.second = QuantizedInputLinear(second)
+
+    def forward(self, prefix: Tensor, x: Tensor | QuantizedActivation) -> Tensor:
+        """Return [..., out]. Each piece reads its input: `prefix` the first, x the second."""
+        output: Tensor = self.first(prefix) + self.second(x)
+        return output
+
+
+class ColumnSlice(nn.Module):
+    """Columns of its input. It replaces a layer whose output is computed by a fused one."""
+
+    def __init__(self, start: int, out_features: int) -> None:
+        super().__init__()
+        self.start, self.out_features = start, out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[..., self.start : self.start + self.out_features]
+
+
+def fp8_gemm_operands(
+    layer: QuantLinear, x: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """Return the operands of an FP8 GEMM: x quantized [rows, in], its scale, codes, scale and bias.
+
+    layer   a layer for which `is_fp8_linear` holds
+    x       [..., in]
+    """
+    weight = layer.selected_weight
+    return *quantize_activation(_as_2d(x), static_activation_scale(weight)), *get_fp8_weight(
+        weight, layer.bias
+    )
+
+
+def is_fp8_linear(layer: Any) -> bool:
+    """Return whether a BF16 layer quantizes its input to FP8 and multiplies it by FP8 weights."""
+    return (
+        isinstance(layer, QuantLinear)
+        and layer.activations == QUANTIZED_ACTIVATIONS
+        and layer.compute_dtype == torch.bfloat16
+        and has_fp8_weight(layer.quant_weight, layer.selection.backend.name)
+    )
+
+
+def quantizes_per_row(layer: QuantLinear) -> bool:
+    """Return whether a layer quantizes its input to FP8 with a scale per row."""
+    return is_fp8_linear(layer) and static_activation_scale(layer.quant_weight) is None
+
+
+def _as_2d(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
+def computes_in_fp8(layer: Any) -> bool:
+    """Return whether a call of this layer is one FP8 GEMM now: no mode or adapter changes it."""
+    return is_fp8_linear(layer) and layer.modes.layers_as_loaded and not layer.adapters

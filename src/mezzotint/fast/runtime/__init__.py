@@ -1,0 +1,1 @@
+"""Run-time support of a fast model: CUDA graphs, caches, weight watching."""

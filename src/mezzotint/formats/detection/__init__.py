@@ -1,0 +1,1 @@
+"""Detection of the byte layout where headers do not state it."""

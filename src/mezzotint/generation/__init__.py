@@ -1,0 +1,1 @@
+"""Generation: pipeline sources, requests, step schedules, output checks, and image files."""

@@ -1,0 +1,1 @@
+"""Adapters to other libraries: the Hugging Face Hub and diffusers' model loader."""

@@ -1,0 +1,1 @@
+"""RMS norm per head and rotary embedding of queries and keys, in one pass."""

@@ -1,0 +1,1 @@
+"""Activation functions and quantization to FP8 in one pass."""

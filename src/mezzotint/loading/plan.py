@@ -1,0 +1,33 @@
+"""Plan a load: pair every stored tensor with a tensor of the model, before any is read."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from mezzotint.checkpoint import Checkpoint
+from mezzotint.errors import BadRequest, there_are
+from mezzotint.kernels import ACTIVATION_MODES, QUANTIZED_ACTIVATIONS
+
+
+@dataclass(frozen=True)
+class LoadPlan:
+    """A checkpoint that matches a model, tensor by tensor. Nothing has been read."""
+
+    checkpoint: Checkpoint
+    activations: str
+
+
+def plan(
+    checkpoint: Checkpoint, model: nn.Module, activations: str = QUANTIZED_ACTIVATIONS
+) -> LoadPlan:
+    """Pair every stored tensor with a tensor of `model`, which may be on the meta device.
+
+    Raises  BadRequest, MissingTensor, UnexpectedTensor, ShapeMismatch, UnknownFormat
+    """
+    if activations not in ACTIVATION_MODES:
+        raise BadRequest(
+            f"activations is {activations!r}", there_are(activations, ACTIVATION_MODES)
+        )
+    if activations != QUANTIZED_ACTIVATIONS:
+        checkpoint = checkpoint.without_input_scales()
+    return LoadPlan(checkpoint.placed(model), activations)

@@ -1,0 +1,52 @@
+"""Every format that a family's users have, end to end: recognised, painted with, converted, and painted with again."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import mezzotint
+from conftest import RecordSupport
+from mezzotint.checkpoint import Checkpoint
+from mezzotint.generation.generate import generate
+from mezzotint.quality.metrics.image import latent_cosine
+from support.checkpoint_makers import MAKERS
+from support.pipeline_cases import PROMPTS, Case
+
+COSINE = {"diffusers": 1.0, "makers": 1.0, "nunchaku int4": 0.9}
+"""Least agreement of the latents with BF16's; of all others 0.97."""
+
+
+def painted(case: Case, transformer: Path) -> Tensor:
+    pipe = mezzotint.load(case.folder, transformer=transformer, device="cpu")
+    return generate(pipe, PROMPTS, sampling=case.sampling, check_output=False).latents
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [(name, form) for name, makers in MAKERS.items() for form in makers],
+    ids=lambda part: part,
+)
+def test_a_file_generates_and_its_conversion_generates_the_same(
+    cases: Callable[[str], Case],
+    tmp_path: Path,
+    record_support: RecordSupport,
+    name: str,
+    form: str,
+) -> None:
+    case = cases(name)
+    file = MAKERS[name][form](case, tmp_path / "made")
+    checkpoint = Checkpoint.open(file)
+    assert checkpoint.report.problems == ()
+    latents = painted(case, file)
+    record_support("load", checkpoint)
+    assert latent_cosine(case.result.latents, latents) >= COSINE.get(form, 0.97) - 1e-6
+    record_support("run", checkpoint)
+    report = mezzotint.convert(file, tmp_path / "mz", base=case.folder)
+    assert not report.transforms
+    assert torch.equal(painted(case, tmp_path / "mz"), latents)
+    record_support("convert", checkpoint)
+    for shown in ("load", "run"):
+        record_support(shown, Checkpoint.open(tmp_path / "mz"))

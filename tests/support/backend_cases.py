@@ -1,0 +1,98 @@
+"""Layers that every backend runs."""
+
+import torch
+from torch import Tensor
+
+from mezzotint.kernels import (
+    BF16_ACTIVATIONS,
+    QUANTIZED_ACTIVATIONS,
+)
+from mezzotint.nn import QuantLinear
+from mezzotint.schemes import NVFP4, SVDQUANT_NVFP4
+from mezzotint.tensor import PLAIN, QuantTensor, concat_rows
+from support import four_bit_weights as four_bits
+
+OUT, IN, ROWS = 256, 384, 37
+
+
+def joined(out: int, in_: int) -> QuantTensor:
+    """Two NVFP4 matrices on the same input, whose scales are kept by row."""
+    one, two = four_bits.nvfp4(out // 2, in_), four_bits.nvfp4(out // 2, in_)
+    return concat_rows(
+        [one, two.with_parts({**two.parts, "global_scale": two.parts["global_scale"] * 3}, PLAIN)]
+    )
+
+
+def with_channels(out: int, in_: int) -> QuantTensor:
+    """Nunchaku's NVFP4 of fused q, k and v: a scale for each row, and one for the matrix."""
+    own = four_bits.svdquant(SVDQUANT_NVFP4, out, in_)
+    scale = (four_bits.random(out, seed=5).abs() + 0.5).bfloat16()
+    return own.with_parts({**own.parts, "channel_scale": scale}, PLAIN)
+
+
+def smoothed_exactly(weight: QuantTensor) -> QuantTensor:
+    """The same weight with its smoothing rounded to powers of two, so that no input is at another code for having been
+    smoothed in BF16 and not in float32."""
+    names = {"smooth", "pre_quant_scale"} & set(weight.parts)
+    powers = {name: torch.exp2(torch.log2(weight.parts[name].float()).round()) for name in names}
+    return weight.with_parts(
+        {**weight.parts, **{n: p.to(weight.parts[n].dtype) for n, p in powers.items()}}, PLAIN
+    )
+
+
+def all_forms(out: int, in_: int) -> dict[str, QuantTensor]:
+    others = {"nvfp4, joined": joined(out, in_), "svdquant_nvfp4, by row": with_channels(out, in_)}
+    return {
+        name: smoothed_exactly(own) for name, own in (four_bits.all_of(out, in_) | others).items()
+    }
+
+
+FORMS = all_forms(OUT, IN)
+
+
+FP4_FORMS = [name for name in FORMS if "int4" not in name]
+
+
+RUNS = [
+    *(("torch_nvfp4", name) for name in FP4_FORMS),
+    *(("comfy_kitchen", name) for name in FP4_FORMS),
+    *(("flashinfer", name) for name in FP4_FORMS),
+    *(("humming", name) for name in FP4_FORMS if not name.startswith("svdquant")),
+    ("nunchaku_int4", "svdquant_int4"),
+    ("nunchaku_nvfp4", "svdquant_nvfp4"),
+    ("nunchaku_nvfp4", "svdquant_nvfp4, by row"),
+    *(("weight_only", name) for name in FORMS),
+]
+
+
+BF16_INPUT = ("humming", "weight_only")
+
+
+QUANTIZES_AS_NVFP4 = ("comfy_kitchen", "flashinfer")
+
+
+def relative_error(candidate: Tensor, reference: Tensor) -> float:
+    return float(
+        torch.linalg.norm((candidate - reference).float()) / torch.linalg.norm(reference.float())
+    )
+
+
+def sample(rows: int = ROWS, in_: int = IN) -> Tensor:
+    """What a layer is given, within the range of the static scales once it is smoothed; BF16 [1, rows, in]."""
+    return (four_bits.random(1, rows, in_, seed=9).clamp(-4, 4) / 3).bfloat16()
+
+
+def as_standard_nvfp4(weight: QuantTensor) -> QuantTensor:
+    """SVDQuant NVFP4 with inputs rounded as NVFP4's are, in units of 1, instead of as Nunchaku rounds them."""
+    one = torch.ones_like(weight.parts["global_scale"])
+    parts = dict(weight.parts) | {"input_scale": one}
+    parts["global_scale"] = parts["global_scale"] * parts.pop("channel_scale", one).float()
+    return QuantTensor(NVFP4, PLAIN, weight.shape, parts)
+
+
+def expected(backend: str, weight: QuantTensor, x: Tensor) -> Tensor:
+    """What `reference` makes of x, float32, its input rounded as the backend is to round it."""
+    if backend in QUANTIZES_AS_NVFP4 and weight.scheme is SVDQUANT_NVFP4:
+        weight = as_standard_nvfp4(weight)
+    activations = BF16_ACTIVATIONS if backend in BF16_INPUT else QUANTIZED_ACTIVATIONS
+    return QuantLinear(weight, torch.float32, activations, backend_name="reference")(x.float())

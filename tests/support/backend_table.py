@@ -1,0 +1,74 @@
+"""Table of the backends that each GPU would use, as `can` of every backend answers."""
+
+from collections.abc import Iterator
+
+from mezzotint.kernels import (
+    GPU_GENERATIONS,
+    QUANTIZED_ACTIVATIONS,
+    Backend,
+    Can,
+    Target,
+    WeightSpec,
+    all_backends,
+    select,
+)
+from mezzotint.kernels.backends.reference import BACKEND as REFERENCE
+from mezzotint.kernels.backends.weight_only import BACKEND as WEIGHT_ONLY
+from mezzotint.kernels.verified import is_verified
+from mezzotint.schemes import AWQ_W4A16, FP8, INT8, MXFP8, SVDQUANT_INT4, SVDQUANT_NVFP4, Scheme
+from support import four_bit_weights as four_bits
+
+BEGIN = "<!-- what select answers with every library installed: pytest --readme -->\n"
+SHAPE = (256, 384)
+
+
+def spec(scheme: Scheme, *optional: str, dynamic: bool = True) -> WeightSpec:
+    """A layer's outline with the parts that every layer of the scheme has, and some of the others."""
+    parts = {name: scheme.part(name).shapes(*SHAPE)[0] for name in (*scheme.parts, *optional)}
+    return WeightSpec(scheme, SHAPE, parts, dynamic)
+
+
+SMOOTHED = ("smooth", "proj_down", "proj_up")
+ROWS = {
+    "FP8": spec(FP8, "input_scale"),
+    "NVFP4": WeightSpec.of(four_bits.nvfp4(*SHAPE)),
+    "NVFP4, inputs in BF16": spec(four_bits.NVFP4, dynamic=False),
+    "SVDQuant INT4": spec(SVDQUANT_INT4, *SMOOTHED),
+    "SVDQuant NVFP4": spec(SVDQUANT_NVFP4, *SMOOTHED),
+    "AWQ W4A16": spec(AWQ_W4A16),
+    "MXFP8": spec(MXFP8),
+    "INT8": spec(INT8),
+}
+COLUMNS = {"CPU": Target("cpu"), **GPU_GENERATIONS}
+
+
+def able(weight: WeightSpec, target: Target) -> Iterator[Backend]:
+    """The chosen backend, and then those that would be, without it; the two that can everything only where chosen."""
+    chosen = select(weight, target).backend
+    yield chosen
+    for backend in sorted(all_backends().values(), key=lambda one: -one.priority):
+        if backend not in (chosen, WEIGHT_ONLY, REFERENCE) and isinstance(
+            backend.can(weight, target, QUANTIZED_ACTIVATIONS), Can
+        ):
+            yield backend
+
+
+def table() -> str:
+    """Markdown: a row for each scheme, a column for each kind of device."""
+    heads = [
+        name if target.capability is None else f"{name} ({target})"
+        for name, target in COLUMNS.items()
+    ]
+    lines = [f"| scheme | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+    for row, weight in ROWS.items():
+        cells = (
+            ", ".join(_cell(weight, target, backend) for backend in able(weight, target))
+            for target in COLUMNS.values()
+        )
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(weight: WeightSpec, target: Target, backend: Backend) -> str:
+    verified = is_verified(weight.scheme.name, str(target), backend.name)
+    return f"**{backend.name}**" if verified else backend.name

@@ -1,0 +1,303 @@
+"""A tiny pipeline's transformer as a file of every format that its family's users have."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mezzotint.checkpoint import Checkpoint
+from mezzotint.families import families
+from mezzotint.formats.comfy_metadata import MARKER
+from mezzotint.formats.readers.svdquant import GELU_SHIFT, SHIFTED_LAYER
+from mezzotint.formats.writers import mezzotint as mezzotint_format
+from mezzotint.layouts import swap_nibbles, to_tiles
+from mezzotint.schemes import AWQ_W4A16, SVDQUANT_INT4, SVDQUANT_NVFP4, Scheme
+from mezzotint.schemes.awq import encode_awq
+from mezzotint.tensor import PLAIN, QuantTensor
+from support.modelopt_exporter import (
+    E4M3_MAX,
+    QUANTIZERS,
+    RANK,
+    export,
+    fp8,
+    in_original_names,
+    nvfp4,
+)
+from support.nunchaku_files import as_nunchaku, as_rows
+from support.original_names import TO_ORIGINAL
+from support.pipeline_cases import Case
+
+ORIGINAL = {
+    "flux1": "flux1",
+    "flux2": "flux2",
+    "wan_ti2v": "wan2.2",
+    "zimage": "z",
+    "qwenimage": "qwen",
+}
+"""{pipeline: whose spelling its makers' single file has}"""
+FILE = "model.safetensors"
+Maker = Callable[[Case, Path], Path]
+
+
+def original(case: Case) -> dict[str, Tensor]:
+    return in_original_names(
+        case.reference.transformer.state_dict(), TO_ORIGINAL[ORIGINAL[case.name]]
+    )
+
+
+def saved(tensors: dict[str, Tensor], folder: Path, metadata: dict[str, str] | None = None) -> Path:
+    """A single file, without a configuration: the pipeline has one."""
+    folder.mkdir(parents=True)
+    save_file(
+        {name: value.contiguous() for name, value in tensors.items()}, folder / FILE, metadata
+    )
+    return folder / FILE
+
+
+def diffusers_names(case: Case, _folder: Path) -> Path:
+    return case.folder / "transformer"
+
+
+def makers_names(case: Case, folder: Path) -> Path:
+    return saved(original(case), folder)
+
+
+def modelopt(method: str) -> Maker:
+    return lambda case, folder: export(
+        case.reference.transformer, case.largest["transformer"], method, folder
+    )
+
+
+def calibrated(case: Case, folder: Path) -> Path:
+    """ModelOpt's folder of hf and ckpt/backbone.pt, its weights still BF16."""
+    model, largest = case.reference.transformer, case.largest["transformer"]
+    model.save_pretrained(folder / "hf")
+    weights = model.state_dict()
+    ranges = {f"{name}.input_quantizer._amax": torch.tensor(size) for name, size in largest.items()}
+    ranges |= {
+        f"{name}.weight_quantizer._amax": weights[f"{name}.weight"].float().abs().max()
+        for name in largest
+    }
+    (folder / "ckpt").mkdir()
+    torch.save({"model_state_dict": ranges}, folder / "ckpt/backbone.pt")
+    return folder
+
+
+def kitchen_nvfp4(weight: Tensor, largest_input: float) -> dict[str, Tensor]:
+    parts = nvfp4(weight, largest_input)
+    arranged = {
+        "weight": swap_nibbles(parts["weight"]),
+        "weight_scale": to_tiles(parts["weight_scale"]),
+    }
+    return parts | arranged
+
+
+def kitchen_mxfp8(weight: Tensor, _largest_input: float) -> dict[str, Tensor]:
+    groups = weight.unflatten(1, (-1, 32))
+    scale = (groups.abs().amax(2) / E4M3_MAX).log2().ceil().exp2()
+    codes = (groups / scale.unsqueeze(2)).flatten(1).to(torch.float8_e4m3fn)
+    return {"weight": codes, "weight_scale": to_tiles(scale.to(torch.float8_e8m0fnu))}
+
+
+KITCHEN = {"fp8": fp8, "nvfp4": kitchen_nvfp4, "mxfp8": kitchen_mxfp8}
+NOTES = {"fp8": "float8_e4m3fn", "nvfp4": "nvfp4", "mxfp8": "mxfp8"}
+
+
+def kitchen(case: Case, method: str) -> dict[str, Tensor]:
+    """The makers' names, every matrix of a block as comfy-kitchen writes it; inputs have dynamic scales."""
+    tensors = original(case)
+    for name, weight in list(tensors.items()):
+        module = name.removesuffix(".weight")
+        if (
+            module == name
+            or weight.ndim != 2
+            or ".0." not in name
+            or any(side % 32 for side in weight.shape)
+        ):
+            continue
+        parts = KITCHEN[method](weight.float(), 1.0)
+        parts.pop("input_scale", None)
+        tensors |= {f"{module}.{part}": value for part, value in parts.items()}
+    return tensors
+
+
+def comfy(method: str) -> Maker:
+    def make(case: Case, folder: Path) -> Path:
+        tensors = kitchen(case, method)
+        marker = torch.tensor(
+            list(json.dumps({"format": NOTES[method]}).encode()), dtype=torch.uint8
+        )
+        layers = [
+            key.removesuffix(".weight_scale") for key in tensors if key.endswith(".weight_scale")
+        ]
+        return saved(tensors | {layer + MARKER: marker.clone() for layer in layers}, folder)
+
+    return make
+
+
+def legacy(case: Case, folder: Path) -> Path:
+    """ComfyUI's scaled_fp8."""
+    tensors = {
+        key.replace(".weight_scale", ".scale_weight"): value
+        for key, value in kitchen(case, "fp8").items()
+    }
+    prefix = "model.diffusion_model." if any(key.startswith("model.") for key in tensors) else ""
+    return saved(
+        tensors | {f"{prefix}scaled_fp8": torch.zeros(0, dtype=torch.float8_e4m3fn)}, folder
+    )
+
+
+def bfl(method: str) -> Maker:
+    return lambda case, folder: saved(kitchen(case, method), folder)
+
+
+def svdquant(case: Case, scheme: Scheme, folder: Path, modulation: bool = False) -> Checkpoint:
+    """The blocks' linears as SVDQuant that Nunchaku could hold, in Mezzotint's own format; modulation in AWQ or not."""
+    model, config = (
+        case.reference.transformer,
+        json.loads(case.reference.transformer.to_json_string()),
+    )
+    names = families()[case.name].nunchaku
+    targets = {
+        target
+        for table in names.blocks
+        for holds in table.layers.values()
+        if holds.rows
+        for target in holds.targets
+    }
+    weights = model.state_dict()
+    layers: dict[str, list[QuantTensor]] = {}
+    for module in case.largest["transformer"]:
+        block, _, leaf = module.partition(".0.")
+        if leaf in targets and any(table.block.fullmatch(f"{block}.0") for table in names.blocks):
+            layers[module] = _pieces(
+                module, weights[f"{module}.weight"].float(), weights.get(f"{module}.bias"), scheme
+            )
+        elif modulation and leaf in names.awq:
+            layers[module] = [_awq(weights[f"{module}.weight"])]
+    writer = mezzotint_format.TARGET
+    stored = {
+        name: value
+        for name, value in weights.items()
+        if name.removesuffix(".weight").removesuffix(".bias") not in layers
+    }
+    for module, pieces in layers.items():
+        stored |= writer.layer({module: pieces}).tensors
+    saved(stored, folder)
+    quantization = writer.declare(layers, ()).quantization
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
+    return Checkpoint.open(folder)
+
+
+def _pieces(module: str, weight: Tensor, bias: Tensor | None, scheme: Scheme) -> list[QuantTensor]:
+    """The layer, or FLUX.1's last one of a single block in the two pieces that its input has."""
+    if module.startswith("single") and module.endswith("proj_out"):
+        width = len(weight)
+        return [
+            _svdquant(module.replace("proj_out", "out_proj"), weight[:, :width], bias, scheme),
+            _svdquant(module.replace("proj_out", "mlp_fc2"), weight[:, width:], None, scheme),
+        ]
+    return [_svdquant(module, weight, bias, scheme)]
+
+
+def _awq(weight: Tensor) -> QuantTensor:
+    """With a bias of nothing, as not every number less 1 is a BF16 number."""
+    return QuantTensor(
+        AWQ_W4A16,
+        PLAIN,
+        tuple(weight.shape),
+        encode_awq(weight) | {"bias": torch.zeros(len(weight))},
+    )
+
+
+def _svdquant(stored: str, weight: Tensor, bias: Tensor | None, scheme: Scheme) -> QuantTensor:
+    """Round-to-nearest beside a low-rank branch whose proj_down all layers of an input share, as fused ones must."""
+    out, in_ = weight.shape
+    chance = torch.Generator().manual_seed(in_)
+    smooth = (torch.rand(in_, generator=chance) + 0.5).bfloat16()
+    down = torch.linalg.qr(torch.randn(in_, RANK, generator=chance))[0].t().bfloat16().contiguous()
+    up = (weight @ down.float().t()).bfloat16()
+    residual = (weight - up.float() @ down.float()) * smooth.float()
+    parts = {"smooth": smooth, "proj_down": down, "proj_up": up}
+    if scheme is SVDQUANT_INT4:
+        groups = residual.unflatten(1, (-1, 64))
+        scale = (groups.abs().amax(2) / 7).bfloat16()
+        codes = (groups / scale.float().unsqueeze(2)).round().clamp(-8, 7).flatten(1).to(
+            torch.int64
+        ) % 16
+        parts |= {
+            "codes": (codes[:, ::2] + 16 * codes[:, 1::2]).to(torch.uint8),
+            "block_scale": scale,
+        }
+    else:
+        written = nvfp4(residual, 1.0)
+        parts |= {"codes": written["weight"], "block_scale": written["weight_scale"]}
+        parts["channel_scale"] = written["weight_scale_2"].expand(out).bfloat16().contiguous()
+    if bias is not None or SHIFTED_LAYER.fullmatch(stored):
+        parts["bias"] = torch.zeros(out).bfloat16() if bias is None else bias.bfloat16()
+    if scheme is SVDQUANT_INT4 and SHIFTED_LAYER.fullmatch(stored):
+        parts["shift"] = torch.tensor(GELU_SHIFT)
+        moved = scheme.dequantize_bias({**parts, "bias": torch.zeros(out)})
+        parts["bias"] = (parts["bias"].float() - moved).bfloat16()
+    return QuantTensor(scheme, PLAIN, (out, in_), parts)
+
+
+def nunchaku(scheme: Scheme) -> Maker:
+    def make(case: Case, folder: Path) -> Path:
+        checkpoint = svdquant(case, scheme, folder / "plain")
+        metadata = {
+            "config": json.dumps(bare(checkpoint)),
+            "quantization_config": '{"method": "svdquant"}',
+        }
+        return saved(as_nunchaku(checkpoint), folder / "nunchaku", metadata)
+
+    return make
+
+
+def row_major(case: Case, folder: Path) -> Path:
+    checkpoint = svdquant(case, SVDQUANT_NVFP4, folder / "plain")
+    said = replace(checkpoint, header=replace(checkpoint.header, config=bare(checkpoint)))
+    return as_rows(said, folder / FILE, False, {"layout": "row_major"})
+
+
+def bare(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The model's configuration without a word on quantization."""
+    return {
+        key: value
+        for key, value in checkpoint.header.config.items()
+        if key != "quantization_config"
+    }
+
+
+def cast(case: Case, folder: Path) -> Path:
+    """Everything in e4m3, as ComfyUI saves a model in that dtype."""
+    return saved(
+        {name: value.to(torch.float8_e4m3fn) for name, value in original(case).items()}, folder
+    )
+
+
+ALL_FAMILIES = {
+    "diffusers": diffusers_names,
+    "makers": makers_names,
+    **{f"modelopt {method}": modelopt(method) for method in QUANTIZERS},
+    "backbone": calibrated,
+    **{f"comfy {method}": comfy(method) for method in KITCHEN},
+    "scaled_fp8": legacy,
+    "cast": cast,
+}
+BFL_FAMILIES = {"bfl fp8": bfl("fp8"), "bfl nvfp4": bfl("nvfp4")}
+SVDQUANT = {"nunchaku nvfp4": nunchaku(SVDQUANT_NVFP4), "row-major": row_major}
+INT4_FAMILIES = {"nunchaku int4": nunchaku(SVDQUANT_INT4)}
+MAKERS: dict[str, dict[str, Maker]] = {
+    "flux1": ALL_FAMILIES | BFL_FAMILIES | SVDQUANT | INT4_FAMILIES,
+    "flux2": ALL_FAMILIES | BFL_FAMILIES,
+    "wan_ti2v": ALL_FAMILIES,
+    "zimage": ALL_FAMILIES | SVDQUANT,
+    "qwenimage": ALL_FAMILIES | SVDQUANT | INT4_FAMILIES,
+}
+"""{pipeline: {format: maker}}; the tiny Z-Image is 96 wide, and a group of SVDQuant INT4 has 64 columns."""
