@@ -117,7 +117,7 @@ def make(folder: Path, changes: dict[str, int], device: str, size: int) -> None:
 
 
 def event_seconds(source: str | None, model: Path, size: int, steps: int, device: str) -> float:
-    """Seconds of one warm picture by CUDA events, apart from everything that `compare` measures with."""
+    """Seconds of one warm image by CUDA events, apart from everything that `compare` measures with."""
     pipe = load(model, transformer=source, device=device)
     settings = recommended_sampling(model).replace(steps=steps, size=size)
     times = []

@@ -1,9 +1,9 @@
-"""Captioned shapes: the world that the built-in demo model paints.
+"""Captioned shapes: the world that the built-in demo model generates.
 
 A caption reads "a large red circle on a blue background".  This module knows the grammar of such captions,
-draws them (antialiased, from signed distances, on any torch device) and judges a picture against its caption.
+draws them (antialiased, from signed distances, on any torch device) and judges an image against its caption.
 
-All pictures are 64 x 64.  Lengths are pixels, colours are RGB in [0, 1] inside tensors.
+All images are 64 x 64.  Lengths are pixels, colours are RGB in [0, 1] inside tensors.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def coverage(shape: Tensor, radius: Tensor, offset: Tensor) -> Tensor:
 
 
 def rasterize(scenes: SceneBatch, offset: Tensor) -> Tensor:
-    """Pictures [B, 3, 64, 64] in [0, 1] of `scenes`, each moved by its row of `offset` [B, 2]."""
+    """Images [B, 3, 64, 64] in [0, 1] of `scenes`, each moved by its row of `offset` [B, 2]."""
     mask = coverage(scenes.shape, scenes.radius, offset)[:, None]
     return torch.lerp(scenes.background[:, :, None, None], scenes.colour[:, :, None, None], mask)
 
@@ -170,7 +170,7 @@ def render(caption: str, rng: np.random.Generator | None = None) -> Image.Image:
 
 
 class Score(TypedDict):
-    """Which words of a caption a picture obeys, and how well its shape fits the best template (0 to 1)."""
+    """Which words of a caption an image obeys, and how well its shape fits the best template (0 to 1)."""
 
     shape: bool
     colour: bool

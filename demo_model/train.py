@@ -1,9 +1,9 @@
-"""Train the built-in demo model: a FLUX small enough to ship that paints captioned shapes.
+"""Train the built-in demo model: a FLUX small enough to ship that generates captioned shapes.
 
     python -m demo_model.train                       # under ten minutes on one H100
     python -m demo_model.train --device cpu --steps 2 --batch 4 --out /tmp/demo       # a smoke test
 
-Everything starts from random weights and procedural pictures (shapes.py), in two stages:
+Everything starts from random weights and procedural images (shapes.py), in two stages:
 
 1. The autoencoder (AutoencoderTiny).  Its encoder is linear and is not trained but set: space-to-depth by 4,
    then the 12 leading principal components of the 48 values of a cell.  Its decoder learns to undo that,
@@ -56,7 +56,7 @@ MAX_GUIDANCE = 5.0
 CAPTION_DROPOUT = 0.1
 AVERAGE_DECAY = 0.999
 LATENT_SCALE = 2.5  # the decoder squashes what goes beyond 3, so it gets latents this much smaller
-POOL = 2**18  # pictures rendered before the transformer's training
+POOL = 2**18  # images rendered before the transformer's training
 CHECK_PROMPTS, CHECK_STEPS, CHECK_BATCH = 200, 20, 50
 
 
@@ -169,7 +169,7 @@ class DemoModel(nn.Module):
 
 
 def build_autoencoder() -> AutoencoderTiny:
-    """An autoencoder of 3 x 4H x 4W pictures and 12 x H x W latents, its encoder empty, its decoder random."""
+    """An autoencoder of 3 x 4H x 4W images and 12 x H x W latents, its encoder empty, its decoder random."""
     return AutoencoderTiny(
         encoder_block_out_channels=(48, 48, 48),
         num_encoder_blocks=(0, 0, 0),
@@ -196,7 +196,7 @@ def set_encoder(vae: AutoencoderTiny, pictures: Tensor) -> float:
     for layer, channels in (
         (second, 3),
         (third, 12),
-    ):  # kernel 3, stride 2: taps 1 and 2 tile the picture
+    ):  # kernel 3, stride 2: taps 1 and 2 tile the image
         for output in range(4 * channels):
             layer[
                 output, output % channels, 1 + output // channels // 2, 1 + output // channels % 2
@@ -216,7 +216,7 @@ def set_encoder(vae: AutoencoderTiny, pictures: Tensor) -> float:
 
 
 def random_pictures(scenes: shapes.SceneBatch, index: Tensor) -> Tensor:
-    """Pictures [N, 3, 64, 64] in -1..1 of the scenes at `index` [N], each at a random place."""
+    """Images [N, 3, 64, 64] in -1..1 of the scenes at `index` [N], each at a random place."""
     offset = torch.empty(len(index), 2, device=index.device).uniform_(-shapes.JITTER, shapes.JITTER)
     return shapes.rasterize(scenes.pick(index), offset) * 2 - 1
 
@@ -230,7 +230,7 @@ def pack(latents: Tensor) -> Tensor:
 def render_pool(
     vae: AutoencoderTiny, scenes: shapes.SceneBatch, count: int
 ) -> tuple[Tensor, Tensor]:
-    """`count` random pictures as (index of their scene [count], latent tokens [count, 64, 48])."""
+    """`count` random images as (index of their scene [count], latent tokens [count, 64, 48])."""
     device = scenes.shape.device
     index = torch.arange(count, device=device) % len(scenes.shape)
     chunks = [pack(vae.encode(random_pictures(scenes, part)).latents) for part in index.split(2048)]
@@ -446,7 +446,7 @@ def save_pipeline(painter: DemoModel, vae: AutoencoderTiny, out: Path) -> None:
 
 
 def check(out: Path, prompts: list[str], device: torch.device) -> dict[str, float]:
-    """Load the pipeline back, paint `prompts` and return the share of pictures that obey them."""
+    """Load the pipeline back, generate `prompts` and return the share of images that obey them."""
     pipe = FluxPipeline.from_pretrained(out, dtype=torch.bfloat16, local_files_only=True).to(device)
     pipe.set_progress_bar_config(disable=True)
     scores: list[shapes.Score] = []

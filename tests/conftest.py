@@ -124,8 +124,8 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
 def runnable_edit_pipelines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets the tiny pipelines that edit run.
 
-    Kontext and Qwen-Image-Edit would scale a picture to 1024 x 1024, which is 65,536 tokens with the tiny autoencoder;
-    Wan asks for ftfy, Qwen-Image-Edit for torchvision, and neither is installed; random weights paint noise, and the
+    Kontext and Qwen-Image-Edit would scale an image to 1024 x 1024, which is 65,536 tokens with the tiny autoencoder;
+    Wan asks for ftfy, Qwen-Image-Edit for torchvision, and neither is installed; random weights generate noise, and the
     output guard objects.
     """
     monkeypatch.setattr("mezzotint.generation.pipeline_selection.find_spec", lambda _library: True)

@@ -57,11 +57,11 @@ class Memory:
 
 @dataclass(frozen=True)
 class StageTimes:
-    """How long the stages of one painting took, in seconds.
+    """How long the stages of one generation took, in seconds.
 
     encode   from the call to the transformer's first forward: text encoders, noise
     steps    one for each denoising step: transformer and scheduler
-    decode   from the last step to the picture
+    decode   from the last step to the image
     """
 
     encode: float
@@ -86,7 +86,7 @@ def synchronized_time(device: torch.device) -> float:
 
 
 class StageTimer:
-    """Marks the stages of one painting; `on_step` is given to `paint`."""
+    """Marks the stages of one generation; `on_step` is given to `paint`."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -104,7 +104,7 @@ class StageTimer:
 
     @property
     def stages(self) -> StageTimes:
-        """The stages, once the painting is done."""
+        """The stages, once the generation is done."""
         assert self.ended is not None  # noqa: S101
         steps = tuple(float(step) for step in np.diff(self.step_times))
         return StageTimes(
@@ -114,7 +114,7 @@ class StageTimer:
 
 @contextmanager
 def time_stages(device: torch.device, transformers: Iterable[nn.Module]) -> Iterator[StageTimer]:
-    """Time one painting by these transformers; the clock's `laps` are there when the block has ended.
+    """Time one generation by these transformers; the clock's `laps` are there when the block has ended.
 
     >>> with clocked(device, [pipe.transformer]) as clock:
     ...     generate(pipe, ["a cat"], on_step=clock.on_step)

@@ -48,7 +48,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 JOINED = {
-    "flux1-dev": 2 + 1,  # queries, keys and values, of the picture and of the text
+    "flux1-dev": 2 + 1,  # queries, keys and values, of the image and of the text
     "qwen-image": 2,
     "z-image-turbo": 3 * 2,  # gate and up too
 }

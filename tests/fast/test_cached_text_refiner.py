@@ -1,4 +1,4 @@
-"""Z-Image's text refined once for each prompt gives the pictures that it gives when it is refined in every step."""
+"""Z-Image's text refined once for each prompt gives the images that it gives when it is refined in every step."""
 
 import copy
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Every family made fast: its blocks compile whole, and paint what they painted layer by layer."""
+"""Every family made fast: its blocks compile whole, and generate what they generated layer by layer."""
 
 from collections.abc import Callable
 from functools import partial

@@ -239,7 +239,7 @@ def test_other_weights_are_worked_out_anew(name: str) -> None:
 
 
 def test_text_that_reads_the_first_half_of_two_embeddings() -> None:
-    """Qwen-Image-Edit 2511: a picture that is edited has an embedding of its own, at time step 0."""
+    """Qwen-Image-Edit 2511: an image that is edited has an embedding of its own, at time step 0."""
     torch.manual_seed(0)
     plain = type(tiny.qwenimage().transformer)(
         **dict(tiny.qwenimage().transformer.config) | {"zero_cond_t": True, "num_layers": 2}

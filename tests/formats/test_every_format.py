@@ -1,4 +1,4 @@
-"""Every format that a family's users have, end to end: recognised, painted with, converted, and painted with again."""
+"""Detect, generate with, convert, and generate again: every format of every family."""
 
 from collections.abc import Callable
 from pathlib import Path

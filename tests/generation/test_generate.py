@@ -1,4 +1,4 @@
-"""`mezzotint generate`: pictures as PNG, videos as MP4 or frames, and what is refused before anything is loaded."""
+"""`mezzotint generate`: images as PNG, videos as MP4 or frames, and what is refused before anything is loaded."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ from support.pipeline_cases import Case
 
 @pytest.fixture(autouse=True)
 def _disable_output_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random weights paint noise, and the output guard objects rightly; here it is the files that are looked at."""
+    """Random weights generate noise, and the output guard objects rightly; here it is the files that are looked at."""
     monkeypatch.setattr("mezzotint.generation.generate.find_problems", lambda _frames, _latents: ())
 
 

@@ -1,4 +1,4 @@
-"""The output guard: everything broken is named, and sound pictures pass."""
+"""The output guard: everything broken is named, and sound images pass."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +27,7 @@ PHOTOGRAPHS = sorted(
 
 
 def generated_images(count: int) -> Iterator[Image.Image]:
-    """Pictures of the built-in model, 8 steps, each of another caption and seed."""
+    """Images of the built-in model, 8 steps, each of another caption and seed."""
     pipe = load("demo", device="cpu")
     settings = {"height": 64, "width": 64, "guidance_scale": 3.5, "max_sequence_length": 16}
     captions = shapes.split_captions(count)[1]
@@ -38,7 +38,7 @@ def generated_images(count: int) -> Iterator[Image.Image]:
 
 
 def decoded_noise(count: int) -> Iterator[Image.Image]:
-    """What the built-in model's decoder makes of the noise that every picture starts from."""
+    """What the built-in model's decoder makes of the noise that every image starts from."""
     pipe = load(
         "demo", device="cpu", dtype=torch.float32
     )  # BF16 convolutions are 60 times slower without AVX-512

@@ -1,4 +1,4 @@
-"""Pictures that are edited: which pipelines take one, that it arrives as it is, and that it is accounted for."""
+"""Images that are edited: which pipelines take one, that it arrives as it is, and that it is accounted for."""
 
 import hashlib
 import io
@@ -223,7 +223,7 @@ def test_a_library_that_diffusers_lacks_is_named(monkeypatch: pytest.MonkeyPatch
 def test_warmup_edits_too(
     cases: Callable[[str], Case], source_image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wan's image to video does nothing without a picture; that compiling is quicker later is a GPU's to show."""
+    """Wan's image to video does nothing without an image; that compiling is quicker later is a GPU's to show."""
     monkeypatch.setattr("mezzotint.cli.warmup.speed_up_pipeline", lambda _pipe, _attention: None)
     command = [
         "warmup",

@@ -76,7 +76,7 @@ def test_scaled_mm_agrees_with_reference_on_flux_sizes(
 
 
 def record_calls(pipe: Any) -> list[dict[str, Any]]:
-    """The arguments of every call of the transformer while one picture is painted."""
+    """The arguments of every call of the transformer while one image is generated."""
     calls: list[dict[str, Any]] = []
     handle = pipe.transformer.register_forward_pre_hook(
         lambda _module, _arguments, given: calls.append(dict(given)), with_kwargs=True
@@ -371,7 +371,7 @@ def test_a_fast_demo_agrees_with_the_same_layers_one_by_one_at_every_step(
 def test_a_fast_layer_in_two_pieces_agrees_with_the_pieces_one_by_one(
     data: Path, name: str, resident: str
 ) -> None:
-    """As near to exact inputs as one by one, over several pictures: of one, whose latents are 1024 numbers, the error
+    """As near to exact inputs as one by one, over several images: of one, whose latents are 1024 numbers, the error
     varies by 15 % with how numbers happen to be rounded. proj_mlp is joined to q, k, v once no smoothing of its own is
     left, in FP8.
     """

@@ -1,4 +1,4 @@
-"""A tiny pipeline of each family on disk, and what diffusers itself paints with it."""
+"""A tiny pipeline of each family on disk, and what diffusers itself generates with it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ TOKENS = {"flux1": 48, "flux2": 300, "flux2_klein": 128, "zimage": 64}
 
 @dataclass
 class Case:
-    """A tiny pipeline on disk, diffusers' own reading of it, what that paints, and its largest inputs, by expert."""
+    """A tiny pipeline on disk, diffusers' own reading of it, what that generates, and its largest inputs, by expert."""
 
     name: str
     folder: Path

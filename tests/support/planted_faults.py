@@ -147,7 +147,7 @@ def smoothed(folder: Path) -> Path:
 
 
 def channels() -> dict[str, Tensor]:
-    """{layer: largest magnitude of each of its input channels} of the blocks' layers while two pictures are painted."""
+    """{layer: largest magnitude of each of its input channels} of the blocks' layers while two images are generated."""
     pipe = load("demo", device="cpu")
     largest: dict[str, Tensor] = {}
 

@@ -95,7 +95,7 @@ def mistral() -> Any:
 
 
 def qwen_vl() -> Any:
-    """Where a text has UNKNOWN, the patches of a picture stand."""
+    """Where a text has UNKNOWN, the patches of an image stand."""
     rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
     config = transformers.Qwen2_5_VLConfig(
         text_config=decoder_config(1) | {"rope_parameters": rope},
@@ -194,7 +194,7 @@ def flux2_klein() -> Any:
 
 
 def wan_transformer(channels: int = 16, given: int = 0) -> Any:
-    """`given` channels are those of the picture that a video begins with, and of their mask."""
+    """`given` channels are those of the image that a video begins with, and of their mask."""
     return diffusers.WanTransformer3DModel(
         num_attention_heads=2,
         attention_head_dim=32,
@@ -305,7 +305,7 @@ def qwenimage() -> Any:
 
 
 class QwenProcessor:
-    """Stands for Qwen2VLProcessor, which wants torchvision: one token of text for each four patches of the picture."""
+    """Stands for Qwen2VLProcessor, which wants torchvision: one token of text for each four patches of the image."""
 
     def __init__(self) -> None:
         self.tokenizer, self.patches = tokenizer(4096), transformers.Qwen2VLImageProcessorPil()
@@ -318,7 +318,7 @@ class QwenProcessor:
 
 
 def qwenimage_edit(kind: str, pipe: Any) -> Any:
-    """A pipeline of this class, in memory only, of what a pipeline that paints without a picture is made of."""
+    """A pipeline of this class, in memory only, of what a pipeline that generates without an image is made of."""
     return getattr(diffusers, kind)(**pipe.components, processor=QwenProcessor())
 
 
@@ -329,7 +329,7 @@ PIPELINES: dict[str, Callable[[], Any]] = {
 EDITORS: dict[str, Callable[[], Any]] = {
     build.__name__: build for build in (flux1_kontext, wan_i2v)
 }
-"""Pipelines that were made to edit a picture, or to begin with one."""
+"""Pipelines that were made to edit an image, or to begin with one."""
 
 
 def save(name: str, folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Arguments of a pipeline call, and clear refusals of settings that the pipeline would ignore."""
+"""Arguments of a pipeline call, and clear errors for settings that the pipeline would ignore."""
 
 import inspect
 from collections.abc import Mapping

@@ -71,10 +71,10 @@ def _obstacles(model: Any) -> Iterator[str]:
         yield f"its class has no place for {join_names(extra)}, which adapters or replaced layers have brought"
     if adapted := [name for name, layer in quant_linears(model).items() if _has_adapters(layer)]:
         yield f"the adapters of {join_names(adapted)} have no place in the file; remove_adapter removes one"
-    if unrounded := [
+    if unquantized := [
         name for name, layer in quant_linears(model).items() if not _computes_as_stored(layer)
     ]:
-        yield f"activations='bf16' leaves inputs of {join_names(unrounded)} unrounded, and the file cannot say so"
+        yield f"activations='bf16' leaves inputs of {join_names(unquantized)} in BF16, and the file cannot say so"
 
 
 def dequantize(model: Any) -> None:
