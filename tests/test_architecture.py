@@ -32,12 +32,10 @@ UNFINISHED = pytest.mark.xfail(strict=False, reason="other rooms are not finishe
 UNFINISHED_SENTENCES = (
     "cli/inspect.py",
     "formats/detection/from_statistics.py",
-    "kernels/fp8_gemm.py",
 )
 UNFINISHED_NAMES = (
-    "paint", "painting", "painted", "paints", "picture", "pictures", "UnsoundPicture",
-    "unrounded_inputs", "unrounded", "exact_attention", "Unfinished", "refusals", "branches.py",
-    "settling", "notes.py",
+    "paint", "painting", "painted", "picture", "pictures", "unrounded", "refusals",
+    "notes.py",
 )  # fmt: skip
 OLD_NAMES = (
     "paint", "painting", "painted", "paints", "Painting", "picture", "pictures", "UnsoundPicture",
