@@ -1,4 +1,4 @@
-"""What a run costs: time with the device synchronised, and memory as PyTorch and as the driver count it.
+"""Measure what a run costs: time with a synchronized device, and memory counted by PyTorch and by the driver.
 
 Both `compare` and `bench` measure with this, so that their numbers mean the same.
 """
@@ -41,9 +41,9 @@ class Memory:
     """Memory at one moment, in bytes.
 
     allocated, reserved             by PyTorch's allocator now; None where the device has no such counters (a CPU)
-    peak_allocated, peak_reserved   their largest since `forget_peak`
-    driver                          what the driver counts; on a CPU the largest resident set since `forget_peak`
-    driver_source                   who counted, and for whom
+    peak_allocated, peak_reserved   the largest values since `reset_peak_memory`
+    driver                          counted by the driver; on a CPU the largest resident set since `reset_peak_memory`
+    driver_source                   what counted, and for which process or device
     """
 
     moment: str
@@ -57,7 +57,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class StageTimes:
-    """How long the stages of one generation took, in seconds.
+    """Durations of the stages of one generation, in seconds.
 
     encode   from the call to the transformer's first forward: text encoders, noise
     steps    one for each denoising step: transformer and scheduler
@@ -74,19 +74,19 @@ class StageTimes:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished all submitted work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
 def synchronized_time(device: torch.device) -> float:
-    """Seconds on a steady clock, after everything given to the device so far is done."""
+    """Return seconds on a monotonic clock, once the device has finished all submitted work."""
     synchronize(device)
     return time.perf_counter()
 
 
 class StageTimer:
-    """Marks the stages of one generation; `on_step` is given to `paint`."""
+    """Record when the stages of one generation begin and end. Pass `on_step` to `generate`."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -95,7 +95,7 @@ class StageTimer:
         self.ended: float | None = None
 
     def on_forward(self, _module: nn.Module, _arguments: Any) -> None:
-        """A transformer is about to run: the first time, the denoising begins."""
+        """Record the start of denoising at the first forward of a transformer."""
         if not self.step_times:
             self.step_times.append(synchronized_time(self.device))
 
@@ -104,7 +104,7 @@ class StageTimer:
 
     @property
     def stages(self) -> StageTimes:
-        """The stages, once the generation is done."""
+        """Return the durations, after the generation has ended."""
         assert self.ended is not None  # noqa: S101
         steps = tuple(float(step) for step in np.diff(self.step_times))
         return StageTimes(
@@ -114,11 +114,11 @@ class StageTimer:
 
 @contextmanager
 def time_stages(device: torch.device, transformers: Iterable[nn.Module]) -> Iterator[StageTimer]:
-    """Time one generation by these transformers; the clock's `laps` are there when the block has ended.
+    """Time one generation by these transformers. `stages` of the timer is valid after the block.
 
-    >>> with clocked(device, [pipe.transformer]) as clock:
-    ...     generate(pipe, ["a cat"], on_step=clock.on_step)
-    >>> clock.laps.steps
+    >>> with time_stages(device, [pipe.transformer]) as timer:
+    ...     generate(pipe, ["a cat"], on_step=timer.on_step)
+    >>> timer.stages.steps
     """
     clock = StageTimer(device)
     handles = [
@@ -155,10 +155,10 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def memory(device: torch.device, at: str) -> Memory:
-    """Memory now, and the largest since `forget_peak`.
+    """Memory now, and the largest since `reset_peak_memory`.
 
     PyTorch's allocator gives nothing back to the driver by itself, so that what the driver counts after a run is the
-    run's largest, as long as no `forget_peak` comes between.
+    run's largest, as long as no `reset_peak_memory` comes between.
     """
     if device.type == "cpu":
         return Memory(at, None, None, None, None, *_resident_set())

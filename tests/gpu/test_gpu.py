@@ -35,6 +35,7 @@ from mezzotint.schemes.minifloats import round_e4m3
 from mezzotint.tensor import PLAIN, QuantTensor
 from support import four_bit_weights as four_bits
 from support.deferred_residual_models import cast, four, with_ip_adapter
+from support.errors_of import relative_error
 from support.fused_activation_models import NUNCHAKU, published
 from support.modulation_models import SCHEDULE, arguments, result
 from support.quant_tensors import dynamic, fp8_tensor, with_bias
@@ -50,12 +51,6 @@ PROMPTS = (
 @pytest.fixture(autouse=True)
 def _nothing_compiled_before() -> None:
     torch._dynamo.reset()
-
-
-def relative_error(candidate: torch.Tensor, reference: torch.Tensor) -> float:
-    return float(
-        torch.linalg.norm((candidate - reference).float()) / torch.linalg.norm(reference.float())
-    )
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -18,7 +18,8 @@ from mezzotint.kernels import (
 )
 from mezzotint.nn import QuantLinear
 from mezzotint.tensor import QuantTensor
-from support.backend_cases import BF16_INPUT, RUNS, all_forms, expected, relative_error, sample
+from support.backend_cases import BF16_INPUT, RUNS, all_forms, expected, sample
+from support.errors_of import relative_error
 
 pytestmark = pytest.mark.gpu
 forms = cache(all_forms)

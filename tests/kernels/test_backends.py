@@ -43,9 +43,9 @@ from support.backend_cases import (
     ROWS,
     RUNS,
     expected,
-    relative_error,
     sample,
 )
+from support.errors_of import relative_error
 
 AMPERE, ADA, HOPPER, BLACKWELL, GEFORCE = (
     GPU_GENERATIONS[gpu] for gpu in ("A100", "RTX 40", "H100", "B200", "RTX 50")

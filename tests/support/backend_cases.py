@@ -71,12 +71,6 @@ BF16_INPUT = ("humming", "weight_only")
 QUANTIZES_AS_NVFP4 = ("comfy_kitchen", "flashinfer")
 
 
-def relative_error(candidate: Tensor, reference: Tensor) -> float:
-    return float(
-        torch.linalg.norm((candidate - reference).float()) / torch.linalg.norm(reference.float())
-    )
-
-
 def sample(rows: int = ROWS, in_: int = IN) -> Tensor:
     """What a layer is given, within the range of the static scales once it is smoothed; BF16 [1, rows, in]."""
     return (four_bits.random(1, rows, in_, seed=9).clamp(-4, 4) / 3).bfloat16()
