@@ -206,7 +206,7 @@ def test_the_choice_of_attention_and_its_reasons() -> None:
     assert declined["cudnn"] == "needs an NVIDIA GPU, this is cpu"
     assert "written for Hopper" in select_attention(Target("cuda", (8, 9)))[1]["fa3"]
     assert select_attention(Target("cuda", (8, 9)))[0].name == "cudnn"
-    with pytest.raises(BadRequest, match="no attention is called 'flash'"):
+    with pytest.raises(BadRequest, match="there is no attention backend 'flash'"):
         select_attention(Target("cpu"), "flash")
     with pytest.raises(Unsupported, match="fa3_fp8"):
         select_attention(Target("cpu"), "fa3_fp8")
