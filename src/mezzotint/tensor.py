@@ -105,8 +105,9 @@ class QuantTensor:
 
 
 def concat_rows(tensors: Sequence[QuantTensor]) -> QuantTensor:
-    """Concatenate weights of layers with the same input along their output features; plain parts only.
+    """Concatenate weights of layers with the same input along their output features.
 
+    All parts must be plain.
     A scale for a whole matrix becomes one scale per row where the matrices differ.
 
     Raises   ShapeMismatch if they differ in a part of the input: smooth, proj_down, input_scale
@@ -148,5 +149,5 @@ def dequantize_pieces(pieces: Sequence[QuantTensor]) -> Tensor:
 
 
 def unquantized_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype in which to load an unquantized tensor: BF16 for e4m3, which it holds exactly."""
+    """Return the dtype for loading an unquantized tensor: BF16 for e4m3, which it represents exactly."""
     return torch.bfloat16 if dtype is torch.float8_e4m3fn else dtype

@@ -24,7 +24,7 @@ from mezzotint.generation.result import GenerationResult
 from mezzotint.generation.sampling_options import call_arguments
 from mezzotint.generation.schedule import NO_STEPS, StepSchedule, apply_schedule
 from mezzotint.generation.turns import alone
-from mezzotint.untrusted.library_failures import failures_named
+from mezzotint.untrusted.library_failures import convert_errors
 
 __all__ = ["GenerationResult", "effective_attention_steps", "generate", "generate_stream"]
 
@@ -214,7 +214,7 @@ def _pipeline_for(pipe: Any, has_source_image: bool) -> Any:
     return with_image
 
 
-def _named_failures(pipe: Any) -> failures_named:
+def _named_failures(pipe: Any) -> convert_errors:
     where = f"{type(pipe).__name__} of {pipe.config.get('_name_or_path') or 'this process'}"
     hint = "its text encoder, transformer and VAE may be of different models."
-    return failures_named(where, "generating failed", hint, Unsupported, PIPELINE_ERRORS)
+    return convert_errors(where, "generating failed", hint, Unsupported, PIPELINE_ERRORS)

@@ -1,4 +1,4 @@
-"""INT8 weights and inputs: one scale for each output row or for the matrix, one for the input."""
+"""INT8 weights and inputs, with one scale per output row or per matrix."""
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ INT8_MAX = 127.0
 
 
 def decode_int8(parts: Parts) -> Tensor:
-    """Real weights of an INT8 matrix: codes * weight_scale, in float32.
+    """Dequantize an INT8 matrix: codes * weight_scale.
 
     codes          int8 [out, in]
     weight_scale   float32 [], [1], or one per row: [out] (ModelOpt) or [out, 1] (comfy-kitchen)
@@ -32,7 +32,10 @@ def decode_int8(parts: Parts) -> Tensor:
 
 
 def quantize_activation_int8(x: Tensor, parts: Parts) -> Tensor:
-    """x rounded to [-128, 127] in units of the static input_scale, or else of amax / 127 of each row; in float32."""
+    """Quantize x to [-128, 127] with the static input_scale, or else with amax / 127 of each row.
+
+    Returns   float32 of x's shape, dequantized
+    """
     x = x.float()
     if "input_scale" in parts:
         scale = parts["input_scale"].float().reshape(())
