@@ -8,7 +8,9 @@ from sphinx.application import Sphinx
 project = "Mezzotint"
 author = "The Mezzotint authors"
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
-autodoc_typehints = "none"  # signatures in full are unreadable; docstrings name the types that matter
+autodoc_typehints = (
+    "none"  # signatures in full are unreadable; docstrings name the types that matter
+)
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "Mezzotint"
@@ -29,7 +31,9 @@ def format_docstring(
     Docstrings describe arguments in two columns, which reStructuredText would join into one
     paragraph.
     """
-    paragraphs = [list(group) for blank, group in groupby(lines, lambda line: not line) if not blank]
+    paragraphs = [
+        list(group) for blank, group in groupby(lines, lambda line: not line) if not blank
+    ]
     lines[:] = [line for paragraph in paragraphs for line in format_paragraph(paragraph)]
 
 
@@ -39,4 +43,7 @@ def format_paragraph(paragraph: list[str]) -> list[str]:
         return [*paragraph, ""]
     if any(re.search(r"\S {2,}\S", line) for line in paragraph):
         return ["::", "", *(f"    {line}" for line in paragraph), ""]
-    return [*(re.sub(r"`+([^`]+)`+", r"``\1``", line.replace("*", r"\*")) for line in paragraph), ""]
+    return [
+        *(re.sub(r"`+([^`]+)`+", r"``\1``", line.replace("*", r"\*")) for line in paragraph),
+        "",
+    ]
