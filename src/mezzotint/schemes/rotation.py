@@ -3,6 +3,7 @@
 A file states the kind of matrix and the group size; a layer keeps the signs of the matrix.
 """
 
+import math
 from functools import cache
 
 import torch
@@ -57,5 +58,5 @@ def rotate(values: Tensor, signs: Tensor) -> Tensor:
     signs     int8 [group, group]
     Returns   float32 [..., in]
     """
-    matrix = signs.float() / len(signs) ** 0.5
+    matrix = signs.float() / math.sqrt(len(signs))
     return (to_groups(values, len(signs)) @ matrix).reshape(values.shape)
