@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -469,7 +470,7 @@ def test_the_sets_have_24_prompts_of_every_kind() -> None:
         assert len(read_prompts(name)) == 24
     subjects = {prompt.category for prompt in read_prompts("default")}
     assert subjects >= {
-        "text in the picture",
+        "text in the image",
         "fine texture",
         "dark scenes",
         "saturated colour",
@@ -524,8 +525,9 @@ def test_what_cannot_be_kept_is_not_generated(tmp_path: Path, prompts: str) -> N
 
 
 def test_metrics_that_were_not_asked_for_are_null(tmp_path: Path, prompts: str) -> None:
-    command = "compare demo demo-fp8 -o report --steps 1 --seeds 2 --device cpu".split()
-    done = run(*command, "--prompts", prompts, "--metrics", "psnr, flip", cwd=tmp_path)
+    options = {"-o": "report", "--steps": "1", "--seeds": "2", "--device": "cpu"}
+    options |= {"--prompts": prompts, "--metrics": "psnr, flip"}
+    done = run("compare", "demo", "demo-fp8", *chain.from_iterable(options.items()), cwd=tmp_path)
     assert done.returncode in (0, 1), done.stderr
     (candidate,) = json.loads((tmp_path / "report/report.json").read_text())["candidates"]
     assert candidate["metrics"].keys() == METRICS.keys()

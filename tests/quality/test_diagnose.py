@@ -250,7 +250,7 @@ def test_vectors_in_fragments_are_told_either_way(stored: Callable[[Tensor], Ten
 def test_shift_and_scale_are_told_among_the_parts_of_a_modulation(
     module: str, order: tuple[int, ...]
 ) -> None:
-    """Parts: (scale, shift), or (shift, scale, gate) once or twice; find swaps of shift and scale."""
+    """Parts: (scale, shift), or (shift, scale, gate) once or twice; shift and scale are found."""
     weight = matrix(rows=6 * 32)
     chunks = weight.chunk(len(order))
     parts = encode_fp8(torch.cat([chunks[i] for i in order]))
