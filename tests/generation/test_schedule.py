@@ -62,7 +62,7 @@ def test_what_is_written_is_read(first: int, last: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "2", "2,1", "-1+2", "2+1+0", "a+b", "2 + 1"])
 def test_what_is_no_schedule_is_refused(text: str) -> None:
-    with pytest.raises(BadRequest, match="is no step schedule"):
+    with pytest.raises(BadRequest, match="is not a step schedule"):
         StepSchedule.parse(text)
 
 
@@ -281,7 +281,7 @@ def test_a_candidate_may_have_a_schedule() -> None:
     _, plain, ends = parse_sources("demo", ["demo-nvfp4", "demo-nvfp4,bf16_steps=2+1"])
     assert (plain.schedule, ends.schedule) == (StepSchedule(), StepSchedule(2, 1))
     _, wrong = parse_sources("demo", ["demo-nvfp4,bf16_steps=2"])
-    with pytest.raises(BadRequest, match="is no step schedule"):
+    with pytest.raises(BadRequest, match="is not a step schedule"):
         wrong.check()
 
 
@@ -302,5 +302,5 @@ def test_generate_takes_a_schedule_and_says_so_in_the_image(tmp_path: Path) -> N
     with Image.open(file) as image:
         assert "1+0" in json.dumps(image.info)
     done = run(*asked, "1", "-o", str(tmp_path / "b.png"))
-    assert (done.returncode, "is no step schedule" in done.stderr) == (2, True)
+    assert (done.returncode, "is not a step schedule" in done.stderr) == (2, True)
     assert not (tmp_path / "b.png").exists()

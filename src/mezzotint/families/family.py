@@ -1,4 +1,4 @@
-"""What a model family declares: everything that the rest of Mezzotint needs to know about it."""
+"""The declaration of a model family: everything that Mezzotint needs to know about it."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
