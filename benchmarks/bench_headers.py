@@ -1,4 +1,4 @@
-"""How long full-size checkpoints take to be inspected and planned, from true headers over files that are holes.
+"""Time `inspect` and planning of full-size checkpoints: sparse files with real headers.
 
 PYTHONPATH=src:tests python benchmarks/bench_headers.py
 """

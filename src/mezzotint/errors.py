@@ -105,7 +105,7 @@ class BadOutput(MezzotintError):
 
 
 class Cancelled(MezzotintError):
-    """The caller cancelled a generation between two steps."""
+    """The caller canceled a generation between two steps."""
 
 
 class CannotWrite(MezzotintError):

@@ -111,10 +111,10 @@ def test_a_random_model_has_the_layers_of_a_file(data: Path, small: Small, name:
 
 
 def described(layer: QuantLinear | SplitLinear) -> list[Any]:
-    """Each product's scheme, shape and parts, less the scale above the blocks' own, of which a file has one of two."""
-    weights = [product.quant_weight for product in layer.sublayers]
+    """Return each sublayer's scheme, shape and parts; files have one of two outer scales."""
+    weights = [sublayer.quant_weight for sublayer in layer.sublayers]
     parts = [set(weight.parts) - {"global_scale", "channel_scale"} for weight in weights]
-    biases = [product.bias is not None for product in layer.sublayers]
+    biases = [sublayer.bias is not None for sublayer in layer.sublayers]
     return [
         (weight.scheme.name, weight.shape, *own)
         for weight, *own in zip(weights, parts, biases, strict=True)

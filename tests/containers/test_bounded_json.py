@@ -63,7 +63,7 @@ def test_a_sparse_gigabyte_is_refused_by_its_size(tmp_path: Path) -> None:
 
 def test_a_folder_and_nothing_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "gone.json"):
-        with pytest.raises(BrokenFile, match="is no file"):
+        with pytest.raises(BrokenFile, match="is not a file"):
             read_object(path)
 
 

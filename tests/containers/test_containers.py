@@ -1,4 +1,4 @@
-"""A container with a block type, its format and its scheme come in one file, without edits in src."""
+"""One file can add a container with a block type, its format and its scheme."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Files made to hurt: refused by name, in little memory, and with nothing of theirs reaching the terminal."""
+"""Malicious files raise errors, take little memory, and write nothing to the terminal."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""From one format to another: the same payload bytes, named transforms, and refusals before anything is written."""
+"""Conversions: equal payload bytes, named transforms, and errors before anything is written."""
 
 import json
 from pathlib import Path
@@ -249,7 +249,7 @@ def test_mixed_schemes_have_no_place_in_modelopt(nvfp4: Path, fp8: Path, tmp_pat
     same_payloads(file, tmp_path / "again.safetensors")
 
 
-def test_whether_inputs_are_rounded_survives(nvfp4: Path, tmp_path: Path) -> None:
+def test_whether_inputs_are_quantized_survives(nvfp4: Path, tmp_path: Path) -> None:
     """ComfyUI rounds inputs without a static scale; ModelOpt's W4A16 leaves them alone."""
 
     def drop_scales(tensors: dict[str, torch.Tensor]) -> None:

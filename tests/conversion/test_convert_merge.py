@@ -1,4 +1,4 @@
-"""`convert --merge-into`: the merged pipeline is planned as `load` plans it, and shares no file with the first one."""
+"""`convert --merge-into` plans the merged pipeline as `load` does, and shares no files with it."""
 
 import json
 import shutil
@@ -110,7 +110,8 @@ INDICES = {
         MezzotintError,
     ),
     "a component that is not there": (
-        '{"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"], "te": ["a", "B"]}',
+        '{"_class_name": "FluxPipeline", '
+        '"transformer": ["diffusers", "FluxTransformer2DModel"], "te": ["a", "B"]}',
         MezzotintError,
     ),
 }

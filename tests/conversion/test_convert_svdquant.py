@@ -1,4 +1,4 @@
-"""`--to nunchaku` and `--to row-major`: the same bytes come back, and what has no place is refused."""
+"""`--to nunchaku` and `--to row-major` keep all bytes, and raise for layers they cannot store."""
 
 import gc
 import json
@@ -78,7 +78,7 @@ def test_an_older_folder_becomes_the_merged_file(data: Path, tmp_path: Path) -> 
 def test_qwen_image_generates_the_same_from_nunchakus_file(
     cases: Callable[[str], Case], tmp_path: Path, scheme: Scheme
 ) -> None:
-    """There is no golden file of it: written as Nunchaku's and read again, AWQ modulation included."""
+    """Without a golden file: write as Nunchaku does and read again, AWQ modulation included."""
     case = cases("qwenimage")
     ours = tmp_path / "ours"
     svdquant(case, scheme, ours, modulation=True)
@@ -137,8 +137,8 @@ def test_shifted_and_awq_layers_are_refused_together(data: Path, tmp_path: Path)
     with pytest.raises(Unsupported) as refused:
         mezzotint.convert(golden(data, FLUX_INT4), tmp_path / "rows", to="row-major")
     assert (
-        "proj_out, transformer_blocks.0.ff.net.2, transformer_blocks.0.ff_context.net.2: follows a GELU"
-        in str(refused.value)
+        "proj_out, transformer_blocks.0.ff.net.2, "
+        "transformer_blocks.0.ff_context.net.2: follows a GELU" in str(refused.value)
     )
     assert "norm1.linear, transformer_blocks.0.norm1_context.linear: is AWQ W4A16" in str(
         refused.value

@@ -1,8 +1,9 @@
-"""Fill the disk under a running conversion, look at what is there, free it again, and compare the bytes.
+"""Fill the disk during a conversion, check the output, free the disk, and compare the bytes.
 
-FOLDER is on a small file system, which is filled for good: `mount -t tmpfs -o size=250m tmpfs FOLDER`. Each trial takes
-every free byte once a certain share of the output is written. The conversion must stop with CannotWrite and leave the
-old output as it was; when there is room again, a second run must end byte-identical, leaving nothing beside it.
+FOLDER must be on a small file system: `mount -t tmpfs -o size=250m tmpfs FOLDER`. Each trial fills
+the disk when a certain share of the output is written. The conversion must raise CannotWrite and
+leave the old output unchanged. With free space again, a second run must write identical bytes, and
+leave no other files.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""Inspect real checkpoints whose headers say what they should not, and still are sound safetensors headers.
+"""Inspect real checkpoints with wrong entries in valid safetensors headers.
 
-Where `fuzz_headers.py` asks what is a header, this asks what is in it: tensors are renamed, taken away, exchanged,
-given another shape of as many bytes or another dtype of the same size, and notes are cut. Each file is read, or refused
-by a named error.
+`fuzz_headers.py` mutates the bytes of headers; this mutates their content. Tensors are renamed,
+removed, swapped, or get another shape of as many bytes or another dtype of the same size, and
+metadata is truncated. Each file must be read, or rejected with a specific error.
 """
 
 import argparse
@@ -132,7 +132,7 @@ def mutate(content: bytes, chance: random.Random) -> bytes:
 
 
 def fuzz(sources: list[Path], folder: Path, number: int, seed: int) -> dict[str, Any]:
-    """Inspect `number` changed files beside their own config.json; any error not of Mezzotint's own passes through."""
+    """Inspect `number` mutated files next to their config.json; other errors are raised."""
     chance = random.Random(seed)
     counts: Counter[str] = Counter()
     contents = {source: source.read_bytes() for source in sources}

@@ -1,7 +1,7 @@
-"""Convert real checkpoints that were changed: what is written is what `load` would accept, and the same numbers.
+"""Convert mutated real checkpoints, and check that `load` accepts the output with equal values.
 
-Each file is changed as `fuzz_checkpoints.py` does it, and converted without a base. A conversion may succeed only where
-the file's own model accepts every tensor, and the output stands for the very numbers that the input stands for.
+Each file is mutated as in `fuzz_checkpoints.py` and converted without a base. A conversion may only
+succeed if the file's own model accepts every tensor and the output has the values of the input.
 """
 
 import argparse
@@ -32,7 +32,7 @@ PROGRESS = 500
 
 
 def fuzz(sources: Sequence[Path], folder: Path, number: int, seed: int) -> dict[str, Any]:
-    """Convert `number` changed files; any error not of Mezzotint's own, and any lie, passes through."""
+    """Convert `number` mutated files; raise errors of other classes and wrong outputs."""
     chance = random.Random(seed)
     counts: Counter[str] = Counter()
     for index in range(number):
@@ -92,7 +92,7 @@ def compare(
     rounded: torch.dtype | None,
     layers: Any,
 ) -> None:
-    """Assert that both are the same numbers, NaN included; layers that were decoded are rounded once."""
+    """Assert equal values, NaN included; dequantized layers may be rounded once."""
     assert read.keys() == written.keys()
     for name, value in read.items():
         layer, _, _ = name.rpartition(".")
@@ -105,9 +105,11 @@ def compare(
 
 
 def _lay_config(source: Path, folder: Path, beside: bool) -> bool:
-    """Whether the source's config.json is laid beside the file: where it says how that is quantized, or `beside` does.
+    """Copy the source's config.json next to the file, and return whether it is there.
 
-    Without it, a file that has lost an optional layer is a whole model of the family that never had that layer.
+    It is copied if it declares the quantization, or if `beside` is set.
+
+    Without it, a file that lost an optional layer is a valid model that never had that layer.
     """
     config, own = folder / "config.json", source.with_name("config.json")
     config.unlink(missing_ok=True)
@@ -118,7 +120,7 @@ def _lay_config(source: Path, folder: Path, beside: bool) -> bool:
 
 @cache
 def _true_model(source: Path) -> nn.Module | None:
-    """The model that a source was made from, by its own configuration or by the shapes of its tensors."""
+    """Return the model of a source, by its configuration or by the shapes of its tensors."""
     try:
         return Checkpoint.open(source).model()
     except MezzotintError:

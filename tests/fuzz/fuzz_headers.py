@@ -1,4 +1,4 @@
-"""Read mutated safetensors headers: each is refused by a named error or read, within limits of time and memory.
+"""Read mutated safetensors headers: each is read or rejected, with limited time and memory.
 
 Every header that is accepted is also given to `safetensors.safe_open`, which must accept it too.
 """

@@ -1,9 +1,9 @@
-"""Read pipelines whose index or one of whose configurations is not what it should be.
+"""Read pipelines with a mutated index or configuration.
 
-An entry is exchanged for a hostile value, renamed, taken away or repeated, or the file's bytes are cut, doubled and
-changed. Each pipeline is read, checked and planned, or refused by a named error. Models are built in a share of the
-cases, because that takes most of the time: one in `BUILD` builds the component whose configuration was changed, one in
-`LOAD` loads the whole pipeline.
+An entry is replaced by a hostile value, renamed, removed or repeated, or the file's bytes are
+truncated, doubled or changed. Each pipeline must be read, checked and planned, or rejected with a
+specific error. Models are built in a share of the cases, because that takes most of the time: one
+in `BUILD` builds the component with the mutated configuration, one in `LOAD` the whole pipeline.
 """
 
 import argparse
@@ -172,7 +172,7 @@ def mutate(content: bytes, chance: random.Random) -> bytes:
 
 
 def attempt(folder: Path, file: Path, chance: random.Random) -> None:
-    """Read the pipeline as every command does, and build what was changed, or all of it, in a share of the cases."""
+    """Read the pipeline as every command does, and build a component or all in some cases."""
     index = read_index(folder)
     index_sampling(index)
     component, build = index.components.get(file.parent.name), chance.randrange(BUILD) == 0

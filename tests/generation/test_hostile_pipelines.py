@@ -131,7 +131,7 @@ def test_the_name_of_a_component_is_a_folder_in_the_pipeline(demo: Path, name: s
     (demo.parent / "outside").mkdir()
     edit(demo / INDEX, **{name: list(TEXT)})
     for read in (read_index, lambda folder: pipeline_hash(read_index(folder), ())):
-        with pytest.raises(BrokenFile, match="is no name of a component's folder"):
+        with pytest.raises(BrokenFile, match="is not a valid name of a component folder"):
             read(demo)
 
 

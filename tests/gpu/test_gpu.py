@@ -58,7 +58,7 @@ def _nothing_compiled_before() -> None:
 def test_scaled_mm_agrees_with_reference_on_flux_sizes(
     shape: tuple[int, int], compiled: bool
 ) -> None:
-    """5e-3: the output is rounded to BF16 (1.7e-3), and the tensor cores accumulate with fewer bits than float32."""
+    """5e-3: the output is rounded to BF16 (1.7e-3), and tensor cores accumulate with fewer bits."""
     layer = QuantLinear(with_bias(fp8_tensor(*shape), torch.randn(shape[0]))).to("cuda")
     assert layer.selection.backend.name == "scaled_mm"
     x = torch.randn(4608, shape[1], device="cuda").bfloat16()
@@ -119,7 +119,8 @@ def test_fp8_demo_agrees_with_reference_at_every_step(compiled: bool, dtype: tor
         pipe.transformer.compile_repeated_blocks(fullgraph=True)
     errors = [relative_error(a, b) for a, b in zip(steps_from(pipe, calls), expected, strict=True)]
     print(
-        f"demo-fp8 on scaled_mm, {dtype}, compiled={compiled}: relative error of the latents {max(errors):.2e}"
+        f"demo-fp8 on scaled_mm, {dtype}, compiled={compiled}: "
+        f"relative error of the latents {max(errors):.2e}"
     )
     assert max(errors) <= 1e-2
 
@@ -136,7 +137,7 @@ def test_reference_compiles_whole_blocks(name: str) -> None:
 
 
 def test_a_free_run_stays_at_the_noise_floor_of_the_reference() -> None:
-    """The floor: the reference against itself, its first latents changed by one part in a million."""
+    """The floor is the error of the reference when its first latents change by 1e-6."""
     pipe = load("demo", transformer="demo-fp8", device="cuda", dtype=torch.float32)
     with use_backend(pipe.transformer, "reference"):
         expected = generate(pipe, PROMPTS).latents
@@ -147,7 +148,8 @@ def test_a_free_run_stays_at_the_noise_floor_of_the_reference() -> None:
         handle.remove()
     error = relative_error(generate(pipe, PROMPTS).latents, expected)
     print(
-        f"demo-fp8, free run of 8 steps: scaled_mm {error:.2e}, reference against itself {floor:.2e}"
+        f"demo-fp8, free run of 8 steps: scaled_mm {error:.2e}, "
+        f"reference against itself {floor:.2e}"
     )
     assert error <= 2 * floor
 
@@ -155,8 +157,10 @@ def test_a_free_run_stays_at_the_noise_floor_of_the_reference() -> None:
 @pytest.mark.parametrize("shape", [(3072, 3072), (9216, 3072), (3072, 15360), (48, 128)])
 @pytest.mark.parametrize("name", four_bits.all_of(16, 64))
 def test_dequant_fp8_kernel_equals_its_reference(name: str, shape: tuple[int, int]) -> None:
-    """Bit for bit; with a low-rank branch, whose sums are in another order, but for one number in a thousand, and
-    that by one step of FP8."""
+    """Bit for bit, except with a low-rank branch, whose sums are in another order.
+
+    Then one number in a thousand may differ by one step of FP8.
+    """
     weight = four_bits.all_of(*shape)[name].to(torch.device("cuda"))
     weight = replace(weight, prepared=DEQUANT_FP8.prepare(weight))
     kernel, definition = (
@@ -176,7 +180,7 @@ def test_dequant_fp8_kernel_equals_its_reference(name: str, shape: tuple[int, in
 def test_four_bits_on_hopper_are_closer_to_bf16_than_four_bit_inputs(
     name: str, compiled: bool
 ) -> None:
-    """What runs here rounds inputs to FP8; what the checkpoint means, emulated by `reference`, to 4 bits."""
+    """The backend quantizes inputs to FP8; the checkpoint specifies 4 bits, as in `reference`."""
     weight = four_bits.all_of(3072, 3072)[name]
     layer = QuantLinear(weight).to("cuda")
     assert layer.selection.backend.name == "dequant_fp8"
@@ -191,7 +195,8 @@ def test_four_bits_on_hopper_are_closer_to_bf16_than_four_bit_inputs(
         native = relative_error(layer(x), exact)
     fast = relative_error((torch.compile(layer, fullgraph=True) if compiled else layer)(x), exact)
     print(
-        f"{name} compiled={compiled}: error against BF16 inputs {fast:.2e}, with 4-bit inputs {native:.2e}"
+        f"{name} compiled={compiled}: error against BF16 inputs {fast:.2e}, "
+        f"with 4-bit inputs {native:.2e}"
     )
     assert fast <= native
 
@@ -252,7 +257,7 @@ def test_fp8_gemm_act_kernel_equals_its_reference(
     by_row: str,
     biased: bool,
 ) -> None:
-    """Tensor cores add with fewer bits than float32, which moves some results to the next code of FP8."""
+    """Tensor cores add with fewer bits than float32, which changes some FP8 codes by one step."""
     if isinstance(reason := unavailable_reason(Target.of(best_device())), str):
         pytest.skip(reason)
     if (activation == "none") != (active == 0):
@@ -277,7 +282,8 @@ def test_fp8_gemm_act_kernel_equals_its_reference(
             rounded[:, room:].float(), codes_expected[:, room:].float()
         )
     print(
-        f"{activation}, {rows} x {depth}, {plain} + {active}, by row {by_row}, bias {biased}: {errors}"
+        f"{activation}, {rows} x {depth}, {plain} + {active}, "
+        f"by row {by_row}, bias {biased}: {errors}"
     )
     assert errors.get("plain", 0) < 4e-3
     assert errors.get("rounded", 0) < 1.5e-2
@@ -323,8 +329,9 @@ def test_quantize_into_writes_the_prefix_only() -> None:
 def test_activation_quantize_kernel_equals_its_reference(
     rows: int, beside: int, activation: str
 ) -> None:
-    """But for one number in a thousand, by one step of FP8, where the activation differs in its last bit. SwiGLU's
-    result is rounded to BF16, and with it the largest of a row: 2^-8 of it, if that bit decides.
+    """One number in a thousand may differ by one step of FP8, if its activation differs by one bit.
+
+    The result of SwiGLU is rounded to BF16, so the largest value of a row may differ by 2^-8.
     """
     importlib.import_module("mezzotint.kernels.ops.quantize_activation.op")
     torch.manual_seed(0)
@@ -345,8 +352,10 @@ def test_activation_quantize_kernel_equals_its_reference(
 def test_a_fast_demo_agrees_with_the_same_layers_one_by_one_at_every_step(
     name: str, resident: str
 ) -> None:
-    """2e-2: joined products, attention in one pass and FlashAttention 3 each round elsewhere, and inputs are rounded to
-    FP8 after that; see docs/numerics.md."""
+    """2e-2: fused GEMMs, single-pass attention and FlashAttention 3 each round differently.
+
+    Inputs are quantized to FP8 after that; see docs/numerics.md.
+    """
     pipe = load("demo", transformer=name, device="cuda", resident=resident)
     calls = record_calls(pipe)
     expected = steps_from(pipe, calls)
@@ -355,7 +364,8 @@ def test_a_fast_demo_agrees_with_the_same_layers_one_by_one_at_every_step(
     assert report.uses_cuda_graphs
     errors = [relative_error(a, b) for a, b in zip(steps_from(pipe, calls), expected, strict=True)]
     print(
-        f"{name} resident {resident}, fast ({report.attention}): relative error of the latents {max(errors):.2e}"
+        f"{name} resident {resident}, fast ({report.attention}): "
+        f"relative error of the latents {max(errors):.2e}"
     )
     assert max(errors) <= 2e-2
 
@@ -366,9 +376,10 @@ def test_a_fast_demo_agrees_with_the_same_layers_one_by_one_at_every_step(
 def test_a_fast_layer_in_two_pieces_agrees_with_the_pieces_one_by_one(
     data: Path, name: str, resident: str
 ) -> None:
-    """As near to exact inputs as one by one, over several images: of one, whose latents are 1024 numbers, the error
-    varies by 15 % with how numbers happen to be rounded. proj_mlp is joined to q, k, v once no smoothing of its own is
-    left, in FP8.
+    """The error is that of separate layers, over several images.
+
+    One image has 1024 latent values, and its error varies by 15 % with the rounding. proj_mlp is
+    fused with q, k and v once it has no smoothing left, in FP8.
     """
     model, inputs = published(data, name, resident, "cuda")
     calls = [
@@ -383,7 +394,8 @@ def test_a_fast_layer_in_two_pieces_agrees_with_the_pieces_one_by_one(
     fast = [model(**call)[0] for call in calls]
     error, own = (relative_error(torch.cat(results), exact) for results in (fast, expected))
     print(
-        f"{name} resident {resident}, fast ({report.attention}): {error:.2e} from exact inputs, one by one {own:.2e}"
+        f"{name} resident {resident}, fast ({report.attention}): "
+        f"{error:.2e} from exact inputs, one by one {own:.2e}"
     )
     assert error < 1.1 * own
 
@@ -411,8 +423,11 @@ def test_a_norm_is_one_kernel_that_keeps_its_rows_and_may_come_from_the_cache() 
 
 @pytest.mark.parametrize("name", ["demo-fp8", "demo-nvfp4"])
 def test_modulation_worked_out_ahead_is_that_of_each_step(name: str) -> None:
-    """Equal, because a step's products have as many rows with the others as without them. 2e-2: against layers in the
-    call, where the compiler does not round what SiLU gives before it is rounded to FP8."""
+    """The tables of all steps and of one step are equal, because their GEMMs have as many rows.
+
+    2e-2: against layers in the call, where the compiler does not round the result of SiLU before
+    it is quantized to FP8.
+    """
     pipe, in_the_call = (
         load("demo", transformer=name, device="cuda", resident="stored") for _ in range(2)
     )
@@ -433,7 +448,8 @@ def test_modulation_worked_out_ahead_is_that_of_each_step(name: str) -> None:
     compared = zip(steps_from(pipe, calls), steps_from(in_the_call, calls), strict=True)
     errors = [relative_error(a, b) for a, b in compared]
     print(
-        f"{name}, modulation ahead: relative error of the latents against layers in the call {max(errors):.2e}"
+        f"{name}, precomputed modulation: "
+        f"relative error of the latents against layers in the call {max(errors):.2e}"
     )
     assert max(errors) <= 2e-2
 
@@ -535,7 +551,8 @@ def test_a_recording_is_made_anew_when_weights_were_moved(caplog: pytest.LogCapt
     for _ in range(2):
         torch.testing.assert_close(graphs(x), model(x))
     assert [record.message for record in caplog.records] == [
-        "the model's weights are others, or elsewhere, since its calls were recorded: they are recorded anew"
+        "the model's weights are others, or elsewhere, since its calls were recorded: "
+        "they are recorded anew"
     ] * 2
     assert elsewhere.isnan().all()
     with pytest.raises(BadRequest, match="called with a tensor on cpu"):

@@ -1,4 +1,4 @@
-"""Hub ids: headers by byte ranges, weights only when they are loaded, and everything from the cache when offline."""
+"""Hub ids: headers by byte ranges, weights only when loading, and only the cache when offline."""
 
 import json
 import os
@@ -37,7 +37,7 @@ KLEIN = "makers/klein"
 
 
 def klein(folder: Path) -> Path:
-    """FLUX.2 klein 4B at full size in its makers' names: a true header, and 7.8 GB of zeros that take no room."""
+    """Write FLUX.2 klein 4B in full size with original names: a real header, and a sparse file."""
     sparse.write(
         folder,
         sparse.full_size("flux2-klein-4b", "original"),
@@ -108,7 +108,7 @@ def header_bytes(file: Path) -> int:
 def test_what_only_numbers_tell_is_assumed_until_a_file_is_loaded(
     hub: Hub, data: Path, tmp_path: Path, case: str, order: str
 ) -> None:
-    """A Nunchaku file that does not say what it is, under its own name and that of the other order."""
+    """A Nunchaku file without a statement of its order, and the same file in the other order."""
     hub.repositories["makers/svdq"] = tmp_path / "svdq"
     metadata = {"conversion": '{"layout": "row_major"}'} if case == "row-major" else {}
     tensors = load_file(golden(data, "nunchaku_zimage_int4_r32"))

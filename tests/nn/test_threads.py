@@ -100,19 +100,19 @@ def test_compiled_code_sees_the_modes_of_its_model(make: Callable[[], Any]) -> N
     x = torch.randn(3, layer.in_features)
     plain = layer(x)
     with unquantized_activations(layer):
-        unrounded = layer(x)
-    assert not torch.equal(plain, unrounded)
+        unquantized = layer(x)
+    assert not torch.equal(plain, unquantized)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
 
     for _ in range(2):
         assert torch.equal(compiled(x), plain)
         with unquantized_activations(layer):
-            assert torch.equal(compiled(x), unrounded)
-            assert torch.equal(torch.cat(in_threads(lambda: compiled(x))), unrounded)
+            assert torch.equal(compiled(x), unquantized)
+            assert torch.equal(torch.cat(in_threads(lambda: compiled(x))), unquantized)
 
 
 def test_compiled_blocks_are_compiled_once_for_each_mode() -> None:
-    """All blocks and models share the code: guards are on the modes' values, not on whose they are."""
+    """All blocks and models share the code: torch.compile guards on the values of their modes."""
     torch.compiler.reset()
     counter = CompileCounter()
     blocks = [nn.Sequential(QuantLinear(fp8_tensor(64, 64, seed))) for seed in range(4)]
@@ -132,7 +132,7 @@ def test_compiled_blocks_are_compiled_once_for_each_mode() -> None:
 
 
 def latents(pipe: Any, seed: int, bf16_steps: StepSchedule = NO_STEPS, **given: Any) -> Tensor:
-    painting = generate(
+    generated = generate(
         pipe,
         PROMPT,
         seeds=[seed],
@@ -141,7 +141,7 @@ def latents(pipe: Any, seed: int, bf16_steps: StepSchedule = NO_STEPS, **given: 
         bf16_steps=bf16_steps,
         **given,
     )
-    return painting.latents
+    return generated.latents
 
 
 def test_threads_with_pipelines_of_their_own_do_not_change_each_others_images() -> None:
@@ -239,7 +239,7 @@ class Interrupted(nn.Module):
 
 
 def test_calls_of_a_fast_model_are_one_after_another() -> None:
-    """Its layers keep a product from one call to the next, which another thread's call would replace."""
+    """Its layers cache an output between calls, which another thread's call would replace."""
     running, waiting = threading.Event(), threading.Event()
     model = Interrupted([lambda: (running.set(), waiting.wait(0.2))])
     model.forward = Serial(model.forward)  # type: ignore[method-assign]

@@ -137,7 +137,7 @@ WRITES: dict[str, Callable[[Any], Any]] = {
     "itself, cast to its dtype": lambda layer: layer.weight.to(layer.weight.dtype).zero_(),
     "out": lambda layer: torch.add(layer.weight, 1, out=layer.weight),
     "a list of tensors": lambda layer: torch._foreach_add_([layer.weight], 1),
-    "initialised": lambda layer: nn.init.zeros_(layer.weight),
+    "initialized": lambda layer: nn.init.zeros_(layer.weight),
     "a parameter of it": lambda layer: nn.Parameter(layer.weight).data.zero_(),
     "its memory": lambda layer: layer.weight.untyped_storage().fill_(0),
     "its address": lambda layer: layer.weight.data_ptr(),

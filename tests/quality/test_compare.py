@@ -1,4 +1,4 @@
-"""The comparison: what it measures, what it decides, what it writes, and that it can be interrupted."""
+"""`compare`: measurements, verdicts, output files, and interruption."""
 
 import json
 import re
@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, prompts: str) -> tuple[Path, 
 def generated(
     output: Path, model: dict[str, Any], prompt: str, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(pixels, latents of all steps) that a report's model left under runs/, found by what its files say."""
+    """Return (pixels, latents of all steps) of a report's model, found under runs/ by its files."""
     for file in output.glob("runs/*/run.json"):
         if json.loads(file.read_text())["identity"] == model["identity"]:
             for entry in file.parent.glob("*.json"):
@@ -258,7 +259,7 @@ def test_a_killed_run_goes_on_and_reports_the_same(tmp_path: Path, prompts: str)
 @pytest.mark.slow
 @pytest.mark.parametrize("images", [5, 30, 60])
 def test_a_run_that_is_killed_by_the_system_goes_on(tmp_path: Path, images: int) -> None:
-    """SIGKILL once so many images of 96 are there. 50 s each on two cores; found: the same report."""
+    """SIGKILL after so many of 96 images. 50 s each on two cores; found: the same report."""
     command = [
         sys.executable,
         "-m",
@@ -315,15 +316,15 @@ def test_bf16_that_claims_fp8_fails(tmp_path: Path, prompts: str) -> None:
     assert comparison.verdict == "fail"
     claimed, bits, share = comparison.candidates[0].reasons
     assert (
-        claimed
-        == "it claims to be quantized (config.json: FP8), and all its weights are resident as bfloat16"
+        claimed == "it claims to be quantized (config.json: FP8), "
+        "and all its weights are resident as bfloat16"
     )
     assert bits == "16.0 bits per weight are resident, and the gate allows at most 10"
     assert share.startswith("0% of the linear layers' weights are resident quantized")
 
 
 def test_a_wrong_layer_that_the_images_do_not_show_fails(tmp_path: Path, prompts: str) -> None:
-    """Scales of one layer in tiles, and read as rows: over 24 prompts its drift is that of a sound copy, 0.38."""
+    """Tiled scales of one layer, read as rows: over 24 prompts, its drift is a good copy's."""
     module = "transformer_blocks.1.attn.to_add_out"
     faulty = plant(Fault("tiled", "demo-nvfp4", module, scales_tiled), tmp_path / "faulty")
     sound, wrong = compared(
@@ -469,7 +470,7 @@ def test_the_sets_have_24_prompts_of_every_kind() -> None:
         assert len(read_prompts(name)) == 24
     subjects = {prompt.category for prompt in read_prompts("default")}
     assert subjects >= {
-        "text in the picture",
+        "text in the image",
         "fine texture",
         "dark scenes",
         "saturated colour",
@@ -492,7 +493,7 @@ def test_prompt_files_that_cannot_be_are_refused(tmp_path: Path, text: str, mess
 
 
 def test_prompt_files_of_other_editors_are_read(tmp_path: Path) -> None:
-    """With a byte order mark, ends of lines as on Windows, an indented heading, and letters of any script."""
+    """With a byte order mark, Windows line ends, an indented heading, and letters of any script."""
     file = tmp_path / "prompts.txt"
     file.write_bytes("\ufeffa cat\r\n\r\n  # signs\r\n  日本語の猫 <b>\r\n".encode())
     assert [(prompt.text, prompt.category) for prompt in read_prompts(str(file))] == [
@@ -524,8 +525,9 @@ def test_what_cannot_be_kept_is_not_generated(tmp_path: Path, prompts: str) -> N
 
 
 def test_metrics_that_were_not_asked_for_are_null(tmp_path: Path, prompts: str) -> None:
-    done = run("compare", "demo", "demo-fp8", "-o", "report", "--prompts", prompts, "--steps", "1", "--seeds", "2",
-               "--metrics", "psnr, flip", "--device", "cpu", cwd=tmp_path)  # fmt: skip
+    options = {"-o": "report", "--steps": "1", "--seeds": "2", "--device": "cpu"}
+    options |= {"--prompts": prompts, "--metrics": "psnr, flip"}
+    done = run("compare", "demo", "demo-fp8", *chain.from_iterable(options.items()), cwd=tmp_path)
     assert done.returncode in (0, 1), done.stderr
     (candidate,) = json.loads((tmp_path / "report/report.json").read_text())["candidates"]
     assert candidate["metrics"].keys() == METRICS.keys()
@@ -542,7 +544,7 @@ def held(**changes: Any) -> Resident:
 
 
 def test_what_is_kept_in_bf16_does_not_change_the_profile(tmp_path: Path) -> None:
-    """NVFP4 with its modulations in BF16 takes 7.6 bits a weight, and is no worse for it; BF16 is not NVFP4."""
+    """NVFP4 with modulations in BF16 takes 7.6 bits per weight, and is still NVFP4; BF16 is not."""
     convert("demo-nvfp4", tmp_path / "kept", keep_bf16=["*norm*"], base="demo")
     (candidate,) = parse_sources("demo", [str(tmp_path / "kept")])[1:]
     found = measure_resident(candidate.load(torch.device("cpu")).pipe)
@@ -551,7 +553,8 @@ def test_what_is_kept_in_bf16_does_not_change_the_profile(tmp_path: Path) -> Non
     assert gate.name == "w4"
     assert list(gate._resident_reasons(found)) == []
     assert list(gate._resident_reasons(held(quantized_share=0.4))) == [
-        "40% of the linear layers' weights are resident quantized, and the gate requires at least 50%"
+        "40% of the linear layers' weights are resident quantized, "
+        "and the gate requires at least 50%"
     ]
     assert next(gate._resident_reasons(held(quantized_bits=8.5))).startswith(
         "8.5 bits per weight are resident"
@@ -561,7 +564,8 @@ def test_what_is_kept_in_bf16_does_not_change_the_profile(tmp_path: Path) -> Non
 def test_a_gate_is_a_file_of_limits(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(
-        "max_bits_per_weight = 5\n[limits.psnr]\nmin = 30\nmax_drift = 0.5\n[limits.lpips]\nmax = 0.1\n"
+        "max_bits_per_weight = 5\n[limits.psnr]\nmin = 30\nmax_drift = 0.5\n"
+        "[limits.lpips]\nmax = 0.1\n"
     )
     gate = read_gate(str(file))
     assert gate == Gate(
@@ -643,7 +647,7 @@ def test_drift_is_0_at_other_kernels_and_1_at_another_seed() -> None:
 
 
 def test_the_interval_is_the_bootstraps_over_prompts() -> None:
-    """For the mean of n values it is close to 1.96 standard errors; seeds of one prompt count as one."""
+    """A mean of n values has close to 1.96 standard errors; seeds of one prompt count as one."""
     values = np.random.default_rng(1).normal(30, 4, 200)
     scores = [
         Score(prompt, seed, {"psnr": float(value)}, {}, 0, {})

@@ -1,4 +1,4 @@
-"""A comparison of models that edit: the source image reaches every model, the key of a stored run, and the report."""
+"""Comparisons of edits: the source image is in every generation, stored run's key and report."""
 
 import hashlib
 import json

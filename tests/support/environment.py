@@ -21,11 +21,12 @@ PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 OWN = {"COLUMNS": "120", "TERM": "xterm"}
 
 
-def settle(environment: MutableMapping[str, str], home: str) -> None:
-    """Leave nothing in an environment that steers libraries or printing, and give tests a terminal of their own, and
-    `home` as the folder of huggingface_hub's cache and token.
+def isolate(environment: MutableMapping[str, str], home: str) -> None:
+    """Remove all variables that affect libraries or printing, and set a terminal for tests.
 
-    To be called before huggingface_hub is imported, which reads its settings once.
+    Call this before importing huggingface_hub, which reads its settings once.
+
+    home   folder for huggingface_hub's cache and token
     """
     for name in list(environment):
         if name.startswith(FAMILIES) or name in SINGLE or name.lower() in PROXIES:

@@ -1,4 +1,4 @@
-"""4-bit layers with random weights, as each scheme is published, for the tests of what runs them."""
+"""4-bit layers with random weights, in the form in which each scheme is published."""
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ def nvfp4(out: int, in_: int, static: bool = True) -> QuantTensor:
 
 
 def nvfp4_awq(out: int, in_: int) -> QuantTensor:
-    """ModelOpt's NVFP4_SVD: smoothing that the static scale was measured after, and a low-rank branch behind it."""
+    """Return ModelOpt's NVFP4_SVD: smoothing, a static scale of its output, a low-rank branch."""
     own = nvfp4(out, in_)
     parts = {
         "pre_quant_scale": random(in_, seed=2).abs() + 0.5,

@@ -26,7 +26,7 @@ SCHEDULE = SimpleNamespace(timesteps=torch.linspace(1000, 100, 10))
 
 
 def transformer(name: str, blocks: int | None = None) -> Any:
-    """A family's tiny transformer with random weights, and with so many blocks in each row if that is said."""
+    """Return a family's tiny transformer with random weights, and with `blocks` blocks per list."""
     torch.manual_seed(0)
     made = getattr(tiny, name)().transformer
     rows = {row: blocks for row in ROWS if row in made.config} if blocks else {}
@@ -55,7 +55,7 @@ def result(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
 def compiles(
     name: str, blocks: int, ahead: bool, prepare: Callable[[Any], None] = lambda _model: None
 ) -> int:
-    """Graphs that are compiled for a model, which `prepare` changes before that, and which computes the same."""
+    """Return how many graphs are compiled for a model that `prepare` changed; check its outputs."""
     torch._dynamo.reset()
     plain = transformer(name, blocks)
     model = copy.deepcopy(plain)

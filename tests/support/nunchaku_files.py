@@ -56,7 +56,7 @@ def as_nunchaku(checkpoint: Checkpoint) -> dict[str, Tensor]:
 def as_rows(
     checkpoint: Checkpoint, file: Path, vectors_packed: bool, conversion: dict[str, str]
 ) -> Path:
-    """A row-major file with the checkpoint's weights, AWQ layers in BF16; vectors may be left in fragment order."""
+    """Write a row-major file, with AWQ layers in BF16, and vectors in fragments if requested."""
     names, tensors = checkpoint.family.nunchaku, {}
     for stored, held in names.stored_layers(checkpoint.modules, row_major=True).items():
         weight = fuse_stored_linear([checkpoint.read(module)[piece] for module, piece in held])

@@ -26,7 +26,7 @@ TOKENS = {"flux1": 48, "flux2": 300, "flux2_klein": 128, "zimage": 64}
 
 @dataclass
 class Case:
-    """A tiny pipeline on disk, diffusers' own reading of it, what that generates, and its largest inputs, by expert."""
+    """A tiny pipeline on disk, diffusers' copy of it, its result, and input maxima by expert."""
 
     name: str
     folder: Path
@@ -60,10 +60,10 @@ def run_and_watch(
         calibration(getattr(pipe, "transformer_2", None) or nn.Module()) as second,
     ):
         images = [IMAGE_SIZE] * len(PROMPTS) if name in tiny.EDITORS else None
-        painting = generate(
+        generated = generate(
             pipe, PROMPTS, sampling=sampling, check_output=False, source_images=images
         )
-    return painting, {"transformer": first} | ({"transformer_2": second} if second else {})
+    return generated, {"transformer": first} | ({"transformer_2": second} if second else {})
 
 
 def make_case(name: str, folder: Path) -> Case:

@@ -1,4 +1,4 @@
-"""Checkpoints of full size that take no room on disk: true headers, over data that is a hole in the file."""
+"""Full-size checkpoints that need no disk space: real headers, and sparse files for the data."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -78,7 +78,7 @@ def full_size(model: str, form: str) -> Tensors:
 
 
 def nvfp4(tensors: Tensors, target: str) -> tuple[Tensors, dict[str, Any], dict[str, str]]:
-    """The tensors with every matrix of a block in NVFP4 as a target of `convert` has it, its config and metadata."""
+    """Return tensors with NVFP4 blocks as a target of `convert` stores them, config, metadata."""
     writer, written, layers = targets()[target], {}, {}
     for name, tensor in tensors.items():
         module = name.removesuffix(".weight")
@@ -109,7 +109,7 @@ def _outline(out: int, in_: int) -> QuantTensor:
 
 
 def nunchaku(golden: Path, times: int, blocks: int) -> tuple[Tensors, dict[str, str]]:
-    """A golden file's SVDQuant layers `times` as wide, in `blocks` blocks of each kind; the rest as it is."""
+    """Return a golden file's SVDQuant layers, `times` as wide, in `blocks` blocks of each kind."""
     tensors: Tensors = {}
     infos = read_header(golden).tensors
     modules = {
@@ -160,7 +160,7 @@ def _nunchaku(metadata: Mapping[str, str] | None) -> Callable[[Path, Path], Path
 
 
 WIDENED = ("nunchaku", "nunchaku undeclared", "row-major")
-"""Files made of a tiny model's layers, widened: their other tensors are the tiny model's, and no model has both."""
+"""Files of a tiny model's layers, widened; the other tensors stay small, so no model fits."""
 FORMATS: dict[str, Callable[[Path, Path], Path]] = {
     "plain": _plain,
     "modelopt": _of_writer("flux2-dev", "diffusers", "modelopt"),

@@ -1,4 +1,4 @@
-"""What `verify` finds: each damage by the check that is meant for it, and nothing in what is sound."""
+"""`verify` finds each damage with the intended check, and nothing in intact files."""
 
 import json
 import shutil
@@ -292,7 +292,7 @@ def test_an_outlier_among_the_layers_of_a_scheme_is_flagged() -> None:
 
 
 def test_an_outlier_as_small_as_rounding_to_fp8_is_none() -> None:
-    """Smoothing moves errors between columns: ModelOpt's INT8 exports have layers at three times the median."""
+    """Smoothing moves errors between columns: some INT8 layers have 3 times the median error."""
     errors = [LayerError(f"layer{i}", "int8", 0.0066 + i * 0.0001, 0.9999) for i in range(20)]
     assert (
         list(

@@ -1,4 +1,4 @@
-"""Files that store tensors, one module per container, and the question which one a file is."""
+"""File formats that store tensors, one module per container, and their detection."""
 
 from functools import cache
 
@@ -40,12 +40,12 @@ def containers() -> dict[str, Container]:
 
 
 def checkpoint_suffixes() -> tuple[str, ...]:
-    """Return how names of files end that may hold a model's weights."""
+    """Return the suffixes of files that may hold a model's weights."""
     return tuple(known.suffix for known in containers().values() if known.holds_checkpoints)
 
 
 def unread_suffixes() -> tuple[str, ...]:
-    """Return how names of weight files end that are not read."""
+    """Return the suffixes of weight files that are not read."""
     return tuple(suffix for suffix in UNREAD_SUFFIXES if suffix not in checkpoint_suffixes())
 
 
@@ -74,7 +74,7 @@ def read_checkpoint_file(file: AnyPath) -> ContainerHeader:
 def container_of(file: AnyPath) -> Container:
     """Return the container that the file's first bytes show.
 
-    A file that none recognizes counts as safetensors, whose reader then says what is damaged.
+    An unrecognized file is taken as safetensors, whose reader then names the damage.
 
     Raises  NotACheckpoint, NotSafetensors for a known kind of file that is not read
     """

@@ -157,9 +157,9 @@ class ContainerHeader:
 class Container(Protocol):
     """One kind of file.
 
-    title              what an error calls such a file, with its article
-    suffix             how names of such files end, to list the weights of a folder
-    holds_checkpoints  whether a model's weights are read from it, or companion data alone
+    title              name in error messages, with its article
+    suffix             suffix of such files, to list the weights of a folder
+    holds_checkpoints  whether model weights are read from it, or only companion data
     """
 
     name: str
@@ -172,15 +172,13 @@ class Container(Protocol):
         ...
 
     def read(self, path: AnyPath) -> ContainerHeader:
-        """Read the header. Raises BrokenFile where it contradicts itself or the file's size."""
+        """Read the header. Raises BrokenFile if it contradicts itself or the file's size."""
         ...
 
 
 def element_count(shape: Sequence[int]) -> int | None:
-    """Return how many elements a tensor of this shape has, None where no tensor can have it.
-
-    The loop stops at the limit: a header can state sides whose product takes minutes to compute.
-    """
+    """Return the number of elements of a shape, or None if no tensor can have that shape."""
+    # The loop stops at the limit, because the product of a malicious shape can take minutes.
     if len(shape) > MAX_RANK:
         return None
     count = 1

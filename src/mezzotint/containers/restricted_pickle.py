@@ -40,7 +40,7 @@ SIZES = {
     "BINPUT": 100,
     "LONG_BINPUT": 140,
 }
-"""Bytes of memory that an instruction's result takes, its slot in a container included; else 8."""
+"""Bytes of memory of an instruction's result, including its slot in a container; others have 8."""
 
 STORAGES = {
     "BFloat16Storage": torch.bfloat16,
@@ -62,7 +62,7 @@ KEY_TYPES = (str, int, float, type(None))
 
 
 class UnsafePickle(Exception):
-    """The pickle uses something that no description of tensors needs; the message says what."""
+    """The pickle uses a feature that no description of tensors needs; the message names it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,13 +182,13 @@ class PickleInterpreter:
 
     def append(self, items: list[Any]) -> None:
         if not isinstance(self.stack[-1], list):
-            raise TypeError("it appends to what is no list")
+            raise TypeError("it appends to an object that is not a list")
         self.stack[-1].extend(items)
 
     def set_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if not isinstance(target, dict) or len(items) % 2:
-            raise TypeError("it sets items of what is no dictionary")
+            raise TypeError("it sets items of an object that is not a dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not isinstance(key, KEY_TYPES):
                 raise UnsafePickle(f"has a dictionary key that is a {type(key).__name__}")
@@ -220,7 +220,7 @@ class PickleInterpreter:
             identity if isinstance(identity, tuple) and len(identity) == 5 else (None,) * 3
         )
         if kind != "storage" or not isinstance(dtype, torch.dtype) or not isinstance(key, str):
-            raise UnsafePickle("refers to something outside that is no storage")
+            raise UnsafePickle("refers to an external object that is not a storage")
         self.push(Storage(dtype, key))
 
 

@@ -102,7 +102,7 @@ class TorchTensors(Mapping[str, TensorInfo]):
         return len(self.described)
 
     def __getitem__(self, name: str) -> TensorInfo:
-        """Raises BrokenFile if the tensor is not contiguous, or ends outside its storage."""
+        """Return a tensor. Raises BrokenFile unless it is contiguous and inside its storage."""
         described = self.described[name]
         size, count = described.storage.dtype.itemsize, element_count(described.shape)
         if count is None:

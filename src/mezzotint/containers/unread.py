@@ -28,13 +28,13 @@ UNREAD_WEIGHTS = {
 }
 """{first bytes of weights that are not read, and may be intact: (what they are, what to do)}"""
 UNREAD_SUFFIXES = (".gguf", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".onnx")
-"""How names of weight files end that are not read."""
+"""Suffixes of weight files that are not read."""
 
 
 def refuse_unread(file: AnyPath, start: bytes) -> None:
-    """Raise if files that begin with `start` are known, and not read.
+    """Check that `start`, the first bytes of a file, are not those of a known unread format.
 
-    Raises  NotACheckpoint, NotSafetensors for weights in another kind of file
+    Raises  NotACheckpoint; NotSafetensors for weights in another kind of file
     """
     text = start.lstrip()
     start = text.lower() if text[:1] in (b"<", b"{") else start

@@ -24,10 +24,10 @@ def read_object(path: AnyPath, limit: int = MAX_BYTES) -> dict[str, Any]:
     """Return the JSON object of a file.
 
     limit    most bytes
-    Raises   BrokenFile if it is no file, is too large or too deep, or holds no JSON object in UTF-8
+    Raises   BrokenFile if it is not a file, is too large or too deep, or holds no JSON object in UTF-8
     """
     if not path.is_file():
-        raise BrokenFile(f"{path}: is no file, expected a JSON object", HINT)
+        raise BrokenFile(f"{path}: is not a file, expected a JSON object", HINT)
     _check_size(path.stat().st_size, path, limit)
     local = path if isinstance(path, Path) else path.fetch()
     with local.open("rb") as stream:
