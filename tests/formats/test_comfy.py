@@ -66,7 +66,7 @@ def test_scales_of_padded_shape_prove_their_tiles(data: Path) -> None:
     evidence = opened(data / QWEN_FILE)[1].evidence
     assert evidence[0].startswith("codes high first: as comfy-kitchen writes nvfp4, not verified")
     assert evidence[1].startswith(
-        "scales tiles 128x4: implied, 8 have a shape that allows nothing else"
+        "scales tiles 128x4: implied, the shapes in 8 layers allow no other order"
     )
 
 

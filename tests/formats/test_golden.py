@@ -127,7 +127,7 @@ BROKEN = {
     "missing_shard": r"00002-of-00002\.safetensors.*(not there|missing)|not there: .*00002-of-00002\.safetensors",
     "missing_weight_scale": rf"{SINGLE}\.attn\.to_q\.weight_scale is not there",
     "nan_scale": rf"{SINGLE}\.attn\.to_q\.weight_scale holds a value that is not finite",
-    "nibble_swapped_comfy": r"codes: numbers alone cannot tell .*; name the BF16 model as a base to be certain",
+    "nibble_swapped_comfy": r"codes: values alone cannot tell .*; name the BF16 model as a base to be certain",
     "stale_index_beside_single_file": r"names .*(not there|missing).*,.* diffusion_pytorch_model\.safetensors",
     "truncated_shard": r"00002-of-00002\.safetensors: is truncated: its header promises 41,988 bytes",
     "wrong_shape_scale": rf"{SINGLE}\.attn\.to_v\.weight_scale has shape \[32, 1\], expected \[32, 2\]",

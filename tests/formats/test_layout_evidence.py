@@ -41,7 +41,7 @@ def test_swapped_nibbles_are_found_with_a_base_and_undone(data: Path) -> None:
     checkpoint = Checkpoint.open(data / SWAPPED, base=data / "base/qwenimage")
     assert nvfp4_layouts(checkpoint) == {LOW}
     assert (
-        "against what its format would have (codes high first, scales tiles 128x4)"
+        "unlike the format's usual layout (codes high first, scales tiles 128x4)"
         in checkpoint.evidence
     )
     expected = data / "comfy_qwenimage_mixed_nvfp4_fp8/expected.safetensors"
@@ -68,7 +68,7 @@ def test_inspect_prints_what_was_measured(data: Path) -> None:
 def test_a_right_layout_is_confirmed(data: Path, file: str, base: str, layout: Layout) -> None:
     checkpoint = Checkpoint.open(data / file, base=data / base)
     assert nvfp4_layouts(checkpoint) == {layout}
-    assert "against what its format" not in checkpoint.evidence
+    assert "unlike the format" not in checkpoint.evidence
     assert not checkpoint.contents.assumed
 
 
@@ -128,7 +128,7 @@ def test_random_weights_tell_nothing_and_that_is_said(data: Path) -> None:
     checkpoint = Checkpoint.open(data / SWAPPED)
     assert nvfp4_layouts(checkpoint) == {HIGH}
     assert checkpoint.contents.assumed == {"codes"}
-    assert "codes: numbers alone cannot tell" in checkpoint.evidence
+    assert "codes: values alone cannot tell" in checkpoint.evidence
     assert "name the BF16 model as a base to be certain" in checkpoint.evidence
 
 
@@ -219,7 +219,7 @@ def test_swapped_nibbles_show_in_trained_weights(orderly: Path, tmp_path: Path) 
     swapped = edited(orderly, tmp_path / "swapped.safetensors", lambda tensors: each(tensors, swap))
     checkpoint = Checkpoint.open(swapped)
     assert nvfp4_layouts(checkpoint) == {LOW}
-    assert "against what its format would have" in checkpoint.evidence
+    assert "unlike the format's usual layout" in checkpoint.evidence
     for name, weight in weights(checkpoint).items():
         assert torch.equal(weight.parts["codes"], right[name].parts["codes"])
 

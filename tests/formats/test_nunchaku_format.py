@@ -325,7 +325,7 @@ def test_without_metadata_the_order_is_inferred_from_the_codes(
     )
     found = detect_format(read_header(file))
     assert found.format.name == "nunchaku"
-    assert "100% of its groups reach the largest code read as fragments" in found.evidence
+    assert "100% of its groups contain the largest code if read as fragments" in found.evidence
 
 
 def test_the_configuration_in_the_header_wins_over_a_file_beside_it(

@@ -114,7 +114,7 @@ def test_codes_that_a_converter_left_in_fragments_are_noticed(data: Path, tmp_pa
     save_file(load_file(golden(data, ZIMAGE)), tmp_path / "a.safetensors", metadata)
     found = detect_format(read_header(tmp_path / "a.safetensors"))
     assert found.format.name == "nunchaku"
-    assert "conversion in the header declares row-major, inferred from" in found.evidence
+    assert "conversion in the header declares row-major; inferred from" in found.evidence
 
 
 def test_the_configuration_may_declare_it(data: Path, tmp_path: Path) -> None:
@@ -141,7 +141,10 @@ def test_an_order_that_cannot_be_told_is_said_to_be_assumed(data: Path, tmp_path
                 tensors[key] = torch.ones_like(tensors[key])
 
     changed(file, tmp_path / "b.safetensors", flatten)
-    assert "not to be told" in detect_format(read_header(tmp_path / "b.safetensors")).evidence
+    assert (
+        "vectors assumed row-major"
+        in detect_format(read_header(tmp_path / "b.safetensors")).evidence
+    )
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -183,7 +186,7 @@ def test_weights_of_another_model_settle_nothing(data: Path, tmp_path: Path) -> 
         base,
         lambda tensors: tensors.update({name: value.flip(-1) for name, value in tensors.items()}),
     )
-    with pytest.raises(UnknownFormat, match="in neither order of the vectors"):
+    with pytest.raises(UnknownFormat, match="in neither order of vectors"):
         Checkpoint.open(file, base=base)
 
 
@@ -207,7 +210,9 @@ def test_a_smooth_of_ones_tells_nothing_and_needs_nothing(data: Path, tmp_path: 
             {f"{m}.weight": flat.weight(m).bfloat16() for m in rows.modules}
         ),
     )
-    assert "which does not tell" in Checkpoint.open(tmp_path / "b.safetensors", base=base).evidence
+    assert (
+        "which does not decide" in Checkpoint.open(tmp_path / "b.safetensors", base=base).evidence
+    )
 
 
 def test_a_missing_smooth_is_an_error_and_not_a_guess(data: Path, tmp_path: Path) -> None:
