@@ -50,11 +50,11 @@ BFL_FORMATS = {"nvfp4", "float8_e4m3fn"}
 FULL_PRECISION = "the file requests unquantized inputs"
 LEGACY_SCALE_SUFFIXES = {"weight_scale": ".scale_weight", "input_scale": ".scale_input"}
 HIGH_FIRST_EVIDENCE = (
-    "codes high first: as comfy-kitchen writes nvfp4, not verified (other tools write low first codes "
-    "with the same metadata; a BF16 base would show it)"
+    "codes high first: as comfy-kitchen writes nvfp4, not verified (other tools write low-first "
+    "codes with the same metadata; a BF16 base would show it)"
 )
 LOW_FIRST_EVIDENCE = (
-    "codes low first: ModelOpt's own quantization_config is in the header, and so it packs them"
+    "codes low first: as ModelOpt packs them, whose quantization_config is in the header"
 )
 
 
@@ -70,9 +70,7 @@ class Comfy:
                 f"no {COMFY_NOTE} in the header, no {MARKER} and no {SCALED_FP8_MARKER} tensor"
             )
         if modelopt_declaration(header):
-            return Match(
-                f"{COMFY_NOTE} and ModelOpt's quantization_config in the header: written by ModelOpt"
-            )
+            return Match(f"{COMFY_NOTE} and quantization_config in the header: written by ModelOpt")
         if not has_bfl_names(header):
             return Match(f"{COMFY_NOTE} in the header")
         return NoMatch("its names are Black Forest Labs', and nothing else says ComfyUI")

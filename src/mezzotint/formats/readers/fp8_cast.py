@@ -30,9 +30,9 @@ from mezzotint.schemes import FP8
 from mezzotint.schemes.scheme import FLOAT_DTYPES
 
 SAMPLES, MAX_UNSCALED_WEIGHT = 8, 64.0
-"""Matrices to sample, and the median of their largest weights that shows lost scales."""
+"""Matrices to sample, and the median of their largest weights above which scales were lost."""
 SAMPLED = 2**24
-"""Values to read of each matrix, at most."""
+"""Values to read of a matrix, at most."""
 DECLARATIONS = ("quantization_config", COMFY_NOTE)
 ASSUMED_FIELDS = frozenset({"scales"})
 """Assumptions about a file on the Hub, whose values are read only to load it."""
@@ -93,7 +93,7 @@ def _matrices(header: Header) -> list[TensorInfo]:
 
 
 def _largest(header: Header) -> float:
-    """Return the median of the largest weights of the smallest matrices, or of their first values."""
+    """Return the median of the largest weights in the first values of the smallest matrices."""
     sized = sorted(
         (info for info in _matrices(header) if info.nbytes), key=lambda info: info.nbytes
     )
