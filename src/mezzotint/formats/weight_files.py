@@ -36,7 +36,7 @@ def weight_files(folder: AnyPath) -> tuple[list[AnyPath], list[str]]:
 
 
 def list_weight_files(folder: AnyPath) -> list[AnyPath]:
-    """Return the files in a folder whose names end as those of weights do."""
+    """Return the files in a folder that have a suffix of weight files."""
     return sorted(_files_ending(folder, checkpoint_suffixes()))
 
 

@@ -14,7 +14,7 @@ import torch
 
 from mezzotint.containers import TensorInfo
 from mezzotint.formats.comfy_metadata import comfy_kitchen_linear
-from mezzotint.formats.components import COMFY_NOTE
+from mezzotint.formats.components import COMFY_METADATA
 from mezzotint.formats.contents import (
     PART_SUFFIXES,
     Contents,
@@ -33,7 +33,7 @@ SAMPLES, MAX_UNSCALED_WEIGHT = 8, 64.0
 """Matrices to sample, and the median of their largest weights above which scales were lost."""
 SAMPLED = 2**24
 """Values to read of a matrix, at most."""
-DECLARATIONS = ("quantization_config", COMFY_NOTE)
+DECLARATIONS = ("quantization_config", COMFY_METADATA)
 ASSUMED_FIELDS = frozenset({"scales"})
 """Assumptions about a file on the Hub, whose values are read only to load it."""
 

@@ -21,7 +21,7 @@ import torch
 
 from mezzotint.containers import DType, TensorInfo
 from mezzotint.errors import UnknownFormat, UnreadFormat
-from mezzotint.formats.components import COMFY_NOTE
+from mezzotint.formats.components import COMFY_METADATA
 from mezzotint.formats.contents import Contents, Match, NoMatch, StoredLinear, classify_tensors
 from mezzotint.formats.header import Header
 from mezzotint.schemes import BF16, FP8, INT8, NVFP4, Scheme
@@ -75,9 +75,9 @@ class ModelOpt:
             return NoMatch(
                 "neither config.json nor hf_quant_config.json declares a quantization by modelopt"
             )
-        if COMFY_NOTE in header.metadata:
+        if COMFY_METADATA in header.metadata:
             return NoMatch(
-                f"{COMFY_NOTE} in the header: ModelOpt has post-processed it for ComfyUI"
+                f"{COMFY_METADATA} in the header: ModelOpt has post-processed it for ComfyUI"
             )
         if not any(
             _is_quantized(info) or _is_transformed(header, info) for info in header.tensors.values()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mezzotint import layouts
 from mezzotint.formats.comfy_metadata import COMFY_LAYOUT, MARKER
-from mezzotint.formats.components import COMFY_NOTE
+from mezzotint.formats.components import COMFY_METADATA
 from mezzotint.formats.readers.modelopt import SUFFIXES
 from mezzotint.formats.writers.writer import (
     CannotStore,
@@ -57,7 +57,7 @@ class ComfyWriter(DiffusersLayerWriter):
         self, layers: Mapping[str, Pieces], plain: Collection[str]
     ) -> Declaration | CannotStore:
         layer_metadata = {module: _layer_metadata(pieces[0]) for module, pieces in layers.items()}
-        metadata = {COMFY_NOTE: json.dumps({"format_version": "1.0", "layers": layer_metadata})}
+        metadata = {COMFY_METADATA: json.dumps({"format_version": "1.0", "layers": layer_metadata})}
         return Declaration(None, metadata if layers else {})
 
 
