@@ -14,9 +14,10 @@ X.proj_up                 X.lora_up     proj_up         [N, R]
 
 AWQ W4A16 layers have other tensors:
 
-X.qweight                 codes         [N/4, K/2] int32
-X.wscales, X.wzeros       block_scale, block_zero       [K/64 padded, N] bf16
-X.bias                    bias          [N]
+X.qweight                 X.qweight     codes           [N/4, K/2] int32
+X.wscales                 X.wscales     block_scale     [K/64 padded, N] bf16
+X.wzeros                  X.wzeros      block_zero      [K/64 padded, N] bf16
+X.bias                    X.bias        bias            [N]
 """
 
 import re
