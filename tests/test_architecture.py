@@ -36,7 +36,6 @@ HISTORY = (
 UNFINISHED = pytest.mark.xfail(strict=False, reason="other rooms are not finished")
 UNFINISHED_SENTENCES = (
     "cli/inspect.py",
-    "formats/detection/from_statistics.py",
 )
 UNFINISHED_ROOMS = ("tests/formats", "tests/cli", "tests/fast", "docs")
 UNFINISHED_NAMES = ("notes.py",)

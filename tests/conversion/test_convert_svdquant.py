@@ -117,7 +117,7 @@ def test_modulation_in_bf16_lets_flux_become_row_major_and_not_nunchaku_again(
     data: Path, tmp_path: Path
 ) -> None:
     source = Checkpoint.open(golden(data, FLUX_NVFP4))
-    with pytest.raises(Unsupported, match="is AWQ W4A16, and row-major files hold SVDQuant"):
+    with pytest.raises(Unsupported, match="is AWQ W4A16, and row-major files store SVDQuant"):
         mezzotint.convert(source.header.path, tmp_path / "rows", to="row-major")
     report = mezzotint.convert(
         source.header.path, tmp_path / "rows", to="row-major", keep_bf16=[MODULATION]
@@ -127,7 +127,7 @@ def test_modulation_in_bf16_lets_flux_become_row_major_and_not_nunchaku_again(
     assert all(torch.equal(rows.weight(module), source.weight(module)) for module in rows.modules)
     with pytest.raises(
         Unsupported,
-        match=r"norm\.linear and 2 more: unquantized, and Nunchaku has quantized weights",
+        match=r"norm\.linear and 2 more: unquantized, and Nunchaku needs quantized weights",
     ):
         mezzotint.convert(tmp_path / "rows", tmp_path / "again", to="nunchaku")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["rows"]
@@ -150,8 +150,8 @@ def test_shifted_and_awq_layers_are_refused_together(data: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("modelopt_flux1_nvfp4/checkpoint", "is NVFP4, and not SVDQuant"),
-        ("modelopt_wan_fp8/checkpoint", r"is FP8 \(e4m3\), and not SVDQuant"),
+        ("modelopt_flux1_nvfp4/checkpoint", "is NVFP4, not SVDQuant"),
+        ("modelopt_wan_fp8/checkpoint", r"is FP8 \(e4m3\), not SVDQuant"),
         ("base/flux1", "the layers are unquantized"),
     ],
 )
@@ -169,7 +169,7 @@ def test_other_models_are_refused(data: Path, writer: ModuleType) -> None:
     answer = writer.TARGET.writer(ModelInfo(families()["wan"], {})).layer(
         {"blocks.0.attn1.to_q": [piece]}
     )
-    assert answer == CannotStore("Nunchaku quantizes no such layer of a WanTransformer3DModel")
+    assert answer == CannotStore("Nunchaku does not quantize this layer of a WanTransformer3DModel")
 
 
 def test_a_part_of_a_fused_layer_cannot_be_left_out(data: Path, tmp_path: Path) -> None:
@@ -193,7 +193,10 @@ def smooth_of_its_own(tensors: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (another_shift, r"ff\.net\.2: has shift 0\.25, and Nunchaku computes it with 0\.171875"),
+        (
+            another_shift,
+            r"ff\.net\.2: has shift 0\.25, and Nunchaku computes the layer with 0\.171875",
+        ),
         (
             smooth_of_its_own,
             r"to_v: weights cannot be concatenated by rows: their smooth differ",
@@ -231,6 +234,6 @@ def test_nunchakus_file_needs_the_models_configuration(data: Path, tmp_path: Pat
     folder = through(golden(data, ZIMAGE), tmp_path, "row-major")
     (folder / "config.json").unlink()
     with pytest.raises(
-        Unsupported, match="no model configuration was found, and Nunchaku's file carries it"
+        Unsupported, match="no model configuration was found, which Nunchaku's file needs"
     ):
         mezzotint.convert(folder / WEIGHTS, tmp_path / "out", to="nunchaku")

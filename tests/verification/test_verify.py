@@ -118,7 +118,7 @@ def test_nibbles_that_are_swapped_throughout_are_one_finding(data: Path) -> None
     (finding,) = [finding for finding in report.findings if finding.severity]
     assert (finding.severity, finding.check) == (Severity.BROKEN, "layout")
     assert "codes low first" in finding.message
-    assert "against what its format would have (codes high first" in finding.message
+    assert "unlike the format's usual layout (codes high first" in finding.message
     assert all(layer.cosine > 0.99 for layer in report.layers)
 
 

@@ -73,7 +73,7 @@ class TensorInfo:
 
     dtype       a torch dtype, or a BlockType
     shape       logical shape; the values of a BlockType have `storage_shape`
-    start, end  its bytes in `file`: [start, end)
+    start, end  range [start, end) that `read_bytes` reads
     read_bytes  the container's reader
     """
 
@@ -88,6 +88,11 @@ class TensorInfo:
     @property
     def nbytes(self) -> int:
         return self.end - self.start
+
+    @property
+    def file_range(self) -> tuple[int, int] | None:
+        """Range [start, end) of `file` that stores the values as they are, None if none does."""
+        return (self.start, self.end) if self.read_bytes is read_range else None
 
     @property
     def storage_dtype(self) -> torch.dtype:

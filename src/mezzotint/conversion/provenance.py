@@ -12,6 +12,7 @@ from typing import Any
 
 from mezzotint._version import VERSION
 from mezzotint.checkpoint import Checkpoint
+from mezzotint.containers.shard_index import INDEX_SUFFIX
 from mezzotint.hub import local_copy
 from mezzotint.saving import Shard, ShardRecord, weight_index
 
@@ -85,7 +86,7 @@ def write_metadata_files(
     )
     if len(shards) > 1:
         stem = shards[0].name.removeprefix(prefix).rpartition("-of-")[0].rpartition("-")[0]
-        _write_json(component / f"{stem}.safetensors.index.json", weight_index(shards, prefix))
+        _write_json(component / f"{stem}{INDEX_SUFFIX}", weight_index(shards, prefix))
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
