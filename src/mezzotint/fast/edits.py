@@ -46,6 +46,7 @@ class ModelEdits:
 
 def _own_attribute(owner: Any, name: str) -> Any:
     """Return an attribute of the object itself, or ABSENT if at most the class has it."""
+    # nn.Module keeps submodules and buffers in tables, not among its attributes.
     for table in (vars(owner), *(vars(owner).get(kind, {}) for kind in ("_modules", "_buffers"))):
         if name in table:
             return table[name]

@@ -100,6 +100,7 @@ def speed_up(
         scheduler=scheduler,
         compile_only=compile_only,
     )
+    # This sets the folder, and Inductor and Triton read it when they compile.
     fields: dict[str, Any] = {"compile_cache": str(compile_cache_folder())}
     return FastTransformer(model, SpeedReport(**fields | _run_passes(model, context)), context)
 

@@ -37,6 +37,8 @@ def plain_shape(
     arranged = part_layout(layout, part)
     if arranged is None:
         return stored
+    # Padding is not invertible: several plain shapes may have the same stored one. So try each
+    # shape that the scheme allows.
     plain = _plain_shapes(scheme, part, shape, stored)
     return next((shape for shape in plain if stored in arranged.stored(shape)), None)
 

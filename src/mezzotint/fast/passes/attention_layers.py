@@ -125,7 +125,7 @@ def _joint_qkv_layers(attn: Any) -> list[QuantLinear]:
         layer.fused.linear
         for layer in (getattr(attn, "add_q_proj", None), attn.to_q)
         if isinstance(layer, FusedLinearSlice)
-        and layer.index == 0
+        and layer.index == 0  # the whole group is q, k and v, and nothing else
         and len(layer.fused.split_sizes) == 3
     ]
     return layers if len(layers) == 2 and all(computes_in_fp8(layer) for layer in layers) else []
@@ -171,6 +171,7 @@ def _cos_sin(rotary: Any) -> CosSin:
         return pair[..., 0], pair[..., 1]
     first, second = rotary
     if first.is_complex():
+        # Qwen-Image returns the image's angles first, but its text tokens come first.
         pair = torch.view_as_real(torch.cat((second, first)))[None]
         return pair[..., 0], pair[..., 1]
     return first[None, :, 0::2], second[None, :, 0::2]
@@ -194,6 +195,7 @@ def _attention(
     """
     states = qkv.view(*qkv.shape[:-1], -1, attn.norm_q.weight.shape[0])
     heads = states.shape[2] // 3
+    # Text tokens have norm weights of their own in joint blocks only.
     text_weights: tuple[Any, Any] = (None, None)
     if text_tokens:
         text_weights = (attn.norm_added_q.weight, attn.norm_added_k.weight)

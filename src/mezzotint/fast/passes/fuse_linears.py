@@ -30,7 +30,7 @@ def fuse_linears(
         for names in fusable:
             layers = [_find_submodule(block, name) for name in names]
             linears = [layer for layer in layers if isinstance(layer, QuantLinear)]
-            if len(linears) < len(layers):
+            if len(linears) < len(layers):  # absent, not quantized, or fused already
                 continue
             reason = _fuse_group(block, names, linears, edits)
             if reason is None:

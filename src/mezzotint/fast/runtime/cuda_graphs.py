@@ -95,6 +95,8 @@ class CudaGraphRunner:
         inputs = [leaf for leaf in kept if isinstance(leaf, Tensor)]
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(inputs[0].device):
+            # Warm up on a side stream, as https://docs.pytorch.org/docs/stable/notes/cuda.html
+            # asks under "CUDA Graphs".
             stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):

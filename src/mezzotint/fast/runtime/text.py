@@ -86,6 +86,7 @@ class CachedTextRefiner:
         raise LookupError(f"{name} did not call its {self.refiner.join}")
 
     def _cut_padding(self, arguments: Mapping[str, Any]) -> list[Tensor]:
+        # The model pads texts to a multiple before it joins them, and pads them again in each call.
         texts, lengths = (
             arguments[name] for name in (self.refiner.join_text, self.refiner.join_lengths)
         )
