@@ -34,9 +34,7 @@ HISTORY = (
     "src/mezzotint/data/prompts",  # prompts are English: "an oil painting"
 )
 UNFINISHED = pytest.mark.xfail(strict=False, reason="other rooms are not finished")
-UNFINISHED_SENTENCES = (
-    "cli/inspect.py",
-)
+UNFINISHED_SENTENCES = ("cli/inspect.py",)
 UNFINISHED_ROOMS = ("tests/formats", "tests/cli", "tests/fast", "docs")
 UNFINISHED_NAMES = ("notes.py",)
 NOT_SEARCHED = (*HISTORY, *UNFINISHED_ROOMS)

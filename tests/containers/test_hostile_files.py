@@ -239,7 +239,9 @@ def test_every_kind_of_other_file_is_not_read(tmp_path: Path) -> None:
     for name, start in {
         "a.safetensors": b"GGUF\3\0\0\0",
         "b.bin": b"\x80\x02}",
-        "c.pt": b"PK\x03\x04",
+        "c.onnx": b"\x08\x07",
+        "d.npz": b"PK\x03\x04",
+        "e.engine": b"ftrt",
     }.items():
         (tmp_path / name).write_bytes(start + bytes(99))
         with pytest.raises(NotSafetensors):

@@ -151,12 +151,6 @@ def test_what_is_no_safetensors_file_is_named(tmp_path: Path, content: bytes, ki
         read_header(file)
 
 
-def test_a_file_of_torch_save_is_named(tmp_path: Path) -> None:
-    torch.save({"a": torch.zeros(3)}, tmp_path / "model.safetensors")
-    with pytest.raises(NotACheckpoint, match=r"is a zip archive, as torch\.save writes them"):
-        read_header(tmp_path)
-
-
 def test_a_shard_that_the_index_does_not_name_is_a_note(fp8: Path) -> None:
     (fp8 / "old.safetensors").write_bytes((fp8 / WEIGHTS).read_bytes())
     weight_map = {"a": WEIGHTS}

@@ -162,15 +162,13 @@ class ContainerHeader:
 class Container(Protocol):
     """One kind of file.
 
-    title              name in error messages, with its article
-    suffix             suffix of such files, to list the weights of a folder
-    holds_checkpoints  whether model weights are read from it, or only companion data
+    title      name in error messages, with its article
+    suffixes   suffixes of such files, to list the weights of a folder
     """
 
     name: str
     title: str
-    suffix: str
-    holds_checkpoints: bool
+    suffixes: tuple[str, ...]
 
     def sniff(self, path: AnyPath) -> bool:
         """Return whether the first bytes are those of such a file; a damaged file may be one."""

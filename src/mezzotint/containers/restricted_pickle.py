@@ -9,7 +9,7 @@ Source: https://github.com/python/cpython/blob/3.12/Lib/pickletools.py
 
 import pickletools
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -105,6 +105,15 @@ def _tensor(storage: object, offset: Any, shape: Any, stride: Any, *_: object) -
     return TensorDescription(storage, offset, shape, stride)
 
 
+def _tensor_of_bytes(
+    storage: object, offset: Any, shape: Any, stride: Any, _grad: object, _hooks: object, dtype: Any
+) -> TensorDescription:
+    """Describe a tensor of a dtype without a storage class of its own, such as FP8."""
+    if not isinstance(storage, Storage) or not isinstance(dtype, torch.dtype):
+        raise UnsafePickle("a tensor is described by something other than a storage and a dtype")
+    return _tensor(replace(storage, dtype=dtype), offset, shape, stride)
+
+
 def _parameter(data: object, *_: object) -> object:
     return data
 
@@ -121,11 +130,12 @@ CONSTRUCTORS: Mapping[str, Callable[..., Any]] = {
     "collections OrderedDict": _dictionary,
     "torch Size": _size,
     "torch._utils _rebuild_tensor_v2": _tensor,
+    "torch._utils _rebuild_tensor_v3": _tensor_of_bytes,
     "torch._utils _rebuild_parameter": _parameter,
 }
 VALUES: Mapping[str, torch.dtype] = {
     f"torch {name}": dtype for name, dtype in (STORAGES | DTYPES).items()
-}
+} | {"torch.storage UntypedStorage": torch.uint8}
 """{name that a file may use: its substitute}; PyTorch's own objects are never used."""
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mezzotint.containers import checkpoint_suffixes, unread_suffixes
+from mezzotint.containers import checkpoint_suffixes, safetensors, unread_suffixes
 from mezzotint.containers.shard_index import index_of, single_of, weight_map
 from mezzotint.errors import BrokenFile, NotACheckpoint, NotSafetensors, join_names
 from mezzotint.hub import AnyPath
@@ -36,8 +36,12 @@ def weight_files(folder: AnyPath) -> tuple[list[AnyPath], list[str]]:
 
 
 def list_weight_files(folder: AnyPath) -> list[AnyPath]:
-    """Return the files in a folder that have a suffix of weight files."""
-    return sorted(_files_ending(folder, checkpoint_suffixes()))
+    """Return a folder's weight files: those of safetensors, or if there are none, all others.
+
+    diffusers prefers safetensors in the same way, where a folder holds a model twice.
+    """
+    preferred = sorted(_files_ending(folder, safetensors.CONTAINER.suffixes))
+    return preferred or sorted(_files_ending(folder, checkpoint_suffixes()))
 
 
 def _files_ending(folder: AnyPath, suffixes: Iterable[str]) -> list[AnyPath]:
