@@ -64,7 +64,7 @@ def container_of(file: AnyPath) -> Container:
     """
     found = next((known for known in containers().values() if known.sniff(file)), None)
     # An .npz file is a zip archive as a .pt file is, and only its name tells them apart.
-    if found is None or file.suffix in unread_suffixes():
+    if found is None or file.name.endswith(unread_suffixes()):
         with file.open("rb") as stream:
             refuse_unread(file, stream.read(SNIFF_BYTES))
-    return found or safetensors.CONTAINER
+    return safetensors.CONTAINER if found is None else found

@@ -52,7 +52,7 @@ DTYPES = {
 class Safetensors:
     name = "safetensors"
     title = "a safetensors file"
-    suffixes = (".safetensors",)
+    suffixes: tuple[str, ...] = (".safetensors",)
 
     def sniff(self, path: AnyPath) -> bool:
         # The format has no magic number: the header's length must fit, and JSON must follow it.

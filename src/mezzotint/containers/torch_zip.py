@@ -37,7 +37,7 @@ DIRECTORY_END = 2**16 + 22 + 76
 class TorchZip:
     name = "torch_zip"
     title = "a zip archive, as torch.save writes them"
-    suffixes = (".pt", ".pth", ".ckpt", ".bin")
+    suffixes: tuple[str, ...] = (".pt", ".pth", ".ckpt", ".bin")
 
     def sniff(self, path: AnyPath) -> bool:
         with path.open("rb") as stream:

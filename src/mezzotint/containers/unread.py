@@ -1,5 +1,7 @@
 """Files that no container reads, recognized by their first bytes, so that errors can name them."""
 
+from pathlib import Path
+
 from mezzotint.errors import NotACheckpoint, NotSafetensors
 from mezzotint.hub import AnyPath
 
@@ -43,7 +45,7 @@ def refuse_unread(file: AnyPath, start: bytes) -> None:
 
     Raises  NotACheckpoint; NotSafetensors for weights in another kind of file
     """
-    if kind := UNREAD_SUFFIXES.get(file.suffix):
+    if kind := UNREAD_SUFFIXES.get(Path(file.name).suffix):
         raise NotSafetensors(f"{file}: is {kind}, which is not read", NOT_RUN)
     text = start.lstrip()
     start = text.lower() if text[:1] in (b"<", b"{") else start
