@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mezzotint.bench import ENCODERS, PUBLISHED_MODELS
-from mezzotint.cli import checks
+from mezzotint.cli import checks, names
 from mezzotint.errors import CannotWrite, did_you_mean, there_are
 from mezzotint.fast.passes.attention import ATTENTION_BACKENDS
 from mezzotint.formats import targets
@@ -59,17 +59,19 @@ WRONG = {
 
 
 def test_the_names_that_are_known_without_torch_are_those_that_there_are() -> None:
-    assert checks.ACTIVATIONS == ACTIVATION_MODES
-    assert set(checks.ATTENTIONS) == set(ATTENTION_BACKENDS)
-    assert set(checks.BACKENDS) == set(all_backends())
-    assert set(checks.BENCH_MODELS) == set(PUBLISHED_MODELS)
-    assert set(checks.BENCH_SCHEMES) == {"bf16", *ENCODERS}
-    assert set(checks.GATES) == set(PROFILES)
-    assert set(checks.METRICS) == {metric.name for metric in IMAGE_METRICS}
-    assert set(checks.PROMPT_SETS) == set(SETS)
-    assert checks.RESIDENT == RESIDENCY_MODES
-    assert set(checks.SCHEMES) == set(schemes())
-    assert set(checks.TARGETS) == set(targets())
+    assert names.ACTIVATIONS.built_in == ACTIVATION_MODES
+    assert set(names.ATTENTIONS.built_in) == set(ATTENTION_BACKENDS)
+    assert set(names.BACKENDS.built_in) == set(all_backends())
+    assert set(names.BENCH_MODELS.built_in) == set(PUBLISHED_MODELS)
+    assert set(names.BENCH_SCHEMES.built_in) == {"bf16", *ENCODERS}
+    assert set(names.GATES) == set(PROFILES)
+    assert set(names.METRICS.built_in) == {metric.name for metric in IMAGE_METRICS}
+    assert set(names.PROMPT_SETS) == set(SETS)
+    assert names.RESIDENCY_MODES.built_in == RESIDENCY_MODES
+    assert set(names.SCHEMES.built_in) == set(schemes())
+    assert set(names.TARGETS.built_in) == set(targets())
+    for declared in (names.BACKENDS, names.BENCH_MODELS, names.BENCH_SCHEMES, names.SCHEMES):
+        assert set(declared.registry()) == set(declared.built_in)
 
 
 def test_help_version_and_wrong_arguments_import_no_torch(tmp_path: Path) -> None:
