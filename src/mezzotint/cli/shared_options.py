@@ -209,7 +209,7 @@ class SamplingOptions(SizeOptions):
     flow_shift: Annotated[
         float | None,
         sampling_option(
-            min=0,
+            min=0.01,  # 0 would make every sigma 0
             help="Timestep shift of the scheduler, such as for Wan and Z-Image "
             "\\[the model's default].",
         ),
