@@ -5,12 +5,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mezzotint.bench import ENCODERS, PUBLISHED_MODELS
 from mezzotint.cli import checks, names
-from mezzotint.errors import CannotWrite, did_you_mean, there_are
+from mezzotint.errors import BadRequest, CannotWrite, did_you_mean, there_are
 from mezzotint.fast.passes.attention import ATTENTION_BACKENDS
 from mezzotint.formats import targets
 from mezzotint.kernels import ACTIVATION_MODES, all_backends
@@ -20,6 +21,7 @@ from mezzotint.quality.metrics.image import IMAGE_METRICS
 from mezzotint.quality.prompts import SETS
 from mezzotint.schemes import schemes
 from support.cli_runner import run
+from support.plugin_packages import install_plugin
 
 WRONG = {
     "generate 'a cat' --transformer demo-nvfp": "did you mean demo-nvfp4?",
@@ -72,6 +74,36 @@ def test_the_names_that_are_known_without_torch_are_those_that_there_are() -> No
     assert set(names.TARGETS.built_in) == set(targets())
     for declared in (names.BACKENDS, names.BENCH_MODELS, names.BENCH_SCHEMES, names.SCHEMES):
         assert set(declared.registry()) == set(declared.built_in)
+
+
+@pytest.mark.parametrize(
+    ("declared", "group", "attribute", "registry"),
+    [
+        (names.SCHEMES, "mezzotint.schemes", "SCHEME", schemes),
+        (names.BACKENDS, "mezzotint.backends", "BACKEND", all_backends),
+        (names.TARGETS, "mezzotint.writers", "TARGET", targets),
+    ],
+    ids=["scheme", "backend", "target"],
+)
+def test_name_of_a_plugin_is_accepted(
+    declared: names.Names,
+    group: str,
+    attribute: str,
+    registry: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    source = f"from types import SimpleNamespace\n{attribute} = SimpleNamespace(name='int2')\n"
+    with pytest.raises(BadRequest, match=f"there is no {declared.kind} 'int2'"):
+        declared.check("int2")
+    install_plugin(tmp_path, monkeypatch, group, f"plugin_{attribute.lower()}:{attribute}", source)
+    request.addfinalizer(registry.cache_clear)
+    registry.cache_clear()
+    declared.check("int2")
+    with pytest.raises(BadRequest, match=f"there is no {declared.kind} 'int9'") as caught:
+        declared.check("int9")
+    assert caught.value.hint.startswith("did you mean int")
 
 
 def test_help_version_and_wrong_arguments_import_no_torch(tmp_path: Path) -> None:
