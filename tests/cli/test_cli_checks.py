@@ -1,4 +1,4 @@
-"""Arguments that cannot be: answered without PyTorch, with what may be meant, and by the same names as the API's."""
+"""Wrong arguments are refused without importing PyTorch, with a hint and the names of the API."""
 
 import json
 import os
@@ -107,7 +107,7 @@ def test_name_of_a_plugin_is_accepted(
 
 
 def test_help_version_and_wrong_arguments_import_no_torch(tmp_path: Path) -> None:
-    """In one process, because each takes a second to start; its modules are looked at after every command."""
+    """One process runs all commands, because starting one takes a second; each is checked."""
     lines = [
         "--help",
         "--version",
@@ -122,7 +122,8 @@ def test_help_version_and_wrong_arguments_import_no_torch(tmp_path: Path) -> Non
         "    try: main()\n"
         "    except SystemExit as ended: code = ended.code or 0\n"
         "    heavy = {'torch', 'diffusers', 'transformers'} & set(sys.modules)\n"
-        "    print(json.dumps({'line': line, 'code': code, 'heavy': sorted(heavy)}), file=sys.stderr)\n"
+        "    end = {'line': line, 'code': code, 'heavy': sorted(heavy)}\n"
+        "    print(json.dumps(end), file=sys.stderr)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],

@@ -50,7 +50,9 @@ class CompareOptions(PromptSetOptions, SamplingOptions, DeviceOptions):
             callback=checked(lambda path: check_writable("-o", path)),
         ),
     ]
-    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Images per prompt.")] = 1
+    seeds: Annotated[
+        int, typer.Option(min=1, max=1000, help="Seeds per prompt; each gives one image.")
+    ] = 1
     metrics: Annotated[
         str | None,
         typer.Option(
@@ -85,8 +87,9 @@ def compare(options: CompareOptions) -> None:
     run continues, and a new candidate does not generate the reference's images again.
 
     A source is a value that `generate` accepts for --model or --transformer. An optional prefix
-    NAME= sets its name in the report. Optional suffixes set its options: backend, activations
-    (as_stored or bf16), resident, bf16_steps (such as 2+1) and transformer_2.
+    NAME= sets its name in the report. Optional suffixes, such as ",backend=reference", set its
+    options: backend, activations (as_stored or bf16), resident, bf16_steps (such as 2+1) and
+    transformer_2.
 
     Models that edit need a source image: --image, or an image after a tab in each line of
     --prompts.

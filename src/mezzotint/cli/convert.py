@@ -35,12 +35,13 @@ class ConvertOptions(CheckpointOptions):
     base: Annotated[
         str | None,
         typer.Option(
-            help="BF16 component of the same model, for --keep-bf16 and a missing configuration.",
+            help="BF16 component of the same model. Supplies the layers of --keep-bf16, which are "
+            "decoded otherwise, and a missing configuration.",
             callback=checked(check_exists),
         ),
     ] = None
     keep_bf16: Annotated[
-        list[str], typer.Option(metavar="GLOB", help="Layers to write unquantized. Repeatable.")
+        list[str], typer.Option(metavar="GLOB", help="Layers to write in BF16. Repeatable.")
     ] = field(default_factory=list)
     merge_into: Annotated[
         str | None,
@@ -51,7 +52,7 @@ class ConvertOptions(CheckpointOptions):
         ),
     ] = None
     shard_gb: Annotated[
-        float, typer.Option(min=0.001, help="Largest size of a shard in 10^9 bytes.")
+        float, typer.Option(min=0.001, help="Largest size of a shard in GB (10^9 bytes).")
     ] = 4.0
     overwrite: Annotated[
         bool,

@@ -56,10 +56,13 @@ def diagnose(options: DiagnoseOptions) -> None:
     against the inputs, and the output of the selected backend. A cause is named if undoing it
     restores the weight.
 
-    With --sensitivity, the command measures how much the transformer's error decreases if one role
-    of layers has the reference's weights. It ranks the roles by error reduction per byte. The
-    patterns are for `convert --keep-bf16`. It also runs one step at a time with BF16 activations,
-    and recommends a schedule for `generate --bf16-steps`.
+    Without --prompts, the command uses one prompt of the set for this model.
+
+    With --sensitivity, the command finds the layers that gain most from BF16. It gives one group of
+    layers at a time, such as "transformer_blocks.*.attn.to_q", the reference's weights, and ranks
+    the groups by error reduction per byte. Pass the best ones to `convert --keep-bf16`. It also
+    runs one step at a time with BF16 activations, and recommends a value for
+    `generate --bf16-steps`.
 
     Exits with 0 if nothing is suspicious, 1 if something is, 2 if the command could not run. With
     --sensitivity the exit code is never 1.

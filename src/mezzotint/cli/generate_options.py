@@ -62,7 +62,7 @@ class GenerateOptions(TransformerOptions, TensorOptions, SamplingOptions, Kernel
         bool,
         kernel_option(
             "--fast",
-            help="Compile first (10 to 30 s the first time). Pays off when generating many images.",
+            help="Compile the model first (10 to 30 s the first time). Pays off for many images.",
         ),
     ] = False
     activations: Annotated[

@@ -26,7 +26,7 @@ class InspectOptions(CheckpointOptions):
         ),
     ] = None
     layers: Annotated[bool, typer.Option("--layers", help="List every quantized layer.")] = False
-    as_json: Annotated[bool, json_option(help="Print the whole report as JSON.")] = False
+    as_json: Annotated[bool, json_option(help="Print the whole report as JSON on stdout.")] = False
     raw: Annotated[
         bool,
         typer.Option(

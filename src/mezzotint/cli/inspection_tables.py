@@ -25,7 +25,7 @@ def print_report(report: Any, layers: bool) -> None:
 
 
 def _shorten(lines: Any) -> Iterator[str]:
-    """Yield the first lines, and the number of the others."""
+    """Yield the first lines, and how many more there are."""
     from mezzotint.verification.findings import MAX_PRINTED
 
     yield from lines[:MAX_PRINTED]

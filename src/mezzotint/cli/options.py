@@ -41,7 +41,7 @@ def with_flat_signature(command: Callable[[Options], None]) -> Callable[..., Non
 
 
 def _parameters(options_class: type[Any]) -> Iterator[inspect.Parameter]:
-    """Yield the parameters in the order of --help: the class's own, then those of its bases."""
+    """Yield the parameters in the order of --help: those of the class, then those of its bases."""
     hints = get_type_hints(options_class, include_extras=True)
     by_name = {field.name: field for field in fields(options_class)}
     order = (name for base in options_class.__mro__ for name in inspect.get_annotations(base))

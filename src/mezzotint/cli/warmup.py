@@ -43,10 +43,10 @@ class WarmupOptions(TransformerOptions, FramesOptions, KernelOptions):
 
 
 def warmup(options: WarmupOptions) -> None:
-    """Fill the compile cache for a model and its sizes, so that `generate --fast` starts in seconds.
+    """Fill the compile cache for a model and its sizes, so that `--fast` starts in seconds.
 
-    The command compiles for one shape of inputs per size. The number of frames and a source image
-    change the shape too, so give those of the later requests.
+    The command compiles the model as `generate --fast` does, for one shape of inputs per size. The
+    number of frames and a source image change the shape too: name the same ones here.
 
     Examples:
 
