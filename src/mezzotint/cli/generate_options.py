@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
+from mezzotint.builtin import check_exists
 from mezzotint.cli.checks import check_writable
 from mezzotint.cli.names import ACTIVATIONS
 from mezzotint.cli.options import checked
 from mezzotint.cli.shared_options import (
     KernelOptions,
-    Model,
     SamplingOptions,
     TensorOptions,
     TransformerOptions,
@@ -43,7 +43,12 @@ class GenerateOptions(TransformerOptions, TensorOptions, SamplingOptions, Kernel
             callback=checked(lambda path: check_writable("-o", path)),
         ),
     ] = None
-    model: Model = "demo"
+    model: Annotated[
+        str,
+        typer.Option(
+            help="A diffusers pipeline: folder, Hub id, or 'demo'.", callback=checked(check_exists)
+        ),
+    ] = "demo"
     count: Annotated[int, typer.Option(min=1, max=1000, help="Images or videos per prompt.")] = 1
     grid: Annotated[
         bool,
@@ -97,7 +102,8 @@ class GenerateOptions(TransformerOptions, TensorOptions, SamplingOptions, Kernel
         if self.attention is not None and not self.fast:
             raise BadRequest("--attention requires --fast", "add --fast, or leave it out.")
         if self.output is None:
-            check_writable("-o", Path("out"))
+            # The default is a file in the current folder.
+            check_writable("-o", Path("out.png"))
 
     @property
     def repeated_prompts(self) -> list[str]:

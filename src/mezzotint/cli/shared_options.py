@@ -29,12 +29,6 @@ json_option = partial(typer.Option, "--json")
 sampling_option = partial(typer.Option, rich_help_panel="Sampling")
 kernel_option = partial(typer.Option, rich_help_panel="Kernels")
 
-Model = Annotated[
-    str,
-    typer.Option(
-        help="A diffusers pipeline: folder, Hub id, or 'demo'.", callback=checked(check_exists)
-    ),
-]
 Reference = Annotated[
     str,
     typer.Argument(
