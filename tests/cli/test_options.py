@@ -1,7 +1,8 @@
 """Options as dataclass fields: what Typer sees of them, and what the command receives."""
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import pytest
 import typer
@@ -9,6 +10,8 @@ from typer.testing import CliRunner
 
 from mezzotint.cli.options import checked, checked_each, with_flat_signature
 from mezzotint.errors import BadRequest
+from mezzotint.quality.compare.command import command_line
+from support.cli_runner import run
 
 
 def refuse_zero(number: int) -> None:
@@ -30,6 +33,13 @@ class CountOptions(Shared):
     )
 
 
+GUIDANCE = {
+    "--guidance": ("guidance", 3.0),
+    "--guidance-2": ("guidance_2", 2.5),
+    "--true-cfg": ("true_cfg_scale", 4.0),
+    "--negative-prompt": ("negative_prompt", "blurred"),
+    "--flow-shift": ("flow_shift", 5.0),
+}
 received: list[CountOptions] = []
 
 
@@ -69,3 +79,21 @@ def test_wrong_value_is_found_before_the_command_runs(app: typer.Typer, option: 
     result = CliRunner().invoke(app, ["a", option, "0"])
     assert isinstance(result.exception, BadRequest)
     assert not received
+
+
+def test_compare_passes_on_every_sampling_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed: dict[str, Any] = {}
+
+    def compare(*_sources: object, **settings: Any) -> None:
+        passed.update(settings)
+        raise BadRequest("enough")
+
+    monkeypatch.setattr("mezzotint.quality.compare.compare", compare)
+    given = [word for option, (_, value) in GUIDANCE.items() for word in (option, str(value))]
+    done = run("compare", "demo", "demo-fp8", "-o", "report", *given, cwd=tmp_path)
+    assert "enough" in done.stderr
+    assert passed.items() >= dict(GUIDANCE.values()).items()
+    words = command_line(["demo"], **{name: passed[name] for name, _ in GUIDANCE.values()}).split()
+    assert words == ["mezzotint", "compare", "demo", *given]
