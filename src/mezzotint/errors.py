@@ -116,6 +116,16 @@ class BadRequest(MezzotintError):
     """The caller named something that does not exist."""
 
 
+def require_known(kind: str, name: str, known: Iterable[str]) -> None:
+    """Raise BadRequest, with similar names in the hint, if a name is not among the known ones.
+
+    kind   what the name is of, such as "backend"
+    """
+    names = tuple(known)
+    if name not in names:
+        raise BadRequest(f"there is no {kind} {name!r}", there_are(name, names))
+
+
 def there_are(name: str, known: Iterable[str]) -> str:
     """Return the hint for an unknown name: a similar known name, and all known names."""
     names = list(known)

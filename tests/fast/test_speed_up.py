@@ -299,10 +299,10 @@ def test_speed_up_reports_and_warns_of_new_sizes(
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (("nosuch",), "no model is called 'nosuch'"),
-        (("flux1-dev", "--scheme", "int3"), "no scheme is called 'int3'"),
-        (("flux1-dev", "--attention", "flash"), "no attention is called 'flash'"),
-        (("flux1-dev", "--resident", "int8"), "no residency is called 'int8'"),
+        (("nosuch",), "there is no model 'nosuch'"),
+        (("flux1-dev", "--scheme", "int3"), "there is no scheme 'int3'"),
+        (("flux1-dev", "--attention", "flash"), "there is no attention backend 'flash'"),
+        (("flux1-dev", "--resident", "int8"), "there is no residency mode 'int8'"),
         (("flux1-dev", "--no-baseline"), "no CUDA GPU was found"),
     ],
 )

@@ -5,19 +5,17 @@ removed, swapped, or get another shape of as many bytes or another dtype of the 
 metadata is truncated. Each file must be read, or rejected with a specific error.
 """
 
-import argparse
 import json
 import random
-import shutil
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from fuzz.command import run_from_command_line
 from mezzotint.checkpoint import inspect
 from mezzotint.errors import MezzotintError
 from mezzotint.verification import verify
-from support import results_log
 
 SECONDS = 5.0
 VERIFIED = 0.2
@@ -158,27 +156,7 @@ def fuzz(sources: list[Path], folder: Path, number: int, seed: int) -> dict[str,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "sources", type=Path, nargs="+", help="checkpoints, each one safetensors file"
-    )
-    parser.add_argument("--number", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--folder", type=Path, required=True, help="where to write; what fails is left there"
-    )
-    parser.add_argument(
-        "--record", action="store_true", help="add a row to benchmarks/results/robustness.jsonl"
-    )
-    arguments = parser.parse_args()
-    arguments.folder.mkdir(parents=True)
-    figures = fuzz(arguments.sources, arguments.folder, arguments.number, arguments.seed)
-    shutil.rmtree(arguments.folder)
-    print(json.dumps(figures))
-    if arguments.record:
-        results_log.append("robustness", "changed checkpoints, inspected", figures)
+    run_from_command_line(__doc__, "changed checkpoints, inspected", fuzz, number=10_000)
 
 
 if __name__ == "__main__":

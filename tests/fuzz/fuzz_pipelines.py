@@ -6,7 +6,6 @@ specific error. Models are built in a share of the cases, because that takes mos
 in `BUILD` builds the component with the mutated configuration, one in `LOAD` the whole pipeline.
 """
 
-import argparse
 import copy
 import json
 import random
@@ -23,13 +22,13 @@ import diffusers
 import torch
 import transformers
 
+from fuzz.command import run_from_command_line
 from mezzotint.errors import MezzotintError
 from mezzotint.generation.component_files import check_component
 from mezzotint.generation.component_loading import load_component
 from mezzotint.generation.pipeline import load
 from mezzotint.generation.pipeline_index import read_index
 from mezzotint.generation.source import PipelineSource, index_sampling
-from support import results_log
 
 SECONDS = 5.0
 MEMORY = 500 * 2**20
@@ -234,27 +233,8 @@ def fuzz(sources: list[Path], folder: Path, number: int, seed: int) -> dict[str,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("sources", type=Path, nargs="+", help="folders of small pipelines")
-    parser.add_argument("--number", type=int, default=100_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--folder", type=Path, required=True, help="where to write the changed copies"
-    )
-    parser.add_argument(
-        "--record", action="store_true", help="add a row to benchmarks/results/robustness.jsonl"
-    )
-    arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    started = time.monotonic()
-    figures = fuzz(arguments.sources, arguments.folder, arguments.number, arguments.seed)
-    figures["seconds"] = round(time.monotonic() - started, 1)
-    shutil.rmtree(arguments.folder)
-    print(json.dumps(figures))
-    if arguments.record:
-        results_log.append("robustness", "mutated pipelines", figures)
+    run_from_command_line(__doc__, "mutated pipelines", fuzz, number=100_000)
 
 
 if __name__ == "__main__":

@@ -26,11 +26,13 @@ from mezzotint.errors import (
     UnknownFormat,
     Unsupported,
 )
+from mezzotint.families import Sampling
 from mezzotint.families.building import bounded, build_meta_model
 from mezzotint.generation.component_loading import load_component
 from mezzotint.generation.generate import generate
 from mezzotint.generation.pipeline import recommended_sampling
 from mezzotint.generation.pipeline_index import read_index
+from mezzotint.generation.sampling_file import SamplingFile
 from mezzotint.generation.source import PipelineSource
 from mezzotint.quality.candidate import parse_sources
 from mezzotint.quality.compare import compare
@@ -406,6 +408,11 @@ def test_a_tokenizer_that_is_none_is_named(demo: Path) -> None:
         ({"guidance": float("inf")}, "guidance: "),
         ({"guidance": float("nan")}, "guidance: "),
         ({"guidance": -1.0}, "guidance: "),
+        ({"guidance_2": float("nan")}, "guidance_2: "),
+        ({"true_cfg_scale": "4"}, "true_cfg_scale: "),
+        ({"negative_prompt": ["blur"]}, "negative_prompt: "),
+        ({"negative_prompt": "blur " * 10_000}, "negative_prompt: "),
+        ({"flow_shift": 0}, "flow_shift: "),
         ({"num_frames": 10**7}, "num_frames: "),
         ({"fps": 0}, "fps: "),
         ({"max_sequence_length": 10**9}, "max_sequence_length: "),
@@ -423,6 +430,25 @@ def test_settings_of_a_pipeline_are_bounded(
 def test_settings_of_a_pipeline_stand_above_its_familys(demo: Path) -> None:
     (demo / "sampling.json").write_text('{"steps": 3, "guidance": 2}')
     assert (recommended_sampling(demo).steps, recommended_sampling(demo).guidance) == (3, 2.0)
+
+
+def test_every_setting_of_a_pipeline_can_stand_in_its_file(demo: Path) -> None:
+    settings = Sampling(
+        height=32,
+        width=64,
+        steps=3,
+        guidance=2.0,
+        max_sequence_length=64,
+        num_frames=5,
+        fps=8,
+        negative_prompt="blurred",
+        true_cfg_scale=1.5,
+        guidance_2=3.0,
+        flow_shift=5.0,
+    )
+    (demo / "sampling.json").write_text(json.dumps(vars(settings)))
+    assert recommended_sampling(demo) == settings
+    assert set(SamplingFile.model_fields) == set(vars(settings))
 
 
 @pytest.mark.parametrize(

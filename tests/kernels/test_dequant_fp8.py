@@ -180,7 +180,7 @@ def test_cpu_keeps_stored_bits_unless_requested() -> None:
         choose_residency(Placement(torch.device("cpu"), "fp8"), [spec], 0, QUANTIZED_ACTIVATIONS)
         == "fp8"
     )
-    with pytest.raises(BadRequest, match="resident is 'both'"):
+    with pytest.raises(BadRequest, match="there is no residency mode 'both'"):
         choose_residency(Placement(torch.device("cpu"), "both"), [spec], 0, QUANTIZED_ACTIVATIONS)
 
 

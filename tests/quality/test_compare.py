@@ -512,10 +512,10 @@ def test_what_cannot_be_kept_is_not_generated(tmp_path: Path, prompts: str) -> N
     for output in (file, file / "report"):
         with pytest.raises(BadRequest, match=f"-o is {output}, and this folder cannot be created"):
             compared(output, prompts, "demo-fp8")
-    with pytest.raises(BadRequest, match="no backend is called 'none'"):
+    with pytest.raises(BadRequest, match="there is no backend 'none'"):
         compared(tmp_path / "report", prompts, "demo-fp8,backend=none")
     for option, message in (
-        ({"device": "tpu9"}, "no kind of device is called 'tpu9'"),
+        ({"device": "tpu9"}, "there is no device 'tpu9'"),
         ({"device": "cuda:99"}, "device is 'cuda:99', and PyTorch finds no such device here"),
         ({"frames": 5}, "--frames is for videos"),
     ):

@@ -14,7 +14,7 @@ from mezzotint.errors import BadRequest
 
 ENTRIES = ("flow_shift", "shift")
 """Names of the setting in configurations of diffusers' schedulers (UniPC, FlowMatchEuler)."""
-HINT = "leave out --flow-shift."
+HINT = "leave out flow_shift (--flow-shift)."
 
 
 def flow_shift_entry(scheduler: type[Any], config: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mezzotint.errors import BadRequest, Unsupported, there_are
+from mezzotint.errors import Unsupported, require_known
 from mezzotint.fast.edits import ModelEdits
 from mezzotint.fast.fast_pass import Applied, Pass, PassContext
 from mezzotint.kernels import Can, Cannot, Target
@@ -155,10 +155,7 @@ def select_attention(
     Raises   BadRequest if no backend has this name, Unsupported if it cannot run on `target`
     """
     if name is not None:
-        if name not in ATTENTION_BACKENDS:
-            raise BadRequest(
-                f"there is no attention backend {name!r}", there_are(name, ATTENTION_BACKENDS)
-            )
+        require_known("attention backend", name, ATTENTION_BACKENDS)
         answer = ATTENTION_BACKENDS[name].can(target)
         if isinstance(answer, Cannot):
             raise Unsupported(f"attention {name} {answer.reason}")
