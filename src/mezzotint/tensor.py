@@ -1,5 +1,6 @@
 """A quantized weight as a value: its parts, their scheme, and their byte layout."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -84,10 +85,12 @@ class QuantTensor:
         Raises   ShapeMismatch if `count` splits a group that shares a scale
         """
         in_features = self.shape[1]
-        if count % self.scheme.group:
+        rotation = len(self.parts["rotation"]) if "rotation" in self.parts else 1
+        group = math.lcm(self.scheme.group, rotation)
+        if count % group:
             raise ShapeMismatch(
                 f"{self.scheme.title} weight of {in_features} input features cannot be cut to "
-                f"{count}: that is not a multiple of {self.scheme.group}"
+                f"{count}: that is not a multiple of {group}"
             )
         cut = {
             name: part[..., : part.shape[-1] * count // in_features].contiguous()

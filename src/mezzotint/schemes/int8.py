@@ -8,6 +8,7 @@ from mezzotint.schemes.scheme import (
     COMMON_PARTS,
     FLOAT32,
     INPUT_SCALE,
+    ROTATION,
     Part,
     Parts,
     Scheme,
@@ -51,7 +52,9 @@ SCHEME = Scheme(
     usual_error=0.08,
     keeps_bias=True,
     parts={
-        "codes": Part((torch.int8,), lambda out, in_: ((out, in_),), "int8 weights", rows=True),
+        "codes": Part(
+            (torch.int8,), lambda out, in_: ((out, in_),), "int8 weights", rows=True, columns=True
+        ),
         "weight_scale": Part(
             FLOAT32,
             lambda out, in_: (*scalar_or_per_row(out, in_), (out, 1)),
@@ -60,7 +63,7 @@ SCHEME = Scheme(
             rows=True,
         ),
     },
-    optional={"input_scale": INPUT_SCALE} | COMMON_PARTS,
+    optional={"input_scale": INPUT_SCALE, "rotation": ROTATION} | COMMON_PARTS,
     decode=decode_int8,
     input_max=INT8_MAX,
     quantize_activation=quantize_activation_int8,

@@ -19,11 +19,12 @@ lora_down, _up    [rank, in], [out, rank]: low-rank branch on the transformed in
                   (ModelOpt: svdquant_lora_a, _b)
 proj_down, _up    [rank, in], [out, rank]: low-rank branch on the layer's input x (Nunchaku)
 shift             float32 [], added to the layer's input before the GEMM (Nunchaku's GELU layers)
+rotation          int8 [group, group], signs of a Hadamard matrix that rotates groups of columns
 bias              [out], added last
 
 With x the layer's input and R the decoded codes, the layer computes
 
-    z = (x + shift) * pre_quant_scale / smooth
+    z = rotate((x + shift) * pre_quant_scale / smooth)
     y = Q(z) R^T + z lora_down^T lora_up^T + x proj_down^T proj_up^T + bias
 
 where Q quantizes z, or is the identity. The dequantized weights are those that multiply x.
@@ -37,6 +38,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mezzotint.errors import BadScale, ShapeMismatch
+from mezzotint.schemes.rotation import MAX_ROTATION, rotate
 
 Parts = Mapping[str, Tensor]
 Shape = tuple[int, ...]
@@ -116,7 +118,7 @@ class Scheme:
         weights = self.decode(parts)
         if "lora_down" in parts:
             weights = weights + parts["lora_up"].float() @ parts["lora_down"].float()
-        weights = _scale_columns(weights, parts)
+        weights = _scale_columns(_rotate(weights, parts), parts)
         if "proj_down" in parts:
             weights = weights + parts["proj_up"].float() @ parts["proj_down"].float()
         return weights
@@ -126,7 +128,8 @@ class Scheme:
         bias = parts["bias"].float() if "bias" in parts else None
         if "shift" not in parts:
             return bias
-        shift = _scale_columns(self.decode(parts), parts).sum(dim=1) * parts["shift"].float()
+        weights = _scale_columns(_rotate(self.decode(parts), parts), parts)
+        shift = weights.sum(dim=1) * parts["shift"].float()
         return shift if bias is None else bias + shift
 
     def linear(self, x: Tensor, parts: Parts, quantize: bool) -> Tensor:
@@ -228,7 +231,12 @@ def per_column(_out: int, in_: int) -> tuple[Shape, ...]:
 def transform_activation(x: Tensor, parts: Parts) -> Tensor:
     """Return the transformed input z of the module's formula: x [..., in] to float32 [..., in]."""
     x = x.float()
-    return _scale_columns(x + parts["shift"].float() if "shift" in parts else x, parts)
+    x = _scale_columns(x + parts["shift"].float() if "shift" in parts else x, parts)
+    return _rotate(x, parts)
+
+
+def _rotate(values: Tensor, parts: Parts) -> Tensor:
+    return rotate(values, parts["rotation"]) if "rotation" in parts else values
 
 
 def _scale_columns(values: Tensor, parts: Parts) -> Tensor:
@@ -245,12 +253,20 @@ def per_group(group: int) -> Callable[[int, int], tuple[Shape, ...]]:
     return lambda out, in_: ((out, in_ // group),)
 
 
+def square_of_columns(_out: int, in_: int) -> tuple[Shape, ...]:
+    """Return the shapes of rotations: powers of two that divide the input features."""
+    sizes = (2**power for power in range(1, MAX_ROTATION.bit_length()))
+    return tuple((size, size) for size in sizes if in_ % size == 0)
+
+
 FLOAT32 = (torch.float32,)
 HALF_DTYPES = (torch.bfloat16, torch.float16)
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ANY_RANK = -1
 """Stands for any length in a part's shape, such as the rank of a low-rank branch."""
 INPUT_SCALE = Part(FLOAT32, scalar, "static scale of the layer's input", scale=True)
+ROTATION = Part((torch.int8,), square_of_columns, "signs of a Hadamard rotation of the columns")
+"""A part of schemes whose backends apply it: a backend that ignored it would compute nonsense."""
 COMMON_PARTS = {
     "bias": Part(
         (*FLOAT_DTYPES, torch.float8_e4m3fn), lambda out, _in: ((out,),), "bias", rows=True
