@@ -76,7 +76,7 @@ def trial(
     redone = begun - resumed
     assert redone <= 1, f"{begun} shards were begun and only {resumed} were kept"
     assert digest(output) == expected, "the restart ended with other bytes"
-    assert not leftovers(output), f"left behind: {leftovers(output)}"
+    assert not leftovers(output), f"files left: {leftovers(output)}"
     shutil.rmtree(output)
     return Trial(seconds, killed, state, redone, resumed)
 

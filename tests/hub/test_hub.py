@@ -118,10 +118,12 @@ def test_what_only_numbers_tell_is_assumed_until_a_file_is_loaded(
     assert "codes" in checkpoint.contents.assumed
     assert f"codes assumed {order.replace('_', '-')}" in checkpoint.evidence
     assert hub.served["makers/svdq", "a.safetensors"] < 100_000
-    own = Component(
+    component = Component(
         "transformer", "diffusers", "ZImageTransformer2DModel", tmp_path / "transformer"
     )
-    index = PipelineIndex(tmp_path, {}, ZImagePipeline, {"transformer": own}, ("transformer",), ())
+    index = PipelineIndex(
+        tmp_path, {}, ZImagePipeline, {"transformer": component}, ("transformer",), ()
+    )
     config = json.loads(read_header(golden(data, "nunchaku_zimage_int4_r32")).metadata["config"])
     (tmp_path / "svdq/config.json").write_text(json.dumps(config))
     checkpoint = open_transformer("transformer", "makers/svdq", index)

@@ -264,8 +264,8 @@ def nunchaku(scheme: Scheme) -> Maker:
 
 def row_major(case: Case, folder: Path) -> Path:
     checkpoint = svdquant(case, SVDQUANT_NVFP4, folder / "plain")
-    said = replace(checkpoint, header=replace(checkpoint.header, config=bare(checkpoint)))
-    return as_rows(said, folder / FILE, False, {"layout": "row_major"})
+    declared = replace(checkpoint, header=replace(checkpoint.header, config=bare(checkpoint)))
+    return as_rows(declared, folder / FILE, False, {"layout": "row_major"})
 
 
 def bare(checkpoint: Checkpoint) -> dict[str, Any]:

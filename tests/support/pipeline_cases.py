@@ -45,9 +45,9 @@ class Case:
 
 
 def small(name: str, folder: Path) -> Sampling:
-    own = recommended_sampling(folder)
-    frames = None if own.num_frames is None else 5
-    return own.replace(
+    recommended = recommended_sampling(folder)
+    frames = None if recommended.num_frames is None else 5
+    return recommended.replace(
         steps=2, height=32, num_frames=frames, max_sequence_length=TOKENS.get(name, 48)
     )
 
