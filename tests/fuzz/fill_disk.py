@@ -76,7 +76,7 @@ def small_output(folder: Path) -> None:
 
 
 def too_small(source: Path, folder: Path) -> str:
-    """What is said where the output cannot fit, before a byte of it is written."""
+    """Check the error if the output cannot fit, which is raised before a byte is written."""
     ballast = folder / "ballast"
     size = sum(file.stat().st_size for file in source.glob("*.safetensors"))
     with ballast.open("wb") as stream:

@@ -45,7 +45,7 @@ GRIDS = {
         (32, 32, 4),
     ),
 }
-"""As published; the entries that a configuration leaves out are the class's defaults."""
+"""Published configurations; entries that they omit have the class's defaults."""
 
 
 def config(folder: Path, component: str) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def test_what_is_written_is_read(first: int, last: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "2", "2,1", "-1+2", "2+1+0", "a+b", "2 + 1"])
-def test_what_is_no_schedule_is_refused(text: str) -> None:
+def test_an_invalid_schedule_is_an_error(text: str) -> None:
     with pytest.raises(BadRequest, match="is not a step schedule"):
         StepSchedule.parse(text)
 

@@ -1,4 +1,4 @@
-"""What needs a CUDA device: `pytest -m gpu tests/gpu/test_gpu.py`."""
+"""Tests that need a CUDA device: `pytest -m gpu tests/gpu/test_gpu.py`."""
 
 import copy
 import importlib

@@ -1,4 +1,4 @@
-"""What `layer.weight` of a quantized layer reads as, and that nothing can be written to it."""
+"""`layer.weight` of a quantized layer can be read, but not written to."""
 
 import copy
 import io

@@ -201,7 +201,7 @@ def test_a_printed_page_has_the_tables_that_are_folded_on_a_screen(
     )
 
 
-def test_weights_that_could_not_be_checked_are_said_to_be(
+def test_weights_that_could_not_be_checked_are_reported(
     done: tuple[Path, dict[str, Any]],
 ) -> None:
     candidate = done[1]["candidates"][0]
@@ -231,7 +231,7 @@ def without_times(report: Path) -> str:
 
 
 class Killed(BaseException):
-    """Stands for a signal."""
+    """Stand-in for a signal."""
 
 
 def test_a_killed_run_goes_on_and_reports_the_same(tmp_path: Path, prompts: str) -> None:
@@ -337,7 +337,7 @@ def test_a_wrong_layer_that_the_images_do_not_show_fails(tmp_path: Path, prompts
     assert any(reason.startswith("1 of ") and module in reason for reason in wrong["reasons"])
 
 
-def test_weights_are_held_against_a_quantized_reference_with_what_that_rounds(
+def test_weights_are_compared_with_a_quantized_reference_and_its_rounding(
     tmp_path: Path,
 ) -> None:
     def weights(reference: str, candidate: str) -> WeightCheck | None:
@@ -539,7 +539,7 @@ def test_metrics_that_were_not_asked_for_are_null(tmp_path: Path, prompts: str) 
 
 
 def resident_weights(**changes: Any) -> Resident:
-    """What a model holds that is NVFP4 but for a quarter in BF16."""
+    """Return resident weights in NVFP4, except for a quarter in BF16."""
     return replace(Resident({}, {}, 0.75, 7.4, 4.5, 0), **changes)
 
 
@@ -609,7 +609,7 @@ def test_gates_that_cannot_be_are_refused(tmp_path: Path, text: str, message: st
         read_gate(str(file))
 
 
-def test_an_optional_limit_is_left_out_and_said_to_be(
+def test_a_skipped_optional_limit_is_reported(
     done: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     file = tmp_path / "mine.toml"

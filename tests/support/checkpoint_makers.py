@@ -209,7 +209,7 @@ def _pieces(module: str, weight: Tensor, bias: Tensor | None, scheme: Scheme) ->
 
 
 def _awq(weight: Tensor) -> QuantTensor:
-    """With a bias of nothing, as not every number less 1 is a BF16 number."""
+    """The bias is zero, because not every number less 1 is a BF16 number."""
     return QuantTensor(
         AWQ_W4A16,
         PLAIN,
