@@ -72,7 +72,7 @@ def load(folder: Path) -> Any:
         (b'{"_class_name": ["pipeline", "MyPipeline"]}', "_class_name"),
         (b'{"_class_name": "../FluxPipeline"}', "_class_name"),
         (b'{"_class_name": "utils"}', "is not a class of diffusers"),
-        (b'{"_class_name": "NoSuchPipeline"}', "no class of diffusers .*newer one"),
+        (b'{"_class_name": "NoSuchPipeline"}', "not a class of diffusers .*newer one"),
         (b'{"_class_name": "FluxTransformer2DModel"}', "not a pipeline of diffusers"),
         (b'{"_class_name": "FluxModularPipeline"}', "not a pipeline of diffusers"),
         (b'{"_class_name": "FluxPipeline"}', "has no .*scheduler"),
