@@ -46,7 +46,7 @@ PROMPTS = ("a cat on a table", "a red boat")
 
 
 def text_encoders() -> dict[str, Any]:
-    """Of the widths that FLUX.1 reads, 768 and 4096, with one small layer each."""
+    """Build text encoders of FLUX.1's widths, 768 and 4096, with one small layer each."""
     clip = transformers.CLIPTextConfig(
         vocab_size=tiny.VOCABULARY,
         hidden_size=768,

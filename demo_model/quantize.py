@@ -155,7 +155,7 @@ def dequantize(tensors: Tensors, layer: str) -> Tensor:
 
 @dataclass(frozen=True)
 class Summary:
-    """What is in one quantized file, measured against the BF16 weights."""
+    """The content of one quantized file, compared with the BF16 weights."""
 
     size: int  # bytes
     layers: int

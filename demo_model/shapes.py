@@ -44,7 +44,7 @@ COLORS = {
 
 @dataclass(frozen=True)
 class Scene:
-    """What one caption says."""
+    """The content of one caption."""
 
     size: str
     color: str
@@ -73,7 +73,7 @@ def all_captions() -> list[str]:
 
 
 def split_captions(held_out: int = 240, seed: int = 0) -> tuple[list[str], list[str]]:
-    """(train, held out), disjoint, in a random order that depends on `seed` alone."""
+    """Return disjoint (training, test) captions, in an order that depends only on `seed`."""
     captions = all_captions()
     random.Random(seed).shuffle(captions)
     return captions[held_out:], captions[:held_out]

@@ -254,7 +254,7 @@ def render_pool(
 
 @dataclass
 class Plan:
-    """How long a stage trains: `steps` steps, or fewer where `minutes` pass before."""
+    """The length of a stage: `steps` steps, or fewer if `minutes` pass first."""
 
     steps: int
     minutes: float

@@ -87,7 +87,7 @@ def is_proof(item: pytest.Item) -> bool:
 
 
 def proves_all(session: pytest.Session) -> bool:
-    """Whether no test that proves something was left out of this run."""
+    """Return whether this run includes every test that records support."""
     files = {
         file
         for file in Path(__file__).parent.rglob("test_*.py")

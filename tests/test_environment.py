@@ -38,7 +38,7 @@ def test_whatever_is_exported_leaves_the_same_environment(names: set[str]) -> No
     exported = {"PATH": "/bin", "HOME": "/root"} | {name: EXPORTED[name] for name in names}
     environment.isolate(exported, "/cache")
     assert exported.pop("HF_HOME") == "/cache"
-    assert exported == {"PATH": "/bin", "HOME": "/root"} | environment.OWN
+    assert exported == {"PATH": "/bin", "HOME": "/root"} | environment.TERMINAL
 
 
 @pytest.mark.parametrize(

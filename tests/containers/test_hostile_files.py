@@ -94,7 +94,7 @@ def test_sixty_four_gigabytes_of_hole_are_looked_at(
         assert (int(seen.counts[0]), seen.only) == (size, 0)
 
 
-def test_what_lies_around_holes_is_seen(tmp_path: Path) -> None:
+def test_data_around_holes_is_read(tmp_path: Path) -> None:
     file = sparse(tmp_path / "a.safetensors", {"a": entry("F32", [2**26], 2**28)}, 2**28)
     start = read_header(file).tensors["a"].start
     with file.open("r+b") as stream:

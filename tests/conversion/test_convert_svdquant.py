@@ -215,7 +215,7 @@ def test_numbers_that_nunchaku_cannot_hold_are_refused_before_anything_is_writte
 
 @pytest.mark.parametrize("to", ["nunchaku", "row-major"])
 def test_a_plan_keeps_none_of_the_numbers_that_it_was_decided_by(data: Path, to: str) -> None:
-    """Those of a large model would add up to more than the memory that a conversion may take."""
+    """In a large model, these add up to more than the memory that a conversion may take."""
     checkpoint = Checkpoint.open(golden(data, ZIMAGE))
     model = ModelInfo(families()["zimage"], checkpoint.header.config)
     assert checkpoint.linears

@@ -47,7 +47,7 @@ TENSORS = {
         ("encoder.block.0.layer.0.SelfAttention.k.weight", "a text encoder's"),
     ],
 )
-def test_what_is_no_transformer_is_named(name: str, looks: str) -> None:
+def test_other_components_are_named(name: str, looks: str) -> None:
     with pytest.raises(
         UnknownFormat, match=f"no model family known here .* they look like {looks}"
     ):

@@ -1,4 +1,4 @@
-"""What a family's recipe names exists in the installed diffusers: an upstream rename fails here."""
+"""Every name in a family's recipe exists in the installed diffusers: upstream renames fail here."""
 
 import inspect
 from typing import Any

@@ -96,25 +96,27 @@ def compare(
     assert read.keys() == written.keys()
     for name, value in read.items():
         layer, _, _ = name.rpartition(".")
-        own, other = value.float(), written[name].float()
-        exact = torch.equal(own.nan_to_num(7.0), other.nan_to_num(7.0))
+        expected, found = value.float(), written[name].float()
+        exact = torch.equal(expected.nan_to_num(7.0), found.nan_to_num(7.0))
         once = layer in layers and (rounded or written[name].dtype) is torch.bfloat16
         assert exact or (
-            once and torch.equal(own.bfloat16().float().nan_to_num(7.0), other.nan_to_num(7.0))
+            once and torch.equal(expected.bfloat16().float().nan_to_num(7.0), found.nan_to_num(7.0))
         ), name
 
 
-def _lay_config(source: Path, folder: Path, beside: bool) -> bool:
+def _lay_config(source: Path, folder: Path, with_config: bool) -> bool:
     """Copy the source's config.json next to the file, and return whether it is there.
 
-    It is copied if it declares the quantization, or if `beside` is set.
+    It is copied if it declares the quantization, or if `with_config` is set.
 
     Without it, a file that lost an optional layer is a valid model that never had that layer.
     """
-    config, own = folder / "config.json", source.with_name("config.json")
+    config, stored = folder / "config.json", source.with_name("config.json")
     config.unlink(missing_ok=True)
-    if own.is_file() and (beside or "quantization_config" in json.loads(own.read_text())):
-        shutil.copy(own, config)
+    if stored.is_file() and (
+        with_config or "quantization_config" in json.loads(stored.read_text())
+    ):
+        shutil.copy(stored, config)
     return config.is_file()
 
 

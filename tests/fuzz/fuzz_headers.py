@@ -152,7 +152,7 @@ def mutate_text(text: bytes, chance: random.Random) -> bytes:
 
 
 def accepts(file: Path) -> bool:
-    """Whether Mezzotint reads the header; any error that is not one of its own passes through."""
+    """Return whether Mezzotint reads the header; errors of other classes are raised."""
     try:
         read_header(file)
     except CheckpointError:

@@ -204,8 +204,8 @@ def fuzz(sources: list[Path], folder: Path, number: int, seed: int) -> dict[str,
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(number):
         pipeline = chance.choice(copies)
-        own = chance.random() < 0.4
-        file = pipeline / INDEX if own else chance.choice([*pipeline.glob("*/*config.json")])
+        use_index = chance.random() < 0.4
+        file = pipeline / INDEX if use_index else chance.choice([*pipeline.glob("*/*config.json")])
         before = file.read_bytes()
         after = mutate(before, chance)
         file.write_bytes(after)

@@ -38,7 +38,7 @@ def generated_images(count: int) -> Iterator[Image.Image]:
 
 
 def decoded_noise(count: int) -> Iterator[Image.Image]:
-    """What the built-in model's decoder makes of the noise that every image starts from."""
+    """Yield the built-in model's decoded initial noise."""
     pipe = load(
         "demo", device="cpu", dtype=torch.float32
     )  # BF16 convolutions are 60 times slower without AVX-512

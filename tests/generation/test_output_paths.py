@@ -74,8 +74,8 @@ def test_bench_appends_to_its_own_rows_only(tmp_path: Path, text: str) -> None:
     (tmp_path / "rows").write_text(text, encoding="latin-1")
     with pytest.raises(BadRequest, match="not written by Mezzotint"):
         check_rows(tmp_path / "rows")
-    (tmp_path / "own").write_text('{"case": {}, "call_ms": {}, "b": 1}\n' * 3)
-    for name in ("own", "new"):
+    (tmp_path / "rows").write_text('{"case": {}, "call_ms": {}, "b": 1}\n' * 3)
+    for name in ("rows", "new"):
         check_rows(tmp_path / name)
 
 
@@ -124,7 +124,7 @@ def test_demo_replaces_its_own_sheet_and_table_only(tmp_path: Path) -> None:
 
 
 def test_an_earlier_image_that_will_be_replaced_is_named(tmp_path: Path) -> None:
-    own = tmp_path / "a.png"
-    assert check_generated(own, 1, "-bad-output") == []
-    save_png(Image.new("RGB", (8, 8)), own, {"prompt": "p"})
-    assert check_generated(own, 1, "-bad-output") == [own]
+    image = tmp_path / "a.png"
+    assert check_generated(image, 1, "-bad-output") == []
+    save_png(Image.new("RGB", (8, 8)), image, {"prompt": "p"})
+    assert check_generated(image, 1, "-bad-output") == [image]

@@ -61,7 +61,7 @@ def test_what_is_written_is_read(first: int, last: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "2", "2,1", "-1+2", "2+1+0", "a+b", "2 + 1"])
-def test_what_is_no_schedule_is_refused(text: str) -> None:
+def test_an_invalid_schedule_is_an_error(text: str) -> None:
     with pytest.raises(BadRequest, match="is not a step schedule"):
         StepSchedule.parse(text)
 
@@ -222,8 +222,8 @@ def test_bf16_attention_in_three_steps_takes_away_most_of_fp8_attentions_error(
         for text in ("8+0", "0+0", "1+1", "2+1")
     }
     errors = {
-        text: float((own - latents["8+0"]).flatten(1).square().mean(1).sqrt().mean())
-        for text, own in latents.items()
+        text: float((result - latents["8+0"]).flatten(1).square().mean(1).sqrt().mean())
+        for text, result in latents.items()
     }
     print({text: f"{error:.4f}" for text, error in errors.items()})
     assert 0 < errors["2+1"] < errors["1+1"] < errors["0+0"]

@@ -199,7 +199,7 @@ def test_a_image_too_many_or_too_few_is_refused_before_anything_is_loaded(
         )
 
 
-def test_who_takes_a_image_is_said_by_the_signature() -> None:
+def test_pipelines_that_take_an_image_are_found_by_their_signature() -> None:
     for known in source_image_pipelines():
         check_source_image(getattr(diffusers, f"{known.name}Pipeline"), has_source_image=True)
     for name in ("FluxKontextPipeline", "Flux2Pipeline", "FluxPipeline"):
@@ -271,7 +271,9 @@ def encoded(image: Image.Image) -> bytes:
         (encoded(Image.new("RGB", (577, 72))), "is 577 x 72 pixels"),
     ],
 )
-def test_what_is_no_image_is_refused(tmp_path: Path, data: bytes | None, message: str) -> None:
+def test_an_invalid_source_image_is_an_error(
+    tmp_path: Path, data: bytes | None, message: str
+) -> None:
     if data is not None:
         (tmp_path / "a.png").write_bytes(data)
     with pytest.raises(BadRequest, match=message):

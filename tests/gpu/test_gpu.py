@@ -1,4 +1,4 @@
-"""What needs a CUDA device: `pytest -m gpu tests/gpu/test_gpu.py`."""
+"""Tests that need a CUDA device: `pytest -m gpu tests/gpu/test_gpu.py`."""
 
 import copy
 import importlib
@@ -234,7 +234,7 @@ def test_norm_rope_kernel_equals_its_reference(fp8: bool, with_text: bool) -> No
 
 @pytest.mark.parametrize("activation", ["gelu", "swiglu", "none"])
 @pytest.mark.parametrize(
-    ("rows", "depth", "plain", "active", "room"),
+    ("rows", "depth", "plain", "active", "reserved"),
     [
         (4608, 3072, 9216, 12288, 3072),
         (4096, 3840, 0, 10240, 0),
@@ -253,7 +253,7 @@ def test_fp8_gemm_act_kernel_equals_its_reference(
     depth: int,
     plain: int,
     active: int,
-    room: int,
+    reserved: int,
     by_row: str,
     biased: bool,
 ) -> None:
@@ -272,21 +272,21 @@ def test_fp8_gemm_act_kernel_equals_its_reference(
         torch.rand(out if by_row in ("codes", "both") else 1, device="cuda") + 0.5
     ) * unit
     inverse = None if activation == "none" else torch.tensor([50.0], device="cuda")
-    given = (x, codes, bias, input_scale, weight_scale, inverse, activation, plain, room)
-    (got, rounded), (expected, codes_expected) = (
+    given = (x, codes, bias, input_scale, weight_scale, inverse, activation, plain, reserved)
+    (got, quantized), (expected, codes_expected) = (
         run(*given) for run in (fp8_gemm_act, fp8_gemm_act_reference)
     )
     errors = {"plain": relative_error(got.float(), expected.float())} if plain else {}
     if active:
-        errors["rounded"] = relative_error(
-            rounded[:, room:].float(), codes_expected[:, room:].float()
+        errors["quantized"] = relative_error(
+            quantized[:, reserved:].float(), codes_expected[:, reserved:].float()
         )
     print(
         f"{activation}, {rows} x {depth}, {plain} + {active}, "
         f"by row {by_row}, bias {biased}: {errors}"
     )
     assert errors.get("plain", 0) < 4e-3
-    assert errors.get("rounded", 0) < 1.5e-2
+    assert errors.get("quantized", 0) < 1.5e-2
 
 
 @pytest.mark.parametrize("by_row", [False, True])
@@ -302,32 +302,32 @@ def test_joint_fp8_gemm_equals_two_gemms(by_row: bool) -> None:
         weight_scale = (torch.rand(768 if by_row else 1, device="cuda") + 0.5) / 1000
         sides.append((x, scale, codes, weight_scale, torch.randn(768, device="cuda").bfloat16()))
     got = joint_fp8_gemm(*sides[0], *sides[1])
-    for (x, scale, codes, weight_scale, bias), own in zip(
+    for (x, scale, codes, weight_scale, bias), output in zip(
         sides, (got[:, :77], got[:, 77:]), strict=True
     ):
         exact = (x.float().flatten(0, 1) * scale) @ (
             codes.float() * weight_scale.reshape(-1, 1)
         ).t() + bias.float()
-        assert relative_error(own.flatten(0, 1).float(), exact) < 4e-3
+        assert relative_error(output.flatten(0, 1).float(), exact) < 4e-3
 
 
 def test_quantize_into_writes_the_prefix_only() -> None:
     importlib.import_module("mezzotint.kernels.ops.quantize_activation.op")
-    left, inverse = (
+    x, inverse = (
         torch.randn(77, 208, device="cuda").bfloat16()[:, :64] * 20,
         torch.tensor([50.0], device="cuda"),
     )
     wide = round_e4m3(torch.randn(77, 192, device="cuda"))
     after = wide[:, 64:].float()
-    torch.ops.mezzotint.quantize_into(left, inverse, wide)
-    assert torch.equal(wide[:, :64].float(), round_e4m3(left.float() * inverse).float())
+    torch.ops.mezzotint.quantize_into(x, inverse, wide)
+    assert torch.equal(wide[:, :64].float(), round_e4m3(x.float() * inverse).float())
     assert torch.equal(wide[:, 64:].float(), after)
 
 
 @pytest.mark.parametrize("activation", ["gelu", "swiglu"])
-@pytest.mark.parametrize(("rows", "beside"), [(4608, 3072), (4096, 0), (77, 64), (1, 0)])
+@pytest.mark.parametrize(("rows", "prefix_columns"), [(4608, 3072), (4096, 0), (77, 64), (1, 0)])
 def test_activation_quantize_kernel_equals_its_reference(
-    rows: int, beside: int, activation: str
+    rows: int, prefix_columns: int, activation: str
 ) -> None:
     """One number in a thousand may differ by one step of FP8, if its activation differs by one bit.
 
@@ -336,15 +336,17 @@ def test_activation_quantize_kernel_equals_its_reference(
     importlib.import_module("mezzotint.kernels.ops.quantize_activation.op")
     torch.manual_seed(0)
     x = torch.randn(rows, 21504, device="cuda").bfloat16()[:, :20480] * 3
-    left = torch.randn(rows, beside, device="cuda").bfloat16() if beside else None
-    (codes, scale), (expected, own) = (
-        run(x, left, activation)
+    prefix = torch.randn(rows, prefix_columns, device="cuda").bfloat16() if prefix_columns else None
+    (codes, scale), (expected, expected_scale) = (
+        run(x, prefix, activation)
         for run in (torch.ops.mezzotint.activation_quantize, activation_quantize_reference)
     )
-    torch.testing.assert_close(scale, own, rtol=2**-7 if activation == "swiglu" else 1e-5, atol=0)
-    apart = (codes.view(torch.uint8).int() - expected.view(torch.uint8).int()).abs()
-    assert int(apart[expected.float() != 0].max()) <= 1
-    assert (apart != 0).float().mean() <= 1e-3
+    torch.testing.assert_close(
+        scale, expected_scale, rtol=2**-7 if activation == "swiglu" else 1e-5, atol=0
+    )
+    distance = (codes.view(torch.uint8).int() - expected.view(torch.uint8).int()).abs()
+    assert int(distance[expected.float() != 0].max()) <= 1
+    assert (distance != 0).float().mean() <= 1e-3
 
 
 @pytest.mark.parametrize("name", ["demo-fp8", "demo-nvfp4"])
@@ -392,12 +394,12 @@ def test_a_fast_layer_in_two_pieces_agrees_with_the_pieces_one_by_one(
     assert (report.fused_groups, report.fused_activations) == (2 + 1, 2 + 1)
     assert isinstance(model.single_transformer_blocks[0].proj_out, SplitQuantizedInputLinear)
     fast = [model(**call)[0] for call in calls]
-    error, own = (relative_error(torch.cat(results), exact) for results in (fast, expected))
+    error, separate = (relative_error(torch.cat(results), exact) for results in (fast, expected))
     print(
         f"{name} resident {resident}, fast ({report.attention}): "
-        f"{error:.2e} from exact inputs, one by one {own:.2e}"
+        f"{error:.2e} from exact inputs, one by one {separate:.2e}"
     )
-    assert error < 1.1 * own
+    assert error < 1.1 * separate
 
 
 def test_a_norm_is_one_kernel_that_keeps_its_rows_and_may_come_from_the_cache() -> None:
@@ -519,10 +521,10 @@ def test_recordings_share_their_memory_and_keep_out_of_each_others_way() -> None
     inputs = [torch.randn(rows, 4096, device="cuda") for rows in (16384, 8192, 12288, 4096)]
     expected = [(x @ weight).relu() @ weight for x in inputs]
     graphs(inputs[0])
-    held = torch.cuda.memory_reserved()
+    before = torch.cuda.memory_reserved()
     for x in inputs[1:]:
         graphs(x)
-    assert torch.cuda.memory_reserved() - held < 2 * inputs[0].nbytes + sum(
+    assert torch.cuda.memory_reserved() - before < 2 * inputs[0].nbytes + sum(
         x.nbytes for x in inputs
     )
     for place in (1, 2, 3, 0, 2, 0, 1, 3):
@@ -571,7 +573,7 @@ def test_a_flag_is_read_before_what_follows_it_is_done() -> None:
         assert wait() == value
         early.append(not torch.cuda.current_stream().query())
     assert all(early[1:]), (
-        "waits for the products too; the first time, while kernels are loaded, it may"
+        "waits for the GEMMs too; the first time, while kernels are loaded, it may"
     )
 
 

@@ -1,4 +1,4 @@
-"""What diffusers saves of a loaded model: Mezzotint and diffusers read it, or saving is refused."""
+"""Models that diffusers saves: Mezzotint and diffusers read them, or saving raises an error."""
 
 import copy
 import json

@@ -31,7 +31,7 @@ def by_diffusers(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
 
 
 def golden_pairs() -> list[tuple[str, str, str]]:
-    """(checkpoint, case with the expected values, who loads it)"""
+    """(checkpoint, case with the expected values, loader)"""
     pairs = [(path, case, "mezzotint") for path, case in CASES.items()]
     return pairs + [
         (path, case, "diffusers") for path, case in CASES.items() if "comfyfile" not in path

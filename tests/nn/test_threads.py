@@ -1,4 +1,4 @@
-"""Threads with pipelines of their own, or with one together: each image is what it is alone."""
+"""Threads with separate pipelines or a shared one generate the images that each generates alone."""
 
 import copy
 import threading
@@ -40,11 +40,11 @@ MODES: dict[str, Callable[[nn.Module], AbstractContextManager[None]]] = {
 
 
 def in_threads(*functions: Callable[[], Any]) -> list[Any]:
-    """What the functions return, each from a thread of its own, all at once."""
+    """Return the results of the functions, each called in its own thread at the same time."""
     results: dict[int, Any] = {}
     threads = [
-        threading.Thread(target=lambda own=own, place=place: results.update({place: own()}))
-        for place, own in enumerate(functions)
+        threading.Thread(target=lambda index=index, call=call: results.update({index: call()}))
+        for index, call in enumerate(functions)
     ]
     for thread in threads:
         thread.start()
@@ -195,11 +195,12 @@ def test_a_model_whose_modes_another_thread_has_changed_generates_nothing() -> N
 
 
 def test_threads_with_one_pipeline_take_turns() -> None:
-    """And each has its own schedule."""
+    """Each thread has its own schedule."""
     pipe = load("demo", transformer="demo-nvfp4", device="cpu")
     schedules = (StepSchedule(), StepSchedule(1, 0), StepSchedule(2, 0))
     calls = [
-        lambda seed=seed, own=own: latents(pipe, seed, own) for seed, own in enumerate(schedules)
+        lambda seed=seed, steps=steps: latents(pipe, seed, steps)
+        for seed, steps in enumerate(schedules)
     ]
     expected = [call() for call in calls]
     assert all(map(torch.equal, in_threads(*calls), expected))
@@ -255,4 +256,4 @@ def test_calls_of_a_fast_model_are_one_after_another() -> None:
 
     got = in_threads(lambda: call(0), lambda: call(1))
     assert ended == [0, 1]
-    assert all(torch.equal(own, model(x)) for own, x in zip(got, xs, strict=True))
+    assert all(torch.equal(y, model(x)) for y, x in zip(got, xs, strict=True))

@@ -112,10 +112,10 @@ def test_the_report_has_what_its_schema_promises(done: tuple[Path, dict[str, Any
 
 def test_what_is_resident_is_reported(done: tuple[Path, dict[str, Any]]) -> None:
     _, report = done
-    held = [model["resident"] for model in (report["reference"], *report["candidates"])]
-    assert [round(one["bits_per_weight"], 1) for one in held] == [16.0, 8.5, 5.2]
-    assert held[0]["quantized_share"] == 0
-    assert held[1]["bytes"]["float8_e4m3fn"] > 7e6
+    resident = [model["resident"] for model in (report["reference"], *report["candidates"])]
+    assert [round(one["bits_per_weight"], 1) for one in resident] == [16.0, 8.5, 5.2]
+    assert resident[0]["quantized_share"] == 0
+    assert resident[1]["bytes"]["float8_e4m3fn"] > 7e6
     assert report["candidates"][0]["claims"] == ["config.json: FP8"]
 
 
@@ -201,7 +201,7 @@ def test_a_printed_page_has_the_tables_that_are_folded_on_a_screen(
     )
 
 
-def test_weights_that_could_not_be_checked_are_said_to_be(
+def test_weights_that_could_not_be_checked_are_reported(
     done: tuple[Path, dict[str, Any]],
 ) -> None:
     candidate = done[1]["candidates"][0]
@@ -231,7 +231,7 @@ def without_times(report: Path) -> str:
 
 
 class Killed(BaseException):
-    """Stands for a signal."""
+    """Stand-in for a signal."""
 
 
 def test_a_killed_run_goes_on_and_reports_the_same(tmp_path: Path, prompts: str) -> None:
@@ -337,7 +337,7 @@ def test_a_wrong_layer_that_the_images_do_not_show_fails(tmp_path: Path, prompts
     assert any(reason.startswith("1 of ") and module in reason for reason in wrong["reasons"])
 
 
-def test_weights_are_held_against_a_quantized_reference_with_what_that_rounds(
+def test_weights_are_compared_with_a_quantized_reference_and_its_rounding(
     tmp_path: Path,
 ) -> None:
     def weights(reference: str, candidate: str) -> WeightCheck | None:
@@ -362,7 +362,7 @@ def test_weights_are_held_against_a_quantized_reference_with_what_that_rounds(
     )
     assert weights("demo", str(other)) is None
     gate = Gate("mine", (), max_wrong_weights=0)
-    (reason,) = gate.reasons({}, {}, held(), None)
+    (reason,) = gate.reasons({}, {}, resident_weights(), None)
     assert reason.startswith("the weights cannot be compared with the reference's")
 
 
@@ -538,8 +538,8 @@ def test_metrics_that_were_not_asked_for_are_null(tmp_path: Path, prompts: str) 
     }
 
 
-def held(**changes: Any) -> Resident:
-    """What a model holds that is NVFP4 but for a quarter in BF16."""
+def resident_weights(**changes: Any) -> Resident:
+    """Return resident weights in NVFP4, except for a quarter in BF16."""
     return replace(Resident({}, {}, 0.75, 7.4, 4.5, 0), **changes)
 
 
@@ -552,11 +552,11 @@ def test_what_is_kept_in_bf16_does_not_change_the_profile(tmp_path: Path) -> Non
     gate = read_gate(profile_for(found.quantized_bits, ["NVFP4"]))
     assert gate.name == "w4"
     assert list(gate._resident_reasons(found)) == []
-    assert list(gate._resident_reasons(held(quantized_share=0.4))) == [
+    assert list(gate._resident_reasons(resident_weights(quantized_share=0.4))) == [
         "40% of the linear layers' weights are resident quantized, "
         "and the gate requires at least 50%"
     ]
-    assert next(gate._resident_reasons(held(quantized_bits=8.5))).startswith(
+    assert next(gate._resident_reasons(resident_weights(quantized_bits=8.5))).startswith(
         "8.5 bits per weight are resident"
     )
 
@@ -575,7 +575,9 @@ def test_a_gate_is_a_file_of_limits(tmp_path: Path) -> None:
     )
     metrics, drift = {"psnr": 29.0, "lpips": None}, {"psnr": 0.5}
     assert list(
-        gate.reasons(metrics, drift, held(quantized_bits=5.5, unit_input_scales=3), None)
+        gate.reasons(
+            metrics, drift, resident_weights(quantized_bits=5.5, unit_input_scales=3), None
+        )
     ) == [
         "5.5 bits per weight are resident, and the gate allows at most 5",
         "mean PSNR is 29.0, and the gate requires at least 30",
@@ -607,7 +609,7 @@ def test_gates_that_cannot_be_are_refused(tmp_path: Path, text: str, message: st
         read_gate(str(file))
 
 
-def test_an_optional_limit_is_left_out_and_said_to_be(
+def test_a_skipped_optional_limit_is_reported(
     done: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     file = tmp_path / "mine.toml"
@@ -616,7 +618,7 @@ def test_an_optional_limit_is_left_out_and_said_to_be(
     )
     gate = read_gate(str(file)).without(["st_lpips", "lpips"])
     assert gate == Gate("mine", (Limit("lpips", "max", 0.1),), skipped=("st_lpips",))
-    assert list(gate.reasons({"lpips": None}, {}, held(), None)) == [
+    assert list(gate.reasons({"lpips": None}, {}, resident_weights(), None)) == [
         "mean LPIPS could not be computed, and the gate requires at most 0.1"
     ]
     judged = done[1]["candidates"][0] | {"gate": gate.to_dict()}

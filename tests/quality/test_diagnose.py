@@ -115,7 +115,7 @@ def test_a_wrong_bias_of_a_quantized_layer_is_named(tmp_path: Path) -> None:
 
 
 def test_a_fault_in_every_layer_is_named_in_every_layer(tmp_path: Path) -> None:
-    """What a reader does wrong it does everywhere: no layer stands out then."""
+    """A reader's mistake affects all layers, so that no layer is an outlier."""
 
     def swap_all(tensors: dict[str, Tensor], _module: str) -> None:
         for name in [name for name, value in tensors.items() if value.dtype == torch.uint8]:

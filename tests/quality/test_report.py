@@ -55,7 +55,7 @@ def folder_of(comparison: Comparison) -> Path:
 
 
 def named(comparison: Comparison, name: str) -> Comparison:
-    """The same, its candidate called otherwise."""
+    """Return the comparison with another name of the candidate."""
     (judged,) = comparison.candidates
     run = replace(judged.run, candidate=replace(judged.run.candidate, name=name))
     prompts = (replace(comparison.settings.prompts[0], category=name),)

@@ -25,9 +25,9 @@ def joined(out: int, in_: int) -> QuantTensor:
 
 def with_channels(out: int, in_: int) -> QuantTensor:
     """Nunchaku's NVFP4 of fused q, k and v: a scale for each row, and one for the matrix."""
-    own = four_bits.svdquant(SVDQUANT_NVFP4, out, in_)
+    weight = four_bits.svdquant(SVDQUANT_NVFP4, out, in_)
     scale = (four_bits.random(out, seed=5).abs() + 0.5).bfloat16()
-    return own.with_parts({**own.parts, "channel_scale": scale}, PLAIN)
+    return weight.with_parts({**weight.parts, "channel_scale": scale}, PLAIN)
 
 
 def smoothed_exactly(weight: QuantTensor) -> QuantTensor:
@@ -45,7 +45,8 @@ def smoothed_exactly(weight: QuantTensor) -> QuantTensor:
 def all_forms(out: int, in_: int) -> dict[str, QuantTensor]:
     others = {"nvfp4, joined": joined(out, in_), "svdquant_nvfp4, by row": with_channels(out, in_)}
     return {
-        name: smoothed_exactly(own) for name, own in (four_bits.all_of(out, in_) | others).items()
+        name: smoothed_exactly(weight)
+        for name, weight in (four_bits.all_of(out, in_) | others).items()
     }
 
 

@@ -209,7 +209,7 @@ def _pieces(module: str, weight: Tensor, bias: Tensor | None, scheme: Scheme) ->
 
 
 def _awq(weight: Tensor) -> QuantTensor:
-    """With a bias of nothing, as not every number less 1 is a BF16 number."""
+    """The bias is zero, because not every number less 1 is a BF16 number."""
     return QuantTensor(
         AWQ_W4A16,
         PLAIN,
@@ -264,8 +264,8 @@ def nunchaku(scheme: Scheme) -> Maker:
 
 def row_major(case: Case, folder: Path) -> Path:
     checkpoint = svdquant(case, SVDQUANT_NVFP4, folder / "plain")
-    said = replace(checkpoint, header=replace(checkpoint.header, config=bare(checkpoint)))
-    return as_rows(said, folder / FILE, False, {"layout": "row_major"})
+    declared = replace(checkpoint, header=replace(checkpoint.header, config=bare(checkpoint)))
+    return as_rows(declared, folder / FILE, False, {"layout": "row_major"})
 
 
 def bare(checkpoint: Checkpoint) -> dict[str, Any]:

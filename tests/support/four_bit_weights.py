@@ -24,13 +24,13 @@ def nvfp4(out: int, in_: int, static: bool = True) -> QuantTensor:
 
 def nvfp4_awq(out: int, in_: int) -> QuantTensor:
     """Return ModelOpt's NVFP4_SVD: smoothing, a static scale of its output, a low-rank branch."""
-    own = nvfp4(out, in_)
+    weight = nvfp4(out, in_)
     parts = {
         "pre_quant_scale": random(in_, seed=2).abs() + 0.5,
         "lora_down": (random(RANK, in_, seed=3) * 0.1).bfloat16(),
         "lora_up": (random(out, RANK, seed=4) * 0.1).bfloat16(),
     }
-    return own.with_parts({**own.parts, **parts}, PLAIN)
+    return weight.with_parts({**weight.parts, **parts}, PLAIN)
 
 
 def svdquant(scheme: Scheme, out: int, in_: int) -> QuantTensor:
@@ -47,8 +47,8 @@ def svdquant(scheme: Scheme, out: int, in_: int) -> QuantTensor:
 
 def shifted(out: int, in_: int) -> QuantTensor:
     """Nunchaku's INT4 after a GELU, whose input is shifted to be positive."""
-    own = svdquant(SVDQUANT_INT4, out, in_)
-    return own.with_parts({**own.parts, "shift": torch.tensor(0.171875)}, PLAIN)
+    weight = svdquant(SVDQUANT_INT4, out, in_)
+    return weight.with_parts({**weight.parts, "shift": torch.tensor(0.171875)}, PLAIN)
 
 
 def all_of(out: int, in_: int) -> dict[str, QuantTensor]:

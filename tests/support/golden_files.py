@@ -77,7 +77,7 @@ def assert_stands_for(weights: dict[str, QuantTensor], case: Path, tolerance: fl
 
 
 def assert_near(values: Tensor, wanted: Tensor, tolerance: float, name: str) -> None:
-    """Bit for bit with EXACT, else |values - wanted| <= tolerance * |wanted| (Frobenius)."""
+    """Assert equal bits with EXACT, else |values - wanted| <= tolerance * |wanted| (Frobenius)."""
     if tolerance == EXACT:
         assert torch.equal(values, wanted), name
     else:

@@ -84,8 +84,8 @@ def nvfp4_awq(weight: Tensor, largest_input: float) -> dict[str, Tensor]:
 
 def nvfp4_svd(weight: Tensor, largest_input: float) -> dict[str, Tensor]:
     scale = smoothing(weight)
-    left, sizes, right = torch.linalg.svd(weight / scale.float(), full_matrices=False)
-    up, down = (left[:, :RANK] * sizes[:RANK]).bfloat16(), right[:RANK].bfloat16()
+    u, sizes, v = torch.linalg.svd(weight / scale.float(), full_matrices=False)
+    up, down = (u[:, :RANK] * sizes[:RANK]).bfloat16(), v[:RANK].bfloat16()
     rest = nvfp4(weight / scale.float() - up.float() @ down.float(), 1.5 * largest_input)
     return rest | {
         "pre_quant_scale": scale,

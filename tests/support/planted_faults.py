@@ -56,7 +56,7 @@ def input_scale_of_one(tensors: Tensors, module: str) -> None:
 
 
 def halves_swapped(tensors: Tensors, module: str) -> None:
-    """Of the output features: shift and scale of AdaLN, gate and up of an MLP."""
+    """Swap halves of the output features: shift and scale of AdaLN, gate and up of an MLP."""
     for name in ("weight", "weight_scale", "bias"):
         value = tensors.get(f"{module}.{name}")
         if value is not None and value.ndim:

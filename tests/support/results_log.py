@@ -22,7 +22,7 @@ def append(name: str, what: str, figures: dict[str, Any]) -> None:
 
 
 def command() -> str:
-    """How this program was called."""
+    """Return the command line of this program."""
     return " ".join([str(Path(sys.argv[0]).resolve().relative_to(ROOT)), *sys.argv[1:]])
 
 

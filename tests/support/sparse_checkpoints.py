@@ -36,7 +36,7 @@ def write(
     (folder / "config.json").write_text(json.dumps(config))
     shards: list[Tensors] = [{}]
     for name, tensor in tensors.items():
-        if sum(own.nbytes for own in shards[-1].values()) + tensor.nbytes > SHARD_BYTES:
+        if sum(stored.nbytes for stored in shards[-1].values()) + tensor.nbytes > SHARD_BYTES:
             shards.append({})
         shards[-1][name] = tensor
     names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
@@ -93,9 +93,13 @@ def nvfp4(tensors: Tensors, target: str) -> tuple[Tensors, dict[str, Any], dict[
             written |= {key: part if part.ndim else SCALE for key, part in parts.items()}
         else:
             written[name] = tensor
-    said = writer.declare(layers, written.keys() - layers.keys())
-    config = {} if said.quantization is None else {"quantization_config": said.quantization}
-    return written, config, dict(said.metadata)
+    declaration = writer.declare(layers, written.keys() - layers.keys())
+    config = (
+        {}
+        if declaration.quantization is None
+        else {"quantization_config": declaration.quantization}
+    )
+    return written, config, dict(declaration.metadata)
 
 
 def _outline(out: int, in_: int) -> QuantTensor:
@@ -153,8 +157,8 @@ def _comfy_markers(folder: Path, _data: Path) -> Path:
 def _nunchaku(metadata: Mapping[str, str] | None) -> Callable[[Path, Path], Path]:
     def make(folder: Path, data: Path) -> Path:
         case = "nunchaku_flux1_int4_r32"
-        tensors, own = nunchaku(data / case / "checkpoint" / CASES[case], 24, 38)
-        return write(folder, tensors, {}, own if metadata is None else metadata)
+        tensors, declared = nunchaku(data / case / "checkpoint" / CASES[case], 24, 38)
+        return write(folder, tensors, {}, declared if metadata is None else metadata)
 
     return make
 

@@ -40,7 +40,7 @@ class Fact:
 
 
 def _scheme(checkpoint: Checkpoint) -> str:
-    """What the file's makers call its scheme, or those that its layers have."""
+    """Return the file's own name of its scheme, or the schemes of its layers."""
     if checkpoint.detected.format is modelopt.FORMAT:
         return str(modelopt.declared_quantization(checkpoint.header)["quant_algo"])
     titles = {

@@ -69,7 +69,7 @@ def t5(model: str) -> Any:
 
 
 def decoder_config(layers: int) -> dict[str, Any]:
-    """What the language models share: 16 wide, one head."""
+    """Return the common configuration of the language models: 16 wide, one head."""
     sizes = {
         "hidden_size": 16,
         "intermediate_size": 16,
@@ -96,7 +96,7 @@ def mistral() -> Any:
 
 
 def qwen_vl() -> Any:
-    """Where a text has UNKNOWN, the patches of an image stand."""
+    """In a text, each UNKNOWN is replaced by patches of the image."""
     rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
     config = transformers.Qwen2_5_VLConfig(
         text_config=decoder_config(1) | {"rope_parameters": rope},

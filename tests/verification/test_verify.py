@@ -78,7 +78,7 @@ def test_a_sound_folder_of_shards_has_its_checksums_compared(shards: Path) -> No
 def test_each_damage_is_found_by_the_check_that_is_meant_for_it(
     data: Path, case: str, severity: int, check: str
 ) -> None:
-    """What is said of each stands in test_golden.py."""
+    """test_golden.py checks the messages."""
     report = mezzotint.verify(data / f"broken_{case}/checkpoint")
     assert report.exit_code == severity
     (finding,) = [finding for finding in report.findings if finding.severity == severity]

@@ -252,9 +252,7 @@ def _components(
         if name.startswith("_") or not (isinstance(value, list) or name in expected):
             continue
         if not NAME.fullmatch(name):
-            raise BrokenFile(
-                f"{where}: {name[:100]!r} is not a valid name of a component folder", RESTORE
-            )
+            raise BrokenFile(f"{where}: {name[:100]!r} is not a component's folder name", RESTORE)
         if value == [None, None]:
             continue
         if not (

@@ -82,7 +82,7 @@ def _in_two_steps(new: Path, path: Path) -> Path:
     if os.path.lexists(old):
         raise BadRequest(
             f"{old}: already exists, but is not an earlier output",
-            "move it elsewhere and try again.",
+            "move it, and try again.",
         )
     path.rename(old)
     try:

@@ -134,7 +134,7 @@ def by_diffusers(matrix: Tensor) -> Iterator[Pair]:
 
 
 def compare(number: int, seed: int) -> dict[str, object]:
-    """How many values were compared, and how many differ, by tool and scheme."""
+    """The numbers of compared and of different values, by tool and scheme."""
     values: Counter[str] = Counter()
     differ: Counter[str] = Counter()
     for matrix in matrices(number, seed):
