@@ -119,7 +119,7 @@ def test_a_base_of_another_size_is_refused(data: Path, tmp_path: Path) -> None:
     }
     save_file(tensors, tmp_path / WEIGHTS)
     with pytest.raises(
-        UnknownFormat, match=r"has no unquantized layer that matches transformer_blocks\.0\."
+        UnknownFormat, match=r"has no unquantized layer with the shape of transformer_blocks\.0\."
     ):
         Checkpoint.open(data / COMFY, base=tmp_path)
 
