@@ -19,7 +19,7 @@ from mezzotint.errors import ShapeMismatch
 from mezzotint.families.recipe import Recipe
 from mezzotint.fast.edits import ModelEdits
 from mezzotint.fast.fast_pass import Applied, Pass, PassContext, recipe_of
-from mezzotint.fast.fp8_linear import (
+from mezzotint.fast.fp8_layers import (
     ActivationQuantize,
     ColumnSlice,
     FusedActivationLinear,
@@ -29,7 +29,7 @@ from mezzotint.fast.fp8_linear import (
     is_fp8_linear,
     quantizes_per_row,
 )
-from mezzotint.fast.passes.attention_layers import ParallelAttnProcessor
+from mezzotint.fast.passes.attention_processors import ParallelAttnProcessor
 from mezzotint.fast.passes.fuse_linears import fuse_with_undo
 from mezzotint.kernels import Target
 from mezzotint.kernels.ops.fp8_gemm_act.op import unavailable_reason
