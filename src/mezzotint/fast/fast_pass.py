@@ -77,7 +77,7 @@ class Pass:
     """One step of `speed_up`. A module of `mezzotint.fast.passes` declares one as PASS.
 
     name          key in SpeedReport.skipped
-    after         passes that must run first; the comment beside it says why
+    after         passes that must run first; a comment at the attribute says why
     needs_gpu     True if the pass is skipped without a CUDA GPU
     compile_only  True if the pass also runs with `compile_only`
     """

@@ -1,6 +1,6 @@
 """Refine a prompt's text once, and not in every step.
 
-Z-Image's text goes through blocks of its own before it is joined with the image.
+Z-Image's text goes through blocks of its own before it is concatenated with the image.
 """
 
 import inspect
@@ -70,7 +70,7 @@ class CachedTextRefiner:
 
     @torch.no_grad()
     def _run_refiner(self, call: inspect.BoundArguments) -> list[Tensor]:
-        """Run the model up to where text and image are joined, without the image's own blocks."""
+        """Run the model until it concatenates text and image, without the image's own blocks."""
         join = inspect.signature(getattr(self.model, self.refiner.join))
 
         def stop(*args: Any, **kwargs: Any) -> None:
@@ -86,7 +86,7 @@ class CachedTextRefiner:
         raise LookupError(f"{name} did not call its {self.refiner.join}")
 
     def _cut_padding(self, arguments: Mapping[str, Any]) -> list[Tensor]:
-        # The model pads texts to a multiple before it joins them, and pads them again in each call.
+        # The model pads texts to a multiple before `join`, and pads them again in each call.
         texts, lengths = (
             arguments[name] for name in (self.refiner.join_text, self.refiner.join_lengths)
         )
