@@ -100,6 +100,13 @@ class Pass:
         raise NotImplementedError
 
 
+def repeated_block_classes(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the classes whose instances `compile_repeated_blocks` compiles."""
+    # Every model of diffusers has the attribute, and nn.Module's type hints cannot know it.
+    classes: tuple[str, ...] = tuple(getattr(model, "_repeated_blocks"))  # noqa: B009
+    return classes
+
+
 def recipe_of(model: nn.Module) -> Recipe:
     """Return the recipe of a transformer's family. Raises UnreadFormat if there is none."""
     name = type(model).__name__

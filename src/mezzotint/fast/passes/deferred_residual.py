@@ -199,7 +199,7 @@ class FinalLayerAdapter(DeferredResidualBlock):
         return super().__call__(x[:, x.text_tokens :], *args, **kwargs)
 
 
-def defer_residuals(model: Any, edits: ModelEdits | None = None) -> int:
+def defer_residuals(model: nn.Module, edits: ModelEdits | None = None) -> int:
     """Defer the last addition of blocks in every supported row. Return how many blocks do so."""
     edits = edits or ModelEdits()
     recipe = recipe_of(model)

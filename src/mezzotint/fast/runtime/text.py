@@ -25,7 +25,7 @@ class CachedTextRefiner:
     In-place changes to weights are not detected.
     """
 
-    def __init__(self, model: Any, refiner: TextRefiner) -> None:
+    def __init__(self, model: nn.Module, refiner: TextRefiner) -> None:
         self.model, self.function, self.refiner = model, model.forward, refiner
         self.modes = modes_of(model)
         self.original_forward = MethodType(type(model).forward, model)
@@ -102,7 +102,7 @@ class _SequenceBuilt(Exception):
 
 
 @contextmanager
-def override_attributes(model: Any, **attributes: Any) -> Iterator[None]:
+def override_attributes(model: nn.Module, **attributes: Any) -> Iterator[None]:
     """Set attributes of a model while the context is open."""
     previous = {name: getattr(model, name) for name in attributes}
     for name, value in attributes.items():
