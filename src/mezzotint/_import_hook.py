@@ -1,6 +1,6 @@
-"""Run a function when some module is first imported, or at once if it is already there.
+"""Run a function when a module is first imported, or at once if it is imported already.
 
-Mezzotint adds itself to diffusers' list of quantizers this way, so that `import mezzotint` costs nothing by itself.
+Mezzotint registers its diffusers quantizer this way, so that `import mezzotint` stays fast.
 """
 
 import importlib.util

@@ -1,6 +1,6 @@
-"""Measure what a run costs: time with a synchronized device, and memory counted by PyTorch and by the driver.
+"""Measure time with a synchronized device, and memory as counted by PyTorch and by the driver.
 
-Both `compare` and `bench` measure with this, so that their numbers mean the same.
+`compare` and `bench` share these functions, so that their numbers are comparable.
 """
 
 import os
@@ -18,12 +18,12 @@ from torch import nn
 
 PROCESS_STATUS = Path("/proc/self/status")
 RESET_PEAK = Path("/proc/self/clear_refs")
-"""Writing 5 here sets VmHWM back to what is resident now; see proc_pid_clear_refs(5)."""
+"""Writing 5 to this file resets VmHWM to the current resident set; see proc_pid_clear_refs(5)."""
 
 
 @dataclass(frozen=True)
 class Percentiles:
-    """Repeated measurements: median, 10th and 90th percentile, and how many there were."""
+    """Median, 10th and 90th percentile of `count` measurements."""
 
     median: float
     p10: float
@@ -40,10 +40,11 @@ class Percentiles:
 class Memory:
     """Memory at one moment, in bytes.
 
-    allocated, reserved             by PyTorch's allocator now; None where the device has no such counters (a CPU)
-    peak_allocated, peak_reserved   the largest values since `reset_peak_memory`
-    driver                          counted by the driver; on a CPU the largest resident set since `reset_peak_memory`
-    driver_source                   what counted, and for which process or device
+    allocated, reserved             current values of PyTorch's allocator; None on a CPU
+    peak_allocated, peak_reserved   their largest values since `reset_peak_memory`
+    driver                          counted by the driver; on a CPU, the largest resident set since
+                                    `reset_peak_memory`
+    driver_source                   the counter, and the process or device that it counts
     """
 
     moment: str
@@ -60,7 +61,7 @@ class StageTimes:
     """Durations of the stages of one generation, in seconds.
 
     encode   from the call to the transformer's first forward: text encoders, noise
-    steps    one for each denoising step: transformer and scheduler
+    steps    each denoising step: transformer and scheduler
     decode   from the last step to the image
     """
 
@@ -146,7 +147,7 @@ def resident_bytes(modules: Iterable[nn.Module]) -> dict[str, int]:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Give back what PyTorch keeps in reserve, and begin to look for the largest anew."""
+    """Free PyTorch's cached memory and reset the peak counters."""
     if device.type != "cpu":
         torch.accelerator.empty_cache()
         torch.accelerator.reset_peak_memory_stats(device)
@@ -155,10 +156,10 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def memory(device: torch.device, at: str) -> Memory:
-    """Memory now, and the largest since `reset_peak_memory`.
+    """Return current memory, and peak memory since `reset_peak_memory`.
 
-    PyTorch's allocator gives nothing back to the driver by itself, so that what the driver counts after a run is the
-    run's largest, as long as no `reset_peak_memory` comes between.
+    PyTorch's allocator returns no memory to the driver by itself. The driver's count after a run is
+    therefore the run's peak, unless `reset_peak_memory` is called in between.
     """
     if device.type == "cpu":
         return Memory(at, None, None, None, None, *_resident_set())
@@ -174,9 +175,9 @@ def memory(device: torch.device, at: str) -> Memory:
 
 
 def _resident_set() -> tuple[int | None, str]:
-    """The largest resident set of this process, where Linux tells it."""
+    """Return this process's largest resident set in bytes, if Linux reports it, and its source."""
     if not PROCESS_STATUS.exists():
-        return None, "this system does not tell it"
+        return None, "not reported by this system"
     line = next(
         line for line in PROCESS_STATUS.read_text().splitlines() if line.startswith("VmHWM:")
     )
@@ -184,11 +185,14 @@ def _resident_set() -> tuple[int | None, str]:
 
 
 def _driver_memory(device: torch.device) -> tuple[int | None, str]:
-    """What NVML counts for this process, or, where it does not know this process (a container), for the device."""
+    """Return the memory of this process by NVML, or else of the whole device, and its source.
+
+    In a container, NVML may not know the process.
+    """
     if device.type == "cuda":
-        own = _nvml_process_memory(device)
-        if own is not None:
-            return own, "NVML, this process"
+        used = _nvml_process_memory(device)
+        if used is not None:
+            return used, "NVML, this process"
     free, total = torch.accelerator.get_memory_info(device)
     return total - free, "the driver, whole device"
 

@@ -1,7 +1,7 @@
 """Find the objects that modules and plugins declare, so that adding one means adding a file.
 
-A module of `mezzotint.families` declares a family by defining `FAMILY`. Another distribution declares
-one through an entry point, here of its module `my_package.my_family`:
+A module of `mezzotint.families` declares a family by defining `FAMILY`. Another distribution
+declares one through an entry point, here of its module `my_package.my_family`:
 
     [project.entry-points."mezzotint.families"]
     my_family = "my_package.my_family:FAMILY"
@@ -18,7 +18,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from mezzotint.errors import BrokenPlugin
-from mezzotint.untrusted.library_failures import failures_named
+from mezzotint.untrusted.library_failures import convert_errors
 
 
 def collect(package: str, attribute: str) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def collect(package: str, attribute: str) -> dict[str, Any]:
 
 
 def plugin_group(package: str) -> str:
-    """Return the entry point group of a package: mezzotint.backends for mezzotint.kernels.backends."""
+    """Return the entry point group: `mezzotint.` and the last part of the package's name."""
     return f"mezzotint.{package.rpartition('.')[2]}"
 
 
@@ -51,7 +51,7 @@ def _module_objects(package: str, attribute: str) -> Iterator[Any]:
 
 
 def _load(plugin: EntryPoint) -> Any:
-    with failures_named(_title(plugin), "cannot be loaded", _uninstall(plugin), BrokenPlugin):
+    with convert_errors(_title(plugin), "cannot be loaded", _uninstall(plugin), BrokenPlugin):
         item = plugin.load()
     if not isinstance(getattr(item, "name", None), str):
         raise BrokenPlugin(

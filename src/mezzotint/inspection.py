@@ -28,7 +28,12 @@ from mezzotint.tensor import QuantTensor
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """One quantized linear: logical shape (out, in), bytes of all its parts, and their tensor names by part."""
+    """One quantized linear.
+
+    shape     logical shape (out, in)
+    nbytes    bytes of all its parts
+    tensors   {part: tensor name}
+    """
 
     module: str
     scheme: str
@@ -92,7 +97,7 @@ class InspectReport:
         return asdict(self) | {"path": str(self.path)}
 
     def schemes(self) -> dict[str, int]:
-        """{scheme: number of layers}"""
+        """Return {scheme: number of layers}."""
         return dict(Counter(layer.scheme for layer in self.layers))
 
 

@@ -1,5 +1,6 @@
 """A quantized weight as a value: its parts, their scheme, and their byte layout."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -84,10 +85,12 @@ class QuantTensor:
         Raises   ShapeMismatch if `count` splits a group that shares a scale
         """
         in_features = self.shape[1]
-        if count % self.scheme.group:
+        rotation = len(self.parts["rotation"]) if "rotation" in self.parts else 1
+        group = math.lcm(self.scheme.group, rotation)
+        if count % group:
             raise ShapeMismatch(
                 f"{self.scheme.title} weight of {in_features} input features cannot be cut to "
-                f"{count}: that is not a multiple of {self.scheme.group}"
+                f"{count}: that is not a multiple of {group}"
             )
         cut = {
             name: part[..., : part.shape[-1] * count // in_features].contiguous()
@@ -105,8 +108,9 @@ class QuantTensor:
 
 
 def concat_rows(tensors: Sequence[QuantTensor]) -> QuantTensor:
-    """Concatenate weights of layers with the same input along their output features; plain parts only.
+    """Concatenate weights of layers with the same input along their output features.
 
+    All parts must be plain.
     A scale for a whole matrix becomes one scale per row where the matrices differ.
 
     Raises   ShapeMismatch if they differ in a part of the input: smooth, proj_down, input_scale
@@ -148,5 +152,5 @@ def dequantize_pieces(pieces: Sequence[QuantTensor]) -> Tensor:
 
 
 def unquantized_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype in which to load an unquantized tensor: BF16 for e4m3, which it holds exactly."""
+    """Return the dtype for loading an unquantized tensor: BF16 for e4m3, which it represents exactly."""
     return torch.bfloat16 if dtype is torch.float8_e4m3fn else dtype

@@ -1,4 +1,4 @@
-"""`convert --overwrite` replaces an earlier output and nothing else; a source that changes meanwhile is an error."""
+"""`convert --overwrite` replaces only earlier outputs; a source must not change meanwhile."""
 
 import json
 import os
@@ -58,7 +58,7 @@ FORBIDDEN = {
 
 @pytest.fixture
 def field(nvfp4: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a source, a base, a pipeline, a home and notes, the working folder inside it."""
+    """Return a folder with a source, a base, a pipeline, a home, notes and a working folder."""
     root = tmp_path / "root"
     for folder in ("models/note", "home", "plain", "work/here"):
         (root / folder).mkdir(parents=True)
@@ -96,17 +96,17 @@ def test_a_stranger_in_an_earlier_output_is_named_and_stays(
     if not stranger.endswith("/"):
         place.write_text("mine")
     before = digest(output)
-    with pytest.raises(BadRequest, match=f"in the way: {stranger}"):
+    with pytest.raises(BadRequest, match=f"convert did not write: {stranger}"):
         mezzotint.convert(nvfp4, output, overwrite=True)
     assert digest(output) == before
     assert place.exists()
 
 
-def test_a_long_list_of_strangers_is_cut(nvfp4: Path, tmp_path: Path) -> None:
+def test_a_long_list_of_foreign_files_is_cut(nvfp4: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     for i in range(100):
         (tmp_path / f"out/{i:03}").write_text("x")
-    with pytest.raises(BadRequest, match=r"in the way: 000, 001, .*, 007 and 92 more"):
+    with pytest.raises(BadRequest, match=r"convert did not write: 000, 001, .*, 007 and 92 more"):
         mezzotint.convert(nvfp4, tmp_path / "out", overwrite=True)
 
 
@@ -116,7 +116,7 @@ def test_a_link_in_an_earlier_output_is_a_stranger_and_what_it_names_stays(
     mezzotint.convert(nvfp4, tmp_path / "out")
     (tmp_path / "precious").mkdir()
     (tmp_path / "out/link").symlink_to(tmp_path / "precious")
-    with pytest.raises(BadRequest, match="in the way: link"):
+    with pytest.raises(BadRequest, match="convert did not write: link"):
         mezzotint.convert(nvfp4, tmp_path / "out", overwrite=True)
 
 
@@ -126,7 +126,7 @@ def test_a_file_that_convert_did_not_write_is_not_replaced(
 ) -> None:
     file = tmp_path / "out.safetensors"
     file.write_bytes(content)
-    with pytest.raises(BadRequest, match=r"in the way: .*out\.safetensors"):
+    with pytest.raises(BadRequest, match=r"convert did not write: .*out\.safetensors"):
         mezzotint.convert(nvfp4, file, to="comfy", overwrite=True)
     assert file.read_bytes() == content
 
@@ -149,7 +149,7 @@ def test_earlier_outputs_of_every_kind_are_replaced(nvfp4: Path, tmp_path: Path)
 
 def test_what_comes_to_the_output_meanwhile_is_not_lost(nvfp4: Path, tmp_path: Path) -> None:
     mezzotint.convert(nvfp4, tmp_path / "out")
-    with pytest.raises(BadRequest, match=r"in the way: thesis\.txt"):
+    with pytest.raises(BadRequest, match=r"convert did not write: thesis\.txt"):
         mezzotint.convert(
             nvfp4,
             tmp_path / "out",

@@ -1,4 +1,4 @@
-"""Pipelines that are damaged, or made to hurt: refused by one named error, before anything is built or generated."""
+"""Damaged and malicious pipelines raise a specific error before anything is built or generated."""
 
 import json
 import os
@@ -243,18 +243,18 @@ def test_a_configuration_that_is_no_object_is_refused(
         (
             "text_encoder/config.json",
             {"auto_map": {"AutoModel": "mine.Model"}},
-            "auto_map asks for code",
+            "auto_map requests code",
         ),
         (
             "text_encoder/config.json",
             {"trust_remote_code": True},
-            "trust_remote_code asks for code",
+            "trust_remote_code requests code",
         ),
-        ("text_encoder/config.json", {"attn_implementation": "someone/kernels"}, "asks for code"),
+        ("text_encoder/config.json", {"attn_implementation": "someone/kernels"}, "requests code"),
         (
             "tokenizer/tokenizer_config.json",
             {"auto_map": {"AutoTokenizer": ["a.B", None]}},
-            "asks for code",
+            "requests code",
         ),
         ("tokenizer/tokenizer_config.json", {"extra_ids": 10**8}, "extra_ids is"),
         (

@@ -146,7 +146,7 @@ def test_every_command_and_the_api_refuse_such_a_size(
     with pytest.raises(BadRequest, match="100 pixels"):
         generate(pipe, [CAPTION], sampling=recommended_sampling("demo").replace(height=100))
     assert run("warmup", "--size", "64", "--size", "100", "--device", "cpu").returncode == 2
-    with pytest.raises(BadRequest, match="takes 1 and 4 at a time after it") as refused:
+    with pytest.raises(BadRequest, match="takes 1 plus multiples of 4") as refused:
         PipelineSource.open(cases("wan_ti2v").folder).sampling(num_frames=6)
     assert refused.value.hint == "the nearest are 5 and 9."
     with pytest.raises(BadRequest, match="--frames is for videos"):

@@ -1,4 +1,4 @@
-"""A Hub that fails, lies or never ends: calls stay bounded, pass when it recovers, and name what went wrong."""
+"""A Hub that fails, lies or never ends: calls stay bounded, retry, and raise specific errors."""
 
 import json
 import threading
@@ -122,15 +122,15 @@ def test_a_retry_after_beyond_the_limit_is_not_waited_for(
         (status(429), "limits the rate of requests"),
         (status(599), "answers 599"),
         (status(418), "answers 418"),
-        (cut, "was cut"),
+        (cut, "was truncated"),
         (lambda handler: handler.wfile.write(b"SSH-2.0-OpenSSH\r\n\r\n"), "is not HTTP"),
-        (endless(200), "more than the .* bytes asked for|does not answer range requests"),
+        (endless(200), "more than the .* bytes asked for|does not support range requests"),
         (endless(206), "more than the .* bytes asked for"),
         (endless(302, Location="/elsewhere"), "more than the 65,536 bytes asked for"),
         (endless(500), "answers 500"),
-        (gzip_bomb, "compresses its answer"),
-        (status(302, Location="file:///etc/passwd"), "redirects to an address that is not read"),
-        (status(302, Location="http://["), "answer|cannot be reached"),
+        (gzip_bomb, "compresses its response"),
+        (status(302, Location="file:///etc/passwd"), "redirects to an unsupported address"),
+        (status(302, Location="http://["), "response|cannot be reached"),
     ],
 )
 def test_a_failure_that_stays_is_named(
@@ -166,7 +166,7 @@ def test_an_answer_that_never_ends_is_given_up(
     monkeypatch.setattr(http, "TOTAL_SECONDS", 0.1)
     monkeypatch.setattr(http, "BYTES_PER_SECOND", 10**9)
     break_server(hub, call, trickle(start), persistent=True)
-    with pytest.raises(HubError, match="did not finish its answer in time"):
+    with pytest.raises(HubError, match="did not finish its response in time"):
         perform(call, file)
 
 
@@ -295,7 +295,7 @@ def test_a_file_that_is_gone_is_no_failure_of_the_hub(
 
 def test_a_full_cache_is_not_blamed_on_the_hub(hub: Hub, file: HubPath, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the cache should be")
-    with pytest.raises(HubError, match="cannot be kept in the cache"):
+    with pytest.raises(HubError, match="cannot be written to the cache"):
         file.fetch()
 
 

@@ -125,7 +125,7 @@ def test_a_layer_that_was_replaced_is_saved_as_what_it_is(tmp_path: Path) -> Non
     assert contents(demo(str(tmp_path / "saved")).transformer) == contents(model)
 
 
-def test_inputs_left_alone_on_request_are_left_alone_by_the_file(tmp_path: Path) -> None:
+def test_unquantized_activations_are_saved_if_the_format_can(tmp_path: Path) -> None:
     model = demo("demo-fp8", activations=BF16_ACTIVATIONS).transformer
     model.save_pretrained(tmp_path / "saved")
     assert contents(demo(str(tmp_path / "saved")).transformer) == contents(model)
@@ -135,7 +135,7 @@ def with_an_adapter(model: Any) -> None:
     model.proj_out.lora_A = nn.Linear(4, 4)
 
 
-def made_fast(model: Any) -> None:
+def fused(model: Any) -> None:
     assert fuse_linears(model, (("attn.to_q", "attn.to_k", "attn.to_v"),))[0] > 0
     model.forward = Serial(model.forward)
 
@@ -145,21 +145,21 @@ def offloaded(model: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
-    [(with_an_adapter, "lora_A"), (made_fast, "made fast"), (offloaded, "not in memory")],
+    ("change", "message"),
+    [(with_an_adapter, "lora_A"), (fused, "speed_up has fused"), (offloaded, "CPU offload")],
 )
-def test_what_cannot_be_saved_is_refused_before_anything_is_written(
-    tmp_path: Path, change: Callable[[Any], None], said: str
+def test_a_model_that_cannot_be_saved_raises_before_anything_is_written(
+    tmp_path: Path, change: Callable[[Any], None], message: str
 ) -> None:
     pipe = demo()
     change(pipe.transformer)
-    with pytest.raises(Unsupported, match=said) as raised:
+    with pytest.raises(Unsupported, match=message) as raised:
         pipe.transformer.save_pretrained(tmp_path / "saved")
     assert f"mezzotint convert {pipe.load_report.path} -o OUTPUT" in raised.value.hint
     assert not (tmp_path / "saved").exists()
 
 
-def test_inputs_that_the_file_would_round_are_a_refusal(
+def test_unquantized_activations_cannot_be_saved_in_a_format_that_quantizes_them(
     cases: Callable[[str], Case], tmp_path: Path
 ) -> None:
     case = cases("flux1")
@@ -213,9 +213,9 @@ def test_a_shifted_layers_bias_is_dequantized_with_it(
             )
 
 
-def test_a_model_made_fast_is_not_dequantized() -> None:
+def test_a_fused_model_is_not_dequantized() -> None:
     model = demo().transformer
-    made_fast(model)
-    with pytest.raises(Unsupported, match="made fast"):
+    fused(model)
+    with pytest.raises(Unsupported, match="speed_up has fused"):
         model.dequantize()
     assert quant_linears(model)

@@ -75,7 +75,7 @@ def note(**said: object) -> Tensor:
 def scaled(
     weights: Tensors, scale_of: Callable[[Tensor], Tensor], suffix: str, dtype: torch.dtype = E4M3
 ) -> Tensors:
-    """The blocks' matrices in FP8 with the scale that `scale_of` gives, as float32 or as 16 bits."""
+    """Return the blocks' matrices in FP8 with the scale of `scale_of`, as float32 or 16 bits."""
     stored = {}
     for name, value in weights.items():
         if is_layer(name, value):
@@ -120,7 +120,7 @@ def saved(folder: Path, tensors: Tensors, metadata: dict[str, str] | None = None
 
 
 def stands_for(file: Path, expected: Tensors, tmp_path: Path) -> None:
-    """The file, and what is made of it in Mezzotint's own format, stand for these tensors of the model."""
+    """Check that the file, and its conversion to Mezzotint's format, hold these tensors."""
     mezzotint.convert(file, tmp_path / "written")
     for checkpoint in (Checkpoint.open(file), Checkpoint.open(tmp_path / "written")):
         assert set(checkpoint.sources) == set(expected)
@@ -138,7 +138,7 @@ def planned(file: Path) -> Checkpoint:
 
 
 def is_refused(file: Path, tmp_path: Path, error: type[MezzotintError], match: str) -> None:
-    """`load` and every target of `convert` refuse the file with the same words, and nothing is written."""
+    """Check that `load` and every target of `convert` raise the same error, and write nothing."""
     with pytest.raises(error, match=match):
         planned(file)
     for to in ("bf16", "mezzotint", "comfy"):
@@ -287,7 +287,7 @@ def test_convert_writes_what_load_would_accept_and_the_same_numbers(
     form: Callable[[Tensors], Tensors],
     to: str,
 ) -> None:
-    """For any file: it succeeds only if a plan of it would, and the output stands for what the input stands for."""
+    """Check that a conversion succeeds only if its plan does, and that it keeps the weights."""
     tensors = form(weights)
     change(tensors)
     file = saved(tmp_path / "in", tensors)
@@ -673,9 +673,9 @@ def test_a_rule_that_cannot_be_followed_is_an_error(
 @pytest.mark.parametrize(
     ("entries", "said"),
     [
-        ({"swap_weight_nibbles": True}, "swap_weight_nibbles True, and codes are low first"),
-        ({"checkpoint_weight_scale_layout": "swizzled"}, "swizzled, and scales are row major"),
-        ({"group_size": 32}, "group_size 32, and groups have 16 columns"),
+        ({"swap_weight_nibbles": True}, "swap_weight_nibbles True, but codes are low first"),
+        ({"checkpoint_weight_scale_layout": "swizzled"}, "swizzled, but scales are row major"),
+        ({"group_size": 32}, "group_size 32, but groups have 16 columns"),
         (
             {
                 "swap_weight_nibbles": False,

@@ -51,7 +51,7 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 def arrive(layer: QuantLinear, device: torch.device) -> None:
     """Do what `.to(device)` does once the tensors are there; here they stay on the CPU."""
-    layer._arrive(device)
+    layer._update_backends(device)
 
 
 def test_moving_back_and_forth_prepares_once(prepared: list[str]) -> None:

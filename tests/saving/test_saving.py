@@ -1,4 +1,4 @@
-"""Outputs that appear whole or not at all: killed, out of space, resumed, replaced; and how little memory they take."""
+"""Atomic outputs: killed runs, full disks, resuming, replacing, and how little memory they take."""
 
 import fcntl
 import json
@@ -64,10 +64,10 @@ def planned(path: Path, number: int = 3) -> Output:
     def finish(folder: Path, records: object) -> None:
         (folder / "config.json").write_text("{}")
 
-    def strangers(folder: Path) -> list[str]:
+    def foreign(folder: Path) -> list[str]:
         return [name for name in other_files(folder, set()) if "note" in name]
 
-    return Output(path, PLAN, shards_of(number), finish, strangers=strangers)
+    return Output(path, PLAN, shards_of(number), finish, find_foreign=foreign)
 
 
 def hidden(folder: Path) -> list[str]:
@@ -108,7 +108,7 @@ def test_every_tensor_starts_at_a_multiple_of_its_item_size() -> None:
 
 def test_a_group_that_gives_too_few_bytes_is_an_error(tmp_path: Path) -> None:
     short = Group((Entry("a", torch.uint8, (4,)),), lambda: iter([memoryview(b"123")]))
-    with pytest.raises(CannotWrite, match="a gave 3 bytes, expected 4"):
+    with pytest.raises(CannotWrite, match="a yielded 3 bytes, expected 4"):
         write_shard(tmp_path / "a", Shard("a", (short,)), ignore)
 
 
@@ -177,7 +177,7 @@ def test_two_runs_do_not_write_one_output(tmp_path: Path) -> None:
 
 def test_an_output_is_replaced_only_on_request(nvfp4: Path, tmp_path: Path) -> None:
     mezzotint.convert(nvfp4, tmp_path / "mz")
-    with pytest.raises(BadRequest, match="is there already"):
+    with pytest.raises(BadRequest, match="already exists"):
         mezzotint.convert(nvfp4, tmp_path / "mz")
     (tmp_path / "mz" / f"{WEIGHTS}.index.json").write_text(
         '{"weight_map": {"a": "old.safetensors"}}'
@@ -218,7 +218,8 @@ def test_a_full_disk_is_a_clear_error_and_the_old_output_stays(nvfp4: Path, tmp_
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))\n"
         "from mezzotint.errors import CannotWrite\n"
-        "try:\n    mezzotint.convert(sys.argv[1], sys.argv[2], shard_bytes=600_000, overwrite=True)\n"
+        "try:\n"
+        "    mezzotint.convert(sys.argv[1], sys.argv[2], shard_bytes=600_000, overwrite=True)\n"
         "except CannotWrite as error:\n    sys.exit(str(error))\n"
     )
     done = subprocess.run(
@@ -253,7 +254,7 @@ def test_killed_conversions_leave_nothing_half_done(tmp_path: Path) -> None:
 def test_conversion_needs_twice_the_largest_tensor_and_100_mb_over_its_libraries(
     big: Path, tmp_path: Path, to: str
 ) -> None:
-    """What PyTorch and diffusers take alone differs by their versions and is measured in the same process."""
+    """Memory of PyTorch and diffusers differs by version, so the same process measures it."""
     code = (
         "import sys; from pathlib import Path; import mezzotint, torch._dynamo\n"
         "from diffusers import FluxTransformer2DModel\n"
@@ -280,7 +281,7 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def replace_and_die(step: str, path: Path) -> None:
-    """Replace an output by two shards, without a way to exchange two names, and die right before a call: "rename2"."""
+    """Replace an output without exchanging names, and die before a call such as "rename2"."""
     patch = pytest.MonkeyPatch()
     patch.setattr(publishing.ctypes, "CDLL", lambda *_a, **_k: object())
     owner = {"rename": Path, "rmtree": shutil}[step[:-1]]
@@ -300,7 +301,7 @@ def test_a_kill_between_the_two_renames_is_repaired_by_the_next_run(
     write_output(planned(path, 1), False, ignore)
     in_a_child(lambda: replace_and_die(step, path))
     assert path.exists() == (step != "rename2")
-    with pytest.raises(BadRequest, match="is there already"):
+    with pytest.raises(BadRequest, match="already exists"):
         write_output(planned(path, 3), False, ignore)
     assert len(list(path.glob("*.safetensors"))) == number, "the old output, or the new one"
     if not exchange:
@@ -319,7 +320,7 @@ def test_a_folder_of_that_name_which_is_no_output_is_left_alone(
     write_output(planned(tmp_path / "out"), False, ignore)
     write_output(planned(tmp_path / "out"), True, ignore)
     monkeypatch.setattr(publishing.ctypes, "CDLL", lambda *_a, **_k: object())
-    with pytest.raises(BadRequest, match=r"\.out\.replaced: is in the way"):
+    with pytest.raises(BadRequest, match=r"\.out\.replaced: already exists"):
         write_output(planned(tmp_path / "out"), True, ignore)
     assert (aside / "note").read_text() == "mine"
 
@@ -359,7 +360,7 @@ def test_where_neither_rename_nor_the_way_back_succeeds_the_old_output_is_named(
         )
         with pytest.raises(CannotWrite) as caught:
             write_output(planned(path, 2), True, ignore)
-    assert f"what was at the output is at {tmp_path / '.out.replaced'}" in caught.value.hint
+    assert f"the previous output is at {tmp_path / '.out.replaced'}" in caught.value.hint
     assert "nothing at the output has changed" not in caught.value.hint
     write_output(planned(path, 2), True, ignore)
     assert len(list(path.glob("*.safetensors"))) == 2
@@ -410,7 +411,7 @@ FAULTS = {
 def test_each_call_that_fails_leaves_the_old_output_or_the_new_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, exchange: bool
 ) -> None:
-    """The n-th call fails, for every n; the message is true, and the next run ends as if there had been none."""
+    """Fail at each call in turn: the message is true, and the next run completes the output."""
     if not exchange:
         monkeypatch.setattr(publishing.ctypes, "CDLL", lambda *_a, **_k: object())
     (tmp_path / "beside").write_text("beside")

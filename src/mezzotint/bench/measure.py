@@ -5,6 +5,7 @@ import platform
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -148,7 +149,8 @@ def _release(fast: FastTransformer, device: torch.device) -> None:
 def _timed(call: Callable[[], Any], calls: int, device: torch.device) -> Percentiles:
     for _ in range(WARM_UP):
         call()
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(calls + 1)]  # type: ignore[no-untyped-call]
+    new_event = partial(torch.cuda.Event, enable_timing=True)
+    events = [new_event() for _ in range(calls + 1)]
     events[0].record()
     for event in events[1:]:
         call()

@@ -126,18 +126,18 @@ class Checkpoint(NamedContents):
         return (
             report
             if report.problems or unplaced
-            else replace(report, problems=tuple(self._refusal()))
+            else replace(report, problems=tuple(self._load_problems()))
         )
 
     def _unplaced(self) -> tuple[str, ...]:
-        """Return the tensors that the model does not have; none if naming fails, see `_refusal`."""
+        """Return the tensors that the model lacks; none if naming fails, see `_load_problems`."""
         try:
             return tuple(self.unknown_tensors)
         except MezzotintError:
             return ()
 
-    def _refusal(self) -> Iterator[str]:
-        """Yield why no model of the family can be loaded, if that is so."""
+    def _load_problems(self) -> Iterator[str]:
+        """Yield the message of the error that loading the model would raise, if any."""
         try:
             self.placed(self.model())
         except MezzotintError as error:
@@ -316,12 +316,12 @@ def inspect(
     scales_from: str | AnyPath | None = None,
     rename: Renames | None = None,
 ) -> InspectReport:
-    """Report on a checkpoint; the arguments are those of `open`.
+    """Report on a checkpoint; see `open` for the arguments.
 
-    Weights are read only where nothing in the headers proves how they are arranged: a few rows of a few layers, and
-    none of files on the Hub.
+    Where the headers leave the layout open, a few rows of a few layers are read, but none of files
+    on the Hub.
 
-    Raises  CheckpointError where a file cannot be read, or is nothing that Mezzotint knows
+    Raises   CheckpointError if a file cannot be read or has an unknown format
     """
     return Checkpoint.open(
         path, base=base, component=component, scales_from=scales_from, rename=rename
@@ -329,11 +329,11 @@ def inspect(
 
 
 def raw(path: str | AnyPath, component: str | None = None) -> dict[str, Any]:
-    """What the files say of themselves, as they say it: their metadata and every quantization that is declared.
+    """Return the metadata and quantization configurations of the files, unchanged.
 
-    No format is asked, so that this tells of files that are not read.
+    No format is detected, so this works for files of unknown formats too.
 
-    Raises  CheckpointError where a header cannot be read
+    Raises   CheckpointError if a header cannot be read
     """
     header = open_header(component_folder(resolve(path), component))
     return {

@@ -1,4 +1,4 @@
-"""How a file's bytes are arranged, where its headers do not prove it: a few of its layers are read."""
+"""Detect a file's layout from the values of a few layers, where its headers leave it open."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,21 +21,22 @@ from mezzotint.schemes import NVFP4
 SAMPLE_ROWS = 256
 SAMPLE_COLUMNS = 2048
 MAX_LAYER_PAIRS = 6
-READER_ROWS = 512
+CONSUMER_ROWS = 512
 
 
 def detect_from_base(checkpoint: NamedContents, base: NamedContents) -> Contents:
-    """The contents with the layout under which a few layers' numbers agree with the base's.
+    """Return the contents with the layout in which a few layers agree with the base's weights.
 
-    Raises  UnknownFormat if no layout agrees, or the base has other layers
+    Raises   UnknownFormat if no layout agrees, or the base has other layers
     """
     header, where = checkpoint.header, str(base.header.path)
-    sound, contents = sample_linears(header, checkpoint.contents)
-    if samples := _samples(checkpoint, sound, base):
+    intact, contents = sample_linears(header, checkpoint.contents)
+    if samples := _samples(checkpoint, intact, base):
         contents = detect_from_samples(header, contents, samples, where)
-    elif sound:
+    elif intact:
         raise UnknownFormat(
-            f"{header.path}: {where} has no unquantized layer that matches {sound[0].module} or its like in shape",
+            f"{header.path}: {where} has no unquantized layer with the shape of "
+            f"{intact[0].module} or of another sampled layer",
             "is the base the unquantized form of the same model?",
         )
     if samples := _samples(checkpoint, smallest_linears(header, row_major_linears(contents)), base):
@@ -43,41 +44,45 @@ def detect_from_base(checkpoint: NamedContents, base: NamedContents) -> Contents
     return contents
 
 
-def detect_from_statistics(own: NamedContents) -> Contents:
-    """The contents with what was only assumed of their layout settled by statistics, where they can tell.
+def detect_from_statistics(checkpoint: NamedContents) -> Contents:
+    """Return the contents, with assumptions about their layout replaced by statistics if possible.
 
-    Reads a few rows of a few layers; of files on the Hub none, whose weights only loading asks for.
+    Reads a few rows of a few layers. Files on the Hub are not read, because only loading downloads
+    weights.
     """
-    if own.header.local and "scales" in own.contents.assumed:
-        own = replace(own, contents=infer_scales(own.header, own.contents))
-    if own.header.local and "codes" in own.contents.assumed:
-        links, contents = _layer_pair_samples(own)
-        return infer_codes(contents, links)
-    return own.contents
+    if checkpoint.header.local and "scales" in checkpoint.contents.assumed:
+        contents = infer_scales(checkpoint.header, checkpoint.contents)
+        checkpoint = replace(checkpoint, contents=contents)
+    if checkpoint.header.local and "codes" in checkpoint.contents.assumed:
+        samples, contents = _layer_pair_samples(checkpoint)
+        return infer_codes(contents, samples)
+    return checkpoint.contents
 
 
 def _samples(
-    own: NamedContents, linears: Iterable[StoredLinear], base: NamedContents
+    checkpoint: NamedContents, linears: Iterable[StoredLinear], base: NamedContents
 ) -> list[Sample]:
-    """Some output features of those stored linears that the base holds unquantized."""
-    return [sample for linear in linears for sample in _sample(own, linear, base)]
+    """Return some output features of the stored linears that the base has unquantized."""
+    return [sample for linear in linears for sample in _sample(checkpoint, linear, base)]
 
 
-def _sample(own: NamedContents, linear: StoredLinear, base: NamedContents) -> Iterator[Sample]:
-    for module, pieces in own.linears.items():
+def _sample(
+    checkpoint: NamedContents, linear: StoredLinear, base: NamedContents
+) -> Iterator[Sample]:
+    for module, pieces in checkpoint.linears.items():
         name = f"{module}.weight"
         rows = _row_range(pieces, linear) if pieces[0].source == linear.module else None
         if rows is None or name not in base.plain:
             continue
-        shape, wanted = (len(rows), linear.shape[1]), base.shape(name)
-        if shape == wanted or replace(linear, shape=shape).may_be_padded_from(wanted):
+        shape, expected = (len(rows), linear.shape[1]), base.shape(name)
+        if shape == expected or replace(linear, shape=shape).may_be_padded_from(expected):
             weight = base.tensor(name)[:SAMPLE_ROWS]
             yield Sample(linear, rows[0], rows[0] + len(weight), weight)
             return
 
 
 def _row_range(pieces: Sequence[Piece], linear: StoredLinear) -> range | None:
-    """The rows of `linear` that a module is made of, where it is one piece and they follow one another."""
+    """Return the rows of `linear` in a module, or None unless they are one contiguous piece."""
     if len(pieces) != 1:
         return None
     rows = pieces[0].rows
@@ -87,66 +92,71 @@ def _row_range(pieces: Sequence[Piece], linear: StoredLinear) -> range | None:
     return range(first, last) if torch.equal(rows, torch.arange(first, last)) else None
 
 
-def _layer_pair_samples(own: NamedContents) -> tuple[list[LayerPairSample], Contents]:
-    """Pairs of layers of which the second, in 4 bits, reads what the first writes; the cheapest to read.
+def _layer_pair_samples(
+    checkpoint: NamedContents,
+) -> tuple[list[LayerPairSample], Contents]:
+    """Return samples of the smallest pairs (producer, NVFP4 consumer of its outputs).
 
-    Contents name those with a scale that is no usable number, which are passed over.
+    Pairs with an invalid scale are skipped, and named in the problems of the returned contents.
     """
     try:
-        modules = own.linears
+        modules = checkpoint.linears
     except MezzotintError:
-        return [], own.contents
+        return [], checkpoint.contents
     pairs = [
-        (writer, reader)
-        for reader in modules
-        for writer in own.family.producers_of(reader)
-        if own.scheme(reader) is NVFP4
+        (producer, consumer)
+        for consumer in modules
+        for producer in checkpoint.family.producers_of(consumer)
+        if checkpoint.scheme(consumer) is NVFP4
     ]
-    pairs = [pair for pair in pairs if all(_is_readable(own, module) for module in pair)]
-    pairs.sort(key=lambda pair: math.prod(_first_stored(own, pair[1]).shape))
-    links, faults = [], dict(own.contents.problems)
-    for writer, reader in pairs[:MAX_LAYER_PAIRS]:
+    pairs = [pair for pair in pairs if all(_is_readable(checkpoint, module) for module in pair)]
+    pairs.sort(key=lambda pair: math.prod(_first_stored(checkpoint, pair[1]).shape))
+    samples, problems = [], dict(checkpoint.contents.problems)
+    for producer, consumer in pairs[:MAX_LAYER_PAIRS]:
         try:
-            links.append(_layer_pair_sample(own, writer, reader))
+            samples.append(_layer_pair_sample(checkpoint, producer, consumer))
         except BadScale as error:
-            faults[reader] = error.message
-    return links, replace(own.contents, problems=faults)
+            problems[consumer] = error.message
+    return samples, replace(checkpoint.contents, problems=problems)
 
 
-def _is_readable(own: NamedContents, module: str) -> bool:
-    """Whether the module is there, quantized and sound or as a plain matrix."""
-    if module in own.linears:
+def _is_readable(checkpoint: NamedContents, module: str) -> bool:
+    """Return whether the module is stored: quantized and complete, or as a plain matrix."""
+    if module in checkpoint.linears:
         return all(
-            own.stored_linear(piece.source).is_complete(own.header) for piece in own.linears[module]
+            checkpoint.stored_linear(piece.source).is_complete(checkpoint.header)
+            for piece in checkpoint.linears[module]
         )
-    return f"{module}.weight" in own.plain and len(own.shape(f"{module}.weight")) == 2
+    name = f"{module}.weight"
+    return name in checkpoint.plain and len(checkpoint.shape(name)) == 2
 
 
-def _layer_pair_sample(own: NamedContents, writer: str, reader: str) -> LayerPairSample:
-    linear = _first_stored(own, reader)
-    outputs = _row_sizes(own, writer, min(linear.shape[1], SAMPLE_COLUMNS))
-    read = linear.read_rows(own.header, 0, min(linear.shape[0], READER_ROWS))
-    inputs = _log_sizes(read.scheme.dequantize(read.parts), 0)
+def _layer_pair_sample(checkpoint: NamedContents, producer: str, consumer: str) -> LayerPairSample:
+    linear = _first_stored(checkpoint, consumer)
+    outputs = _log_row_norms(checkpoint, producer, min(linear.shape[1], SAMPLE_COLUMNS))
+    sample = linear.read_rows(checkpoint.header, 0, min(linear.shape[0], CONSUMER_ROWS))
+    inputs = _log_norms(sample.scheme.dequantize(sample.parts), 0)
     return LayerPairSample(linear.layout.codes, outputs, inputs[: len(outputs)])
 
 
-def _row_sizes(own: NamedContents, module: str, count: int) -> Tensor:
-    """Of the first rows of a layer's weight, quantized or not; an even number of them."""
-    if module in own.linears:
-        linear = _first_stored(own, module)
-        rows = _row_range(own.linears[module][:1], linear) or range(0)
-        read = linear.read_rows(own.header, rows.start, rows.start + min(len(rows), count))
-        read = read.first_columns(min(read.shape[1], SAMPLE_COLUMNS))
-        weight = read.scheme.dequantize(read.parts)
+def _log_row_norms(checkpoint: NamedContents, module: str, count: int) -> Tensor:
+    """Return `_log_norms` of the first rows of a layer's weight: an even number up to `count`."""
+    if module in checkpoint.linears:
+        linear = _first_stored(checkpoint, module)
+        rows = _row_range(checkpoint.linears[module][:1], linear) or range(0)
+        end = rows.start + min(len(rows), count)
+        sample = linear.read_rows(checkpoint.header, rows.start, end)
+        sample = sample.first_columns(min(sample.shape[1], SAMPLE_COLUMNS))
+        weight = sample.scheme.dequantize(sample.parts)
     else:
-        weight = own.tensor(f"{module}.weight")[:count, :SAMPLE_COLUMNS].float()
-    return _log_sizes(weight[: len(weight) // 2 * 2], 1)
+        weight = checkpoint.tensor(f"{module}.weight")[:count, :SAMPLE_COLUMNS].float()
+    return _log_norms(weight[: len(weight) // 2 * 2], 1)
 
 
-def _log_sizes(weight: Tensor, along: int) -> Tensor:
-    """Logarithms of the sizes of columns (summed along 0) or of rows (along 1)."""
-    return weight.square().sum(along).clamp(min=1e-12).log()
+def _log_norms(weight: Tensor, dim: int) -> Tensor:
+    """Return the log of the squared norms of columns (dim 0) or rows (dim 1)."""
+    return weight.square().sum(dim).clamp(min=1e-12).log()
 
 
-def _first_stored(own: NamedContents, module: str) -> StoredLinear:
-    return own.stored_linear(own.linears[module][0].source)
+def _first_stored(checkpoint: NamedContents, module: str) -> StoredLinear:
+    return checkpoint.stored_linear(checkpoint.linears[module][0].source)

@@ -1,4 +1,4 @@
-"""What a header's contents are called in diffusers' model."""
+"""Name a checkpoint's contents as the diffusers model does."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from mezzotint.tensor import unquantized_dtype
 
 @dataclass(frozen=True)
 class NamedContents:
-    """A header and what a format found in it, under diffusers' names."""
+    """A header and its contents, under diffusers' names."""
 
     header: Header
     contents: Contents
@@ -28,12 +28,12 @@ class NamedContents:
 
     @cached_property
     def shapes(self) -> Mapping[str, Shape]:
-        """{name as the file spells it: logical shape} of every plain tensor and of every quantized linear's weight."""
+        """{name in the file: logical shape} of plain tensors and quantized linears' weights."""
         plain = {key: self.header.tensors[key].shape for key in self.contents.plain}
         shapes = {name: linear.shape for name, linear in self.contents.linears.items()}
         for module, pieces in self.contents.split_linears.items():
-            sides = [shapes.pop(piece) for piece in pieces]
-            shapes[module] = (sides[0][0], sum(side[1] for side in sides))
+            parts = [shapes.pop(piece) for piece in pieces]
+            shapes[module] = (parts[0][0], sum(columns for _, columns in parts))
         return plain | {f"{name}.weight": shape for name, shape in shapes.items()}
 
     @cached_property
@@ -46,12 +46,12 @@ class NamedContents:
 
     @property
     def model_tensors(self) -> Collection[str]:
-        """Names of the model's tensors, of those that the checkpoint has something for."""
+        """Names of the model's tensors that the checkpoint stores."""
         return self._naming.keys()
 
     @cached_property
     def ignored(self) -> Mapping[str, str]:
-        """{stored tensor: reason} of all that is left aside, by the format or by the family."""
+        """{stored tensor: reason} of all tensors that the format or the family ignores."""
         ignored = {**self.header.skipped, **self.contents.ignored}
         for name, reason in self.family.unused_tensors(self.shapes).items():
             linear = self.contents.linears.get(name.removesuffix(".weight"))
@@ -60,18 +60,18 @@ class NamedContents:
 
     @cached_property
     def flags(self) -> Mapping[str, str]:
-        """{empty tensor that stands for an entry of config.json: the entry}"""
+        """{flag tensor: the entry of config.json that its presence sets}"""
         return self.family.flags_of(self.shapes)
 
     @property
     def unknown_tensors(self) -> list[str]:
-        """Stored tensors that are neither ignored nor part of any tensor of the diffusers model."""
+        """Stored tensors that are neither ignored nor used by the diffusers model."""
         used = {piece.source for pieces in self._naming.values() for piece in pieces}
         return [name for name in self.shapes if name not in used and name not in self.ignored]
 
     @cached_property
     def linears(self) -> Mapping[str, Sequence[Piece]]:
-        """{diffusers module: its pieces, each of a stored quantized linear}"""
+        """{diffusers module: pieces of stored quantized linears that it consists of}"""
         quantized: dict[str, tuple[str, ...]] = {
             f"{name}.weight": (name,) for name in self.contents.linears
         }
@@ -90,7 +90,7 @@ class NamedContents:
 
     @cached_property
     def plain(self) -> Mapping[str, Piece]:
-        """{diffusers tensor name: the stored tensor that it is}"""
+        """{diffusers tensor name: piece of a stored tensor}"""
         stored = set(self.contents.plain)
         return {
             name: pieces[0] for name, pieces in self._naming.items() if pieces[0].source in stored
@@ -98,7 +98,7 @@ class NamedContents:
 
     @cached_property
     def sources(self) -> Mapping[str, Shape]:
-        """{tensor of the diffusers model: its logical shape}, of all that the checkpoint has something for."""
+        """{diffusers tensor name: logical shape} of all tensors that the checkpoint stores."""
         sources = {name: self.shape(name) for name in self.plain}
         for module in self.linears:
             sources |= {
@@ -108,35 +108,35 @@ class NamedContents:
 
     @property
     def modules(self) -> list[str]:
-        """diffusers names of the quantized linears."""
+        """Diffusers names of the quantized linears."""
         return sorted(self.linears)
 
     def stored_linear(self, module: str) -> StoredLinear:
-        """The stored linear that a piece names."""
+        """Return a stored linear by its name in the file, such as a piece's source."""
         return self.contents.linears[module]
 
     def scheme(self, module: str) -> Scheme:
-        """That of a quantized linear."""
+        """Return the scheme of a quantized linear."""
         return self.stored_linear(self.linears[module][0].source).scheme
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a plain tensor, by its diffusers name."""
+        """Return the shape of a plain tensor, by its diffusers name."""
         piece = self.plain[name]
         stored = self.header.tensors[piece.source].shape
         return stored if piece.rows is None else (len(piece.rows), *stored[1:])
 
     def tensor(self, name: str) -> Tensor:
-        """A plain tensor's values, by its diffusers name, in the dtype that `dtype` says."""
+        """Return a plain tensor, by its diffusers name, in the dtype of `self.dtype(name)`."""
         piece = self.plain[name]
         stored = self.header.tensors[piece.source].read().to(self.dtype(name))
         return stored if piece.rows is None else stored[piece.rows]
 
     def dtype(self, name: str) -> torch.dtype:
-        """That of a plain tensor: as it is stored, or BF16, which holds the same numbers, where it is cast to FP8."""
+        """Return the dtype in which a plain tensor is loaded; see `unquantized_dtype`."""
         return unquantized_dtype(self.header.tensors[self.plain[name].source].storage_dtype)
 
     def is_fp8_cast(self, name: str) -> bool:
-        """Whether the numbers of a plain tensor, or of a quantized layer's bias, are FP8's."""
+        """Return whether a plain tensor, or a quantized layer's bias, is stored as FP8."""
         if name in self.plain:
             source = self.plain[name].source
         else:
@@ -145,13 +145,13 @@ class NamedContents:
         return self.header.tensors[source].dtype is torch.float8_e4m3fn
 
     def linear_shapes(self, module: str) -> dict[str, tuple[int, ...]]:
-        """The shapes of a quantized linear's weight and, if it has one, bias."""
+        """Return the shapes of a quantized linear's weight and, if it has one, bias."""
         pieces = self.linears[module]
         stored = [self.stored_linear(piece.source) for piece in pieces]
         rows = len(pieces[0].rows) if pieces[0].rows is not None else stored[0].shape[0]
         columns = [
-            p.columns if p.columns is not None else own.shape[1]
-            for p, own in zip(pieces, stored, strict=True)
+            piece.columns if piece.columns is not None else linear.shape[1]
+            for piece, linear in zip(pieces, stored, strict=True)
         ]
         shapes: dict[str, tuple[int, ...]] = {"weight": (rows, sum(columns))}
         if any("bias" in linear.keys for linear in stored):

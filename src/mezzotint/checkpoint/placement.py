@@ -49,7 +49,8 @@ def check_tensors(named: NamedContents, shapes: Mapping[str, Shape]) -> None:
 def _missing(named: NamedContents, names: Sequence[str], extra: Sequence[str]) -> MissingTensor:
     unknown = f"; it does not have {join_names(extra)}" if extra else ""
     return MissingTensor(
-        f"{named.header.path}: {_some(names)} not there, and the model needs {_them(names)}{unknown}",
+        f"{named.header.path}: {_some(names)} not there, "
+        f"and the model needs {_them(names)}{unknown}",
         "is this a checkpoint of the same model, and complete?",
     )
 
@@ -63,7 +64,7 @@ def _unexpected(named: NamedContents, names: Sequence[str]) -> UnexpectedTensor:
     if not unknown or any(name.endswith(PART_SUFFIXES) for name in names):
         return UnexpectedTensor(
             message,
-            "typical causes are a scale without its quantized weight, and another model's checkpoint.",
+            "typical causes: a scale without its quantized weight, or another model's checkpoint.",
         )
     title = named.family.title
     return UnknownVariant(

@@ -119,7 +119,7 @@ class TensorInfo:
         return values.view(self.storage_dtype).reshape(self.storage_shape)
 
     def first(self, count: int) -> "TensorInfo":
-        """Return the first `count` stored values, or all of them if there are fewer, as a vector."""
+        """Return at most the first `count` stored values, as a vector."""
         size = self.storage_dtype.itemsize
         count = min(count, self.nbytes // size)
         end = self.start + count * size

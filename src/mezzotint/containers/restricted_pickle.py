@@ -1,7 +1,7 @@
 """An interpreter for pickles that describe tensors and plain values, and nothing else.
 
-A pickle is a program that may call any function by name. This interpreter calls none: a name maps to
-one of the few values that a state dict needs, or the file is refused. Keys of dictionaries are
+A pickle is a program that may call any function by name. This interpreter calls none: a name maps
+to one of the few values that a state dict needs, or the file is rejected. Keys of dictionaries are
 strings and numbers, because hashing nested values can take exponential time. No instruction
 reserves more memory than the file has bytes.
 Source: https://github.com/python/cpython/blob/3.12/Lib/pickletools.py

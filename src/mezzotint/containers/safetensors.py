@@ -22,7 +22,7 @@ from mezzotint.untrusted.escaping import cut, shown
 
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_ITEMS = 5 * MAX_TENSORS
-"""Commas in a header: a 2-D tensor has five. With MAX_FIELDS it limits parsing to 300 MB of memory."""
+"""Commas in a header, five for a 2-D tensor. With MAX_FIELDS, this limits parsing to 300 MB."""
 MAX_FIELDS = 4 * MAX_TENSORS + 10_000
 """Colons in a header: a tensor has four."""
 MAX_NAME = 1_000

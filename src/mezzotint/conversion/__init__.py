@@ -34,7 +34,7 @@ from mezzotint.formats import targets
 from mezzotint.formats.renaming import Renames
 from mezzotint.formats.writers.writer import ModelInfo, Target, Writer
 from mezzotint.hub import AnyPath, local_copy
-from mezzotint.saving import HeldFiles, Output, Shard, split_into_shards, write_output
+from mezzotint.saving import Output, Shard, WatchedFiles, split_into_shards, write_output
 
 __all__ = ["ConvertReport", "convert"]
 
@@ -115,9 +115,9 @@ def convert(
     inside = component if merge_into is None or is_pipeline(source_path) else None
     inputs = [source_path, *(path for path in (base_path, scales_path) if path is not None)]
     destination.check([*inputs, component_folder(source_path, inside)], overwrite)
-    with HeldFiles() as held:
+    with WatchedFiles() as watched:
         for path in inputs:
-            held.hold(files_read(path, component))
+            watched.watch(files_read(path, component))
         reference = (
             None if base_path is None else Checkpoint.open(matching_component(base_path, component))
         )
@@ -127,7 +127,9 @@ def convert(
         writer = target.writer(ModelInfo(checkpoint.family, config))
         contents = _contents(checkpoint, writer, keep_bf16, reference)
         shards = _shards(contents, destination, config, shard_bytes)
-        planned = _output(destination, shards, contents, config, to, [checkpoint, reference], held)
+        planned = _output(
+            destination, shards, contents, config, to, [checkpoint, reference], watched
+        )
         resumed = write_output(planned, overwrite, _counter(planned.total, on_progress))
     return ConvertReport(
         source=Path(str(checkpoint.header.path)),
@@ -207,11 +209,11 @@ def _output(
     config: Mapping[str, Any],
     to: str,
     inputs: Sequence[Checkpoint | None],
-    held: HeldFiles,
+    watched: WatchedFiles,
 ) -> Output:
     """Return the output with a digest of everything that determines its bytes.
 
-    From here on, `held` also contains every file whose tensors or bytes are copied.
+    From here on, `watched` also contains every file whose tensors or bytes are copied.
     """
     quantization = contents.declaration.quantization
     config = {**config, **({} if quantization is None else {"quantization_config": quantization})}
@@ -225,17 +227,17 @@ def _output(
     copies = {} if pipeline is None else pipeline.files()
     if pipeline is not None:
         provenance[PIPELINE] = {"path": str(pipeline.folder), "files": list(copies)}
-    held.hold(tensor_files(inputs))
-    held.hold(copies.values())
+    watched.watch(tensor_files(inputs))
+    watched.watch(copies.values())
     return Output(
         destination.path,
-        plan_digest(shards, {"config": config, "provenance": provenance, "files": held.stamps}),
+        plan_digest(shards, {"config": config, "provenance": provenance, "files": watched.stamps}),
         shards,
         partial(destination.finish, config, provenance, shards),
         destination.file,
         copies,
         unknown_files,
-        held.check,
+        watched.check,
     )
 
 

@@ -12,7 +12,7 @@ from mezzotint.conversion.provenance import STEM, write_metadata_files
 from mezzotint.errors import BadRequest
 from mezzotint.formats.writers.writer import Target
 from mezzotint.hub import AnyPath
-from mezzotint.saving import Shard, ShardRecord, check_place, recover, true_place
+from mezzotint.saving import Shard, ShardRecord, check_place, recover, resolve_parent
 from mezzotint.saving.places import check_replaceable
 
 
@@ -36,7 +36,7 @@ class Destination:
         cls, path: Path, target: Target, component: str | None, merge_into: str | AnyPath | None
     ) -> "Destination":
         """Return the destination. Raises BadRequest if target and pipeline are incompatible."""
-        path = true_place(path)
+        path = resolve_parent(path)
         if merge_into is None:
             suffix = _suffix(path, target)
             output = path.with_name(f"{path.name}{suffix}") if suffix else path

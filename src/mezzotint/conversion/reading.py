@@ -1,6 +1,6 @@
 """The files that a conversion reads.
 
-They are held open from before their headers are read until the output is complete.
+They are kept open from before their headers are read until the output is complete.
 """
 
 from collections.abc import Iterable, Iterator

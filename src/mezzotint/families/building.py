@@ -22,7 +22,7 @@ from mezzotint.families import find_family
 from mezzotint.families.family import Family
 from mezzotint.families.naming_scheme import Shapes
 from mezzotint.untrusted.config_limits import check_config
-from mezzotint.untrusted.library_failures import failures_named
+from mezzotint.untrusted.library_failures import convert_errors
 
 MAX_MODULES = 6_000
 """The largest known model has 2,300."""
@@ -98,7 +98,7 @@ def build_meta_model(
 
     entries = {key: value for key, value in config.items() if key != "quantization_config"}
     check_config(entries, where)
-    with failures_named(where, f"diffusers cannot build a {class_name} of it", BUILD_HINT):
+    with convert_errors(where, f"diffusers cannot build a {class_name} of it", BUILD_HINT):
         model_class = _model_class(class_name)
         _try_on_meta(model_class, entries, where)
         with init_empty_weights(include_buffers=False):
@@ -116,7 +116,7 @@ def _model_class(class_name: str) -> Any:
 def _try_on_meta(
     model_class: Callable[..., nn.Module], entries: Mapping[str, Any], where: str
 ) -> None:
-    """Build the model once with buffers on the meta device: their size is known before allocation."""
+    """Build the model with buffers on the meta device, to check their sizes before allocation."""
     arguments = inspect.signature(model_class.__init__).parameters
     with bounded(where), torch.device("meta"):
         model_class(**{name: value for name, value in entries.items() if name in arguments})
@@ -130,7 +130,7 @@ def _built(class_name: str, entries: str, where: str) -> nn.Module:
 def outline_model(
     class_name: str, config: Mapping[str, Any], where: str = "config.json"
 ) -> nn.Module:
-    """Return `build_meta_model`'s result, cached for each configuration; callers must not fill it."""
+    """Return `build_meta_model`'s result, cached per configuration; callers must not fill it."""
     entries = {key: value for key, value in config.items() if key != "quantization_config"}
     return _built(class_name, json.dumps(entries, sort_keys=True), where)
 

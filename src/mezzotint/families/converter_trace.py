@@ -1,9 +1,9 @@
 """Names and row orders from diffusers' own converters, without running them on weights.
 
-A converter takes {name: tensor} with the makers' names and returns {name: tensor} with diffusers'
-names. Here it gets row numbers instead of weights, and every stored row has a number of its own. The
-result tells for each tensor of the model which rows of which stored tensor it consists of. That holds
-for every part of a quantized layer, although the converters do not know these parts.
+A converter takes {name: tensor} with the original names and returns {name: tensor} with diffusers'
+names. Here it gets row numbers instead of weights, and every stored row has a unique number. The
+result tells which rows of which stored tensors each tensor of the model consists of. The same rows
+apply to every part of a quantized layer, although converters do not know these parts.
 """
 
 from bisect import bisect_right
@@ -20,7 +20,7 @@ from mezzotint.schemes import Shape
 Converter = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 MODEL_LEAF_NAMES = {"weight", "bias", "scale", "modulation"}
-"""Last words of the names in models; other names belong to quantizers, and no converter gets them."""
+"""Last parts of the names in models; other names belong to quantizers and are not converted."""
 MAX_ROWS = 2**25
 CONVERTER_ERRORS = (LookupError, ValueError, RuntimeError, NameError)
 """What converters raise on unexpected names and shapes."""

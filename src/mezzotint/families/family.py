@@ -30,7 +30,7 @@ class TimeEmbedding:
     """The embedding that the modulation layers of all blocks read.
 
     module                   name of the module that computes it, [batch, width]
-    arguments                arguments of the transformer's forward that it depends on, time step first
+    arguments                arguments of the transformer's forward that it needs, time step first
     scale_timesteps          (scheduler's time steps, dtype) -> the time steps that pipelines pass
     activation               applied to the embedding before a modulation layer
     unsupported_config_key   entry of config.json with which blocks read a second embedding
@@ -100,7 +100,7 @@ DIFFUSERS_LAYER_PAIRS = (
     ("add_v_proj", "to_add_out"),
     ("net.0.proj", "net.2"),
 )
-"""Values and the attention's output, and both layers of a feed-forward, by diffusers' usual names."""
+"""Pairs of (values, attention output) and of feed-forward layers, by diffusers' usual names."""
 DIFFUSERS_QKV = (("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj"))
 """Queries, keys and values by diffusers' usual names."""
 DIFFUSERS_MODULATION = ("norm", "modulation")
@@ -121,7 +121,7 @@ class Family:
     naming_schemes           the ways to name its tensors, the most specific first
     sampling                 (model_index.json, transformer's config.json) -> recommended settings
     example_inputs           (config.json, settings, batch) -> random arguments of one call
-    config                   {diffusers tensor: shape} -> the class's arguments that follow from them
+    config                   {diffusers tensor: shape} -> the class's arguments that depend on them
     fusable                  groups of linears in a block that read the same input
     modulation_layers        suffixes of linears in blocks that read one row per image
     time_embedding           what those linears read; None if it is not known
@@ -167,7 +167,7 @@ class Family:
     fast: Recipe = field(default_factory=Recipe)
 
     def matches(self, shapes: Shapes) -> bool:
-        """Return whether a checkpoint with these tensors, {name: logical shape}, is of the family."""
+        """Return whether tensors, {name: logical shape}, are those of a model of the family."""
         stripped = {short: shapes[name] for short, name in strip_prefix(shapes).items()}
         return any(scheme.owns(stripped) for scheme in self.naming_schemes)
 
@@ -203,7 +203,7 @@ class Family:
         return unused | flags
 
     def flags_of(self, shapes: Shapes) -> dict[str, str]:
-        """Return {stored flag: entry of config.json} of the empty tensors; they may lack the prefix."""
+        """Return {stored flag: entry of config.json} of empty tensors, which may lack the prefix."""
         entries = {
             name: self.flags.get(name.rpartition(".")[2])
             for name, shape in shapes.items()

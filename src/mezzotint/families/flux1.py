@@ -62,8 +62,8 @@ def sampling(index: Config, config: Config) -> Sampling:
 def from_original(shapes: Shapes) -> Naming:
     """Return the naming of Black Forest Labs' files.
 
-    Every linear of the model has a bias. Quantized files may lack some, and the converter asks for all
-    of them, so that the trace adds one for each weight and drops those that no file holds.
+    Every linear of the model has a bias, and the converter requires all of them. Quantized files
+    may lack some, so the trace adds a bias to each weight and drops those that the file lacks.
     """
     from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
 
@@ -86,7 +86,7 @@ def _repeat(shapes: Shapes) -> int:
     width = next(iter(shapes["img_in.weight"]), 0)
     if width == 0 or CONVERTER_WIDTH % width:
         raise Unsupported(
-            f"the model is {width} wide, and diffusers' converter for FLUX.1 can only be used where "
+            f"the model is {width} wide, and diffusers' converter for FLUX.1 can only be used if "
             f"the width divides {CONVERTER_WIDTH}",
             "save the model with diffusers' names.",
         )

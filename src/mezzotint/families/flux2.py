@@ -25,7 +25,7 @@ TRANSFORMER = "Flux2Transformer2DModel"
 
 
 def sampling(index: Config, _config: Config) -> Sampling:
-    """Return the settings of dev and the base models, or of the distilled klein without guidance."""
+    """Return the settings of dev and base models, or of distilled klein models without guidance."""
     if index.get("is_distilled"):
         return Sampling(height=1024, steps=4, guidance=1.0)
     return Sampling(height=1024, steps=50, guidance=4.0)
@@ -54,7 +54,7 @@ def config(shapes: Shapes) -> dict[str, Any]:
 
 
 def _hidden(shapes: Shapes, width: int) -> int:
-    """Return the features inside the MLP; a single block's last layer also reads the attention's."""
+    """Return the features inside the MLP; a single block's last layer also reads the attention."""
     if "transformer_blocks.0.ff.linear_out.weight" in shapes:
         return columns(shapes, "transformer_blocks.0.ff.linear_out.weight")
     return columns(shapes, "single_transformer_blocks.0.attn.to_out.weight") - width

@@ -25,7 +25,10 @@ class LatentGrid:
     frames: int = 1
 
     def check(self, sampling: Sampling) -> None:
-        """Raise BadRequest, with the nearest valid sizes, if a side or the frames are not whole cells."""
+        """Check that the sides and the frames are multiples of a cell.
+
+        Raises   BadRequest, with the nearest valid sizes
+        """
         sides = {"width": sampling.width or sampling.height, "height": sampling.height}
         for name, cell in (("width", self.width), ("height", self.height)):
             if sides[name] % cell:
@@ -37,7 +40,7 @@ class LatentGrid:
         if frames is not None and (frames - 1) % self.frames:
             near = _nearest(frames - 1, self.frames, first=1)
             raise BadRequest(
-                f"--frames is {frames}, and this model takes 1 and {self.frames} at a time after it",
+                f"--frames is {frames}, and this model takes 1 plus multiples of {self.frames}",
                 f"the nearest are {near}.",
             )
 

@@ -59,7 +59,7 @@ class BlockTable:
     hidden: Callable[[int], int]
 
     def sizes(self, shapes: Mapping[str, Shape]) -> Mapping[str | None, int]:
-        """Return {WIDTH: ..., HIDDEN: ...} of the model, {} if the tensor for the width is absent."""
+        """Return {WIDTH: ..., HIDDEN: ...} of the model, or {} without a tensor for the width."""
         if not shapes.get(self.width):
             return {}
         width = shapes[self.width][0]
@@ -149,9 +149,10 @@ class NunchakuNames:
     def stored_layers(
         self, modules: Iterable[str], row_major: bool = False
     ) -> dict[str, list[tuple[str, int]]]:
-        """Return {stored layer: [(module, number of its piece), ...]} for writing quantized modules.
+        """Return {stored layer: [(module, index of its piece), ...]} for writing quantized modules.
 
-        The pieces follow one another along the output features. A module in no table keeps its name.
+        The pieces are in the order of the output features. A module in no table keeps its name.
+
         Raises   Unsupported if a stored layer would contain a module that is not among `modules`
         """
         found: dict[str, dict[str, tuple[str, int]]] = {}

@@ -50,7 +50,7 @@ def sampling(index: Config, _config: Config) -> Sampling:
 
 
 def arguments(sampling: Sampling, prompts: int) -> dict[str, Any]:
-    """Return arguments with true CFG against an empty prompt: the model has no guidance embedder."""
+    """Return arguments with true CFG and an empty negative prompt, as there is no guidance embedder."""
     image = image_arguments(sampling, prompts)
     guidance = image.pop("guidance_scale")
     return image | {"true_cfg_scale": guidance, "negative_prompt": [" "] * prompts}

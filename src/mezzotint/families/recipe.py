@@ -1,8 +1,8 @@
-"""What `fast` knows of a family's diffusers classes, as data.
+"""The names in a family's diffusers classes that the passes of `fast` need.
 
-Everything here is a name, so that `families` does not import `fast`. tests/families/test_recipes.py checks
-that each class, attribute, argument and method exists in the installed diffusers: an upstream
-rename fails there.
+Everything here is a name, so that `families` does not import `fast`. tests/families/test_recipes.py
+checks that each class, attribute, argument and method exists in the installed diffusers: an
+upstream rename fails there.
 """
 
 from collections.abc import Mapping

@@ -56,7 +56,7 @@ class Sampling:
 
 
 def image_arguments(sampling: Sampling, _prompts: int) -> dict[str, Any]:
-    """Return the settings as arguments of an image pipeline; the number of prompts has no effect."""
+    """Return the settings as arguments of an image pipeline, whatever the number of prompts."""
     length = sampling.max_sequence_length
     return {
         "height": sampling.height,

@@ -36,7 +36,7 @@ def columns(shapes: Shapes, *names: str) -> int:
 
 
 def blocks(shapes: Shapes, name: str) -> int:
-    """Return the number of blocks `name`.0, `name`.1, ... by the highest number in the checkpoint."""
+    """Return the number of blocks `name`.0, `name`.1, ...: the highest in the checkpoint plus 1."""
     numbers = (re.match(rf"{name}\.(\d{{1,6}})\.", key) for key in shapes)
     return max((int(number[1]) + 1 for number in numbers if number), default=0)
 

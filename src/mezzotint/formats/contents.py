@@ -47,7 +47,7 @@ class StoredLinear:
     module          the layer's name in the file
     shape           logical (out, in)
     keys            {part: tensor name}, of present parts and of required parts that are absent
-    implied_values  {part: value} of single numbers that the format defines and the file omits
+    implied_values  {part: value} that the format defines and the file does not store as a tensor
     postprocess     the last step to plain values, such as undoing interleaved rows
     dynamic_input   without a static scale in the file, quantize the input with a scale per call
     """
@@ -57,7 +57,7 @@ class StoredLinear:
     layout: Layout
     shape: tuple[int, int]
     keys: Mapping[str, str]
-    implied_values: Mapping[str, float] = field(default_factory=dict)
+    implied_values: Mapping[str, float | Tensor] = field(default_factory=dict)
     postprocess: Callable[[QuantTensor], QuantTensor] | None = None
     dynamic_input: bool = False
 
@@ -149,7 +149,7 @@ class StoredLinear:
             for part, key in self.keys.items()
         }
         parts |= {
-            part: torch.tensor(value, device=None if part in read_parts else "meta")
+            part: torch.as_tensor(value, device=None if part in read_parts else "meta")
             for part, value in self.implied_values.items()
         }
         return QuantTensor(self.scheme, self.layout, self.shape, parts, self.dynamic_input)
@@ -157,7 +157,7 @@ class StoredLinear:
     def read(self, header: Header) -> QuantTensor:
         """Return the weight in the file's layout. Raises BadScale if a scale is not usable."""
         parts = {part: self._read_part(header, part) for part in self.keys}
-        parts |= {part: torch.tensor(value) for part, value in self.implied_values.items()}
+        parts |= {part: torch.as_tensor(value) for part, value in self.implied_values.items()}
         return QuantTensor(self.scheme, self.layout, self.shape, parts, self.dynamic_input)
 
     def _read_part(self, header: Header, part: str) -> Tensor:

@@ -12,7 +12,7 @@ from mezzotint.families.building import bounded
 from mezzotint.generation.component_files import stored_files
 from mezzotint.generation.pipeline_index import Component
 from mezzotint.untrusted.config_limits import RESTORE
-from mezzotint.untrusted.library_failures import failures_named
+from mezzotint.untrusted.library_failures import convert_errors
 
 MAX_PARAMETERS_PER_BYTE = 16
 """Maximum parameters per byte of weight files. 4-bit weights have 2, which loading counts twice."""
@@ -26,7 +26,7 @@ def load_component(component: Component, dtype: torch.dtype) -> Any:
     """
     where = str(component.config_file)
     what = f"{component.name} cannot be loaded as a {component.class_name}"
-    with _restore_default_dtype(), failures_named(where, what, RESTORE):
+    with _restore_default_dtype(), convert_errors(where, what, RESTORE):
         if component.base == "ModelMixin":
             return _load_model(component, torch_dtype=dtype)
         if component.base == "PreTrainedModel":

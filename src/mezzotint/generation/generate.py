@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -19,17 +19,12 @@ from mezzotint.generation.output_check import describe_problems, find_problems
 from mezzotint.generation.pipeline import recommended_sampling, transformers_of
 from mezzotint.generation.pipeline_selection import check_source_image, select_pipeline_class
 from mezzotint.generation.prompt_length import cut_prompts
-from mezzotint.generation.request import Request
+from mezzotint.generation.request import Request, RequestSettings
 from mezzotint.generation.result import GenerationResult
 from mezzotint.generation.sampling_options import call_arguments
 from mezzotint.generation.schedule import NO_STEPS, StepSchedule, apply_schedule
 from mezzotint.generation.turns import alone
-from mezzotint.untrusted.library_failures import failures_named
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from mezzotint.generation.request import RequestSettings
+from mezzotint.untrusted.library_failures import convert_errors
 
 __all__ = ["GenerationResult", "effective_attention_steps", "generate", "generate_stream"]
 
@@ -52,7 +47,7 @@ def generate(
     *,
     on_step: OnStep = lambda _step, _latents: None,
     cancel: CancelToken | None = None,
-    **settings: "Unpack[RequestSettings]",
+    **settings: Unpack[RequestSettings],
 ) -> GenerationResult:
     """Generate one image or video for each prompt.
 
@@ -219,7 +214,7 @@ def _pipeline_for(pipe: Any, has_source_image: bool) -> Any:
     return with_image
 
 
-def _named_failures(pipe: Any) -> failures_named:
+def _named_failures(pipe: Any) -> convert_errors:
     where = f"{type(pipe).__name__} of {pipe.config.get('_name_or_path') or 'this process'}"
     hint = "its text encoder, transformer and VAE may be of different models."
-    return failures_named(where, "generating failed", hint, Unsupported, PIPELINE_ERRORS)
+    return convert_errors(where, "generating failed", hint, Unsupported, PIPELINE_ERRORS)

@@ -27,7 +27,7 @@ from mezzotint.kernels import QUANTIZED_ACTIVATIONS, BackendChoice, resolve_devi
 from mezzotint.loading import LoadReport, Placement
 from mezzotint.loading import load as load_model
 from mezzotint.untrusted.config_limits import RESTORE
-from mezzotint.untrusted.library_failures import failures_named, memory_named
+from mezzotint.untrusted.library_failures import convert_errors, convert_memory_errors
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def load_pipeline(
     reports = _load_transformers(planned, target, dtype, backend, resident)
     modules = {name: module.eval() for name, (_, module) in planned.items()}
     pipe = _assemble(local, others | modules, dtype)
-    with memory_named(f"moving the pipeline to {target}"):
+    with convert_memory_errors(f"moving the pipeline to {target}"):
         pipe.to(target)
     return LoadedPipeline(pipe, reports)
 
@@ -147,7 +147,7 @@ def _load_transformers(
     placement = Placement(device, resident)
     reports = {}
     for name, (load_plan, module) in planned.items():
-        with memory_named(f"loading {name}"):
+        with convert_memory_errors(f"loading {name}"):
             reports[name] = load_model(load_plan, module, placement, dtype, backend)
         mark_quantized(module, reports[name])
     return reports
@@ -166,7 +166,7 @@ def _assemble(index: PipelineIndex, components: Mapping[str, Any], dtype: torch.
     where, name = f"{index.folder / PIPELINE_INDEX}", index.pipeline.__name__
     # diffusers must be told about components that are absent, or it looks for their folders.
     arguments = dict.fromkeys(index.absent) | dict(components)
-    with failures_named(where, f"diffusers cannot make a {name} of these components", RESTORE):
+    with convert_errors(where, f"diffusers cannot make a {name} of these components", RESTORE):
         pipe = index.pipeline.from_pretrained(
             index.folder, dtype=dtype, local_files_only=True, **arguments
         )

@@ -21,7 +21,7 @@ from mezzotint.errors import BrokenFile, NotACheckpoint, UnknownFormat, Unsuppor
 from mezzotint.hub import AnyPath
 from mezzotint.untrusted.config_limits import RESTORE
 from mezzotint.untrusted.json import read_object
-from mezzotint.untrusted.library_failures import failures_named
+from mezzotint.untrusted.library_failures import convert_errors
 
 TRANSFORMER, TRANSFORMER_2, VAE, SCHEDULER = "transformer", "transformer_2", "vae", "scheduler"
 TRANSFORMERS = (TRANSFORMER, TRANSFORMER_2)
@@ -179,7 +179,7 @@ def named_class(module: ModuleType, name: str, where: str) -> Any:
     Raises  UnknownFormat if it does not exist; Unsupported if it needs a library that is not
             installed
     """
-    with failures_named(f"{where} is {name}", "cannot be imported", RESTORE):
+    with convert_errors(f"{where} is {name}", "cannot be imported", RESTORE):
         found = getattr(module, name, None) if NAME.fullmatch(name) else None
     if not isinstance(found, type):
         raise UnknownFormat(

@@ -2,16 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypedDict
+from typing import TypedDict, Unpack
 
 from PIL.Image import Image
 
 from mezzotint.errors import BadRequest
 from mezzotint.families import Sampling
 from mezzotint.generation.step_schedule import FP8_ATTENTION_STEPS, NO_STEPS, StepSchedule
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 class RequestSettings(TypedDict, total=False):
@@ -62,7 +59,7 @@ class Request:
 
     @classmethod
     def of(
-        cls, prompts: "Request | Sequence[str]", **settings: "Unpack[RequestSettings]"
+        cls, prompts: "Request | Sequence[str]", **settings: Unpack[RequestSettings]
     ) -> "Request":
         """Return the request, or make one from prompts and settings. Raises BadRequest."""
         if isinstance(prompts, Request):

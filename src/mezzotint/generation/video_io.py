@@ -88,7 +88,8 @@ def _encode(arguments: list[str], frames: Sequence[Image.Image], path: Path) -> 
     from imageio_ffmpeg import get_ffmpeg_exe
 
     command = [get_ffmpeg_exe(), "-y", "-loglevel", "error", *arguments]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as ffmpeg:  # noqa: S603
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stderr=pipe) as ffmpeg:  # noqa: S603
         assert ffmpeg.stdin is not None  # noqa: S101
         with suppress(BrokenPipeError):
             for frame in frames:

@@ -1,7 +1,9 @@
-"""The Hugging Face Hub as read-only paths: listed by one request, read by byte ranges, downloaded only on `fetch`.
+"""Read-only paths on the Hugging Face Hub.
 
-A HubPath does what the readers of headers ask of a pathlib.Path. Endpoint, cache, token and offline mode are those of
-huggingface_hub (HF_ENDPOINT, HF_HOME, HF_TOKEN, HF_HUB_OFFLINE). Small text files come by way of its cache.
+A repository is listed with one request, and its files are read by byte ranges. Only `fetch`
+downloads a file. A HubPath has the methods of pathlib.Path that reading headers needs. As in
+huggingface_hub, HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE set endpoint, cache, token and
+offline mode.
 """
 
 import io
@@ -22,15 +24,15 @@ from mezzotint.hub.http import call, open_stream
 
 HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?P<path>(/[^/@]+)*)/?(@(?P<revision>[^@]+))?")
 FIRST_READ = 64 * 1024
-"""Bytes that a first range request asks for: most headers of a component's shard fit."""
+"""Bytes of the first range request, enough for most headers of a component's shard."""
 LISTING_BYTES = 8 * 2**20
-"""Largest list of a repository's files: 30,000 of them."""
+"""Largest accepted listing of a repository, enough for 30,000 files."""
 COMMIT = re.compile("[0-9a-f]{40,64}")
 
 
 @dataclass(frozen=True)
 class FileStat:
-    """What `HubPath.stat` answers."""
+    """Result of `HubPath.stat`; the size is in bytes."""
 
     st_size: int
 
@@ -40,7 +42,7 @@ class Repo:
     """One commit of a repository.
 
     files   {path: size in bytes}
-    starts  {path: first bytes of the file}, kept because a file is recognized and then read
+    starts  {path: first bytes of the file}, cached because detecting and reading both need them
     """
 
     name: str
@@ -53,7 +55,7 @@ class Repo:
 @total_ordering
 @dataclass(frozen=True)
 class HubPath:
-    """A file or folder of a repository; `/` goes down, `fetch` brings a file here."""
+    """A file or folder of a repository; `/` joins paths, `fetch` downloads a file."""
 
     repo: Repo
     path: PurePosixPath = field(default_factory=PurePosixPath)
@@ -83,7 +85,7 @@ class HubPath:
         return any(self.path in PurePosixPath(file).parents for file in self.repo.files)
 
     def glob(self, pattern: str) -> Iterator["HubPath"]:
-        """The files of this folder, and not of those in it, whose names match."""
+        """Yield the files of this folder, without subfolders, whose names match."""
         for file in map(PurePosixPath, self.repo.files):
             if file.parent == self.path and fnmatchcase(file.name, pattern):
                 yield HubPath(self.repo, file)
@@ -97,7 +99,10 @@ class HubPath:
     def open(
         self, _mode: str = "rb", read_ahead: int = FIRST_READ
     ) -> "io.BufferedReader | RangeReader":
-        """The file's bytes: of the copy in the cache, or by ranges of at least `ahead` bytes, 0 for what is asked."""
+        """Open the cached copy, or the file on the Hub.
+
+        read_ahead   fewest bytes that a range request asks for; 0 to ask for exactly what is read
+        """
         from huggingface_hub import try_to_load_from_cache
 
         cached = try_to_load_from_cache(self.repo.name, str(self.path), revision=self.repo.commit)
@@ -106,9 +111,11 @@ class HubPath:
         return io.BufferedReader(RangeReader(self), read_ahead) if read_ahead else RangeReader(self)
 
     def fetch(self, **options: Any) -> Path:
-        """Return the local copy, downloaded into huggingface_hub's cache if it is not there.
+        """Download the file into huggingface_hub's cache if necessary, and return the local copy.
 
-        options  further arguments of `hf_hub_download`
+        options   further arguments of `hf_hub_download`
+        Raises    NotACheckpoint if the file does not exist; HubError;
+                  BrokenFile if the repository has changed
         """
         from huggingface_hub import hf_hub_download
 
@@ -132,7 +139,12 @@ class HubPath:
 
 
 def local_copy(path: Path | HubPath) -> Path:
-    """The path itself, or the copy of a Hub file, or of a Hub folder's own files, in huggingface_hub's cache."""
+    """Return a local path: the path itself, or the cached copy of a Hub file or folder.
+
+    Files in subfolders of a Hub folder are not downloaded.
+
+    Raises   NotACheckpoint if there is no such file or folder; HubError
+    """
     if isinstance(path, Path):
         return path
     if path.is_file():
@@ -144,7 +156,7 @@ def local_copy(path: Path | HubPath) -> Path:
 
 
 class RangeReader(io.RawIOBase):
-    """A file of the Hub as a stream: every read is one range request."""
+    """A file on the Hub as a stream; every read is one range request."""
 
     def __init__(self, file: HubPath) -> None:
         self.file, self.position, self.size = file, 0, file.stat().st_size
@@ -174,7 +186,10 @@ class RangeReader(io.RawIOBase):
         return len(data)
 
     def _read_start(self, end: int) -> bytes | None:
-        """Return bytes up to `end` if they are the file's first; each file is asked once."""
+        """Return the bytes from the position to `end` if the file's first bytes are cached.
+
+        A read from position 0 fills the cache.
+        """
         starts, path = self.file.repo.starts, str(self.file.path)
         if self.position == 0 and end > len(starts.get(path, b"")):
             starts[path] = _read_range(self.file, 0, end)
@@ -183,15 +198,15 @@ class RangeReader(io.RawIOBase):
 
 
 AnyPath = Path | HubPath
-"""Where headers and configurations are read from."""
+"""A local path or a path on the Hub."""
 
 
 def hub_path(name: str) -> HubPath | Path | None:
-    """The path that an id names, `owner/name[/path][@revision]`; None if `name` cannot be an id.
+    """Return the path of an id `owner/name[/path][@revision]`, or None if `name` is no valid id.
 
-    In offline mode it is the folder in huggingface_hub's cache.
+    In offline mode, return the folder in huggingface_hub's cache.
 
-    Raises  NotACheckpoint if there is no such repository, or no access to it; HubError if the Hub fails
+    Raises   NotACheckpoint if there is no such repository, or no access to it; HubError
     """
     match = HUB_ID.fullmatch(name)
     if match is None:
@@ -205,9 +220,9 @@ def hub_path(name: str) -> HubPath | Path | None:
 
 
 def list_files(repo: str, revision: str) -> Repo:
-    """Return the commit that `revision` names, with its files and their sizes.
+    """Return the commit of `revision`, with its files and their sizes.
 
-    Raises  NotACheckpoint if there is no such repository or no access to it; HubError
+    Raises   NotACheckpoint if there is no such repository or no access to it; HubError
     """
     what = f"{repo}@{revision}"
     text = call(what, LISTING_BYTES, partial(_get_listing, repo, revision))
@@ -243,7 +258,7 @@ def _file_entry(what: str, entry: Any) -> tuple[str, int]:
 
 
 def _is_safe(name: str) -> bool:
-    """Whether a path stays inside its repository, and can be printed and opened."""
+    """Return whether a path stays inside its repository, and can be printed and opened."""
     parts = name.split("/")
     inside = len(name) <= 1024 and not {"", ".", ".."} & set(parts) and "\\" not in name
     return inside and not any(unicodedata.category(c) in {"Cc", "Cs"} for c in name)
@@ -254,7 +269,7 @@ def _no_listing(what: str, why: str) -> HubError:
 
 
 def _cached_snapshot(repo: str, revision: str) -> Path:
-    """The folder in which huggingface_hub keeps this revision's files."""
+    """Return the folder of this revision in huggingface_hub's cache."""
     from huggingface_hub import constants
 
     cache = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
@@ -264,8 +279,9 @@ def _cached_snapshot(repo: str, revision: str) -> Path:
     )
     if not folder.is_dir():
         raise NotACheckpoint(
-            f"{repo}@{revision}: no such file or folder here, and it is not in the cache ({cache.parent})",
-            "check the path; HF_HUB_OFFLINE is set: for a repository, load it once while online.",
+            f"{repo}@{revision}: no such local file or folder, and the repository is not in "
+            f"the cache ({cache.parent})",
+            "check the path; HF_HUB_OFFLINE is set: load a repository once while online.",
         )
     return folder
 
@@ -284,7 +300,7 @@ def _get_range(file: HubPath, url: str, start: int, end: int) -> bytes:
         whole = start == 0 and end == file.stat().st_size
         if response.status_code != 206 and not (response.status_code == 200 and whole):
             raise NotACheckpoint(
-                f"{file}: the server does not answer range requests", "download the file first."
+                f"{file}: the server does not support range requests", "download the file first."
             )
         sent = response.headers.get("Content-Range")
         if sent is not None and not re.match(rf"bytes {start}-{end - 1}/", sent):
@@ -293,5 +309,5 @@ def _get_range(file: HubPath, url: str, start: int, end: int) -> bytes:
             )
         data = response.read()
     if len(data) != end - start:
-        raise httpx2.RemoteProtocolError(f"{len(data):,} of {end - start:,} bytes came")
+        raise httpx2.RemoteProtocolError(f"received {len(data):,} of {end - start:,} bytes")
     return data

@@ -34,12 +34,12 @@ T = TypeVar("T")
 
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 20.0
-"""Longest silence of a server between two packets."""
+"""Longest wait for the next packet."""
 TOTAL_SECONDS = 60.0
-"""Limit for a call with all its retries, beside what its bytes take at BYTES_PER_SECOND."""
+"""Limit for a call with all its retries, in addition to its bytes at BYTES_PER_SECOND."""
 BYTES_PER_SECOND = 100_000
 RETRY_SECONDS = (0.5, 2.0, 6.0)
-"""Waits before the second and later attempts, unless the server asks for a longer one."""
+"""Waits before the second and later attempts, unless the server asks for longer ones."""
 REDIRECT_BYTES = 64 * 1024
 THREAD = "mezzotint-hub"
 SHOWN_HEADERS = (
@@ -55,7 +55,7 @@ UNSAFE_ETAG = re.compile(r'(?!^W/")[/\\]|\.\.')
 
 @dataclass
 class Limits:
-    """What one call may take: `max_bytes` in each body, and time up to `deadline` (time.monotonic)."""
+    """Limits of one call: bytes of each response body, and a deadline on time.monotonic's clock."""
 
     what: str
     max_bytes: int
@@ -67,7 +67,7 @@ class Limits:
             raise self.too_slow()
 
     def too_slow(self) -> HubError:
-        return HubError(f"{self.what}: the Hub did not finish its answer in time", TRY_LATER)
+        return HubError(f"{self.what}: the Hub did not finish its response in time", TRY_LATER)
 
 
 _LIMITS: ContextVar[Limits | None] = ContextVar("mezzotint_hub_limits", default=None)
@@ -75,15 +75,14 @@ _INSTALLING = threading.Lock()
 
 
 def call(what: str, max_bytes: int, request: Callable[[], T]) -> T:
-    """Return `request()`, made under limits and retried.
+    """Return `request()`, with limits and retries.
 
-    what       name of the file or repository, for messages
-    max_bytes  size of the largest body that the request may receive
+    The request runs on its own thread, because no socket timeout bounds a slow name server, headers
+    that arrive byte by byte, or the waits of huggingface_hub.
 
-    Raises  NotACheckpoint if the Hub has no such thing or gives no access to it; HubError otherwise
-
-    The request runs on a thread of its own, because no socket timeout bounds a slow name server,
-    headers that arrive byte by byte, or the waits of huggingface_hub.
+    what        name of the file or repository, for messages
+    max_bytes   size of the largest body that the request may receive
+    Raises      NotACheckpoint if the Hub has no such file or denies access; HubError
     """
     _bound_every_client()
     limits = Limits(
@@ -97,11 +96,11 @@ def call(what: str, max_bytes: int, request: Callable[[], T]) -> T:
     except FutureTimeout:
         raise limits.too_slow() from None
     finally:
-        limits.deadline = 0.0  # a thread that still reads stops at its next packet
+        limits.deadline = 0.0  # makes a thread that is still reading stop at its next packet
 
 
 class _Answer(Future[T]):
-    """What a thread returns or raises; `result` raises it again."""
+    """The result or error of a thread; `result` returns or raises it."""
 
     def __enter__(self) -> "_Answer[T]":
         return self
@@ -192,7 +191,7 @@ def _bound_response(response: "httpx2.Response") -> None:
     _clean_headers(response.headers)
     if response.status_code >= 400:
         _keep_retry_after(response, limits)
-        # huggingface_hub would read the whole body of an error, and repeat it in its message
+        # huggingface_hub would read the whole body of an error, and quote it in its message.
         response.stream.close()  # type: ignore[union-attr]
         response.stream = httpx2.ByteStream(b"")
         response.headers.pop("Content-Encoding", None)
@@ -201,17 +200,16 @@ def _bound_response(response: "httpx2.Response") -> None:
     elif UNSAFE_ETAG.search(
         response.headers.get("X-Linked-ETag") or response.headers.get("ETag") or ""
     ):
-        raise HubError(
-            f"{limits.what}: the Hub's ETag is no file name", CHECK_ENDPOINT
-        )  # it names the cached file
+        # huggingface_hub uses the ETag as the name of the cached file.
+        raise HubError(f"{limits.what}: the Hub's ETag is no valid file name", CHECK_ENDPOINT)
 
 
 def _bound_body(response: "httpx2.Response", limits: Limits) -> None:
     encoding = response.headers.get("Content-Encoding", "identity")
     if encoding.strip().lower() not in {"identity", ""}:
-        # requests ask for "identity": what unpacks to more than its size was not asked for
+        # Requests ask for "identity", because a compressed body can exceed any limit when decoded.
         raise HubError(
-            f"{limits.what}: the Hub compresses its answer ({printable(encoding, 20)})",
+            f"{limits.what}: the Hub compresses its response ({printable(encoding, 20)})",
             CHECK_ENDPOINT,
         )
     max_bytes = REDIRECT_BYTES if response.status_code >= 300 else limits.max_bytes
@@ -241,30 +239,31 @@ def _bounded_stream(stream: Any, limits: Limits, max_bytes: int) -> "httpx2.Sync
 
 
 def _clean_headers(headers: "httpx2.Headers") -> None:
-    """Escape and shorten what huggingface_hub prints or puts into messages."""
+    """Escape and shorten the headers that huggingface_hub prints or quotes."""
     for name in SHOWN_HEADERS:
         if name in headers:
             headers[name] = printable(headers[name])
 
 
 def _keep_retry_after(response: "httpx2.Response", limits: Limits) -> None:
-    """Remember how long the server asks to wait.
+    """Record how long the server asks to wait.
 
-    Raises  HubError if that is longer than the call may take
+    Raises   HubError if that is longer than the call may take
     """
     asked = max(
         _retry_after(response.headers.get("Retry-After", "")), _reset_after(response.headers)
     )
     if response.status_code in RETRIED_STATUSES and time.monotonic() + asked > limits.deadline:
         raise HubError(
-            f"{limits.what}: the Hub answers {response.status_code} and asks to wait {asked:,.0f} seconds",
+            f"{limits.what}: the Hub answers {response.status_code} "
+            f"and asks to wait {asked:,.0f} seconds",
             TRY_LATER,
         )
     limits.retry_after = asked
 
 
 def _retry_after(value: str) -> float:
-    """Seconds of a Retry-After header, which holds seconds or a date; 0 for anything else."""
+    """Return the seconds of a Retry-After header, which holds seconds or a date; 0 if invalid."""
     if re.fullmatch(r"\d{1,9}", value.strip(), re.ASCII):
         return float(value)
     try:
@@ -274,7 +273,7 @@ def _retry_after(value: str) -> float:
 
 
 def _reset_after(headers: "httpx2.Headers") -> float:
-    """Seconds until the Hub's rate limit is reset, if it has been reached."""
+    """Return the seconds until the Hub's rate limit is reset; 0 if it is not exceeded."""
     from huggingface_hub.utils._http import parse_ratelimit_headers
 
     try:

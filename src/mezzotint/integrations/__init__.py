@@ -1,1 +1,1 @@
-"""Adapters to other libraries: the Hugging Face Hub and diffusers' model loader."""
+"""Integrations with other libraries: diffusers' `from_pretrained` and `save_pretrained`."""

@@ -1,9 +1,9 @@
-"""Let diffusers' own `from_pretrained` read what Mezzotint reads, and its `save_pretrained` write Mezzotint's format.
+"""A diffusers quantizer, for `from_pretrained` and `save_pretrained` with quantized models.
 
-diffusers builds the model on the meta device, asks a quantizer to prepare it, then fills what is left. The quantizer
-here reads the same headers as `mezzotint.load`, puts QuantLinears in, and takes the tensors it has read out of
-diffusers' hands, because diffusers would cast float32 scales to the model's dtype. A model that `mezzotint.load` has
-filled is given a quantizer too, which diffusers asks when it is to save or dequantize the model.
+diffusers builds the model on the meta device, lets a quantizer prepare it, then loads the remaining
+tensors. The quantizer reads the same headers as `mezzotint.load` and inserts QuantLinears. It hides
+the tensors that it has read from diffusers, which would cast float32 scales to the model's dtype.
+A model of `mezzotint.load` gets a quantizer too, which diffusers uses to save or dequantize it.
 """
 
 import importlib
@@ -31,13 +31,16 @@ from mezzotint.nn import quant_linears
 
 
 class Method(str, Enum):
-    """The name under which diffusers keeps this quantizer."""
+    """The name of this quantizer in diffusers."""
 
     MEZZOTINT = "mezzotint"
 
 
 class MezzotintConfig(QuantizationConfigMixin):  # type: ignore[misc]
-    """A `quantization_config` that stands for the tensors it lies beside; its own entries are kept as they came."""
+    """A `quantization_config` whose entries are kept unchanged.
+
+    Only the stored tensors decide what is quantized.
+    """
 
     def __init__(self, **entries: Any) -> None:
         self.entries = entries
@@ -50,7 +53,7 @@ class MezzotintConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
 
 class ModelOptConfig:
-    """Tells ModelOpt's exports from diffusers' own ModelOpt checkpoints, which diffusers reads by itself."""
+    """Routes ModelOpt's exports to Mezzotint; diffusers reads its own ModelOpt checkpoints."""
 
     @classmethod
     def from_dict(cls, entries: dict[str, Any], **kwargs: Any) -> QuantizationConfigMixin:
@@ -59,10 +62,10 @@ class ModelOptConfig:
         return NVIDIAModelOptConfig.from_dict(entries, **kwargs)
 
 
-class Owner:
-    """A model that the quantizer among its attributes refers to, without keeping it alive.
+class ModelReference:
+    """A weak reference from a quantizer to its model.
 
-    A copy of the model has a quantizer of its own, which refers to the copy.
+    A copy of the model has a copy of the quantizer, which refers to the copied model.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -72,7 +75,7 @@ class Owner:
         return self.model()
 
     def __reduce__(self) -> Any:
-        return Owner, (self.model(),)
+        return ModelReference, (self.model(),)
 
 
 class MezzotintQuantizer(DiffusersQuantizer):  # type: ignore[misc]
@@ -115,21 +118,21 @@ class MezzotintQuantizer(DiffusersQuantizer):  # type: ignore[misc]
     def _process_model_after_weight_loading(
         self, model: torch.nn.Module, **_: Any
     ) -> torch.nn.Module:
-        self.belong_to(model, report(self.plan, model, self.blank))
+        self.attach(model, report(self.plan, model, self.blank))
         return model
 
-    def belong_to(self, model: Any, report: LoadReport) -> None:
-        """Be the quantizer of a model that is filled, whose configuration says from now on what is quantized."""
-        self.report, self.owner = report, Owner(model)
+    def attach(self, model: Any, report: LoadReport) -> None:
+        """Become the quantizer of a loaded model, and add its quantization to its configuration."""
+        self.report, self.model = report, ModelReference(model)
         model.register_to_config(quantization_config=quantization_of(model))
 
     @property
     def is_serializable(self) -> bool:
-        """True. diffusers asks before it writes anything, so that this is where saving is refused.
+        """True; diffusers reads this before it writes anything.
 
-        Raises   Unsupported if a checkpoint would not be what the model is
+        Raises   Unsupported if a checkpoint could not represent the model
         """
-        model = self.owner()
+        model = self.model()
         check_savable(model, self.report.path)
         model.register_to_config(quantization_config=quantization_of(model))
         return True
@@ -139,10 +142,10 @@ class MezzotintQuantizer(DiffusersQuantizer):  # type: ignore[misc]
     ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         if not safe_serialization:
             raise Unsupported(
-                "quantized weights are saved as safetensors only",
-                "leave out safe_serialization=False.",
+                "quantized weights can only be saved as safetensors",
+                "omit safe_serialization=False.",
             )
-        return stored_tensors(self.owner(), state_dict), {}
+        return stored_tensors(self.model(), state_dict), {}
 
     def _dequantize(self, model: Any) -> Any:
         dequantize(model)
@@ -154,12 +157,12 @@ class MezzotintQuantizer(DiffusersQuantizer):  # type: ignore[misc]
 
 
 def mark_quantized(model: Any, report: LoadReport) -> None:
-    """Let diffusers know that a model which was not loaded by it is quantized, if it is, and how to save it."""
+    """Give a model with quantized layers the attributes that diffusers needs to save it."""
     if not quant_linears(model):
         return
     model.is_quantized, model.quantization_method = True, Method.MEZZOTINT
     model.hf_quantizer = MezzotintQuantizer(MezzotintConfig())
-    model.hf_quantizer.belong_to(model, report)
+    model.hf_quantizer.attach(model, report)
 
 
 def _register(auto: ModuleType) -> None:

@@ -1,4 +1,4 @@
-"""A loaded model as a checkpoint in Mezzotint's format, and as an ordinary model."""
+"""Convert a loaded model to a checkpoint in Mezzotint's format, or to an ordinary model."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -20,9 +20,9 @@ from mezzotint.tensor import QuantTensor
 
 
 def quantization_of(model: nn.Module) -> dict[str, Any]:
-    """Return the `quantization_config` of a model, {} if none of its layers is quantized."""
+    """Return the `quantization_config` of a model, or {} if it has no quantized layer."""
     layers = {
-        name: [_outline(product) for product in layer.sublayers]
+        name: [_outline(sublayer) for sublayer in layer.sublayers]
         for name, layer in quant_linears(model).items()
     }
     declared = TARGET.declare(layers, ())
@@ -31,69 +31,75 @@ def quantization_of(model: nn.Module) -> dict[str, Any]:
 
 
 def stored_tensors(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint, {key: tensor}: parts are plain, whatever the backends want.
+    """Return {key: tensor} of a checkpoint in Mezzotint's format, with plain parts.
 
-    state   the model's state_dict, which gives the tensors of no quantized layer
+    state   the model's state_dict, for the tensors outside of quantized layers
     """
     layers = quant_linears(model)
     inside = tuple(f"{name}." for name in layers)
     tensors = {key: value for key, value in state.items() if not key.startswith(inside)}
     for name, layer in layers.items():
-        written = TARGET.layer({name: [product.plain_weight() for product in layer.sublayers]})
+        written = TARGET.layer({name: [sublayer.plain_weight() for sublayer in layer.sublayers]})
         assert isinstance(written, StoredTensors)  # noqa: S101
         tensors |= written.tensors
-    return _apart(tensors)
+    return _unshared(tensors)
 
 
 def check_savable(model: Any, source: AnyPath) -> None:
-    """Check that a checkpoint of a model would compute what the model does.
+    """Check that a checkpoint of a model would compute the same outputs.
 
-    source   what the model was loaded from
+    source   the checkpoint of the model
     Raises   Unsupported, with the command that writes the source in Mezzotint's format
     """
     reason = next(_obstacles(model), None)
     if reason is not None:
         raise Unsupported(
             f"this {type(model).__name__} cannot be saved: {reason}",
-            f"`mezzotint convert {quote(str(source))} -o OUTPUT` writes what it was loaded from.",
+            f"`mezzotint convert {quote(str(source))} -o OUTPUT` converts its checkpoint.",
         )
 
 
 def _obstacles(model: Any) -> Iterator[str]:
-    """Why a model cannot be saved."""
-    if away := _away(model):
-        yield f"{join_names(away)} not in memory, because of CPU offload; `pipe.remove_all_hooks()` ends that"
+    """Yield the reasons why a model cannot be saved."""
+    if offloaded := _on_meta(model):
+        yield (
+            f"CPU offload has moved {join_names(offloaded)} out of the model; "
+            "`pipe.remove_all_hooks()` ends it"
+        )
         return
-    places, sources = _places(model), _sources(model)
-    if missing := [name for name in places if name not in sources]:
-        yield f"it lacks {join_names(missing)}{_why(model)}"
-    if extra := [name for name in sources if name not in places]:
-        yield f"its class has no place for {join_names(extra)}, which adapters or replaced layers have brought"
-    if adapted := [name for name, layer in quant_linears(model).items() if _has_adapters(layer)]:
-        yield f"the adapters of {join_names(adapted)} have no place in the file; remove_adapter removes one"
-    if unquantized := [
-        name for name, layer in quant_linears(model).items() if not _computes_as_stored(layer)
-    ]:
-        yield f"activations='bf16' leaves inputs of {join_names(unquantized)} in BF16, and the file cannot say so"
+    expected, actual = _expected_tensors(model), _logical_tensors(model)
+    if missing := [name for name in expected if name not in actual]:
+        yield f"it lacks {join_names(missing)}{_fused_hint(model)}"
+    if extra := [name for name in actual if name not in expected]:
+        yield f"its class has no {join_names(extra)}, which come from adapters or replaced layers"
+    layers = quant_linears(model)
+    if adapted := [name for name, layer in layers.items() if _has_adapters(layer)]:
+        yield f"the file cannot store adapters of {join_names(adapted)}; use remove_adapter"
+    if unquantized := [name for name, layer in layers.items() if not _computes_as_stored(layer)]:
+        yield (
+            "the file cannot store activations='bf16', which leaves inputs of "
+            f"{join_names(unquantized)} in BF16"
+        )
 
 
 def dequantize(model: Any) -> None:
-    """Replace every quantized layer by an nn.Linear with its decoded weight, in the dtype of the layer's inputs.
+    """Replace every quantized layer by an nn.Linear with its weight in the dtype of its inputs.
 
-    Raises   Unsupported if layers were joined, or weights are elsewhere
+    Raises   Unsupported if layers are fused or have adapters, or weights are offloaded
     """
-    places, layers, away = _places(model), quant_linears(model), _away(model)
-    replaced = [name for name in layers if f"{name}.weight" not in places]
+    expected, layers, offloaded = _expected_tensors(model), quant_linears(model), _on_meta(model)
+    fused = [name for name in layers if f"{name}.weight" not in expected]
     if adapted := [name for name, layer in layers.items() if _has_adapters(layer)]:
         raise Unsupported(
-            f"{join_names(adapted)} have adapters, which decoded weights do not include",
-            "remove_adapter removes one.",
+            f"{join_names(adapted)} have adapters, which dequantized weights do not include",
+            "use remove_adapter first.",
         )
-    if replaced or away:
+    if fused or offloaded:
+        reason = "are offloaded" if offloaded else "replace layers of its class"
         raise Unsupported(
-            f"this {type(model).__name__} cannot be dequantized: {join_names(away or replaced)} "
-            f"{'not in memory' if away else 'in place of its own layers'}{_why(model)}",
-            "load the model again, and dequantize it before it is made fast, offloaded or given adapters.",
+            f"this {type(model).__name__} cannot be dequantized: {join_names(offloaded or fused)} "
+            f"{reason}{_fused_hint(model)}",
+            "load the model again, and dequantize it before speed_up, offloading or adapters.",
         )
     for name, layer in layers.items():
         model.set_submodule(name, _ordinary(layer))
@@ -108,32 +114,34 @@ def _ordinary(layer: QuantLinear | SplitLinear) -> nn.Linear:
     return made.train(layer.training)
 
 
-def _outline(product: QuantLinear) -> QuantTensor:
-    """The weight with its bias, its bytes as the backend has them: enough for names and kinds of parts."""
-    bias = {} if product.bias is None else {"bias": product.bias}
-    return replace(product.quant_weight, parts={**product.quant_weight.parts, **bias}, prepared={})
+def _outline(sublayer: QuantLinear) -> QuantTensor:
+    """Return the weight and bias in the backend's layout; only names and dtypes matter."""
+    bias = {} if sublayer.bias is None else {"bias": sublayer.bias}
+    weight = sublayer.quant_weight
+    return replace(weight, parts={**weight.parts, **bias}, prepared={})
 
 
 def _computes_as_stored(layer: QuantLinear | SplitLinear) -> bool:
-    """Return whether a layer rounds its inputs exactly if it would when it is loaded again."""
+    """Return whether a layer quantizes its inputs as its reloaded copy would."""
     return all(
-        p.activations == QUANTIZED_ACTIVATIONS or not p.quant_weight.quantizes_activation
-        for p in layer.sublayers
+        sublayer.activations == QUANTIZED_ACTIVATIONS
+        or not sublayer.quant_weight.quantizes_activation
+        for sublayer in layer.sublayers
     )
 
 
 def _has_adapters(layer: QuantLinear | SplitLinear) -> bool:
-    """Return whether a layer computes with low-rank adapters."""
-    return any(piece.adapters for piece in layer.sublayers)
+    """Return whether a layer has low-rank adapters."""
+    return any(sublayer.adapters for sublayer in layer.sublayers)
 
 
-def _away(model: nn.Module) -> list[str]:
-    """The tensors of a model that are on the meta device."""
+def _on_meta(model: nn.Module) -> list[str]:
+    """Return the names of a model's tensors on the meta device."""
     return [name for name, value in model.state_dict().items() if value.is_meta]
 
 
-def _places(model: Any) -> dict[str, Shape]:
-    """The tensors that a model of this class and configuration has, {name: shape}."""
+def _expected_tensors(model: Any) -> dict[str, Shape]:
+    """Return {name: shape} of the tensors of a model of this class and configuration."""
     from accelerate import init_empty_weights
 
     entries = {key: value for key, value in model.config.items() if key != "quantization_config"}
@@ -142,8 +150,8 @@ def _places(model: Any) -> dict[str, Shape]:
     return {name: tuple(value.shape) for name, value in empty.state_dict().items()}
 
 
-def _sources(model: nn.Module) -> list[str]:
-    """The tensors that a model has, its quantized layers taken for what they stand for."""
+def _logical_tensors(model: nn.Module) -> list[str]:
+    """Return the names of a model's tensors, with weight and bias for each quantized layer."""
     layers = quant_linears(model)
     inside = tuple(f"{name}." for name in layers)
     names = [name for name in model.state_dict() if not name.startswith(inside)]
@@ -151,24 +159,24 @@ def _sources(model: nn.Module) -> list[str]:
     return names + [
         f"{name}.bias"
         for name, layer in layers.items()
-        if any(p.bias is not None for p in layer.sublayers)
+        if any(sublayer.bias is not None for sublayer in layer.sublayers)
     ]
 
 
-def _why(model: Any) -> str:
-    return "; it was made fast, which joins layers" if isinstance(model.forward, Serial) else ""
+def _fused_hint(model: Any) -> str:
+    return "; speed_up has fused layers" if isinstance(model.forward, Serial) else ""
 
 
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, each in memory of its own, as a file has them."""
-    made, seen = {}, set()
+def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors without shared memory, which safetensors does not accept."""
+    unshared, seen = {}, set()
     for key, value in tensors.items():
         storage = value.untyped_storage()
         shared = storage.nbytes() != value.nbytes or storage.data_ptr() in seen
-        made[key] = (
+        unshared[key] = (
             value.detach().clone(memory_format=torch.contiguous_format)
             if shared
             else value.detach()
         )
         seen.add(storage.data_ptr())
-    return made
+    return unshared

@@ -27,8 +27,8 @@ def apply_epilogue(x: Tensor, weight: QuantTensor, bias: Tensor | None, gemm: Ge
 
 
 def _transform(x: Tensor, parts: Parts) -> Tensor:
-    """Apply smoothing and shift in float32, if the layer has any."""
-    if not {"shift", "smooth", "pre_quant_scale"} & set(parts):
+    """Apply shift, smoothing and rotation in float32, if the layer has any."""
+    if not {"shift", "smooth", "pre_quant_scale", "rotation"} & set(parts):
         return x
     # The kernels read x's dtype. Rounding to it moves some inputs to the next code, see
     # docs/numerics.md; smoothing in that dtype would round once more.

@@ -1,4 +1,4 @@
-"""Weights that say nothing: what can be seen of them while they are read, by `load` and `verify` alike."""
+"""Detect blank layers, whose weights are all zero or all equal; `load` and `verify` share this."""
 
 from collections.abc import Sequence
 
@@ -8,19 +8,19 @@ from torch import Tensor
 from mezzotint.tensor import QuantTensor
 
 SAMPLE = 4096
-"""Values that are looked at first: a sound layer differs within them, and costs no more."""
+"""Values that are checked first: in an intact layer they differ, and the rest need not be read."""
 SCALES = "block_scale", "weight_scale"
 BLANK_SCALES = "every one of its scales is zero: the layer is blank"
 BLANK_WEIGHT = "is all zeros"
 
 
 def blank_codes(byte: int) -> str:
-    """Say what is odd about a layer whose codes are all this byte."""
+    """Return the message for a layer whose codes are all this byte."""
     return f"every code is 0x{byte:02x}: the layer is blank"
 
 
 def why_blank(weight: QuantTensor) -> str:
-    """Return why a quantized layer is blank, or an empty string."""
+    """Return the message of a blank quantized layer, or an empty string."""
     codes = weight.parts["codes"]
     if codes.dtype.is_floating_point and codes.dtype.itemsize > 1:
         return "" if _any(codes) else BLANK_WEIGHT
@@ -37,7 +37,7 @@ def is_blank(name: str, values: Tensor) -> bool:
 
 
 def is_matrix(name: str, shape: Sequence[int]) -> bool:
-    """Return whether a tensor is a layer's weight, which is never all zeros in a trained model; a bias may be."""
+    """Return whether a tensor is a layer's weight matrix; in a trained model, none is all zeros."""
     return len(shape) == 2 and name.endswith(".weight")
 
 

@@ -17,7 +17,7 @@ def load_events(
 ) -> Iterator[str]:
     """Yield every event of a load, most serious first.
 
-    blank   {layer: why it holds no values}
+    blank   {blank layer: message}
     """
     yield from plan.checkpoint.header.notes
     yield from plan.checkpoint.contradictions
@@ -29,7 +29,7 @@ def load_events(
 
 
 def _blank_events(blank: Mapping[str, str]) -> Iterator[str]:
-    """Yield one event for each way of being blank: the file may be damaged."""
+    """Yield one event for each message of blank layers: the file may be damaged."""
     for why in dict.fromkeys(blank.values()):
         names = [name for name, reason in blank.items() if reason == why]
         yield f"suspicious: {join_names(names)}: {why}; `mezzotint verify` checks the file"
@@ -41,7 +41,7 @@ def _backend_events(backends: Sequence[BackendUse]) -> Iterator[str]:
         if use.backend == "reference":
             yield f"{layers} run on the slow reference backend ({use.reasons})"
         if use.backend == "dequant_fp8":
-            yield f"{layers} round their inputs to FP8, where the checkpoint means 4 bits"
+            yield f"{layers} quantize their inputs to FP8, but the checkpoint specifies 4 bits"
         if not use.verified:
             yield f"{layers} run on {use.backend}, {NOT_VERIFIED}: never run on such a GPU yet"
 
@@ -51,7 +51,7 @@ def _activation_events(plan: LoadPlan) -> Iterator[str]:
     linears = plan.checkpoint.contents.linears.values()
     quantized = [linear for linear in linears if linear.scheme is not BF16]
     if plan.activations != QUANTIZED_ACTIVATIONS and linears:
-        yield "inputs stay unquantized on request; the checkpoint's input scales are not used"
+        yield "inputs stay unquantized, as requested; the checkpoint's input scales are not used"
     without = [
         linear
         for linear in quantized
@@ -75,8 +75,8 @@ def _dequantized_events(plan: LoadPlan) -> Iterator[str]:
     if checkpoint.unquantized:
         names = join_names(sorted(checkpoint.unquantized))
         yield (
-            f"{names}: stored quantized, and no linear layer of the model; "
-            "decoded weights are loaded"
+            f"{names}: stored quantized, but not a linear layer of the model; "
+            "dequantized weights are loaded"
         )
     linears = checkpoint.contents.linears.values()
     transformed = sum(linear.scheme is BF16 for linear in linears)
@@ -98,6 +98,6 @@ def _fp8_events(plan: LoadPlan, model: nn.Module) -> Iterator[str]:
     ]
     if converted:
         yield (
-            f"{len(converted)} layers of 4 bits became FP8, one scale a row; "
-            "their inputs are rounded to FP8"
+            f"{len(converted)} 4-bit layers became FP8, with one scale per row; "
+            "their inputs are quantized to FP8"
         )

@@ -9,7 +9,7 @@ from torch import nn
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.kernels import BackendChoice, WeightSpec, backend_for_scheme, check_backend_choice
 from mezzotint.loading.blank_layers import BLANK_WEIGHT, is_blank, why_blank
-from mezzotint.loading.fusion_guard import guard_fusion
+from mezzotint.loading.diffusers_fusing import forbid_fusing
 from mezzotint.loading.placement import Placement
 from mezzotint.loading.plan import LoadPlan
 from mezzotint.loading.report import LoadReport, report
@@ -52,9 +52,9 @@ def replace_linears(
     dtype: torch.dtype,
     backend: BackendChoice = None,
 ) -> dict[str, str]:
-    """Replace each nn.Linear that is stored quantized by a QuantLinear or SplitLinear with its weight.
+    """Replace each nn.Linear that is stored quantized by a QuantLinear or SplitLinear.
 
-    Returns   {layer that is blank: why}, as `verify` would say
+    Returns   {blank layer: message}, with the messages of `verify`
     """
     checkpoint, device = plan.checkpoint, placement.device
     blank: dict[str, str] = {}
@@ -72,7 +72,7 @@ def replace_linears(
         layer_dtype = _dtype_of(model, name, dtype)
         layer = make_linear(pieces, layer_dtype, plan.activations, backend_name)
         model.set_submodule(name, layer)
-    guard_fusion(model)
+    forbid_fusing(model)
     modes_of(model)  # lets all layers share them
     return blank
 
@@ -109,7 +109,7 @@ def _load_dequantized(
 
 
 def _dtype_of(model: nn.Module, name: str, dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype that the model's class wants; diffusers lists the modules that stay float32."""
+    """Return the dtype that the model's class requires; diffusers lists the float32 modules."""
     keep_in_fp32 = getattr(model, "_keep_in_fp32_modules", None) or []
     return torch.float32 if set(keep_in_fp32) & set(name.split(".")) else dtype
 

@@ -47,7 +47,7 @@ class LoadReport:
 def report(plan: LoadPlan, model: nn.Module, blank: Mapping[str, str] | None = None) -> LoadReport:
     """Return what `model`, filled by this plan, holds and runs on.
 
-    blank   {layer: why it holds no values}, as `replace_linears` returned it
+    blank   {blank layer: message}, from `replace_linears`
     """
     backends = _backend_uses(model)
     header, detected = plan.checkpoint.header, plan.checkpoint.detected
@@ -65,7 +65,7 @@ def report(plan: LoadPlan, model: nn.Module, blank: Mapping[str, str] | None = N
 
 
 def _backend_uses(model: nn.Module) -> tuple[BackendUse, ...]:
-    """Return the backends in `model`, equal ones merged; a layer whose pieces differ counts for each."""
+    """Return the backends in `model`, merged; a layer whose pieces differ counts for each."""
     return merge_uses(use for layer in quant_linears(model).values() for use in _layer_uses(layer))
 
 

@@ -1,4 +1,4 @@
-"""The modules that replace a quantized nn.Linear, and the execution modes of the model they are in."""
+"""The modules that replace a quantized nn.Linear, and the execution modes of their model."""
 
 from mezzotint.nn.adapters import LowRankAdapter
 from mezzotint.nn.fused import FusedLinear, FusedLinearSlice, fuse_layers

@@ -29,13 +29,13 @@ class LowRankAdapter(nn.Module):
         self.register_buffer("up", (up.detach().float() * scale).bfloat16(), persistent=False)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return y [..., out] plus what the adapter makes of x [..., in]."""
+        """Return y [..., out] plus the adapter's output for x [..., in]."""
         delta = F.linear(F.linear(x.to(self.down.dtype), self.down), self.up)
         end = y.shape[-1] - self.start - delta.shape[-1]
         return y + F.pad(delta, (self.start, end)).to(y.dtype)
 
     def shifted(self, start: int) -> "LowRankAdapter":
-        """Return this adapter for a fused layer whose rows `start` and on are this one's layer."""
+        """Return this adapter for a fused layer in which its layer begins at row `start`."""
         moved = LowRankAdapter(self.down, self.up, start=self.start + start)
         moved.scale = self.scale
         return moved
@@ -79,7 +79,7 @@ def remove_adapter(adapters: nn.ModuleDict, key: str, name: str) -> None:
 
 
 def apply_adapters(adapters: nn.ModuleDict, x: Tensor, y: Tensor) -> Tensor:
-    """Return y [..., out] with every adapter of a layer added, given the layer's input x [..., in]."""
+    """Return y [..., out] plus the outputs of a layer's adapters for its input x [..., in]."""
     for adapter in adapters.values():
         y = adapter(x, y)
     return y

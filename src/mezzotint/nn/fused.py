@@ -13,10 +13,10 @@ from mezzotint.tensor import concat_rows
 
 
 class FusedLinear:
-    """Several linear layers on the same input, computed together; each slice returns its own columns.
+    """Several linear layers on the same input, computed together.
 
-    The slice that is called first computes for all, and the others take their share when they are called
-    with the same tensor. A slice called with another tensor computes anew, so the order of calls is free.
+    The first slice that is called computes the output, and each slice returns its columns of it. A
+    slice that is called with another tensor computes again, so slices may be called in any order.
 
     linear        the layer that computes; its output features are those of the slices in order
     split_sizes   output features of each slice
@@ -34,7 +34,11 @@ class FusedLinear:
         return sum(self.split_sizes[:index])
 
     def slice_output(self, x: Tensor, start: int, count: int = 1) -> Tensor:
-        """Return the columns of `count` slices from `start`: x [..., in] to [..., sum of their sizes]."""
+        """Return the columns of `count` slices from `start`.
+
+        x         [..., in]
+        Returns   [..., sum of the slices' sizes]
+        """
         end = start + count
         assert end <= len(self.split_sizes)  # noqa: S101
         if self.input is not x or self.output is None or not all(self.pending[start:end]):
@@ -48,7 +52,7 @@ class FusedLinear:
 
 
 class FusedLinearSlice(HasWeight):
-    """One of the layers in a FusedLinear. The first one owns the weights, so that they appear once."""
+    """One layer of a FusedLinear; the first one owns the weights, so that they appear once."""
 
     def __init__(self, fused: FusedLinear, index: int) -> None:
         super().__init__()

@@ -21,22 +21,24 @@ from mezzotint.nn.weight import HasWeight
 from mezzotint.tensor import PLAIN, QuantTensor
 
 PREPARED_PREFIX = "prepared_"
-"""Begins the names of the buffers that hold what the backend prepared."""
+"""Prefix of the buffers that hold what the backend prepared."""
 
 
 class QuantLinear(HasWeight):
     """A linear layer whose weight is a QuantTensor.
 
-    The parts of the weight are buffers, in the layout of one backend, beside what that backend prepared.
+    The buffers are the parts of the weight in the layout of one backend, and the tensors that this
+    backend prepared from them.
 
-    `.to()` an accelerator arranges and prepares them for its backend, once for each kind of device.
-    `.to("cpu")` only copies: the buffers stay arranged for the accelerator, and moving back is a copy too.
-    No second arrangement is kept, so memory does not double.
-    Hooks that assign tensors one by one (accelerate, group offloading) do not call `.to()`. The layer
-    then selects a backend when it is called. It arranges the parts at each call if it must, and keeps what
-    the backend prepares on that device until `.to()` moves the layer.
+    `.to()` an accelerator arranges and prepares them for its backend, once per kind of device.
+    `.to("cpu")` only copies: the buffers stay arranged for the accelerator, and moving back is a
+    copy too. No second arrangement is kept, so memory does not double.
 
-    Casting leaves the parts as they are, because a float32 scale must stay float32.
+    Hooks that assign tensors one by one (accelerate, group offloading) do not call `.to()`. The
+    layer then selects a backend when it is called. If necessary, it arranges the parts at each
+    call. It keeps the prepared tensors on that device until `.to()` moves the layer.
+
+    Casting does not change the parts, because a float32 scale must stay float32.
 
     weight         quantized weight; its bias, if any, becomes an ordinary parameter
     dtype          dtype of the bias and of the expected inputs (`compute_dtype`)
@@ -84,7 +86,7 @@ class QuantLinear(HasWeight):
 
     @property
     def bf16_activation_backend(self) -> Backend | None:
-        """Return the backend for BF16 activations, or None if the layer never quantizes its input."""
+        """Return the backend for BF16 activations; None if the layer never quantizes its input."""
         return self._current_backends().bf16_activations
 
     @property
@@ -117,7 +119,7 @@ class QuantLinear(HasWeight):
         return replace(weight, prepared=self.preparations[key])
 
     def drop_preparations(self) -> None:
-        """Free what backends prepared for calls, other than the backend that the buffers are arranged for."""
+        """Free the tensors that other backends than the buffers' prepared for calls."""
         self.preparations.clear()
 
     def dequantize(self) -> Tensor:
@@ -135,7 +137,9 @@ class QuantLinear(HasWeight):
         return weight.with_parts({**weight.parts, **bias}, PLAIN)
 
     def set_adapter(self, name: str, down: Tensor, up: Tensor, scale: float = 1.0) -> None:
-        """Add scale * (x @ down.T) @ up.T to the output, in BF16; replaces an adapter of the same name.
+        """Add scale * (x @ down.T) @ up.T to the output, in BF16.
+
+        An adapter of the same name is replaced.
 
         down     [rank, in]
         up       [out, rank]
@@ -170,7 +174,7 @@ class QuantLinear(HasWeight):
         return self.compute_dtype, self._device()
 
     def _current_backends(self) -> LayerBackends:
-        """Return the backends for the device that the parts are on, selected anew if hooks moved them."""
+        """Return the backends for the parts' device, selected again if hooks moved the parts."""
         if self.backends.device_type != self._device().type:
             self.backends = self._select(self._device())
         return self.backends
@@ -179,7 +183,7 @@ class QuantLinear(HasWeight):
         return select_backends(self.quant_weight, device, self.activations, self.backend_name)
 
     def _arrange(self, device: torch.device) -> None:
-        """Select the backends for a device, arrange the buffers as the best one wants, and prepare them."""
+        """Select the backends for a device; arrange and prepare the buffers for the best one."""
         self.backends = self._select(device)
         backend = self.backends.selection.backend
         self.arranged_for, self.arranged_on = backend.name, device.type
@@ -190,8 +194,8 @@ class QuantLinear(HasWeight):
         for name, value in backend.prepare(arranged).items():
             self.register_buffer(PREPARED_PREFIX + name, value, persistent=False)
 
-    def _arrive(self, device: torch.device) -> None:
-        """Do what a move to another kind of device needs, once the buffers are there."""
+    def _update_backends(self, device: torch.device) -> None:
+        """Select backends after a move to another kind of device, and arrange if necessary."""
         self.preparations.clear()
         if is_storage_device(device) or device.type == self.arranged_on:
             self.backends = self._select(device)
@@ -199,7 +203,10 @@ class QuantLinear(HasWeight):
             self._arrange(device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantLinear":
-        """Move and cast the bias, and only move the parts; `.to()`, `.cuda()` and `.half()` call this."""
+        """Move and cast the bias, but only move the parts.
+
+        `.to()`, `.cuda()` and `.half()` call this.
+        """
         device, buffers = self._device(), dict(self._buffers)
         self._buffers.clear()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -212,5 +219,5 @@ class QuantLinear(HasWeight):
             }
         )
         if sample.device.type != device.type:
-            self._arrive(sample.device)
+            self._update_backends(sample.device)
         return self

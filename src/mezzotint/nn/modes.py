@@ -1,4 +1,4 @@
-"""Execution modes: how the layers and the attention of one model compute while a context is open."""
+"""Execution modes: how the layers and the attention of a model compute inside a context."""
 
 import threading
 from collections.abc import Iterator
@@ -12,14 +12,15 @@ from mezzotint.errors import BadRequest
 from mezzotint.kernels import Backend
 
 ModesKey = tuple[str | None, bool, bool]
-"""Backend override, BF16 activations, BF16 attention: everything that recordings and caches key on."""
+"""Backend override, BF16 activations, BF16 attention: the key of CUDA graphs and caches."""
 
 
 class ExecutionModes:
     """The execution modes of one model, shared by all its layers.
 
-    Compiled code reads these attributes from the layer, so torch.compile guards on them and sees a change.
-    One thread at a time may change them or rely on them; see `exclusive`. A copy starts with the defaults.
+    Compiled code reads these attributes from the layer, so torch.compile guards on them and notices
+    a change. Only one thread at a time may change them or run the model; see `exclusive`. A copy
+    starts with the defaults.
 
     backend           backend override, or None for the backend that each layer selected
     bf16_activations  True if layers do not quantize their inputs
@@ -69,7 +70,7 @@ class ExecutionModes:
 def modes_of(model: nn.Module) -> ExecutionModes:
     """Return the modes of a model, and let all its layers share them.
 
-    A layer that belongs to a model shares the modes of that model, so a part of a model stands for all of it.
+    A layer shares the modes of its model, so modes of a part of a model are those of the model.
     """
     holders = [module for module in model.modules() if _modes(module) is not None]
     modes = (_modes(holders[0]) if holders else None) or ExecutionModes()
@@ -124,7 +125,7 @@ def use_backend(model: nn.Module, name: str) -> Iterator[None]:
 def unquantized_activations(model: nn.Module) -> Iterator[None]:
     """Leave the inputs of a model's quantized linears in BF16 while the context is open.
 
-    Each call decodes the weight: the weight-only backend or the reference runs, and nothing is prepared.
+    Each call dequantizes the weight: the weight-only or reference backend runs, and prepares nothing.
 
     Raises   BadRequest if another thread runs the model or has changed its modes
     """

@@ -15,7 +15,7 @@ from mezzotint.tensor import QuantTensor
 class SplitLinear(HasWeight, nn.ModuleList):
     """A linear layer stored in several pieces, each with scales for its part of the input features.
 
-    pieces         weights of equal out_features, in the order of the input features; biases are added
+    pieces         weights of equal out_features, in the order of the input features; biases add up
     dtype          dtype of the biases and of the expected inputs
     activations    "as_stored" or "bf16"
     backend_name   name of the one backend to use, or None for the best
@@ -77,14 +77,14 @@ def make_linear(
     activations: str = QUANTIZED_ACTIVATIONS,
     backend_name: str | None = None,
 ) -> QuantLinear | SplitLinear:
-    """Return the layer that is stored in these pieces: QuantLinear for one, SplitLinear for several."""
+    """Return a QuantLinear for one piece, or a SplitLinear for several."""
     if len(pieces) == 1:
         return QuantLinear(pieces[0], dtype, activations, backend_name)
     return SplitLinear(pieces, dtype, activations, backend_name)
 
 
 def quant_linears(model: nn.Module) -> dict[str, QuantLinear | SplitLinear]:
-    """Return {module name: layer} of every quantized linear in a model; pieces count as one layer."""
+    """Return {module name: layer} of all quantized linears in a model; pieces count as one layer."""
     found: dict[str, QuantLinear | SplitLinear] = {}
     for name, module in model.named_modules():
         if isinstance(module, QuantLinear | SplitLinear) and name.rpartition(".")[0] not in found:

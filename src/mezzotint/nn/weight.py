@@ -1,6 +1,6 @@
-"""`layer.weight` of a quantized layer: an ordinary weight's shape, dtype and device, decoded when values are read.
+"""`layer.weight` of a quantized layer: a read-only tensor, dequantized when its values are read.
 
-There is no memory behind it that a write could change, so that every write is an error.
+It has the shape, dtype and device of an ordinary weight, but no memory, so every write is an error.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,16 +14,15 @@ from torch.utils import _pytree as pytree
 from mezzotint.errors import BadRequest
 
 HINT = (
-    "change an ordinary model: `transformer.dequantize()` decodes this one, or load BF16 weights; "
-    "`layer.dequantize()` gives a copy of this layer's weight."
+    "use an ordinary model: call `transformer.dequantize()`, or load BF16 weights; "
+    "`layer.dequantize()` returns a copy of this layer's weight."
 )
 
 
 class DecodedWeight(Tensor):
-    """What a quantized layer's weight reads as. Metadata is free; each use of values decodes the weight anew.
+    """The weight of a quantized layer; each use of its values dequantizes the layer again.
 
-    Views of it cannot be written to either. What PyTorch copies out of it (`clone`, `float`, sums) is an ordinary
-    tensor.
+    Views are read-only too. Copies (`clone`, `float`, sums) are ordinary tensors.
     """
 
     _decode: Callable[[], Tensor]
@@ -37,12 +36,12 @@ class DecodedWeight(Tensor):
         device: torch.device,
         strides: Sequence[int] | None = None,
     ) -> "DecodedWeight":
-        """Return a tensor that has the values of `decode`, which gives one of this shape, dtype and device."""
-        made: DecodedWeight = Tensor._make_wrapper_subclass(
+        """Return a tensor with the values of `decode()`, which has this shape, dtype and device."""
+        weight: DecodedWeight = Tensor._make_wrapper_subclass(
             cls, shape, strides=strides, dtype=dtype, device=device
         )
-        made._decode = decode
-        return made
+        weight._decode = decode
+        return weight
 
     @classmethod
     def like(cls, values: Tensor, decode: Callable[[], Tensor]) -> "DecodedWeight":
@@ -56,24 +55,24 @@ class DecodedWeight(Tensor):
         cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        _refuse_writes(function, args, kwargs)
-        if (
-            function is torch.ops.aten.detach.default
-        ):  # no values are read: what `.data` and nn.Parameter come to
+        _forbid_writes(function, args, kwargs)
+        # `.data` and nn.Parameter call detach, which reads no values.
+        if function is torch.ops.aten.detach.default:
             return cls.like(args[0], args[0]._decode)
         leaves, tree = pytree.tree_flatten((args, kwargs))
         decoded = {
-            place: leaf._decode()
-            for place, leaf in enumerate(leaves)
+            index: leaf._decode()
+            for index, leaf in enumerate(leaves)
             if isinstance(leaf, DecodedWeight)
         }
         args, kwargs = pytree.tree_unflatten(
-            [decoded.get(place, leaf) for place, leaf in enumerate(leaves)], tree
+            [decoded.get(index, leaf) for index, leaf in enumerate(leaves)], tree
         )
-        memories = {_memory(values) for values in decoded.values()}
+        # A result that shares memory with a decoded weight is a view: it stays read-only.
+        storages = {_storage_id(values) for values in decoded.values()}
         return pytree.tree_map_only(
             Tensor,
-            lambda made: _read_only(made) if _memory(made) in memories else made,
+            lambda result: _read_only(result) if _storage_id(result) in storages else result,
             function(*args, **kwargs),
         )
 
@@ -86,7 +85,7 @@ class DecodedWeight(Tensor):
         raise _cannot_write()
 
     def numpy(self, *, force: bool = False) -> Any:
-        """Return the values as an array that cannot be written to."""
+        """Return the values as a read-only array."""
         values = self._decode()
         array: np.ndarray[Any, Any] = values.numpy(force=force)
         array.flags.writeable = False
@@ -97,7 +96,7 @@ class DecodedWeight(Tensor):
         return self._decode().tolist()
 
     def untyped_storage(self, *_args: Any, **_kwargs: Any) -> Any:
-        """Refuse: there is no memory, and a write to it would end the process."""
+        """Raise BadRequest: there is no memory, and a write to it would crash the process."""
         raise _cannot_write()
 
     _typed_storage = storage = data_ptr = __dlpack__ = untyped_storage
@@ -116,48 +115,47 @@ def _read_only(values: Tensor) -> DecodedWeight:
     return DecodedWeight.like(values, lambda: values)
 
 
-def _memory(values: Tensor) -> int:
-    """Return what tells the memory of a tensor and of its views from any other."""
-    memory: int = values.untyped_storage()._cdata
-    return memory
+def _storage_id(values: Tensor) -> int:
+    """Return an identifier of a tensor's storage, which its views share."""
+    identifier: int = values.untyped_storage()._cdata
+    return identifier
 
 
-def _refuse_writes(function: Any, args: Sequence[Any], kwargs: Any) -> None:
+def _forbid_writes(function: Any, args: Sequence[Any], kwargs: Any) -> None:
     """Raise BadRequest if an operation writes to a DecodedWeight."""
-    for place, argument in enumerate(function._schema.arguments):
+    for index, argument in enumerate(function._schema.arguments):
         if argument.alias_info is None or not argument.alias_info.is_write:
             continue
-        given = args[place] if place < len(args) else kwargs.get(argument.name)
+        given = args[index] if index < len(args) else kwargs.get(argument.name)
         if any(isinstance(leaf, DecodedWeight) for leaf in pytree.tree_leaves(given)):
             raise _cannot_write()
 
 
 def _cannot_write() -> BadRequest:
     return BadRequest(
-        "the weight of a quantized layer is decoded when it is read, and cannot be written to", HINT
+        "the weight of a quantized layer is dequantized when read, and cannot be written to", HINT
     )
 
 
 class HasWeight(nn.Module):
-    """A layer without a parameter `weight`, whose `weight` can be read as an nn.Linear's can."""
+    """A layer without a parameter `weight`, but with a readable `weight` as in nn.Linear."""
 
     in_features: int
     out_features: int
 
     def dequantize(self) -> Tensor:
-        """Return the real weights that the checkpoint stands for, float32 [out, in]."""
+        """Return the dequantized weights of the checkpoint, float32 [out, in]."""
         raise NotImplementedError
 
     def _dtype_and_device(self) -> tuple[torch.dtype, torch.device]:
-        """Return the dtype of the inputs that the layer's owner is to expect, and where the weights are."""
+        """Return the dtype of the layer's inputs, and the device of its weights."""
         raise NotImplementedError
 
     @property
     def weight(self) -> Tensor:
-        """The decoded weight [out, in] in the dtype of the layer's inputs, read-only; see DecodedWeight."""
-        if (
-            torch.compiler.is_compiling()
-        ):  # it traces no such class, and drops a decoding that nothing reads
+        """The weight [out, in] in the dtype of the layer's inputs, read-only; see DecodedWeight."""
+        # torch.compile cannot trace DecodedWeight, and removes an unused dequantization.
+        if torch.compiler.is_compiling():
             return self._decoded()
         return DecodedWeight(
             self._decoded, (self.out_features, self.in_features), *self._dtype_and_device()
@@ -171,13 +169,13 @@ class HasWeight(nn.Module):
         return self.dequantize().to(self._dtype_and_device()[0])
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """As nn.Module does, which is also what assigning an nn.Parameter comes to."""
+        """Register a parameter, except for `weight`; assigning an nn.Parameter calls this too."""
         if name == "weight":
             raise _cannot_write()
         super().register_parameter(name, param)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """As nn.Module does; an ordinary weight is refused, which a load that is not strict would pass over."""
+        """Load the state, but raise for an ordinary weight, which a non-strict load would skip."""
         if f"{prefix}weight" in state_dict:
             raise _cannot_write()
         super()._load_from_state_dict(state_dict, prefix, *args)

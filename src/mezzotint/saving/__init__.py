@@ -1,8 +1,8 @@
-"""Writing so that a failure leaves what was there before, or nothing, and never half of anything."""
+"""Write outputs atomically: a failure leaves the previous output or none, never a partial one."""
 
 from mezzotint.saving.files import atomic_write, fsync, remove_leftovers
 from mezzotint.saving.output import Output, write_output
-from mezzotint.saving.places import check_place, other_files, refuse_to_replace, true_place
+from mezzotint.saving.places import check_place, other_files, refuse_to_replace, resolve_parent
 from mezzotint.saving.publishing import recover
 from mezzotint.saving.shards import (
     Block,
@@ -14,14 +14,14 @@ from mezzotint.saving.shards import (
     split_into_shards,
     weight_index,
 )
-from mezzotint.saving.sources import HeldFiles
+from mezzotint.saving.sources import WatchedFiles
 
 __all__ = [
     "Block",
     "Entry",
     "FileRange",
     "Group",
-    "HeldFiles",
+    "WatchedFiles",
     "Output",
     "Shard",
     "ShardRecord",
@@ -32,7 +32,7 @@ __all__ = [
     "refuse_to_replace",
     "remove_leftovers",
     "fsync",
-    "true_place",
+    "resolve_parent",
     "weight_index",
     "atomic_write",
     "write_output",

@@ -1,4 +1,4 @@
-"""Copies of files that share nothing with the original that could be changed through them."""
+"""Copy files so that a change to the copy never changes the original."""
 
 import errno
 import fcntl
@@ -6,13 +6,19 @@ import shutil
 from pathlib import Path
 
 FICLONE = 0x40049409
-"""Linux's request to let a file share another's blocks until either is written (btrfs, XFS, ZFS)."""
+"""Linux ioctl that shares a file's blocks until either file is written (btrfs, XFS, ZFS).
+
+Source: https://man7.org/linux/man-pages/man2/ioctl_ficlonerange.2.html
+"""
 NO_CLONES = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM)
-"""What FICLONE says where the file system cannot do it."""
+"""Error codes of FICLONE on file systems that cannot clone."""
 
 
 def clone_file(source: Path, target: Path) -> bool:
-    """Whether `target` is now a clone of `source`, which takes no space; where that cannot be, nothing is left."""
+    """Make `target` a clone of `source`, which takes no space, and return whether that worked.
+
+    Where the file system cannot clone, `target` does not exist afterwards.
+    """
     with source.open("rb") as original, target.open("wb") as copy:
         try:
             fcntl.ioctl(copy.fileno(), FICLONE, original.fileno())
@@ -26,6 +32,6 @@ def clone_file(source: Path, target: Path) -> bool:
 
 
 def copy_bytes(source: Path, target: Path) -> int:
-    """Copy a file's content; returns its size in bytes."""
+    """Copy a file's content and return its size in bytes."""
     shutil.copyfile(source, target)
     return target.stat().st_size

@@ -1,4 +1,4 @@
-"""Writing files so that a failure leaves the old one, or none, and never half of one."""
+"""Write files atomically: a failure leaves the old file or none, never a partial one."""
 
 import fcntl
 import os
@@ -11,17 +11,17 @@ from pathlib import Path
 from mezzotint.errors import BadRequest
 
 PARTIAL = ".partial-"
-"""What stands in the name of a file or folder that is being written, between its name and a mark of its own."""
+"""Marks a file or folder that is being written: `.NAME.partial-SUFFIX`."""
 RANDOM = "[a-z0-9_]{8}"
-"""What `tempfile` puts into a name."""
+"""Regular expression of the random part of a name from `tempfile`."""
 
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """A temporary path in the same folder that becomes `path` when the block ends, and vanishes if it raises.
+    """Yield a temporary path, which is renamed to `path` at the end, or removed on error.
 
-    The bytes are on disk (fsync) before the name changes, and the name before the block is left. Temporary files that
-    killed runs have left for the same path are removed first.
+    The bytes are synced to disk before the rename, and the rename before the block ends. Temporary
+    files that killed runs left for the same path are removed first.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove temporary files of `whole_file` for this path that no running process holds."""
+    """Remove temporary files of `atomic_write` for this path that no running process has locked."""
     ours = re.compile(re.escape(f".{path.name}{PARTIAL}") + RANDOM + re.escape(path.suffix))
     for file in path.parent.iterdir() if path.parent.is_dir() else ():
         if ours.fullmatch(file.name):
@@ -48,8 +48,8 @@ def remove_leftovers(path: Path) -> None:
 
 
 def _remove_if_free(temporary: Path) -> None:
-    """Remove a temporary file unless a process has it locked, or it cannot be removed: it is in nobody's way."""
-    with suppress(OSError):
+    """Remove a temporary file unless a process has it locked."""
+    with suppress(OSError):  # a file that cannot be removed does no harm
         handle = os.open(temporary, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -59,14 +59,16 @@ def _remove_if_free(temporary: Path) -> None:
 
 
 def _temporary(path: Path) -> tuple[int, Path]:
-    """A new temporary file, locked as long as the handle is open, so that no other run takes it for a leftover."""
+    """Return the handle and path of a new temporary file.
+
+    The file is locked while the handle is open, so that no other run removes it as a leftover.
+    """
     while True:
         handle, name = tempfile.mkstemp(
             dir=path.parent, prefix=f".{path.name}{PARTIAL}", suffix=path.suffix
         )
-        with suppress(
-            OSError
-        ):  # a file system without locks: no run takes such a file for a leftover
+        # Without lock support, no other run can lock the file to remove it either.
+        with suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX)
         if Path(name).exists():  # another run may have removed it before it was locked
             return handle, Path(name)
@@ -74,7 +76,7 @@ def _temporary(path: Path) -> tuple[int, Path]:
 
 
 def fsync(path: Path) -> None:
-    """Wait until a file's bytes, or a folder's entries, are on the disk."""
+    """Wait until a file's bytes, or a folder's entries, are on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -84,9 +86,10 @@ def fsync(path: Path) -> None:
 
 @contextmanager
 def locked(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Hold the folder for this process; the lock goes with the process.
+    """Lock the folder for this process; the lock ends with the process.
 
-    wait   until another process has done with it; without it, that is a BadRequest
+    wait     wait while another process has the lock
+    Raises   BadRequest if another process has the lock and `wait` is not set
     """
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
@@ -94,7 +97,7 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise BadRequest(
-                f"{folder}: another run is writing this output", "wait until it has ended."
+                f"{folder}: another run is writing this output", "wait until it ends."
             ) from error
         yield
     finally:

@@ -1,9 +1,9 @@
-"""An output that appears whole or not at all, and that a killed run can go on with.
+"""Write an output atomically, and resume it after a killed run.
 
-Everything is written into a hidden folder beside the output, `.NAME.partial-PLAN`, where PLAN stands for everything
-that decides the bytes. Each finished shard is synced, then recorded with its SHA-256 in `.NAME.partial-PLAN.journal`.
-The last step gives the folder its name. A later run of the same plan keeps the shards that the journal names and that
-still have their checksum; leftovers of other plans for the same output are removed.
+Everything is written into a hidden folder next to the output, `.NAME.partial-PLAN`. PLAN is a hash
+of everything that decides the bytes. Each finished shard is synced, then recorded with its SHA-256
+in `.NAME.partial-PLAN.journal`. The last step renames the folder. A later run of the same plan
+keeps the journal's shards whose checksums still match, and removes leftovers of other plans.
 """
 
 import errno
@@ -19,34 +19,34 @@ from pathlib import Path
 from mezzotint.errors import CannotWrite, MezzotintError
 from mezzotint.saving.copies import clone_file, copy_bytes
 from mezzotint.saving.files import PARTIAL, fsync, locked
-from mezzotint.saving.places import Strangers, check_replaceable, other_files
-from mezzotint.saving.publishing import aside, put_in_place, recover
+from mezzotint.saving.places import FindForeign, check_replaceable, other_files
+from mezzotint.saving.publishing import publish, recover, replaced_path
 from mezzotint.saving.shards import Shard, ShardRecord
 from mezzotint.saving.stream import hash_file, write_shard
 
 FREE_SPACE_MARGIN = 0.05
-"""Free space asked for beyond the bytes that are still to be written."""
+"""Fraction of free space that is required in addition to the bytes still to be written."""
 PLAN = "[0-9a-f]{12}"
-"""What a plan is called in the names of files."""
+"""Regular expression of a plan in file names."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def everything(path: Path) -> list[str]:
-    """All that is at a path: nothing of it is known to be an earlier output."""
+    """Return every file at a path, as none is known to belong to an earlier output."""
     return other_files(path, set()) if path.is_dir() else [path.name]
 
 
 @dataclass(frozen=True)
 class Output:
-    """What is to stand at `path` in the end.
+    """What to write to `path`.
 
-    path        the output: a folder, or with `file` a single file that is the only shard
-    plan        a short name for everything that decides the bytes, 12 hex digits; equal plans give equal bytes
-    shards      the large files; their names are paths inside the folder
-    finish      called with the folder and {shard: record} once all shards are there; writes the small files beside them
-    copies      {path inside the folder: file that is copied there as it is}
-    strangers   what at a path is no part of an earlier output, and may not be replaced
-    unchanged   raises if a file that is read was changed meanwhile
+    path           the output: a folder, or with `file` a single file that is the only shard
+    plan           12 hex digits that stand for everything that decides the bytes
+    shards         the large files; their names are paths inside the folder
+    finish         writes the small files, given the folder and {shard: record}
+    copies         {path inside the folder: file to copy there unchanged}
+    find_foreign   returns the files at a path that belong to no earlier output
+    check_inputs   raises if a file that is read has changed meanwhile
     """
 
     path: Path
@@ -55,8 +55,8 @@ class Output:
     finish: Callable[[Path, Mapping[str, ShardRecord]], None]
     file: bool = False
     copies: Mapping[str, Path] = field(default_factory=dict)
-    strangers: Strangers = everything
-    unchanged: Callable[[], None] = lambda: None
+    find_foreign: FindForeign = everything
+    check_inputs: Callable[[], None] = lambda: None
 
     @property
     def partial(self) -> Path:
@@ -72,56 +72,54 @@ class Output:
 
     @property
     def total(self) -> int:
-        """Bytes of the shards and of everything that is copied beside them."""
+        """Bytes of the shards and the copied files."""
         return self.nbytes + sum(file.stat().st_size for file in self.copies.values())
 
     def check_replaceable(self, overwrite: bool) -> None:
-        check_replaceable(self.path, overwrite, self.file, self.strangers)
+        check_replaceable(self.path, overwrite, self.file, self.find_foreign)
 
 
 def write_output(output: Output, overwrite: bool, on_bytes: Callable[[int], None]) -> list[str]:
-    """Write the output; returns the names of the shards that an earlier run had already finished.
+    """Write the output and return the names of the shards that an earlier run had already finished.
 
-    on_bytes   called with numbers of bytes that are done, `output.total` in all
-    Raises     BadRequest if the output is there and `overwrite` is not set, if more than an earlier output is there,
-               or if another run is writing it; CannotWrite if there is no room, or the disk refuses; what
-               `output.unchanged` raises. The message says so if what was there before is not untouched.
+    on_bytes   called with the number of bytes just written, `output.total` in all
+    Raises     BadRequest if the output exists and `overwrite` is not set, if foreign files are
+               there, or if another run is writing it; CannotWrite if the disk is full or fails;
+               the error of `output.check_inputs`. The message says if an old output has changed.
     """
     placed = False
     try:
         output.path.parent.mkdir(parents=True, exist_ok=True)
-        recover(output.path, output.strangers)
-        with _begun(output, overwrite):
+        recover(output.path, output.find_foreign)
+        with _partial_folder(output, overwrite):
             resumed = _fill(output, on_bytes)
             with locked(output.path.parent, wait=True):
                 output.check_replaceable(overwrite)
-                old = put_in_place(_finished(output), output.path)
+                old = publish(_finished(output), output.path)
                 placed = True
-                _clear(output, old)
+                _remove_remains(output, old)
     except OSError as error:
         if not placed:
-            _check_unchanged(output)
+            _check_inputs(output)
         raise _cannot_write(output, error, placed) from error
     return resumed
 
 
 @contextmanager
-def _begun(output: Output, overwrite: bool) -> Iterator[None]:
-    """Hold the partial folder, made now, with what killed runs have left behind cleared away.
-
-    The folder around it is held meanwhile, so that no other run is between two steps of a replacement.
-    """
-    with ExitStack() as held:
+def _partial_folder(output: Output, overwrite: bool) -> Iterator[None]:
+    """Create and lock the partial folder, and remove the leftovers of killed runs."""
+    with ExitStack() as lock:
+        # The parent's lock keeps out a run that is between the two steps of a replacement.
         with locked(output.path.parent, wait=True):
             output.check_replaceable(overwrite)
             output.partial.mkdir(exist_ok=True)
-            held.enter_context(locked(output.partial))
+            lock.enter_context(locked(output.partial))
             _remove_stale(output)
         yield
 
 
 def _fill(output: Output, on_bytes: Callable[[int], None]) -> list[str]:
-    """Bring everything into the partial folder and to the disk; returns the shards that were there already."""
+    """Write and sync everything in the partial folder, and return the shards of an earlier run."""
     records = _finished_shards(output)
     resumed = list(records)
     left = _uncloned(output, on_bytes)
@@ -135,14 +133,14 @@ def _fill(output: Output, on_bytes: Callable[[int], None]) -> list[str]:
         on_bytes(copy_bytes(file, output.partial / name))
     output.finish(output.partial, records)
     _sync_tree(output.partial)
-    _check_unchanged(output)
+    _check_inputs(output)
     return resumed
 
 
-def _check_unchanged(output: Output) -> None:
-    """Raise what `output.unchanged` raises, and drop what was made of files that changed meanwhile."""
+def _check_inputs(output: Output) -> None:
+    """Call `output.check_inputs`; if it raises, remove what was made from the changed files."""
     try:
-        output.unchanged()
+        output.check_inputs()
     except MezzotintError:
         output.journal.unlink(missing_ok=True)
         if output.partial.is_dir():
@@ -151,7 +149,7 @@ def _check_unchanged(output: Output) -> None:
 
 
 def _uncloned(output: Output, on_bytes: Callable[[int], None]) -> dict[str, Path]:
-    """Clone the files that stand beside the shards; returns those that have to be copied byte by byte."""
+    """Clone the files to copy, and return those that could not be cloned."""
     left = {}
     for name, file in output.copies.items():
         target = output.partial / name
@@ -164,12 +162,12 @@ def _uncloned(output: Output, on_bytes: Callable[[int], None]) -> dict[str, Path
 
 
 def _write(output: Output, shard: Shard, on_bytes: Callable[[int], None]) -> ShardRecord:
-    """Write one shard and record it; both are on the disk afterwards, the shard first."""
+    """Write and sync one shard, then record it in the journal."""
     path = output.partial / shard.name
     path.parent.mkdir(parents=True, exist_ok=True)
     record = write_shard(path, shard, on_bytes)
     fsync(path.parent)
-    _check_unchanged(output)
+    _check_inputs(output)
     with output.journal.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps({"shard": shard.name} | asdict(record)) + "\n")
         stream.flush()
@@ -178,7 +176,7 @@ def _write(output: Output, shard: Shard, on_bytes: Callable[[int], None]) -> Sha
 
 
 def _finished_shards(output: Output) -> dict[str, ShardRecord]:
-    """Shards of an earlier run that are finished and undamaged; everything else in the partial folder is removed."""
+    """Return the intact shards of an earlier run, and remove its other files."""
     planned = {shard.name: shard.nbytes for shard in output.shards}
     kept: dict[str, ShardRecord] = {}
     for name, record in _journal(output.journal):
@@ -193,14 +191,14 @@ def _finished_shards(output: Output) -> dict[str, ShardRecord]:
 
 
 def _remove_empty_folders(folder: Path) -> None:
-    """Remove the folders inside in which no file is, the deepest first."""
+    """Remove the empty folders inside, the deepest first."""
     for place, _, _ in os.walk(folder, topdown=False):
         if Path(place) != folder and not any(Path(place).iterdir()):
             Path(place).rmdir()
 
 
 def _journal(path: Path) -> Iterator[tuple[str, ShardRecord]]:
-    """The journal's lines; one that was cut short by a kill is no line."""
+    """Yield (shard, record) of the journal's lines, without a line that a kill cut short."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     for line in lines:
         with suppress(ValueError, KeyError, TypeError):
@@ -209,7 +207,7 @@ def _journal(path: Path) -> Iterator[tuple[str, ShardRecord]]:
 
 
 def _remove_stale(output: Output) -> None:
-    """Remove what earlier plans for the same output have left."""
+    """Remove the leftovers of earlier plans for the same output."""
     ours = re.compile(re.escape(f".{output.path.name}{PARTIAL}") + PLAN + r"(\.journal)?")
     for path in sorted(output.path.parent.iterdir()):
         if not ours.fullmatch(path.name) or path in (output.partial, output.journal):
@@ -236,7 +234,7 @@ def _check_space(
 
 
 def _sync_tree(folder: Path) -> None:
-    """Bring every file and every folder to the disk."""
+    """Sync every file and folder to disk."""
     for path in [*_files(folder), folder, *(path for path in folder.rglob("*") if path.is_dir())]:
         fsync(path)
 
@@ -246,12 +244,12 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _finished(output: Output) -> Path:
-    """What gets the output's name."""
+    """Return the file or folder to rename to the output."""
     return output.partial / output.shards[0].name if output.file else output.partial
 
 
-def _clear(output: Output, old: Path | None) -> None:
-    """Bring the new name to the disk, and remove the old output and everything of this run that is left."""
+def _remove_remains(output: Output, old: Path | None) -> None:
+    """Sync the rename, then remove the old output and the temporary files of this run."""
     fsync(output.path.parent)
     output.journal.unlink(missing_ok=True)
     for left in {output.partial, old or output.partial}:
@@ -260,18 +258,18 @@ def _clear(output: Output, old: Path | None) -> None:
 
 
 def _cannot_write(output: Output, error: OSError, placed: bool) -> CannotWrite:
-    """What failed, and what is at the output now."""
+    """Return the error that says what failed, and what is at the output now."""
     what = f"{error.strerror or error} ({error.filename or output.partial})"
-    old = aside(output.path)
+    old = replaced_path(output.path)
     if placed:
         return CannotWrite(
-            f"{output.path}: is written and complete, but not everything could be cleared away: {what}",
-            f"remove {output.partial.name} and {old.name} beside it, if they are there.",
+            f"{output.path}: is written and complete, but temporary files remain: {what}",
+            f"remove {output.partial.name} and {old.name} in the same folder, if they exist.",
         )
     hint = "nothing at the output has changed; "
     if old.is_dir() and not os.path.lexists(output.path):
-        hint = f"what was at the output is at {old}, and the next run with this output gives it its name back; "
-    hint += "finished shards are kept and the same command goes on from there."
+        hint = f"the previous output is at {old}, and the next run moves it back; "
+    hint += "finished shards are kept, and the same command continues from there."
     if error.errno in FULL:
         hint = f"free some space; {hint}"
     return CannotWrite(f"{output.path}: could not be written: {what}", hint)

@@ -1,4 +1,4 @@
-"""Where nothing may be written, and what may not be replaced."""
+"""Check that an output replaces neither its inputs nor files that Mezzotint did not write."""
 
 import os
 import pwd
@@ -8,22 +8,24 @@ from pathlib import Path
 from mezzotint.errors import BadRequest, join_names
 
 SHOWN = 8
-"""How many names a refusal spells out."""
-Strangers = Callable[[Path], Sequence[str]]
-"""What of the thing at a path is no part of an earlier output; nothing where all of it may be replaced."""
+"""File names that a message lists."""
+FindForeign = Callable[[Path], Sequence[str]]
+"""Returns the files at a path that belong to no earlier output; empty if all may be replaced."""
 
 
-def true_place(path: Path) -> Path:
-    """The path with the links and dots of its folders followed, and its own name kept as it is."""
+def resolve_parent(path: Path) -> Path:
+    """Resolve the links and dots in a path's folders, but keep its last part as it is."""
     return path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
 
 
 def check_place(path: Path, read: Iterable[Path]) -> None:
-    """Raise BadRequest if an output at `path` would take the place of what is read, or of a folder that people live in.
+    """Check that an output at `path` replaces no input, no home folder and no working folder.
 
-    read   files and folders that the output is made from; a new folder may be made inside them, nothing be replaced
+    read     files and folders that the output is made from; a new output may be created inside
+             them, but may replace nothing there
+    Raises   BadRequest
     """
-    for place, what in _inhabited():
+    for place, what in _protected_folders():
         if _inside(place, path):
             raise _refused(
                 path, f"is {what}" if _same(place, path) else f"contains {what} ({place})"
@@ -36,13 +38,17 @@ def check_place(path: Path, read: Iterable[Path]) -> None:
             raise _refused(path, f"lies inside what the output is made from ({source})")
 
 
-def check_replaceable(path: Path, overwrite: bool, file: bool, strangers: Strangers) -> None:
-    """Raise BadRequest unless nothing is at `path`, or an earlier output that a file or folder may replace."""
+def check_replaceable(path: Path, overwrite: bool, file: bool, find_foreign: FindForeign) -> None:
+    """Check that `path` does not exist, or is an earlier output that may be replaced.
+
+    file     the output is a file, not a folder
+    Raises   BadRequest
+    """
     if not os.path.lexists(path):
         return
     if not overwrite:
         raise BadRequest(
-            f"{path}: is there already", "--overwrite replaces it once the new one is complete."
+            f"{path}: already exists", "--overwrite replaces it once the new one is complete."
         )
     if path.is_symlink() or path.is_file() != file:
         kind = (
@@ -51,31 +57,40 @@ def check_replaceable(path: Path, overwrite: bool, file: bool, strangers: Strang
         raise BadRequest(f"{path}: is {kind}, and the output is {'a file' if file else 'a folder'}")
     if os.path.ismount(path):
         raise _refused(path, "is the root of a file system")
-    if found := strangers(path):
+    if found := find_foreign(path):
         raise BadRequest(
-            f"{path}: cannot be replaced, as it is no earlier output of convert alone; in the way: "
+            f"{path}: cannot be replaced, because it holds files that convert did not write: "
             f"{join_names(found, SHOWN)}",
-            "move what you need elsewhere, remove it by hand, or name another output; nothing was written.",
+            "move or remove them, or name another output; nothing was written.",
         )
 
 
 def refuse_to_replace(paths: Iterable[Path], written_here: Callable[[Path], bool]) -> None:
-    """Raise BadRequest if something is at one of the paths that `written_here` does not say we have written."""
-    there = [path for path in paths if os.path.lexists(path)]
+    """Check that Mezzotint wrote every file that exists at one of the paths.
+
+    written_here   returns whether Mezzotint wrote a file
+    Raises         BadRequest
+    """
+    existing = [path for path in paths if os.path.lexists(path)]
     found = [
         str(path)
-        for path in there
+        for path in existing
         if path.is_symlink() or not (path.is_file() and written_here(path))
     ]
     if found:
         raise BadRequest(
-            f"{join_names(found, SHOWN)}: {'is' if len(found) == 1 else 'are'} there, and not written by Mezzotint",
-            "name another output, or move what is there; nothing was written.",
+            f"{join_names(found, SHOWN)}: already {'exists' if len(found) == 1 else 'exist'}, "
+            f"and {'was' if len(found) == 1 else 'were'} not written by Mezzotint",
+            "name another output, or move the existing file; nothing was written.",
         )
 
 
-def other_files(folder: Path, own: set[str]) -> list[str]:
-    """Files of a folder that are not among `own`, and folders in which no file is; paths inside it, in their order."""
+def other_files(folder: Path, known: set[str]) -> list[str]:
+    """Return the files of a folder that are not in `known`, and its empty folders.
+
+    known     paths relative to the folder
+    Returns   relative paths, sorted
+    """
     found = []
     for place, folders, files in os.walk(folder):
         inside = Path(place).relative_to(folder)
@@ -83,15 +98,15 @@ def other_files(folder: Path, own: set[str]) -> list[str]:
         found += [
             str(inside / name)
             for name in (*files, *linked)
-            if (inside / name).as_posix() not in own
+            if (inside / name).as_posix() not in known
         ]
         if not folders and not files and inside.parts:
             found.append(f"{inside}/")
     return sorted(found)
 
 
-def _inhabited() -> list[tuple[Path, str]]:
-    """Folders that are never an output, and what they are."""
+def _protected_folders() -> list[tuple[Path, str]]:
+    """Return the folders that an output may never replace, and what they are."""
     homes = {
         Path.home(),
         *(Path(user.pw_dir) for user in pwd.getpwall() if user.pw_uid == os.getuid()),
@@ -103,7 +118,7 @@ def _inhabited() -> list[tuple[Path, str]]:
 
 
 def _inside(inner: Path, outer: Path) -> bool:
-    """Whether `inner` is `outer` or lies in it; either may be absent."""
+    """Return whether `inner` is `outer` or lies in it; either may be absent."""
     return any(_same(place, outer) for place in (inner, *inner.parents))
 
 

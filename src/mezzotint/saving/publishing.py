@@ -1,7 +1,7 @@
-"""A finished folder takes the place of an old one: in one step where the system can, else in two that can be undone.
+"""Replace an old folder with a finished one: in one step where the system can, else in two.
 
-Between the two steps the old folder is called `.NAME.replaced`. If the process is killed there, nothing has the name;
-`recover`, with which every run begins, gives it back to the old folder.
+Between the two steps the old folder is called `.NAME.replaced`. If the process is killed then,
+nothing is at NAME; every run begins with `recover`, which moves the old folder back.
 """
 
 import ctypes
@@ -12,29 +12,33 @@ from pathlib import Path
 
 from mezzotint.errors import BadRequest
 from mezzotint.saving.files import fsync, locked
-from mezzotint.saving.places import Strangers
+from mezzotint.saving.places import FindForeign
 
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2
 NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
-"""What renameat2 says where kernel or file system cannot exchange two names."""
+"""Error codes of renameat2 where the kernel or the file system cannot exchange two names.
+
+Source: https://man7.org/linux/man-pages/man2/rename.2.html
+"""
 
 
-def aside(path: Path) -> Path:
-    """Where an old output is between the two steps."""
+def replaced_path(path: Path) -> Path:
+    """Return the path of an old output between the two steps."""
     return path.with_name(f".{path.name}.replaced")
 
 
-def recover(path: Path, strangers: Strangers) -> None:
-    """Finish what a killed run has begun: give an old output its name back, or remove it if a new one has the name.
+def recover(path: Path, find_foreign: FindForeign) -> None:
+    """Finish the replacement of a killed run.
 
-    A folder of that name that is no earlier output is left alone.
+    The old output is moved back, or removed if the new one is in its place. A folder with foreign
+    files is left alone.
     """
-    old = aside(path)
+    old = replaced_path(path)
     if not old.is_dir():
         return
     with locked(path.parent, wait=True):
-        if old.is_symlink() or not old.is_dir() or strangers(old):
+        if old.is_symlink() or not old.is_dir() or find_foreign(old):
             return
         if os.path.lexists(path):
             shutil.rmtree(old)
@@ -43,10 +47,11 @@ def recover(path: Path, strangers: Strangers) -> None:
             fsync(path.parent)
 
 
-def put_in_place(new: Path, path: Path) -> Path | None:
-    """Give a finished folder or file its name; returns where the old folder is now, None if there was none.
+def publish(new: Path, path: Path) -> Path | None:
+    """Rename a finished folder or file to `path`, and return where the old folder is now, if any.
 
-    Raises   OSError; `path` is then what it was, unless even the way back failed: see `recover`
+    Raises   OSError; `path` is then unchanged, unless moving the old folder back failed as well:
+             see `recover`
     """
     if new.is_file():
         new.replace(path)
@@ -60,7 +65,7 @@ def put_in_place(new: Path, path: Path) -> Path | None:
 
 
 def _exchanged(new: Path, old: Path) -> bool:
-    """Whether the two names were swapped in one step (Linux: renameat2); False where that is not to be had."""
+    """Exchange the two names in one step (Linux: renameat2), and return whether the system can."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         return False
@@ -73,10 +78,10 @@ def _exchanged(new: Path, old: Path) -> bool:
 
 
 def _in_two_steps(new: Path, path: Path) -> Path:
-    old = aside(path)
+    old = replaced_path(path)
     if os.path.lexists(old):
         raise BadRequest(
-            f"{old}: is in the way, and no earlier output", "move it elsewhere, and run it again."
+            f"{old}: already exists, and is no earlier output", "move it elsewhere and try again."
         )
     path.rename(old)
     try:

@@ -1,7 +1,7 @@
-"""Safetensors files written front to back, without holding one in memory.
+"""Safetensors files that are written front to back, without holding a whole file in memory.
 
-Every name, dtype and shape is known before the first byte is written, so the header is written first and the bytes of
-the tensors follow. Tensors that are made together form a group; a group's bytes pass by in blocks and are gone.
+Every name, dtype and shape is known in advance, so the header is written first and the tensors
+follow. Tensors that are computed together form a group, which yields its bytes in blocks.
 """
 
 import json
@@ -22,7 +22,7 @@ HEADER_MULTIPLE = 8
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of a file that is to be written."""
+    """One tensor to write."""
 
     key: str
     dtype: torch.dtype
@@ -35,7 +35,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class FileRange:
-    """Bytes that are copied from a file as they are: `nbytes` of them, from `start` on."""
+    """`nbytes` bytes of a file, from `start` on, which are copied unchanged."""
 
     file: Path
     start: int
@@ -43,15 +43,15 @@ class FileRange:
 
 
 Block = memoryview | FileRange
-"""Bytes on their way into a file: in memory, or where they lie."""
+"""Bytes to write: in memory, or in another file."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Tensors that are made together and lie side by side in the file.
+    """Tensors that are computed together and stored next to each other.
 
-    blocks   yields the bytes of all entries, in their order; a block may be overwritten once the next is asked for.
-             A group that yields ranges of files has one entry.
+    blocks   yields the bytes of all entries in order; a block may be overwritten once the next is
+             requested. A group that yields file ranges has one entry.
     """
 
     entries: tuple[Entry, ...]
@@ -64,14 +64,17 @@ class Group:
 
 @dataclass(frozen=True)
 class Shard:
-    """One safetensors file that is to be written; `name` is its path inside the output."""
+    """One safetensors file to write; `name` is its path inside the output."""
 
     name: str
     groups: tuple[Group, ...]
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def header(self) -> bytes:
-        """The file's first bytes: the length, then JSON padded with spaces, as safetensors has it."""
+        """Return the file's first bytes: the header's length, then JSON padded with spaces.
+
+        Source: https://github.com/huggingface/safetensors#format
+        """
         entries: dict[str, Any] = {"__metadata__": dict(self.metadata)} if self.metadata else {}
         start = 0
         for entry in (entry for group in self.groups for entry in group.entries):
@@ -93,7 +96,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """A file that is on the disk: its size in bytes and the SHA-256 of its content, in hex."""
+    """A written file: its size in bytes and the SHA-256 of its content, in hex."""
 
     size: int
     sha256: str
@@ -102,9 +105,11 @@ class ShardRecord:
 def split_into_shards(
     groups: Sequence[Group], limit: int | None, folder: str, stem: str, metadata: Mapping[str, str]
 ) -> list[Shard]:
-    """Groups in their order, cut into files `stem-00001-of-0000N.safetensors` of at most `limit` bytes of tensors.
+    """Distribute groups, in order, over files `stem-00001-of-0000N.safetensors`.
 
-    A group is never cut; one that is larger than the limit has a file of its own. None is no limit.
+    A group is never split; a group that is larger than the limit has a file to itself.
+
+    limit   bytes of tensors per file; None for no limit
     """
     packs: list[list[Group]] = [[]]
     size = 0
@@ -126,10 +131,10 @@ def split_into_shards(
 
 
 def _align_groups(groups: Sequence[Group]) -> list[Group]:
-    """The groups in an order that starts every tensor at a multiple of its item size, which readers rely on.
+    """Order the groups so that every tensor starts at a multiple of its item size.
 
-    Entries of a group stand by falling item size. A group whose bytes would shift what follows it off the grid comes
-    last, taken apart where that is needed.
+    Readers expect that alignment. The entries of a group are sorted by decreasing item size. A
+    group that would misalign its successors comes last, split into its entries.
     """
     grid = max((entry.dtype.itemsize for group in groups for entry in group.entries), default=1)
     even = [group for group in groups if group.nbytes % grid == 0]
@@ -139,7 +144,7 @@ def _align_groups(groups: Sequence[Group]) -> list[Group]:
 
 
 def _split_group(group: Group) -> list[Group]:
-    """One group for each entry; each makes all of the group's bytes and passes on its own."""
+    """Return one group per entry; each computes all of the group's bytes and yields its part."""
     if len(group.entries) == 1:
         return [group]
     singles = []
@@ -151,7 +156,7 @@ def _split_group(group: Group) -> list[Group]:
 
 
 def _part(group: Group, start: int, end: int) -> Iterator[memoryview]:
-    """Bytes [start, end) of a group."""
+    """Yield the bytes [start, end) of a group."""
     position = 0
     for block in group.blocks():
         if isinstance(block, FileRange):
@@ -163,7 +168,7 @@ def _part(group: Group, start: int, end: int) -> Iterator[memoryview]:
 
 
 def weight_index(shards: Iterable[Shard], folder: str) -> dict[str, Any]:
-    """The index that joins shards: {tensor: file name}, as diffusers and transformers read it."""
+    """Return the content of the index file that diffusers and transformers read."""
     entries = {
         entry.key: (shard.name.removeprefix(folder), entry.nbytes)
         for shard in shards

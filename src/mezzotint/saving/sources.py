@@ -1,4 +1,4 @@
-"""Files that are read while an output is written: held open, and looked at again before the output has its name."""
+"""Detect changes to the input files while an output is written."""
 
 import os
 from collections.abc import Iterable
@@ -8,32 +8,32 @@ from pathlib import Path
 from mezzotint.errors import BrokenFile
 
 Stamp = tuple[int, int, int, int, int]
-"""Device, inode, size in bytes, times of change of content and of inode in ns."""
+"""Device, inode, size in bytes, mtime and ctime in ns."""
 
 
-class HeldFiles(ExitStack):
-    """Files that must stay what they are; an open file keeps its inode, so that no other file can have the number."""
+class WatchedFiles(ExitStack):
+    """Files that must not change, kept open so that their inode numbers are not reused."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._held: dict[Path, tuple[int, Stamp]] = {}
+        self._watched: dict[Path, tuple[int, Stamp]] = {}
 
-    def hold(self, files: Iterable[Path]) -> None:
-        """Open the files and remember their state; those that are held already stay as they were remembered."""
+    def watch(self, files: Iterable[Path]) -> None:
+        """Open the files and record their state; a file's first recorded state is kept."""
         for file in files:
-            if file not in self._held:
+            if file not in self._watched:
                 handle = os.open(file, os.O_RDONLY)
                 self.callback(os.close, handle)
-                self._held[file] = (handle, _stamp(os.fstat(handle)))
+                self._watched[file] = (handle, _stamp(os.fstat(handle)))
 
     @property
     def stamps(self) -> list[tuple[str, Stamp]]:
-        """Path and state of every file, in the order of paths."""
-        return [(str(file), stamp) for file, (_, stamp) in sorted(self._held.items())]
+        """Path and state of every file, sorted by path."""
+        return [(str(file), stamp) for file, (_, stamp) in sorted(self._watched.items())]
 
     def check(self) -> None:
-        """Raise BrokenFile if a file was written, replaced or removed since it was held."""
-        for file, (handle, stamp) in self._held.items():
+        """Raise BrokenFile if a file was written, replaced or removed since `watch`."""
+        for file, (handle, stamp) in self._watched.items():
             there = file.exists() and os.path.samestat(os.fstat(handle), file.stat())
             if not there:
                 raise _changed(file, "replaced or removed")
@@ -48,5 +48,5 @@ def _stamp(stat: os.stat_result) -> Stamp:
 def _changed(file: Path, how: str) -> BrokenFile:
     return BrokenFile(
         f"{file}: was {how} while it was read",
-        "the output would be a mixture, and was not written; run it again when the file is complete.",
+        "no output was written, as it would mix old and new data; try again with a complete file.",
     )

@@ -1,4 +1,4 @@
-"""Bytes on their way to the disk: each block is written while it is hashed."""
+"""Write a shard to disk and compute its SHA-256 at the same time."""
 
 import errno
 import hashlib
@@ -14,13 +14,14 @@ from mezzotint.saving.shards import Block, FileRange, Shard, ShardRecord
 READ_BYTES = 2**19
 """Small enough to stay in a core's cache between reading and hashing."""
 COPY_UNSUPPORTED = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What `copy_file_range` says where kernel or file system cannot do it."""
+"""Error codes of `copy_file_range` where the kernel or the file system cannot do it."""
 
 
 def write_shard(path: Path, shard: Shard, on_bytes: Callable[[int], None]) -> ShardRecord:
-    """Write the file and wait until it is on the disk; its SHA-256 is computed as the bytes pass.
+    """Write the file, sync it, and return its size and SHA-256.
 
-    Raises   CannotWrite if a group yields more or fewer bytes than its entries have; BrokenFile if a source is cut off
+    Raises   CannotWrite if a group yields more or fewer bytes than its entries have;
+             BrokenFile if an input file is truncated
     """
     with path.open("wb", buffering=0) as stream, _Sink(stream.fileno()) as sink:
         for block in _blocks(shard):
@@ -39,12 +40,12 @@ def _blocks(shard: Shard) -> Iterator[Block]:
         if size != group.nbytes:
             names = ", ".join(entry.key for entry in group.entries)
             raise CannotWrite(
-                f"{shard.name}: {names} gave {size:,} bytes, expected {group.nbytes:,}"
+                f"{shard.name}: {names} yielded {size:,} bytes, expected {group.nbytes:,}"
             )
 
 
 class _Sink(ExitStack):
-    """Writes blocks to a file descriptor and hashes them on another thread; returns from a block when both are done."""
+    """Writes blocks to a file descriptor and hashes them on a second thread."""
 
     def __init__(self, handle: int) -> None:
         super().__init__()
@@ -52,35 +53,34 @@ class _Sink(ExitStack):
         self.digest = hashlib.sha256()
         self.size = 0
         self.sources: dict[Path, int] = {}
-        self.other = self.enter_context(ThreadPoolExecutor(1))
+        self.hasher = self.enter_context(ThreadPoolExecutor(1))
 
     def write(self, block: Block) -> int:
-        """Write and hash one block; returns its size."""
+        """Write and hash one block, and return its size when both are done."""
         if isinstance(block, FileRange):
             source = self._source(block.file)
-            hashed = self.other.submit(self._hash_range, source, block)
+            hashed = self.hasher.submit(self._hash_range, source, block)
             self._copy(source, block)
         else:
-            hashed = self.other.submit(self.digest.update, block)
+            hashed = self.hasher.submit(self.digest.update, block)
             self._write(block)
         hashed.result()
         self.size += block.nbytes
         return block.nbytes
 
     def _source(self, file: Path) -> int:
-        """A descriptor of the file, opened once for the whole shard."""
+        """Return a descriptor of the file, which is opened once per shard."""
         if file not in self.sources:
             self.sources[file] = os.open(file, os.O_RDONLY)
             self.callback(os.close, self.sources[file])
         return self.sources[file]
 
     def _write(self, block: memoryview) -> None:
-        """An unbuffered write may take fewer bytes than it is given."""
-        while block.nbytes:
+        while block.nbytes:  # an unbuffered write may take fewer bytes than it is given
             block = block[os.write(self.handle, block) :]
 
     def _copy(self, source: int, block: FileRange) -> None:
-        """Copy in the kernel where it can, as `cp` does, else through memory."""
+        """Copy in the kernel where the system can, as `cp` does, else through memory."""
         done = 0
         while done < block.nbytes:
             try:
@@ -103,7 +103,7 @@ class _Sink(ExitStack):
 
 
 def _read_chunks(source: int, block: FileRange, done: int) -> Iterator[memoryview]:
-    """The range's bytes from `done` on, through one buffer."""
+    """Yield the range's bytes from offset `done` on; each chunk overwrites the one before."""
     buffer = memoryview(bytearray(READ_BYTES))
     while done < block.nbytes:
         size = os.preadv(source, [buffer[: block.nbytes - done]], block.start + done)
@@ -115,12 +115,13 @@ def _read_chunks(source: int, block: FileRange, done: int) -> Iterator[memoryvie
 
 def _truncated(block: FileRange) -> BrokenFile:
     return BrokenFile(
-        f"{block.file}: ended before byte {block.start + block.nbytes:,}; it was cut while it was read"
+        f"{block.file}: ended before byte {block.start + block.nbytes:,}; "
+        "it was truncated while it was read"
     )
 
 
 def hash_file(path: Path) -> ShardRecord:
-    """Size and SHA-256 of a file as it is."""
+    """Return the size and SHA-256 of an existing file."""
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(READ_BYTES))
     with path.open("rb", buffering=0) as stream:

@@ -1,4 +1,4 @@
-"""Schemes: how a linear layer's weights and inputs are written as numbers, one file each."""
+"""Quantization schemes of linear layers, one file each."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -34,5 +34,5 @@ __all__ = [
 
 @cache
 def schemes() -> Mapping[str, Scheme]:
-    """Return {name: scheme} of the modules of this package and of plugins."""
+    """Return {name: scheme} of this package's modules and of plugins."""
     return collect(__name__, "SCHEME")

@@ -1,4 +1,8 @@
-"""AWQ W4A16: unsigned 4-bit codes with a scale and an offset for each 64 input columns; the input is not quantized."""
+"""AWQ W4A16: unsigned 4-bit codes, with a scale and an offset per 64 input columns.
+
+The input is not quantized. Source: Nunchaku's modulation layers (awq_gemv_awq), which store
+block_zero as -zero * scale.
+"""
 
 import torch
 from torch import Tensor
@@ -12,11 +16,11 @@ CODE_MAX = 15
 
 
 def decode_awq(parts: Parts) -> Tensor:
-    """Real weights of an AWQ matrix: code * block_scale + block_zero, in float32.
+    """Dequantize an AWQ matrix: code * block_scale + block_zero.
 
     codes         uint8 [out, in/2], values 0..15, low nibble is the even column
     block_scale   bf16 [out, in/64]
-    block_zero    bf16 [out, in/64], added; -zero * scale, rounded to bf16
+    block_zero    bf16 [out, in/64]
     Returns       float32 [out, in]
     """
     groups = to_groups(unpack_nibbles(parts["codes"]).float(), AWQ_GROUP)
@@ -25,10 +29,10 @@ def decode_awq(parts: Parts) -> Tensor:
 
 
 def encode_awq(weights: Tensor) -> dict[str, Tensor]:
-    """The nearest matrix of unsigned codes: block_scale = (max - min) / 15 and block_zero = min of the group, in BF16.
+    """Quantize a matrix with block_scale = (max - min) / 15 and block_zero = min of each group.
 
     weights   [out, in], any float dtype
-    Returns   the parts that `decode_awq` takes
+    Returns   the parts of `decode_awq`; scales and offsets in BF16
     """
     groups = to_groups(weights.float(), AWQ_GROUP)
     low, high = groups.amin(-1), groups.amax(-1)

@@ -1,7 +1,7 @@
-"""Weights that are not quantized and yet not the layer's own: a low-rank part or a factor stands beside them.
+"""Unquantized weights that are stored transformed, with a low-rank branch or an input factor.
 
-ModelOpt smooths every linear before it decides which to quantize, so that layers it leaves in BF16 are stored
-transformed. Without the parts beside it such a weight is wrong by half and more.
+ModelOpt smooths every linear before it decides which ones to quantize, so it stores its BF16 layers
+transformed. Without its other parts, such a weight has an error of 50 % and more.
 """
 
 from torch import Tensor
@@ -10,7 +10,7 @@ from mezzotint.schemes.scheme import COMMON_PARTS, FLOAT_DTYPES, Part, Parts, Sc
 
 
 def decode_bf16(parts: Parts) -> Tensor:
-    """The stored weights, float32 [out, in]."""
+    """Return the stored weights, float32 [out, in]."""
     return parts["codes"].float()
 
 

@@ -1,4 +1,4 @@
-"""FP8 (e4m3) weights and inputs, with one scale for the matrix or one for each output row."""
+"""FP8 (e4m3) weights and inputs, with one scale per matrix or per output row."""
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from mezzotint.schemes.scheme import (
 
 
 def decode_fp8(parts: Parts) -> Tensor:
-    """Real weights of an FP8 matrix: codes * weight_scale, in float32.
+    """Dequantize an FP8 matrix: codes * weight_scale.
 
     codes          float8_e4m3fn [out, in]
     weight_scale   float32 [], [1], [out] or [out, 1] (one per row)
@@ -30,10 +30,11 @@ def decode_fp8(parts: Parts) -> Tensor:
 
 
 def encode_fp8(weights: Tensor, per_row: bool = False) -> dict[str, Tensor]:
-    """The nearest FP8 matrix: weight_scale = amax / 448 of the matrix or of each row, 1 where all is zero.
+    """Quantize a matrix to FP8 with weight_scale = amax / 448, or 1 where all weights are zero.
 
     weights   [out, in], any float dtype
-    Returns   the parts that `decode_fp8` takes
+    per_row   use one scale per row instead of one per matrix
+    Returns   the parts of `decode_fp8`
     """
     values = weights.float()
     amax = values.abs().amax(1) if per_row else values.abs().amax()
@@ -45,9 +46,10 @@ def encode_fp8(weights: Tensor, per_row: bool = False) -> dict[str, Tensor]:
 
 
 def quantize_activation_fp8(x: Tensor, parts: Parts) -> Tensor:
-    """x rounded to e4m3 in units of the static input_scale, or else of amax / 448 of each row of x; in float32.
+    """Quantize x to e4m3 with the static input_scale, or else with amax / 448 of each row.
 
-    Source   ModelOpt FP8: input_scale = amax / 448
+    Returns   float32 of x's shape, dequantized
+    Source    ModelOpt FP8: input_scale = amax / 448
     """
     x = x.float()
     scale = (
@@ -59,7 +61,7 @@ def quantize_activation_fp8(x: Tensor, parts: Parts) -> Tensor:
 
 
 def per_row_activation_scale(x: Tensor) -> Tensor:
-    """The dynamic scale of each row of an input [..., in]: amax / 448, one for a row of zeros; float32 [..., 1]."""
+    """Return amax / 448 of each row of x [..., in], 1 for a row of zeros: float32 [..., 1]."""
     return replace_zero_with_one(x.float().abs().amax(-1, keepdim=True) / E4M3_MAX)
 
 

@@ -1,4 +1,4 @@
-"""INT8 weights and inputs: one scale for each output row or for the matrix, one for the input."""
+"""INT8 weights and inputs, with one scale per output row or per matrix."""
 
 import torch
 from torch import Tensor
@@ -8,6 +8,7 @@ from mezzotint.schemes.scheme import (
     COMMON_PARTS,
     FLOAT32,
     INPUT_SCALE,
+    ROTATION,
     Part,
     Parts,
     Scheme,
@@ -18,7 +19,7 @@ INT8_MAX = 127.0
 
 
 def decode_int8(parts: Parts) -> Tensor:
-    """Real weights of an INT8 matrix: codes * weight_scale, in float32.
+    """Dequantize an INT8 matrix: codes * weight_scale.
 
     codes          int8 [out, in]
     weight_scale   float32 [], [1], or one per row: [out] (ModelOpt) or [out, 1] (comfy-kitchen)
@@ -32,7 +33,10 @@ def decode_int8(parts: Parts) -> Tensor:
 
 
 def quantize_activation_int8(x: Tensor, parts: Parts) -> Tensor:
-    """x rounded to [-128, 127] in units of the static input_scale, or else of amax / 127 of each row; in float32."""
+    """Quantize x to [-128, 127] with the static input_scale, or else with amax / 127 of each row.
+
+    Returns   float32 of x's shape, dequantized
+    """
     x = x.float()
     if "input_scale" in parts:
         scale = parts["input_scale"].float().reshape(())
@@ -48,7 +52,9 @@ SCHEME = Scheme(
     usual_error=0.08,
     keeps_bias=True,
     parts={
-        "codes": Part((torch.int8,), lambda out, in_: ((out, in_),), "int8 weights", rows=True),
+        "codes": Part(
+            (torch.int8,), lambda out, in_: ((out, in_),), "int8 weights", rows=True, columns=True
+        ),
         "weight_scale": Part(
             FLOAT32,
             lambda out, in_: (*scalar_or_per_row(out, in_), (out, 1)),
@@ -57,7 +63,7 @@ SCHEME = Scheme(
             rows=True,
         ),
     },
-    optional={"input_scale": INPUT_SCALE} | COMMON_PARTS,
+    optional={"input_scale": INPUT_SCALE, "rotation": ROTATION} | COMMON_PARTS,
     decode=decode_int8,
     input_max=INT8_MAX,
     quantize_activation=quantize_activation_int8,

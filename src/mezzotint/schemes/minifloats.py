@@ -1,4 +1,4 @@
-"""The small float formats, and how real numbers are rounded to them."""
+"""The 4-bit and 8-bit float formats: rounding, packing and unpacking."""
 
 import torch
 from torch import Tensor
@@ -24,28 +24,36 @@ E2M1_VALUES = (
     -4.0,
     -6.0,
 )
-"""Value of each 4-bit code: sign in bit 3, two exponent bits, one mantissa bit. Source: OCP MX v1.0, table 4."""
+"""Value of each 4-bit code: sign in bit 3, two exponent bits, one mantissa bit.
+
+Source: OCP Microscaling Formats v1.0, table 4
+"""
 
 
 def unpack_nibbles(codes: Tensor) -> Tensor:
-    """The two 4-bit codes of each byte: uint8 [..., n/2], low nibble first, to uint8 [..., n] of 0..15."""
+    """Unpack uint8 [..., n/2], low nibble first, to codes 0..15: uint8 [..., n]."""
     return torch.stack((codes & 0xF, codes >> 4), dim=-1).flatten(-2)
 
 
 def unpack_e2m1(codes: Tensor) -> Tensor:
-    """Values of packed 4-bit floats: uint8 [..., n/2], low nibble first, to float32 [..., n]."""
+    """Decode packed E2M1 codes: uint8 [..., n/2], low nibble first, to float32 [..., n]."""
+    # A table of all 256 bytes, each with its two values, takes one lookup per byte.
     values = torch.tensor(E2M1_VALUES, dtype=torch.float32, device=codes.device)
     pairs = torch.stack((values.repeat(16), values.repeat_interleave(16)), dim=-1)
     return F.embedding(codes.int(), pairs).flatten(-2)
 
 
 def pack_nibbles(codes: Tensor) -> Tensor:
-    """Two codes 0..15 a byte, the even one in the low nibble: uint8 [..., n] to uint8 [..., n/2]."""
+    """Pack codes 0..15, uint8 [..., n], to uint8 [..., n/2]; the even column is the low nibble."""
     return codes[..., 0::2] | codes[..., 1::2] << 4
 
 
 def pack_e2m1(values: Tensor) -> Tensor:
-    """The packed codes of values that are E2M1 already: float32 [..., n] to uint8 [..., n/2], low nibble first."""
+    """Encode E2M1 values, float32 [..., n], to packed codes: uint8 [..., n/2], low nibble first.
+
+    The values must be exact E2M1 values; see `round_e2m1`.
+    """
+    # Twice a magnitude is an integer up to 12, which indexes the codes.
     doubled = (values.abs() * 2).to(torch.uint8)
     code_of = torch.tensor(
         [0, 1, 2, 3, 4, 0, 5, 0, 6, 0, 0, 0, 7], dtype=torch.uint8, device=values.device
@@ -56,16 +64,14 @@ def pack_e2m1(values: Tensor) -> Tensor:
 
 
 def round_e2m1(x: Tensor) -> Tensor:
-    """Nearest E2M1 value, ties to the even mantissa, magnitudes above 6 saturate; float32 in and out.
-
-    The grid is 0.5 apart up to 2, then 1, then 2; `torch.round` is ties-to-even on each of the three, and the even
-    multiple of a step is the value whose mantissa bit is 0.
-    """
+    """Round float32 values to E2M1, ties to the even mantissa; magnitudes above 6 saturate."""
+    # The spacing is 0.5 up to 2, then 1, then 2. `torch.round` rounds ties to even multiples of
+    # the spacing, whose mantissa bit is 0.
     magnitude = x.abs().clamp(max=E2M1_MAX)
     step = torch.where(magnitude < 2, 0.5, torch.where(magnitude < 4, 1.0, 2.0))
     return torch.copysign(torch.round(magnitude / step) * step, x)
 
 
 def round_e4m3(x: Tensor) -> Tensor:
-    """Nearest float8_e4m3fn, saturating at ±448; float32 in, float8_e4m3fn out."""
+    """Round float32 values to float8_e4m3fn; magnitudes above 448 saturate."""
     return x.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)

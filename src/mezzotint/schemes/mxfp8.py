@@ -1,4 +1,4 @@
-"""MXFP8: e4m3 codes and one power of two for each 32 input columns; inputs are rounded the same way at each call."""
+"""MXFP8: e4m3 codes, with a power-of-two scale per 32 columns, for weights and inputs."""
 
 import torch
 from torch import Tensor
@@ -13,20 +13,21 @@ MIN_EXPONENT = -127
 
 
 def decode_mxfp8(parts: Parts) -> Tensor:
-    """Real weights of an MXFP8 matrix: codes * block_scale, in float32.
+    """Dequantize an MXFP8 matrix: codes * block_scale.
 
     codes         float8_e4m3fn [out, in]
     block_scale   float8_e8m0fnu [out, in/32], row-major
     Returns       float32 [out, in]
-    Source        OCP MX v1.0
+    Source        OCP Microscaling Formats v1.0
     """
     return scale_groups(parts["codes"].float(), parts["block_scale"].float(), MXFP8_GROUP)
 
 
 def quantize_activation_mxfp8(x: Tensor, parts: Parts) -> Tensor:
-    """x rounded to MXFP8, in float32: scale = the smallest power of two that is not below amax(block) / 448.
+    """Quantize x to MXFP8; a scale is the smallest power of two not below amax(block) / 448.
 
-    Source   comfy-kitchen's quantize_mxfp8, torchao's ScaleCalculationMode.RCEIL
+    Returns   float32 of x's shape, dequantized
+    Source    comfy-kitchen's quantize_mxfp8, torchao's ScaleCalculationMode.RCEIL
     """
     blocks = to_groups(x.float(), MXFP8_GROUP)
     mantissa, exponent = torch.frexp(blocks.abs().amax(-1, keepdim=True) / E4M3_MAX)

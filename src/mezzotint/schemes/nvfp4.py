@@ -1,4 +1,4 @@
-"""NVFP4: E2M1 codes, one e4m3 scale for each 16 input columns, one float32 scale for the matrix."""
+"""NVFP4: E2M1 codes, with an e4m3 scale per 16 input columns and a float32 scale per matrix."""
 
 import torch
 from torch import Tensor
@@ -32,34 +32,37 @@ NVFP4_GROUP = 16
 
 
 def decode_nvfp4(parts: Parts) -> Tensor:
-    """Real weights of an NVFP4 matrix: E2M1[code] * block_scale * global_scale, in float32.
+    """Dequantize an NVFP4 matrix: E2M1[code] * block_scale * global_scale.
 
     codes          uint8 [out, in/2], low nibble is the even column
     block_scale    float8_e4m3fn [out, in/16], row-major
-    global_scale   float32 [], or [out] where matrices with scales of their own were joined; multiplies
+    global_scale   float32 [], or [out] if matrices with different scales were concatenated
     Returns        float32 [out, in]
-    Source         OCP MX v1.0 for E2M1; ModelOpt: global_scale = amax / (6 * 448)
+    Source         OCP Microscaling Formats v1.0 for E2M1; ModelOpt: global_scale = amax / (6 * 448)
     """
     scale = parts["block_scale"].float() * parts["global_scale"].float().reshape(-1, 1)
     return scale_groups(unpack_e2m1(parts["codes"]), scale, NVFP4_GROUP)
 
 
 def encode_nvfp4(weights: Tensor) -> dict[str, Tensor]:
-    """The nearest NVFP4 matrix: global_scale = amax / (6 * 448), block_scale = e4m3(amax(block) / 6 / global_scale).
+    """Quantize a matrix to NVFP4 with global_scale = amax / (6 * 448); see `quantize_nvfp4`.
 
     weights   [out, in], any float dtype
-    Returns   the parts that `decode_nvfp4` takes
+    Returns   the parts of `decode_nvfp4`
     Source    ModelOpt NVFP4
     """
-    unit = _global_scale(weights)
-    codes, block_scale = quantize_nvfp4(weights, unit)
-    return {"codes": pack_e2m1(codes), "block_scale": block_scale, "global_scale": unit}
+    global_scale = _global_scale(weights)
+    codes, block_scale = quantize_nvfp4(weights, global_scale)
+    return {"codes": pack_e2m1(codes), "block_scale": block_scale, "global_scale": global_scale}
 
 
 def quantize_nvfp4(x: Tensor, global_scale: Tensor) -> tuple[Tensor, Tensor]:
-    """x [..., in] in units of `unit`: its E2M1 values, float32 [..., in], and its block scales, e4m3 [..., in/16].
+    """Quantize x [..., in] and return its E2M1 values and block scales.
 
-    block scale = e4m3(amax(block) / 6 / unit); value = E2M1(x / (block scale * unit))
+    Returns   float32 [..., in], e4m3 [..., in/16]
+
+    block scale = e4m3(amax(block) / 6 / global_scale)
+    value = E2M1(x / (block scale * global_scale))
     """
     blocks = to_groups(x.float(), NVFP4_GROUP)
     block_scale = round_e4m3(blocks.abs().amax(-1) / E2M1_MAX / global_scale)
@@ -70,19 +73,21 @@ def quantize_nvfp4(x: Tensor, global_scale: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def input_unit(x: Tensor, parts: Parts) -> Tensor:
-    """The scale above an input's block scales, float32 []: the static input_scale, or else amax(x) / (6 * 448)."""
+    """Return an input's global scale, float32 []: input_scale, or else amax(x) / (6 * 448)."""
     return parts["input_scale"].float().reshape(()) if "input_scale" in parts else _global_scale(x)
 
 
 def quantize_activation_nvfp4(x: Tensor, parts: Parts) -> Tensor:
-    """x rounded to NVFP4 with one e4m3 scale per 16 columns, in units of `input_unit`; float32.
+    """Quantize x to NVFP4, with the global scale of `input_unit`.
 
-    A block whose scale rounds to zero becomes zero, as the hardware's quantizers have it.
-    Source   ModelOpt NVFP4: input_scale = amax / (6 * 448); comfy-kitchen's quantize_nvfp4 gives the same numbers
+    A block whose scale rounds to zero becomes zero, as in the GPU quantizers.
+
+    Returns   float32 of x's shape, dequantized
+    Source    ModelOpt NVFP4: input_scale = amax / (6 * 448); comfy-kitchen's quantize_nvfp4 agrees
     """
-    unit = input_unit(x, parts)
-    values, block_scale = quantize_nvfp4(x, unit)
-    return scale_groups(values, block_scale.float() * unit, NVFP4_GROUP)
+    global_scale = input_unit(x, parts)
+    values, block_scale = quantize_nvfp4(x, global_scale)
+    return scale_groups(values, block_scale.float() * global_scale, NVFP4_GROUP)
 
 
 def _global_scale(x: Tensor) -> Tensor:

@@ -1,31 +1,33 @@
-"""What a scheme is: the parts it is made of, and the arithmetic that all schemes share.
+"""Scheme: the parts of a quantized linear layer, and the arithmetic that all schemes share.
 
-A scheme knows the parts that it needs, their dtypes and shapes, how to decode them, and how the layer's input is
-quantized before the product. It knows nothing of files, of byte order, or of kernels: parts are always *plain* here
+A scheme lists its parts with their dtypes and shapes, decodes them, and quantizes the layer's input
+for the GEMM. It is independent of files, byte orders and kernels: parts are always *plain* here
 (row-major, low nibble first).
 
 Names of parts, used everywhere:
 
 codes             the quantized weights
-weight_scale      float32, one for the matrix or one for each output row; multiplies
-block_scale       [out, in/group], one for each group of consecutive input columns; multiplies
+weight_scale      float32, one per matrix or output row; multiplies
+block_scale       [out, in/group], one per group of consecutive input columns; multiplies
 block_zero        [out, in/group], added after the block scale (AWQ)
 channel_scale     [out], multiplies the rows of an SVDQuant NVFP4 matrix (Nunchaku: wcscales)
-global_scale      float32 [], multiplies all of an NVFP4 matrix (ModelOpt: weight_scale_2)
-input_scale       float32 [], divides the layer's input before rounding, multiplies the product
+global_scale      float32 [], multiplies an NVFP4 matrix (ModelOpt: weight_scale_2)
+input_scale       float32 [], divides the layer's input before rounding; multiplies the output
 pre_quant_scale   [in], multiplies the layer's input (ModelOpt AWQ and SVD)
 smooth            [in], divides the layer's input (Nunchaku: smooth_factor)
-lora_down, _up    [rank, in], [out, rank]: low-rank branch on the *scaled* input (ModelOpt: svdquant_lora_a, _b)
-proj_down, _up    [rank, in], [out, rank]: low-rank branch on the layer's own input (Nunchaku)
-shift             float32 [], added to the layer's own input on its way to the codes (Nunchaku's GELU layers)
+lora_down, _up    [rank, in], [out, rank]: low-rank branch on the transformed input z
+                  (ModelOpt: svdquant_lora_a, _b)
+proj_down, _up    [rank, in], [out, rank]: low-rank branch on the layer's input x (Nunchaku)
+shift             float32 [], added to the layer's input before the GEMM (Nunchaku's GELU layers)
+rotation          int8 [group, group], signs of a Hadamard matrix that rotates groups of columns
 bias              [out], added last
 
-With x the layer's input and R the decoded codes, the layer is
+With x the layer's input and R the decoded codes, the layer computes
 
-    z = (x + shift) * pre_quant_scale / smooth
+    z = rotate((x + shift) * pre_quant_scale / smooth)
     y = Q(z) R^T + z lora_down^T lora_up^T + x proj_down^T proj_up^T + bias
 
-where Q rounds z as the scheme says, or not at all. The real weights are what multiplies x.
+where Q quantizes z, or is the identity. The dequantized weights are those that multiply x.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -36,6 +38,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mezzotint.errors import BadScale, ShapeMismatch
+from mezzotint.schemes.rotation import MAX_ROTATION, rotate
 
 Parts = Mapping[str, Tensor]
 Shape = tuple[int, ...]
@@ -43,12 +46,15 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Part:
-    """What one part of a scheme looks like: accepted dtypes, and its accepted shapes for (out, in).
+    """One part of a scheme.
 
-    scale     its values must be finite and not negative, a single one positive
-    nonzero   none of its values may be zero: they divide, or undo a division
-    rows      its first axis is the layer's output features, where it has that many entries
-    columns   its last axis runs along the layer's input features
+    dtypes    the accepted dtypes
+    shapes    (out, in) -> the accepted shapes
+    meaning   what error messages call the part
+    scale     values must be finite and not negative; a single value must be positive
+    nonzero   no value may be zero, because the values divide, or undo a division
+    rows      the first axis is the layer's output features, if it has that many entries
+    columns   the last axis runs along the layer's input features
     """
 
     dtypes: tuple[torch.dtype, ...]
@@ -62,18 +68,19 @@ class Part:
 
 @dataclass(frozen=True)
 class Scheme:
-    """How a linear layer's weights and inputs are written as numbers.
+    """How a linear layer's weights and inputs are quantized.
 
-    bits                  bits of one weight's code, without the scales
-    usual_error           relative error of a weight, |W - base| / |base|, that rounding does not exceed
+    bits                  bits of a code, without the scales
+    usual_error           bound of the relative error |W - base| / |base| of correct quantization
     parts                 the parts that every layer of the scheme has
-    decode                plain parts -> float32 [out, in], the values of the codes alone
+    decode                plain parts -> float32 [out, in], without low-rank branches
     optional              the parts that a layer may have in addition
-    encode                weights [out, in] -> plain parts, by rounding to nearest; None if there is no encoder
-    quantize_activation   (x, parts) -> float32 of x's shape, x quantized for the GEMM; None for an exact input
-    static_scale_part     the part with a calibrated scale of the input; None if the scale always comes from x
+    encode                weights [out, in] -> plain parts, rounded to nearest; None if missing
+    quantize_activation   (x, parts) -> float32 of x's shape, quantized and dequantized for the
+                          GEMM; None if the input is not quantized
+    static_scale_part     the part with a calibrated scale of the input; None if scales are dynamic
     input_max             largest magnitude of a quantized input, in units of its static scale
-    keeps_bias            whether files store the model's own bias, unchanged
+    keeps_bias            whether files store the model's bias unchanged
     group                 input features that share a scale
     """
 
@@ -95,49 +102,62 @@ class Scheme:
         return self.parts[name] if name in self.parts else self.optional[name]
 
     def quantizes_activation(self, parts: Collection[str], dynamic: bool) -> bool:
-        """Whether a layer's input is rounded: by a static scale among its parts, or by one computed at each call."""
+        """Return whether a layer with these parts quantizes its input.
+
+        dynamic   without a static scale, compute one at each call
+        """
         return self.quantize_activation is not None and (
             dynamic or self.static_scale_part is None or self.static_scale_part in parts
         )
 
     def dequantize(self, parts: Parts) -> Tensor:
-        """The real weights that the parts stand for, float32 [out, in]: what multiplies the layer's own input."""
+        """Return the weights that multiply the layer's input, low-rank branches included.
+
+        Returns   float32 [out, in]
+        """
         weights = self.decode(parts)
         if "lora_down" in parts:
             weights = weights + parts["lora_up"].float() @ parts["lora_down"].float()
-        weights = _scale_columns(weights, parts)
+        weights = _scale_columns(_rotate(weights, parts), parts)
         if "proj_down" in parts:
             weights = weights + parts["proj_up"].float() @ parts["proj_down"].float()
         return weights
 
     def dequantize_bias(self, parts: Parts) -> Tensor | None:
-        """The bias that goes with `dequantize`, float32 [out]: that of a shifted layer takes in what the shift adds."""
+        """Return the bias for `dequantize`, float32 [out]; it includes a shift's contribution."""
         bias = parts["bias"].float() if "bias" in parts else None
         if "shift" not in parts:
             return bias
-        of_shift = _scale_columns(self.decode(parts), parts).sum(dim=1) * parts["shift"].float()
-        return of_shift if bias is None else bias + of_shift
+        weights = _scale_columns(_rotate(self.decode(parts), parts), parts)
+        shift = weights.sum(dim=1) * parts["shift"].float()
+        return shift if bias is None else bias + shift
 
     def linear(self, x: Tensor, parts: Parts, quantize: bool) -> Tensor:
-        """The layer's product without its bias: x [..., in] to float32 [..., out]; `quantize` rounds the input."""
-        own = x.float()
-        scaled = transform_activation(own, parts)
-        rounded = (
-            self.quantize_activation(scaled, parts)
+        """Compute the layer without its bias: x [..., in] to float32 [..., out].
+
+        quantize   quantize the transformed input as the scheme does
+        """
+        x = x.float()
+        z = transform_activation(x, parts)
+        quantized = (
+            self.quantize_activation(z, parts)
             if quantize and self.quantize_activation is not None
-            else scaled
+            else z
         )
-        y = F.linear(rounded, self.decode(parts))
+        y = F.linear(quantized, self.decode(parts))
         if "lora_down" in parts:
-            y = y + F.linear(F.linear(scaled, parts["lora_down"].float()), parts["lora_up"].float())
+            y = y + F.linear(F.linear(z, parts["lora_down"].float()), parts["lora_up"].float())
         if "proj_down" in parts:
-            y = y + F.linear(F.linear(own, parts["proj_down"].float()), parts["proj_up"].float())
+            y = y + F.linear(F.linear(x, parts["proj_down"].float()), parts["proj_up"].float())
         return y
 
     def check_part(
         self, name: str, found: Shape, dtype: torch.dtype, shape: tuple[int, int], where: str
     ) -> None:
-        """Raise ShapeMismatch unless a plain part of this shape and dtype can belong to an (out, in) matrix."""
+        """Check that a plain part of this shape and dtype can belong to an (out, in) matrix.
+
+        Raises   ShapeMismatch
+        """
         part = self.part(name)
         out_features, in_features = shape
         if self.group > 1 and in_features % 2:
@@ -147,9 +167,10 @@ class Scheme:
         allowed = part.shapes(out_features, in_features)
         if not any(_fits(found, shape) for shape in allowed):
             raise ShapeMismatch(
-                f"{where} has shape {list(found)}, expected {' or '.join(str(list(s)) for s in allowed)} "
+                f"{where} has shape {list(found)}, "
+                f"expected {' or '.join(str(list(s)) for s in allowed)} "
                 f"({part.meaning}, {self.title} of {out_features} x {in_features})",
-                "run `mezzotint inspect PATH` to see how the file is laid out.",
+                "run `mezzotint inspect PATH` to see the file's layout.",
             )
         if dtype not in part.dtypes:
             raise ShapeMismatch(
@@ -157,7 +178,10 @@ class Scheme:
             )
 
     def check_values(self, name: str, values: Tensor, where: str) -> None:
-        """Raise BadScale unless a scale is finite and not negative, and a single one not zero."""
+        """Check that a scale is finite and not negative, and nonzero where required.
+
+        Raises   BadScale
+        """
         if not self.part(name).scale:
             return
         if (
@@ -169,7 +193,8 @@ class Scheme:
         numbers = values.float()
         if not bool(torch.isfinite(numbers).all()):
             raise BadScale(
-                f"{where} holds a value that is not finite", "the export is damaged; make it again."
+                f"{where} holds a value that is not finite",
+                "the file is damaged; export it again.",
             )
         zero_is_bad = numbers.numel() == 1 or self.part(name).nonzero
         if bool((numbers < 0).any()) or (zero_is_bad and bool((numbers == 0).any())):
@@ -177,7 +202,8 @@ class Scheme:
 
 
 def _all_positive_e4m3(values: Tensor) -> bool:
-    """Whether every code is a finite number without a minus sign: 0x7F and 0xFF are not a number, bit 7 is the sign."""
+    """Return whether every code is finite and has no sign bit."""
+    # 0x7F and 0xFF are NaN, and bit 7 is the sign, so all good codes are below 0x7F.
     return int(values.view(torch.uint8).max()) < 0x7F
 
 
@@ -188,28 +214,33 @@ def _fits(have: Shape, allowed: Shape) -> bool:
 
 
 def scalar(_out: int, _in: int) -> tuple[Shape, ...]:
-    """Shapes of a single number."""
+    """Return the shapes of a single number."""
     return ((), (1,))
 
 
 def scalar_or_per_row(out: int, _in: int) -> tuple[Shape, ...]:
-    """Shapes of a single number, or of one for each output feature."""
+    """Return the shapes of a single number, or of one per output feature."""
     return ((), (1,), (out,), (out, 1))
 
 
 def per_column(_out: int, in_: int) -> tuple[Shape, ...]:
-    """Shape of one number for each input feature."""
+    """Return the shape of one number per input feature."""
     return ((in_,),)
 
 
 def transform_activation(x: Tensor, parts: Parts) -> Tensor:
-    """What a layer's codes multiply once it is rounded, z of the module's formula: x [..., in] to float32 [..., in]."""
+    """Return the transformed input z of the module's formula: x [..., in] to float32 [..., in]."""
     x = x.float()
-    return _scale_columns(x + parts["shift"].float() if "shift" in parts else x, parts)
+    x = _scale_columns(x + parts["shift"].float() if "shift" in parts else x, parts)
+    return _rotate(x, parts)
+
+
+def _rotate(values: Tensor, parts: Parts) -> Tensor:
+    return rotate(values, parts["rotation"]) if "rotation" in parts else values
 
 
 def _scale_columns(values: Tensor, parts: Parts) -> Tensor:
-    """values [..., in] times pre_quant_scale and divided by smooth, where the layer has them."""
+    """Multiply values [..., in] by pre_quant_scale and divide them by smooth, if present."""
     if "pre_quant_scale" in parts:
         values = values * parts["pre_quant_scale"].float()
     if "smooth" in parts:
@@ -218,16 +249,24 @@ def _scale_columns(values: Tensor, parts: Parts) -> Tensor:
 
 
 def per_group(group: int) -> Callable[[int, int], tuple[Shape, ...]]:
-    """Shape of one number for each output feature and each `group` input features."""
+    """Return the shapes of one number per output feature and `group` input features."""
     return lambda out, in_: ((out, in_ // group),)
+
+
+def square_of_columns(_out: int, in_: int) -> tuple[Shape, ...]:
+    """Return the shapes of rotations: powers of two that divide the input features."""
+    sizes = (2**power for power in range(1, MAX_ROTATION.bit_length()))
+    return tuple((size, size) for size in sizes if in_ % size == 0)
 
 
 FLOAT32 = (torch.float32,)
 HALF_DTYPES = (torch.bfloat16, torch.float16)
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ANY_RANK = -1
-"""Stands for any length in a part's shape: the rank of a low-rank branch."""
+"""Stands for any length in a part's shape, such as the rank of a low-rank branch."""
 INPUT_SCALE = Part(FLOAT32, scalar, "static scale of the layer's input", scale=True)
+ROTATION = Part((torch.int8,), square_of_columns, "signs of a Hadamard rotation of the columns")
+"""A part of schemes whose backends apply it: a backend that ignored it would compute nonsense."""
 COMMON_PARTS = {
     "bias": Part(
         (*FLOAT_DTYPES, torch.float8_e4m3fn), lambda out, _in: ((out,),), "bias", rows=True
@@ -248,7 +287,7 @@ COMMON_PARTS = {
         nonzero=True,
         columns=True,
     ),
-    "shift": Part(FLOAT32, scalar, "what is added to the layer's input"),
+    "shift": Part(FLOAT32, scalar, "offset of the layer's input"),
     "lora_down": Part(
         FLOAT_DTYPES, lambda _out, in_: ((ANY_RANK, in_),), "low-rank branch, down", columns=True
     ),
@@ -262,4 +301,4 @@ COMMON_PARTS = {
         FLOAT_DTYPES, lambda out, _in: ((out, ANY_RANK),), "low-rank branch, up", rows=True
     ),
 }
-"""What a layer of any scheme may have besides its codes and their scales."""
+"""Parts that a layer of any scheme may have in addition to its codes and scales."""

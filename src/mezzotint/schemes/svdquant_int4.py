@@ -1,6 +1,7 @@
-"""SVDQuant INT4: signed 4-bit codes, one scale for each 64 input columns, beside a low-rank branch.
+"""SVDQuant INT4: signed 4-bit codes with a scale per 64 input columns, and a low-rank branch.
 
-smooth, proj_down, proj_up, shift and bias are those of every scheme; see `mezzotint.schemes.scheme`.
+`mezzotint.schemes.scheme` describes smooth, proj_down, proj_up, shift and bias.
+Source: https://arxiv.org/abs/2411.05007
 """
 
 import torch
@@ -15,7 +16,7 @@ SIGNED_MAX, UNSIGNED_MAX = 7, 15
 
 
 def decode_svdquant_int4(parts: Parts) -> Tensor:
-    """Real values of the codes: code * block_scale, in float32.
+    """Decode the codes, without the low-rank branch: code * block_scale.
 
     codes         uint8 [out, in/2], two's complement -8..7, low nibble is the even column
     block_scale   bf16 [out, in/64], amax of the group / 7
@@ -27,10 +28,10 @@ def decode_svdquant_int4(parts: Parts) -> Tensor:
 
 
 def encode_svdquant_int4(weights: Tensor) -> dict[str, Tensor]:
-    """The nearest matrix of signed 4-bit codes, without a low-rank branch: block_scale = bf16(amax of the group / 7).
+    """Quantize a matrix, without a low-rank branch, with block_scale = bf16(amax of the group / 7).
 
     weights   [out, in], any float dtype
-    Returns   the parts that `decode_svdquant_int4` takes
+    Returns   the parts of `decode_svdquant_int4`
     """
     groups = to_groups(weights.float(), INT4_GROUP)
     scale = replace_zero_with_one(groups.abs().amax(-1) / SIGNED_MAX).bfloat16()
@@ -42,11 +43,14 @@ def encode_svdquant_int4(weights: Tensor) -> dict[str, Tensor]:
 
 
 def quantize_activation_int4(x: Tensor, parts: Parts) -> Tensor:
-    """x rounded to 4 bits with one scale per token and 64 columns, found as it runs; float32.
+    """Quantize x to 4 bits with a dynamic scale per token and 64 columns.
 
-    A shifted layer's input is not negative and takes 0..15 with amax / 15; any other takes -8..7 with amax / 7. Codes
-    are computed with the scale as it is, and multiplied by the scale rounded to bf16.
-    Source   Nunchaku's quantize_w4a4_act
+    The input of a shifted layer is not negative: its codes are 0..15, with a scale of amax / 15.
+    Other codes are -8..7, with a scale of amax / 7. Codes are computed with the float32 scale, and
+    dequantized with that scale rounded to bf16.
+
+    Returns   float32 of x's shape, dequantized
+    Source    Nunchaku's quantize_w4a4_act
     """
     low, high = (0, UNSIGNED_MAX) if "shift" in parts else (-SIGNED_MAX - 1, SIGNED_MAX)
     groups = to_groups(x.float(), INT4_GROUP)

@@ -1,7 +1,8 @@
-"""SVDQuant NVFP4: E2M1 codes, one e4m3 scale for each 16 input columns, beside a low-rank branch.
+"""SVDQuant NVFP4: E2M1 codes with an e4m3 scale per 16 input columns, and a low-rank branch.
 
-The outer scale is one number (global_scale), or one for each output row (channel_scale, where q, k and v with scales
-of their own were fused), or absent. smooth, proj_down, proj_up and bias are those of every scheme.
+The outer scale is a number (global_scale), or one number per output row (channel_scale, if q, k and
+v with different scales were fused), or absent. `mezzotint.schemes.scheme` describes smooth,
+proj_down, proj_up and bias. Source: https://arxiv.org/abs/2411.05007
 """
 
 import torch
@@ -24,12 +25,14 @@ FP4_GROUP = 16
 
 
 def decode_svdquant_nvfp4(parts: Parts) -> Tensor:
-    """Real values of the codes: E2M1[code] * block_scale * global_scale * channel_scale, in float32.
+    """Decode the codes, without the low-rank branch.
+
+    The values are E2M1[code] * block_scale * global_scale * channel_scale; an absent scale is 1.
 
     codes           uint8 [out, in/2], low nibble is the even column
     block_scale     float8_e4m3fn [out, in/16]
-    global_scale    [] or [1], absent for 1
-    channel_scale   [out], absent for 1
+    global_scale    [] or [1], optional
+    channel_scale   [out], optional
     Returns         float32 [out, in]
     """
     scale = parts["block_scale"].float()
@@ -41,17 +44,22 @@ def decode_svdquant_nvfp4(parts: Parts) -> Tensor:
 
 
 def quantize_activation_svdquant_nvfp4(x: Tensor, _parts: Parts) -> Tensor:
-    """x rounded to NVFP4 with one e4m3 scale per token and 16 columns, found as it runs; float32.
+    """Quantize x to E2M1 with a dynamic e4m3 scale per token and 16 columns.
 
-    There is no scale above the blocks' own, and codes are computed with the scale before it is rounded to e4m3.
-    Source   Nunchaku's quantize_w4a4_fp4
+    There is no global scale. Codes are computed with the scale before it is rounded to e4m3.
+
+    Returns   float32 of x's shape, dequantized
+    Source    Nunchaku's quantize_w4a4_fp4
     """
     values, block_scale = quantize_svdquant_nvfp4(x)
     return scale_groups(values, block_scale.float(), FP4_GROUP)
 
 
 def quantize_svdquant_nvfp4(x: Tensor) -> tuple[Tensor, Tensor]:
-    """`quantize_input_svdquant_nvfp4` in two: E2M1 values, float32 [..., in], and block scales, e4m3 [..., in/16]."""
+    """Quantize x [..., in] and return its E2M1 values and block scales.
+
+    Returns   float32 [..., in], e4m3 [..., in/16]; see `quantize_activation_svdquant_nvfp4`
+    """
     groups = to_groups(x.float(), FP4_GROUP)
     scale = groups.abs().amax(-1) / E2M1_MAX
     values = round_e2m1(groups / replace_zero_with_one(scale).unsqueeze(-1))

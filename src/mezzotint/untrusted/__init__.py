@@ -1,1 +1,1 @@
-"""Reading what others wrote: bounded JSON, typed entries, limits of configurations, escaping, library errors."""
+"""Tools for untrusted input: bounded JSON, typed entries, limits, escaping, library errors."""

@@ -1,20 +1,23 @@
-"""Text that is from a file, a server or a user, on its way to a terminal, a page, a log or a message.
+"""Escape text of files, servers and users before it is printed or written to a page.
 
-A name in a file may hold anything: escape characters that drive a terminal, marks that turn the direction of text,
-halves of characters that no encoding has, or 16 MB. Each is escaped once, where it is printed.
+A name in a file may hold terminal escape sequences, marks that change the direction of text, lone
+surrogates, or 16 MB. It is escaped once, where it is printed.
 """
 
 import re
 import unicodedata
 
 LONGEST = 200
-"""Characters of a foreign value that a message shows."""
+"""Most characters of an untrusted value that a message shows."""
 LONGEST_LINE = 4_000
-"""Characters of a line of a message that are printed."""
-STEERS = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-"""Unicode categories that steer a display unseen: control, format, surrogate, line and paragraph separators."""
+"""Most characters of a message's line."""
+INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+"""Unicode categories of control, format and surrogate characters, line and paragraph separators.
+
+Source: https://www.unicode.org/reports/tr44/#General_Category_Values
+"""
 JOINERS = "\u200c\u200d"
-"""Format characters that Persian, Indic letters and emoji are written with; they move nothing."""
+"""Harmless format characters that Persian, Indic scripts and emoji need."""
 MARKDOWN = re.compile(r"[\\`*_{}\[\]#|~$]")
 ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "&#64;"})
 AUTOLINK = re.compile(r"(?<=:)/|(?<=www)\.", re.IGNORECASE)
@@ -22,18 +25,17 @@ AT_START = re.compile(r"^(\d*)(?=[-+.)=])")
 
 
 def printable(text: object, keep: str = "") -> str:
-    r"""Return the text with control characters, direction marks and surrogates as escapes such as \x1b.
+    r"""Return the text with control characters, direction marks and surrogates escaped, as in \x1b.
 
-    keep   control characters that stay as they are, such as "\n" in a message of several lines
+    keep   control characters to leave unescaped, such as "\n" in a message of several lines
     """
     string = str(text)
     if string.isascii() and string.isprintable():
         return string
-    return "".join(c if c in keep or c in JOINERS or not _steers(c) else _escape(c) for c in string)
-
-
-def _steers(character: str) -> bool:
-    return unicodedata.category(character) in STEERS
+    return "".join(
+        c if c in keep or c in JOINERS or unicodedata.category(c) not in INVISIBLE else _escape(c)
+        for c in string
+    )
 
 
 def _escape(character: str) -> str:
@@ -48,25 +50,25 @@ def _escape(character: str) -> str:
 
 
 def shown(value: object, longest: int = LONGEST) -> str:
-    """Return a foreign value's repr as a message shows it: its beginning, and its length where that is not all."""
+    """Return an untrusted value's repr for a message; see `cut`."""
     try:
         text = repr(value)
-    except (RecursionError, ValueError):  # nested too deeply, or a number of more than 4,300 digits
+    except (RecursionError, ValueError):  # nested too deeply, or an int of more than 4,300 digits
         return f"a {type(value).__name__} that is too large to show"
     return cut(text, longest)
 
 
 def cut(text: str, longest: int = LONGEST) -> str:
-    """Return the text, or its beginning and its length where it is longer than `longest`."""
+    """Return the text, or its first `longest` characters and its length."""
     return text if len(text) <= longest else f"{text[:longest]}... ({len(text):,} characters)"
 
 
 def message(text: object) -> str:
-    """Return an error's or note's message for stderr: its lines stay, control characters and endless lines do not."""
+    """Return a message for stderr: control characters escaped, line breaks kept, long lines cut."""
     return "\n".join(cut(line, LONGEST_LINE) for line in printable(text, keep="\n").split("\n"))
 
 
 def markdown(text: object) -> str:
-    """Return the text so that Markdown shows it as it is, on one line, without links, mentions or HTML."""
+    """Escape the text so that Markdown renders it literally, without links, mentions or HTML."""
     marked = MARKDOWN.sub(r"\\\g<0>", printable(text)).translate(ENTITIES)
     return AT_START.sub(r"\1\\", AUTOLINK.sub(r"\\\g<0>", marked))

@@ -1,6 +1,6 @@
-"""JSON objects that others wrote: size, number of values and depth are bounded before anything is built from them.
+"""Read JSON objects of untrusted files, with limits on their size, number of values and depth.
 
-Every reader of a configuration, an index or a note goes through here, so that no file takes seconds or gigabytes.
+Configurations and indices are read with this module, so that no file takes seconds or gigabytes.
 """
 
 import json
@@ -14,16 +14,16 @@ from mezzotint.hub import AnyPath
 
 MAX_BYTES = 16 * 2**20
 MAX_VALUES = 1_000_000
-"""Commas and opening brackets; an object of one entry takes 250 bytes, so this bounds memory to 250 MB."""
+"""Most commas and opening brackets. An object of one entry takes 250 bytes: the limit is 250 MB."""
 MAX_DEPTH = 64
 HINT = "restore the file, or download it again."
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def read_object(path: AnyPath, limit: int = MAX_BYTES) -> dict[str, Any]:
-    """Return the JSON object that a file holds.
+    """Return the JSON object of a file.
 
-    limit    most bytes that the file may have
+    limit    most bytes
     Raises   BrokenFile if it is no file, is too large or too deep, or holds no JSON object in UTF-8
     """
     if not path.is_file():
@@ -36,10 +36,10 @@ def read_object(path: AnyPath, limit: int = MAX_BYTES) -> dict[str, Any]:
 
 
 def parse_object(content: bytes | str, where: object, limit: int = MAX_BYTES) -> dict[str, Any]:
-    """Return the JSON object that `content` holds.
+    """Parse a JSON object.
 
-    where    the file that it is from, for the message
-    limit    most bytes, or characters, of `content`
+    where    the file of the content, for the message
+    limit    most bytes or characters
     Raises   BrokenFile if it is too large or too deep, or is no JSON object in UTF-8
     """
     _check_size(len(content), where, limit)
@@ -47,10 +47,8 @@ def parse_object(content: bytes | str, where: object, limit: int = MAX_BYTES) ->
         text = content if isinstance(content, str) else content.decode("utf-8")
         _check_number_of_values(text, where)
         value = json.loads(text)
-        if SURROGATE.search(text):
-            json.dumps(value, ensure_ascii=False).encode(
-                "utf-8"
-            )  # half a character cannot be encoded
+        if SURROGATE.search(text):  # a lone surrogate cannot be encoded
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise BrokenFile(f"{where}: is not valid JSON ({error})", HINT) from error
     if not isinstance(value, dict):
@@ -62,9 +60,7 @@ def parse_object(content: bytes | str, where: object, limit: int = MAX_BYTES) ->
 
 def _check_size(size: int, where: object, limit: int) -> None:
     if size > limit:
-        raise BrokenFile(
-            f"{where}: has {size:,} bytes, more than the {limit:,} that are read as JSON", HINT
-        )
+        raise BrokenFile(f"{where}: has {size:,} bytes, and the limit for JSON is {limit:,}", HINT)
 
 
 def _check_number_of_values(text: str, where: object) -> None:

@@ -1,4 +1,4 @@
-"""What a library raises becomes one error of Mezzotint that says what was being done, and to which file."""
+"""Convert errors of libraries to errors of Mezzotint that name the file and the operation."""
 
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -6,26 +6,27 @@ from types import TracebackType
 from mezzotint.errors import MezzotintError, UnknownFormat, Unsupported
 
 LONGEST = 300
-"""Characters of a library's own message that are repeated."""
+"""Most characters of a library's message that an error quotes."""
 NO_MEMORY = (
     "out of memory",
     "not enough memory",
     "can't allocate memory",
     "cannot allocate memory",
 )
-FREE_MEMORY = (
-    "ask for a smaller size, close what else holds memory, or choose a checkpoint of fewer bits."
-)
+FREE_MEMORY = "choose a smaller size, end other programs, or use a checkpoint of fewer bits."
 TORCH_OUT_OF_MEMORY = "OutOfMemoryError"
-"""PyTorch's class for a GPU's, by name: the command line asks before PyTorch is imported."""
+"""Name of PyTorch's class, because the command line checks errors before it imports PyTorch."""
 PANIC = "PanicException"
-"""What code in Rust raises (tokenizers, safetensors); it is no Exception, and each library has a class of its own."""
+"""Name of the class that Rust libraries raise (tokenizers, safetensors).
+
+Each library has its own class, and none of them is an Exception.
+"""
 
 
-class memory_named(AbstractContextManager[None]):
-    """Turn a lack of memory inside the context into Unsupported.
+class convert_memory_errors(AbstractContextManager[None]):
+    """Convert a lack of memory in the `with` block to Unsupported.
 
-    >>> with memory_named("loading the VAE"):
+    >>> with convert_memory_errors("loading the VAE"):
     ...     vae.to("cuda")
     """
 
@@ -40,18 +41,18 @@ class memory_named(AbstractContextManager[None]):
     ) -> None:
         if error is not None and is_lack_of_memory(error):
             raise Unsupported(
-                f"out of memory while {self.doing} ({said(error)})", FREE_MEMORY
+                f"out of memory while {self.doing} ({error_text(error)})", FREE_MEMORY
             ) from error
 
 
-class failures_named(AbstractContextManager[None]):
-    """Turn whatever a library raises inside the context into one error; Mezzotint's own pass through.
+class convert_errors(AbstractContextManager[None]):
+    """Convert the errors of a library in the `with` block; errors of Mezzotint pass unchanged.
 
-    where   the file, and what of it
-    what    what failed, to be followed by the library's own message
+    where   the file, and the part of it
+    what    what failed; the library's message follows it
     hint    what to do next
-    kind    the class of the error
-    only    which errors are turned into it; those of other classes pass through
+    kind    the class to raise
+    only    the classes to convert; other errors pass unchanged
     """
 
     def __init__(
@@ -74,16 +75,15 @@ class failures_named(AbstractContextManager[None]):
             return
         if is_lack_of_memory(error):
             raise Unsupported(
-                f"{self.where}: out of memory ({said(error)})", FREE_MEMORY
+                f"{self.where}: out of memory ({error_text(error)})", FREE_MEMORY
             ) from error
         if isinstance(error, self.only) or type(error).__name__ == PANIC:
-            raise self.kind(
-                f"{self.where}: {self.what} ({type(error).__name__}: {said(error)})", self.hint
-            ) from error
+            text = f"{type(error).__name__}: {error_text(error)}"
+            raise self.kind(f"{self.where}: {self.what} ({text})", self.hint) from error
 
 
 def is_lack_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or on the CPU."""
+    """Return whether an error says that memory ran out, on a GPU or on the CPU."""
     if isinstance(error, MemoryError) or type(error).__name__ == TORCH_OUT_OF_MEMORY:
         return True
     return isinstance(error, RuntimeError | OSError) and any(
@@ -91,7 +91,7 @@ def is_lack_of_memory(error: BaseException) -> bool:
     )
 
 
-def said(error: BaseException) -> str:
-    """What a library's error says, on one line of bounded length."""
+def error_text(error: BaseException) -> str:
+    """Return an error's message on one line of at most LONGEST characters."""
     text = " ".join(str(error).split())
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

@@ -1,4 +1,4 @@
-"""Values from a file, held against a pydantic model once; code behind it may trust every type."""
+"""Validate values of a file with a pydantic model, so that other code can rely on their types."""
 
 from typing import TypeVar
 
@@ -10,7 +10,7 @@ from mezzotint.untrusted.json import HINT
 
 
 class Entries(BaseModel):
-    """Base of the models of what files hold: no type is made from another, unknown entries are left alone."""
+    """Base of models of file contents: types are not coerced, and unknown entries are ignored."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -19,10 +19,10 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def validated(model: type[Model], value: object, where: object, hint: str = HINT) -> Model:
-    """Return the value as the model.
+    """Return the value as an instance of the model.
 
-    where    the file that it is from, for the message
-    Raises   BrokenFile that names the first entry of a wrong type, and says how many more there are
+    where    the file of the value, for the message
+    Raises   BrokenFile, which names the first entry of a wrong type and counts the others
     """
     try:
         return model.model_validate(value)

@@ -13,7 +13,7 @@ from mezzotint.formats.companion_files import hf_folder, open_header
 from mezzotint.formats.contents import unclaimed_parts
 from mezzotint.formats.renaming import Renames
 from mezzotint.hub import AnyPath, local_copy
-from mezzotint.loading import plan
+from mezzotint.loading.plan import plan
 from mezzotint.verification import against_base
 from mezzotint.verification.against_base import LayerError
 from mezzotint.verification.files import (
