@@ -28,9 +28,7 @@ from mezzotint.nn import FusedLinearSlice, QuantLinear
 class HeadNorm(Protocol):
     """An RMS norm of the heads of queries or keys."""
 
-    @property
-    def weight(self) -> Tensor: ...
-
+    weight: Tensor
     eps: float
 
 
