@@ -202,7 +202,6 @@ def test_files_are_short() -> None:
     assert median(lengths) <= MEDIAN_FILE
 
 
-@UNFINISHED
 @pytest.mark.parametrize("room", ["kernels", "fast", "layouts"])
 def test_comments_explain_kernels_passes_and_layouts(room: str) -> None:
     comments = code = 0

@@ -12,7 +12,7 @@ from mezzotint.families.building import build_meta_model
 from mezzotint.families.recipe import Recipe
 from mezzotint.fast.fast_pass import recipe_of
 from mezzotint.fast.passes import ordered_passes
-from mezzotint.fast.passes.attention_layers import PROCESSORS
+from mezzotint.fast.passes.attention_processors import PROCESSORS
 from mezzotint.fast.passes.fused_activation import REWRITES
 
 NAMES = list(families())

@@ -98,10 +98,12 @@ def test_cast_model_refines_its_text_again(refined_texts: list[Any]) -> None:
     inputs = arguments("zimage", plain)
     for dtype in (torch.float32, torch.float64):
         plain, cached = plain.to(dtype), cached.to(dtype)
-        own = inputs | {
+        cast_inputs = inputs | {
             name: [part.to(dtype) for part in inputs[name]] for name in ("x", "cap_feats")
         }
-        torch.testing.assert_close(result(cached, own), result(plain, own), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            result(cached, cast_inputs), result(plain, cast_inputs), rtol=1e-4, atol=1e-4
+        )
     assert len(refined_texts) == 2
 
 

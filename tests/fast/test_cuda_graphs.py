@@ -94,9 +94,9 @@ def test_call_is_recorded_once_per_shape_and_state(
     def calls(*args: Any) -> int:
         before = model.calls
         got = runner(*args)["y"]
-        results = model.calls - before
+        new_calls = model.calls - before
         assert torch.equal(got, model(*args)["y"])
-        return results
+        return new_calls
 
     def x(rows: int) -> Tensor:
         return torch.randn(rows, 4)

@@ -22,16 +22,16 @@ from torch.nn import functional as F
 
 from mezzotint.families import families, family_by_transformer
 from mezzotint.families.recipe import Recipe
-from mezzotint.fast.fp8_linear import (
+from mezzotint.fast.fp8_layers import (
     ActivationQuantize,
     ColumnSlice,
     FusedActivationLinear,
     QuantizedInputLinear,
     SplitQuantizedInputLinear,
 )
-from mezzotint.fast.passes import attention_layers, fused_activation
+from mezzotint.fast.passes import attention_processors, fused_activation
 from mezzotint.fast.passes.attention import ATTENTION_BACKENDS
-from mezzotint.fast.passes.attention_layers import replace_attn_processors
+from mezzotint.fast.passes.attention_processors import replace_attn_processors
 from mezzotint.fast.passes.compile_blocks import compile_blocks
 from mezzotint.fast.passes.deferred_residual import (
     DeferredResidualSingleBlock,
@@ -222,15 +222,15 @@ def test_text_and_image_share_one_qkv_tensor(on_cpu: None, monkeypatch: pytest.M
     replace_attn_processors(model, ATTENTION_BACKENDS["sdpa"])
     joint = model(**inputs)[0]
     attn = model.transformer_blocks[0].attn
-    assert attention_layers._joint_qkv_layers(attn) == [
+    assert attention_processors._joint_qkv_layers(attn) == [
         attn.add_q_proj.fused.linear,
         attn.to_q.fused.linear,
     ]
-    assert attention_layers._joint_qkv_layers(model.single_transformer_blocks[0].attn) == []
+    assert attention_processors._joint_qkv_layers(model.single_transformer_blocks[0].attn) == []
     image, text = (torch.randn(2, tokens, attn.to_q.in_features).bfloat16() for tokens in (16, 5))
-    traced = torch.compile(attention_layers._qkv, fullgraph=True, backend="aot_eager")
-    assert torch.equal(traced(attn, image, text), attention_layers._qkv(attn, image, text))
-    monkeypatch.setattr(attention_layers, "_joint_qkv_layers", lambda _attn: [])
+    traced = torch.compile(attention_processors._qkv, fullgraph=True, backend="aot_eager")
+    assert torch.equal(traced(attn, image, text), attention_processors._qkv(attn, image, text))
+    monkeypatch.setattr(attention_processors, "_joint_qkv_layers", lambda _attn: [])
     assert relative_error(joint, model(**inputs)[0]) < 1e-2
 
 

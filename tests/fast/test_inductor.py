@@ -65,11 +65,11 @@ def test_tanh_by_sigmoid_is_within_2e_7() -> None:
 def test_rows_stay_in_registers_up_to_a_length(
     monkeypatch: pytest.MonkeyPatch, row: Any, hint: ReductionHint, persistent: bool
 ) -> None:
-    asked = []
+    inductors_calls = []
     monkeypatch.setattr(
         "torch._inductor.choices.InductorChoices.should_use_persistent_reduction",
-        staticmethod(lambda *given: asked.append(given)),
+        staticmethod(lambda *given: inductors_calls.append(given)),
     )
     features = SimpleNamespace(reduction_numel=row, get_reduction_hint=lambda: hint)
     assert bool(PersistentRowChoices.should_use_persistent_reduction(features, False)) is persistent
-    assert len(asked) == (not persistent), "Inductor decides for all other rows"
+    assert len(inductors_calls) == (not persistent), "Inductor decides for all other rows"

@@ -22,7 +22,7 @@ from mezzotint.families.building import build_meta_model
 from mezzotint.fast import compile_cache_folder, speed_up
 from mezzotint.fast.activations import tanh_gelu
 from mezzotint.fast.passes.attention import ATTENTION_BACKENDS, select_attention
-from mezzotint.fast.passes.attention_layers import replace_attn_processors
+from mezzotint.fast.passes.attention_processors import replace_attn_processors
 from mezzotint.fast.passes.fuse_linears import fuse_linears
 from mezzotint.fast.runtime.recompile_warning import RecompileWarning
 from mezzotint.fast.runtime.weight_watcher import WeightWatcher

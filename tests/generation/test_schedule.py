@@ -23,7 +23,7 @@ from mezzotint.fast.passes.attention import (
     bf16_attention,
     set_attention,
 )
-from mezzotint.fast.passes.attention_layers import _use_fp8
+from mezzotint.fast.passes.attention_processors import _use_fp8
 from mezzotint.generation.generate import generate
 from mezzotint.generation.pipeline import load, recommended_sampling
 from mezzotint.generation.schedule import StepSchedule, apply_schedule

@@ -12,7 +12,7 @@ from torch._inductor.utils import run_and_get_code
 
 from mezzotint.errors import BadRequest
 from mezzotint.fast import speed_up
-from mezzotint.fast.fp8_linear import SplitQuantizedInputLinear
+from mezzotint.fast.fp8_layers import SplitQuantizedInputLinear
 from mezzotint.fast.passes.attention import ATTENTION_BACKENDS
 from mezzotint.fast.runtime.cuda_graphs import CudaGraphRunner
 from mezzotint.fast.runtime.readback import read_back
@@ -479,7 +479,7 @@ def test_a_fast_model_in_bf16_computes_what_diffusers_does(
         assert relative_error(result(fast, given | {step: given[step][:1]}), expected) <= 3e-2
         with torch.inference_mode():
             assert relative_error(result(other, given), expected) <= 3e-2
-    assert not [record for record in caplog.records if "recorded anew" in record.message]
+    assert not [record for record in caplog.records if "recorded again" in record.message]
 
 
 def test_a_recorded_transformer_follows_another_backend() -> None:
@@ -553,8 +553,8 @@ def test_a_recording_is_made_anew_when_weights_were_moved(caplog: pytest.LogCapt
     for _ in range(2):
         torch.testing.assert_close(graphs(x), model(x))
     assert [record.message for record in caplog.records] == [
-        "the model's weights are others, or elsewhere, since its calls were recorded: "
-        "they are recorded anew"
+        "the model's weights were replaced or moved since its calls were recorded: "
+        "they are recorded again"
     ] * 2
     assert elsewhere.isnan().all()
     with pytest.raises(BadRequest, match="called with a tensor on cpu"):

@@ -110,7 +110,7 @@ def _scaled_mm(
         bias=bias,
         out_dtype=dtype,
         # Partial sums are not promoted to a higher precision in between: faster, and accurate
-        # enough beside FP8 (docs/numerics.md). The option is CUBLASLT_MATMUL_DESC_FAST_ACCUM of
+        # enough compared with FP8 (docs/numerics.md). The option is CUBLASLT_MATMUL_DESC_FAST_ACCUM of
         # https://docs.nvidia.com/cuda/cublas/.
         use_fast_accum=True,
         **output,

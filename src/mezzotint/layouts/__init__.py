@@ -68,7 +68,8 @@ def _plain_shapes(
     """Return the shapes of a plain part; its rank, if any, is the last length of `stored`."""
     rank = stored[-1] if stored else 0
     return tuple(
-        tuple(rank if n == ANY_RANK else n for n in own) for own in scheme.part(part).shapes(*shape)
+        tuple(rank if n == ANY_RANK else n for n in plain)
+        for plain in scheme.part(part).shapes(*shape)
     )
 
 

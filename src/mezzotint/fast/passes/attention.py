@@ -149,9 +149,9 @@ ATTENTION_BACKENDS = {
 def select_attention(
     target: Target, name: str | None = None
 ) -> tuple[AttentionBackend, dict[str, str]]:
-    """Return the backend called `name`, or the fastest for `target`, and {name: why not} of faster
-    ones.
+    """Return the attention backend for `target`, and {name: why not} of faster ones.
 
+    name     name of the backend, or None for the fastest
     Raises   BadRequest if no backend has this name, Unsupported if it cannot run on `target`
     """
     if name is not None:

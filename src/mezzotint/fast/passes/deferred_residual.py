@@ -60,7 +60,7 @@ class DeferredResidual:
             return residual
         if function is Tensor.add:
             return residual.add(other)
-        raise TypeError(f"{function} of a sum that is left to the next block")
+        raise TypeError(f"{function} of a sum that is deferred to the next block")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -80,7 +80,7 @@ class DeferredResidual:
         Raises   TypeError if there is no gate yet
         """
         if self.gate is None:
-            raise TypeError("a branch that is left to the next block is added without a gate")
+            raise TypeError("a branch that is deferred to the next block is added without a gate")
         self.x = other if self.x is None else self.x + F.pad(other, (0, 0, self.text_tokens, 0))
         return self
 
@@ -199,7 +199,7 @@ class FinalLayerAdapter(DeferredResidualBlock):
         return super().__call__(x[:, x.text_tokens :], *args, **kwargs)
 
 
-def defer_residuals(model: Any, edits: ModelEdits | None = None) -> int:
+def defer_residuals(model: nn.Module, edits: ModelEdits | None = None) -> int:
     """Defer the last addition of blocks in every supported row. Return how many blocks do so."""
     edits = edits or ModelEdits()
     recipe = recipe_of(model)

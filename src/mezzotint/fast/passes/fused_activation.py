@@ -19,7 +19,7 @@ from mezzotint.errors import ShapeMismatch
 from mezzotint.families.recipe import Recipe
 from mezzotint.fast.edits import ModelEdits
 from mezzotint.fast.fast_pass import Applied, Pass, PassContext, recipe_of
-from mezzotint.fast.fp8_linear import (
+from mezzotint.fast.fp8_layers import (
     ActivationQuantize,
     ColumnSlice,
     FusedActivationLinear,
@@ -29,7 +29,7 @@ from mezzotint.fast.fp8_linear import (
     is_fp8_linear,
     quantizes_per_row,
 )
-from mezzotint.fast.passes.attention_layers import ParallelAttnProcessor
+from mezzotint.fast.passes.attention_processors import ParallelAttnProcessor
 from mezzotint.fast.passes.fuse_linears import fuse_with_undo
 from mezzotint.kernels import Target
 from mezzotint.kernels.ops.fp8_gemm_act.op import unavailable_reason
@@ -53,7 +53,7 @@ def fuse_activations(
     """Fuse activations wherever the layer after them multiplies in FP8, in a model on a GPU.
 
     recipe   recipe of the family; by default that of the model's class
-    Returns  how many were fused, and why others were not if `target` is the reason
+    Returns  how many were fused, and why the rest was not if `target` is the reason
     """
     importlib.import_module("mezzotint.kernels.ops.quantize_activation.op")
     edits = edits or ModelEdits()
@@ -186,7 +186,7 @@ def _flux1_single_block(block: Any, can_fuse: bool, edits: ModelEdits) -> Fusion
 def _flux1_split_single_block(block: Any, last: SplitLinear, edits: ModelEdits) -> FusionOutcome:
     """Rewrite a single block whose `proj_out` is stored in two pieces, for attention and for MLP.
 
-    Each piece has its own row scales, so their inputs need not be side by side.
+    Each piece has its own row scales, so their inputs need not be one tensor.
     """
     _attention, *rest = last.sublayers
     if [piece.in_features for piece in rest] != [block.mlp_hidden_dim]:

@@ -78,7 +78,7 @@ class CudaGraphRunner:
         if self.watcher.has_changed() and self.recordings:
             LOG.warning(
                 "the model's weights were replaced or moved since its calls were recorded: "
-                "they are recorded anew"
+                "they are recorded again"
             )
             self.recordings.clear()
             # A library may keep allocations of its own in the old pool.

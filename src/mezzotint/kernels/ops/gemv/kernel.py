@@ -43,7 +43,7 @@ def _gemv4_kernel(
         group_mask = row_mask & (group < num_groups)[None, :]
         block = tl.load(block_ptr + group_offset, group_mask, 0.0).to(tl.float32) * CODE_SCALE
         # The codes stay in registers while every vector passes over them. Even and odd columns
-        # are kept apart, as the nibbles are: interleaving the codes would cost a shuffle each.
+        # are separate, as the nibbles are: interleaving the codes would cost a shuffle each.
         for vector_id in tl.static_range(M):
             even = tl.load(x_ptr + vector_id * k + 2 * byte, byte_mask, 0.0).to(tl.float32)
             odd = tl.load(x_ptr + vector_id * k + 2 * byte + 1, byte_mask, 0.0).to(tl.float32)

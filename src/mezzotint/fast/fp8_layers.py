@@ -109,7 +109,7 @@ class ActivationQuantize(nn.Module):
         self.next_adapters = next_layer.adapters  # they read the input in BF16
 
     def forward(self, x: Tensor, prefix: Tensor | None = None) -> Tensor | QuantizedActivation:
-        """Return `prefix` [..., any] and the activation of x [..., out] side by side."""
+        """Return `prefix` [..., any] and the activation of x [..., out], concatenated."""
         if self.next_adapters or not self.modes.layers_as_loaded:
             y = (
                 tanh_gelu(x)
