@@ -116,7 +116,7 @@ def test_quantizers_differ_at_underflow_and_midpoints_only(
 def test_where_scales_differ_they_have_underflowed(
     tool: str, name: str, matrix: Tensor, global_scale: Tensor
 ) -> None:
-    """ModelOpt clamps scales to 2^-9, the smallest e4m3, torchao to 2^-6, the smallest normal one."""
+    """ModelOpt clamps scales to 2^-9, the smallest e4m3; torchao to 2^-6, the smallest normal."""
     ours, theirs = (
         by_kitchen(matrix, global_scale).block_scale.float(),
         stored(tool, name).block_scale.float(),

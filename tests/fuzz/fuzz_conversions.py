@@ -4,14 +4,13 @@ Each file is mutated as in `fuzz_checkpoints.py` and converted without a base. A
 succeed if the file's own model accepts every tensor and the output has the values of the input.
 """
 
-import argparse
 import json
 import random
 import shutil
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,19 +18,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fuzz.command import run_from_command_line
 from fuzz.fuzz_checkpoints import mutate
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.conversion import convert
 from mezzotint.errors import MezzotintError
 from mezzotint.loading import plan
-from support import results_log
 
 TARGETS = ("bf16", "mezzotint")
 PROGRESS = 500
 """After how many files the counts are printed."""
 
 
-def fuzz(sources: Sequence[Path], folder: Path, number: int, seed: int) -> dict[str, Any]:
+def fuzz(sources: list[Path], folder: Path, number: int, seed: int) -> dict[str, Any]:
     """Convert `number` mutated files; raise errors of other classes and wrong outputs."""
     chance = random.Random(seed)
     counts: Counter[str] = Counter()
@@ -130,28 +129,8 @@ def _true_model(source: Path) -> nn.Module | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "sources", type=Path, nargs="+", help="checkpoints, each one safetensors file"
-    )
-    parser.add_argument("--number", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--folder", type=Path, required=True, help="where to write; what fails is left there"
-    )
-    parser.add_argument(
-        "--record", action="store_true", help="add a row to benchmarks/results/robustness.jsonl"
-    )
-    arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    arguments.folder.mkdir(parents=True)
-    figures = fuzz(arguments.sources, arguments.folder, arguments.number, arguments.seed)
-    shutil.rmtree(arguments.folder)
-    print(json.dumps(figures))
-    if arguments.record:
-        results_log.append("robustness", "changed checkpoints, converted", figures)
+    run_from_command_line(__doc__, "changed checkpoints, converted", fuzz, number=10_000)
 
 
 if __name__ == "__main__":

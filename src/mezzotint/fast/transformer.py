@@ -75,7 +75,7 @@ def speed_up(
 
     The first call compiles, once per input shape; the log warns of every shape but the first.
     Compiled kernels are kept in `compile_cache_folder`, so the next process starts in seconds. When
-    weights are replaced or moved, calls are recorded again, and the log says so. In-place changes to
+    weights are replaced or moved, calls are recorded again, as the log says. In-place changes to
     weights are not detected, nor are changes to other state, such as the scale of a LoRA. Threads
     that call the model take turns.
 

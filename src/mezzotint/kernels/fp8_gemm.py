@@ -110,8 +110,8 @@ def _scaled_mm(
         bias=bias,
         out_dtype=dtype,
         # Partial sums are not promoted to a higher precision in between: faster, and accurate
-        # enough compared with FP8 (docs/numerics.md). The option is CUBLASLT_MATMUL_DESC_FAST_ACCUM of
-        # https://docs.nvidia.com/cuda/cublas/.
+        # enough compared with FP8 (docs/numerics.md). cuBLAS calls the option
+        # CUBLASLT_MATMUL_DESC_FAST_ACCUM: https://docs.nvidia.com/cuda/cublas/.
         use_fast_accum=True,
         **output,
     )

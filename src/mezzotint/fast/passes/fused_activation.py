@@ -168,7 +168,7 @@ def _flux1_single_block(block: Any, can_fuse: bool, edits: ModelEdits) -> Fusion
         return _flux1_split_single_block(block, last, edits)
     if not is_fp8_linear(last):
         return FusionOutcome.UNSUPPORTED_LAYERS
-    # proj_out reads attention and MLP as one row. With a scale per row, its quantization needs both;
+    # proj_out reads attention and MLP as one row. With a scale per row, quantizing needs both;
     # with a static scale, the MLP's part is quantized before attention has run.
     if quantizes_per_row(last):
         edits.set(block, act_mlp=ActivationQuantize("gelu", last))
