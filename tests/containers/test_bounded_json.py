@@ -57,9 +57,7 @@ def test_other_json_is_an_error(tmp_path: Path, content: bytes, message: str) ->
 def test_a_sparse_gigabyte_is_refused_by_its_size(tmp_path: Path) -> None:
     with (tmp_path / "a.json").open("wb") as stream:
         stream.truncate(2**30)
-    with pytest.raises(
-        BrokenFile, match=r"has 1,073,741,824 bytes, and the limit for .* is 16,777,216"
-    ):
+    with pytest.raises(BrokenFile, match=r"has 1,073,741,824 bytes, more than the 16,777,216"):
         read_object(tmp_path / "a.json")
 
 
@@ -70,7 +68,7 @@ def test_a_folder_and_nothing_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_limit_is_the_callers(tmp_path: Path) -> None:
-    with pytest.raises(BrokenFile, match="has 8 bytes, and the limit for .* is 7"):
+    with pytest.raises(BrokenFile, match="has 8 bytes, more than the 7"):
         parse_object('{"a": 1}', "a note", limit=7)
     assert parse_object('{"a": 1}', "a note", limit=8) == {"a": 1}
 

@@ -124,7 +124,7 @@ def test_numbers_are_the_same_in_any_blocks(
 def test_an_index_of_too_many_entries_is_refused(tmp_path: Path, entries: int) -> None:
     names = dict.fromkeys(map(str, range(entries)), "m.safetensors")
     (tmp_path / "m.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
-    with pytest.raises(BrokenFile, match=r"and the limit for JSON|over the limit of 200,000"):
+    with pytest.raises(BrokenFile, match=r"more than the|over the limit of 200,000"):
         read_header(tmp_path)
     assert [finding.check for finding in mezzotint.verify(tmp_path).findings] == ["index"]
 
