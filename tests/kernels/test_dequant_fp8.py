@@ -167,7 +167,7 @@ def test_residency_fp8_converts_and_is_reported() -> None:
     layers = quant_linears(pipe.transformer)
     assert {layer.sublayers[0].scheme.name for layer in layers.values()} == {"fp8"}
     (event,) = [event for event in pipe.load_report.events if "became FP8" in event]
-    assert event.startswith(f"{len(layers)} layers")
+    assert event.startswith(f"{len(layers)} 4-bit layers")
 
 
 def test_cpu_keeps_stored_bits_unless_requested() -> None:
