@@ -68,9 +68,10 @@ def test_compare_passes_matrices_and_names_what_is_too_small_for_fp8(
     """Values near 0.01 keep hardly one digit in e4m3 without a scale."""
     tensors = {name: value.to(E4M3) for name, value in plain_demo().items()}
     sources = [f"matrices={demo_cast}", f"all={folder_of(tensors, tmp_path / 'whole')}"]
-    comparison = compare(
-        "demo", sources, tmp_path / "report", steps=4, device="cpu", metrics=["psnr"]
-    )
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a large red circle on a blue background\n")
+    settings = {"prompts": str(prompts), "steps": 4, "device": "cpu", "metrics": ["psnr"]}
+    comparison = compare("demo", sources, tmp_path / "report", **settings)
     matrices, whole = comparison.candidates
     assert {matrices.gate.name, whole.gate.name} == {"fp8"}
     assert matrices.reasons == ()

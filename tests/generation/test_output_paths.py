@@ -82,7 +82,7 @@ def test_bench_appends_to_its_own_rows_only(tmp_path: Path, text: str) -> None:
 def test_a_trace_replaces_nothing(tmp_path: Path) -> None:
     check_trace(tmp_path / "trace.json")
     (tmp_path / "trace.json").write_text('{"traceEvents": []}')
-    with pytest.raises(BadRequest, match="is there, and not"):
+    with pytest.raises(BadRequest, match="already exists, and was not"):
         check_trace(tmp_path / "trace.json")
 
 

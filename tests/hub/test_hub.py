@@ -164,7 +164,7 @@ def test_statistics_are_not_taken_from_weights_on_the_hub(
     checkpoint = Checkpoint.of(read_header(tmp_path / "comfy"))
     remote = replace(checkpoint, header=replace(checkpoint.header, files=(hub_path(KLEIN),)))
     assert remote.detect_from_statistics() is remote
-    assert "codes: numbers alone" in checkpoint.detect_from_statistics().evidence
+    assert "codes: values alone" in checkpoint.detect_from_statistics().evidence
 
 
 def test_the_command_does_so_too_with_the_users_environment(hub: Hub, tmp_path: Path) -> None:
