@@ -59,16 +59,15 @@ def load(
 
     model           folder or Hub id of a diffusers pipeline, or "demo"
     transformer     file, folder or Hub id of a transformer in any format that `inspect` knows; None
-                    for the
-                    pipeline's own
+                    for the pipeline's own
     transformer_2   the second transformer of a model that has two, such as Wan 2.2 A14B
-    scales_from     a file with the input scales that `transformer` lacks, or ModelOpt's backbone.pt
-                    for it
+    scales_from     a file with the input scales that `transformer` lacks, or ModelOpt's
+                    backbone.pt for it
     rename          {regular expression: replacement} for the transformers' tensor names
     Others          see `load_pipeline`
     Returns         a diffusers pipeline; its attributes `load_report` and `load_report_2` are the
                     LoadReports of its
-                    transformers, the second one None if there is one transformer
+                    transformers; the second is None if there is one transformer
     Raises          MezzotintError, before any weight is read if the files do not fit together
 
     >>> pipe = load("demo", transformer="demo-fp8")
@@ -102,8 +101,8 @@ def load_pipeline(
                   in BF16
     backend       name of the only backend to use, {scheme: name}, or None for the best that can run
     resident      "stored" keeps 4-bit weights in 4 bits; "fp8" converts them to FP8 when they are
-                  read, as fast as
-                  FP8; None converts where FP8 is used anyway and memory allows
+                  read, as fast as FP8;
+                  None converts where FP8 is used anyway and memory allows
     Raises        MezzotintError, before any weight is read if the files do not fit together
     """
     target = resolve_device(device)
