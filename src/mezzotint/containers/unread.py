@@ -18,16 +18,12 @@ FAILED_DOWNLOADS = {
 """{first bytes of files that are no weights: (what they are, what to do)}"""
 NOT_RUN = "use the safetensors version of the model; no code in the file was run."
 UNREAD_WEIGHTS = {
-    b"GGUF": (
-        "a GGUF file",
-        "Mezzotint does not read GGUF; use the safetensors version of the model.",
-    ),
     b"\x80\x02": ("a Python pickle", NOT_RUN),
     b"\x80\x04": ("a Python pickle", NOT_RUN),
     b"\x80\x05": ("a Python pickle", NOT_RUN),
 }
 """{first bytes of weights that are not read, and may be intact: (what they are, what to do)}"""
-UNREAD_SUFFIXES = (".gguf", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".onnx")
+UNREAD_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".onnx")
 """How names of weight files end that are not read."""
 
 
