@@ -39,12 +39,26 @@ MAX_VALUES = 2_000_000
 MAX_DEPTH = 4
 DEFAULT_ALIGNMENT, MAX_ALIGNMENT = 32, 2**20
 TEXT, ARRAY = 8, 9
-FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+FORMATS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
 """{type of a metadata value: its `struct` format}; TEXT and ARRAY follow a length."""
 SCALARS = {kind: struct.Struct(f"<{code}") for kind, code in FORMATS.items()}
 U32, U64 = SCALARS[4], SCALARS[10]
 MIN_KEY_BYTES, MIN_TENSOR_BYTES = 13, 24
 """Bytes of the smallest metadata entry, and of the smallest description of a tensor."""
+VERSION_KEY = "GGUF.version"
+"""Entry that is added to the metadata; gguf-py's reader has a field of this name."""
 ORIGINAL_SHAPE = "comfy.gguf.orig_shape."
 """Key of a tensor's shape before ComfyUI-GGUF reshaped it to rows of whole blocks.
 
@@ -65,7 +79,7 @@ class GGUF:
     def read(self, path: AnyPath) -> ContainerHeader:
         with path.open("rb") as stream:
             cursor = _Cursor(path, stream)
-            _check_version(cursor)
+            version = _read_version(cursor)
             tensors = cursor.count(MAX_TENSORS, MIN_TENSOR_BYTES, "tensors")
             keys = cursor.count(MAX_KEYS, MIN_KEY_BYTES, "metadata entries")
             metadata = _read_metadata(cursor, keys)
@@ -79,9 +93,8 @@ class GGUF:
                 raise BrokenFile(f"{path}: describes two tensors named {cut(info.name)}")
             infos[info.name] = info
         _check_coverage(path, infos, start, alignment)
-        return ContainerHeader(
-            infos, {key: json.dumps(value) for key, value in metadata.items()}
-        )
+        metadata[VERSION_KEY] = version
+        return ContainerHeader(infos, {key: json.dumps(value) for key, value in metadata.items()})
 
 
 CONTAINER = GGUF()
@@ -128,9 +141,7 @@ class _Cursor:
         """Return a number of entries of at least `smallest` bytes, which must be in the file."""
         count: int = self.number(U64)
         if count > limit:
-            raise BrokenFile(
-                f"{self.path}: states {count:,} {what}, over the limit of {limit:,}"
-            )
+            raise BrokenFile(f"{self.path}: states {count:,} {what}, over the limit of {limit:,}")
         if count * smallest > self.size - self.position:
             raise self._truncated()
         return count
@@ -170,11 +181,11 @@ class _Cursor:
             )
 
 
-def _check_version(cursor: _Cursor) -> None:
+def _read_version(cursor: _Cursor) -> int:
     cursor.take(len(MAGIC))
     version: int = cursor.number(U32)
     if version in VERSIONS:
-        return
+        return version
     swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
     if swapped in VERSIONS:
         raise NotSafetensors(
@@ -299,7 +310,10 @@ def _check_coverage(
     """Check that tensors are aligned and fill the file; only padding lies between them."""
     size, position = path.stat().st_size, data_start
     for info in sorted(infos.values(), key=lambda info: (info.start, info.end)):
-        if not position <= info.start < position + alignment or (info.start - data_start) % alignment:
+        if (
+            not position <= info.start < position + alignment
+            or (info.start - data_start) % alignment
+        ):
             raise BrokenFile(
                 f"{path}: {info.name} starts at byte {info.start:,}, expected "
                 f"{data_start + math.ceil((position - data_start) / alignment) * alignment:,}"

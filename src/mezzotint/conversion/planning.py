@@ -253,7 +253,7 @@ def _copy(
     scheme, part = next(
         (p.scheme, name) for p in pieces for name, value in p.parts.items() if value is tensor
     )
-    if scheme.part(part).scale:
+    if scheme.part(part).has_scales:
         return partial(copy_scale, info, scheme, part)
     return partial(copy_tensor, info)
 

@@ -8,7 +8,8 @@ from mezzotint.errors import BrokenFile, NotACheckpoint, NotSafetensors, join_na
 from mezzotint.hub import AnyPath
 from mezzotint.untrusted.json import read_object
 
-INDEX = ".safetensors.index"
+SAFETENSORS = ".safetensors"
+INDEX = f"{SAFETENSORS}.index"
 INDEX_SUFFIX = f"{INDEX}.json"
 MAX_FILE_NAME = 255
 """Bytes in the name of a file; Linux, macOS and Windows file systems allow no more."""
@@ -22,7 +23,7 @@ def weight_files(folder: AnyPath) -> tuple[list[AnyPath], list[str]]:
 
     Raises  NotACheckpoint, BrokenFile if shards are missing
     """
-    present, notes = without_variants(list_weight_files(folder))
+    present, notes = usual_files(list_weight_files(folder))
     index = index_of(folder, present)
     if index is not None:
         files, more = _indexed_files(folder, index, present)
@@ -108,6 +109,14 @@ def without_variants(present: Sequence[AnyPath]) -> tuple[list[AnyPath], list[st
         else:
             notes.append(f"ignored {file.name}: a variant of {original}, which is used")
     return kept, notes
+
+
+def usual_files(present: Sequence[AnyPath]) -> tuple[list[AnyPath], list[str]]:
+    """Drop variants, and other containers beside safetensors files; return a note on each."""
+    components = [file for file in present if file.name.endswith(SAFETENSORS)]
+    kept, notes = without_variants(components or present)
+    others = [] if not components else [file for file in present if file not in components]
+    return kept, notes + [f"ignored {file.name}: safetensors files are there" for file in others]
 
 
 def _no_weights(folder: AnyPath) -> NotACheckpoint:

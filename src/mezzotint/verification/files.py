@@ -16,7 +16,7 @@ from mezzotint.formats.weight_files import (
     list_weight_files,
     single_of,
     weight_map,
-    without_variants,
+    usual_files,
 )
 from mezzotint.saving.stream import hash_file
 from mezzotint.untrusted.json import read_object
@@ -80,7 +80,7 @@ def read_files(path: Path) -> Files:
     """Read each header separately, so that one broken file does not hide another."""
     if path.is_file():
         return _read(path.parent, [path], None, [])
-    files, _ = without_variants(list_weight_files(path))
+    files, _ = usual_files(list_weight_files(path))
     present = [path / file.name for file in files]
     index = index_of(path, present)
     if index is None:
