@@ -15,8 +15,8 @@ from mezzotint.formats.weight_files import (
     is_file_name,
     list_weight_files,
     single_of,
-    weight_map,
     usual_files,
+    weight_map,
 )
 from mezzotint.saving.stream import hash_file
 from mezzotint.untrusted.json import read_object

@@ -124,7 +124,7 @@ def _is_matrix(info: TensorInfo, scheme: Scheme) -> bool:
     """Return whether rows of whole blocks are the weight of what may be a linear layer."""
     return (
         info.name.endswith(".weight")
-        and len(info.shape) == 2  # noqa: PLR2004
+        and len(info.shape) == 2
         and info.shape[1] % scheme.group == 0
     )
 
