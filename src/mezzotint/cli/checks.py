@@ -58,9 +58,22 @@ GATES = tuple(sorted(file.stem for file in (DATA / "gates").glob("*.toml")))
 METRICS = ("psnr", "ssim", "ms_ssim", "flip", "lpips", "st_lpips", "mae")
 PROMPT_SETS = tuple(sorted(file.stem for file in (DATA / "prompts").glob("*.txt")))
 RESIDENT = ("stored", "fp8")
-SCHEMES = ("awq_w4a16", "bf16", "fp8", "int8", "mxfp8", "nvfp4", "svdquant_int4", "svdquant_nvfp4")
+GGUF_SCHEMES = tuple(
+    f"gguf_{block}"
+    for block in (
+        *("iq4_nl", "iq4_xs", "q2_k", "q3_k", "q4_0", "q4_1"),
+        *("q4_k", "q5_0", "q5_1", "q5_k", "q6_k", "q8_0"),
+    )
+)
+SCHEMES = (
+    *("awq_w4a16", "bf16", "fp8", *GGUF_SCHEMES),
+    *("int8", "mxfp8", "nvfp4", "svdquant_int4", "svdquant_nvfp4"),
+)
 NO_ACTIVATIONS = "activations is {!r}"
-TARGETS = ("bf16", "comfy", "mezzotint", "modelopt", "nunchaku", "row-major")
+TARGETS = (
+    *("bf16", "comfy", "gguf", "gguf-q4_0", "gguf-q8_0"),
+    *("mezzotint", "modelopt", "nunchaku", "row-major"),
+)
 
 
 def check_name(message: str, name: str | None, supported: Iterable[str]) -> None:

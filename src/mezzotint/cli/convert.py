@@ -20,12 +20,13 @@ def convert(
     ],
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", help="Output folder; for comfy and nunchaku, output file."),
+        typer.Option("--output", "-o", help="Output folder; for comfy, gguf and nunchaku, file."),
     ],
     to: Annotated[
         str,
         typer.Option(
-            help="Target format: mezzotint, bf16, modelopt, comfy, nunchaku or row-major."
+            help="Target format: mezzotint, bf16, modelopt, comfy, gguf, gguf-q8_0, gguf-q4_0, "
+            "nunchaku or row-major."
         ),
     ] = "mezzotint",
     base: Annotated[

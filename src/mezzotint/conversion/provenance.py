@@ -12,7 +12,7 @@ from typing import Any
 
 from mezzotint._version import VERSION
 from mezzotint.checkpoint import Checkpoint
-from mezzotint.hub import local_copy
+from mezzotint.hub import AnyPath, local_copy
 from mezzotint.saving import Shard, ShardRecord, weight_index
 
 SIDECAR = "mezzotint.json"
@@ -30,15 +30,22 @@ def source_info(checkpoint: Checkpoint) -> dict[str, Any]:
         "path": str(checkpoint.header.path),
         "format": checkpoint.detected.format.name,
         "notes": list(checkpoint.header.notes),
-        "files": [_file_info(local_copy(file)) for file in checkpoint.header.files],
+        "files": [
+            _file_info(local_copy(file), _header_bytes(checkpoint, file))
+            for file in checkpoint.header.files
+        ],
     }
 
 
-def _file_info(file: Path) -> dict[str, Any]:
+def _header_bytes(checkpoint: Checkpoint, file: AnyPath) -> int:
+    """Return the number of bytes before the first tensor of a file."""
+    infos = checkpoint.header.tensors.values()
+    return min((info.start for info in infos if info.file == file), default=0)
+
+
+def _file_info(file: Path, header_bytes: int) -> dict[str, Any]:
     with file.open("rb") as stream:
-        # A safetensors header follows its length, 8 bytes in little-endian order.
-        prefix = stream.read(8)
-        header = hashlib.sha256(prefix + stream.read(int.from_bytes(prefix, "little"))).hexdigest()
+        header = hashlib.sha256(stream.read(header_bytes)).hexdigest()
     info = {"name": file.name, "size": file.stat().st_size, "header_sha256": header}
     # Hashing a whole file takes long. The Hub's cache names large files by their SHA-256.
     blob = file.resolve().name

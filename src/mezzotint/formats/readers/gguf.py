@@ -123,9 +123,7 @@ def _schemes() -> list[Scheme]:
 def _is_matrix(info: TensorInfo, scheme: Scheme) -> bool:
     """Return whether rows of whole blocks are the weight of what may be a linear layer."""
     return (
-        info.name.endswith(".weight")
-        and len(info.shape) == 2
-        and info.shape[1] % scheme.group == 0
+        info.name.endswith(".weight") and len(info.shape) == 2 and info.shape[1] % scheme.group == 0
     )
 
 
@@ -163,7 +161,7 @@ def _check_is_read(header: Header, named: str) -> None:
     """Raise UnreadFormat if the architecture is that of another kind of model."""
     if named in UNREAD_MODELS:
         raise UnreadFormat(
-            f"{header.path}: {ARCHITECTURE} is {named}, a {UNREAD_MODELS[named]} model, "
+            f"{header.path}: {ARCHITECTURE} is {named}, of {UNREAD_MODELS[named]}, "
             "which is not read",
             f"models that are read: {', '.join(family.title for family in families().values())}.",
         )

@@ -58,12 +58,14 @@ class Target(Protocol):
     """One format that can be written.
 
     name   what `--to` calls it
-    file   the output is one safetensors file, not a component folder
+    file   the output is one file, not a component folder
+    suffix how its name ends
     """
 
     name: str
     title: str
     file: bool
+    suffix: str
 
     def writer(self, model: ModelInfo) -> "Writer":
         """The writer of this model's layers."""
@@ -106,6 +108,7 @@ class DiffusersLayerWriter:
     """Half of a target and its writer: each module by itself, and every tensor under diffusers' name."""
 
     needs_values: Collection[str] = ()
+    suffix = ".safetensors"
 
     def writer(self: Self, _model: ModelInfo) -> Self:
         return self
