@@ -9,7 +9,7 @@ import json
 import math
 import struct
 from collections.abc import Mapping
-from typing import Any, BinaryIO
+from typing import Any, Protocol
 
 from mezzotint.containers.container import (
     MAX_RANK,
@@ -100,10 +100,18 @@ class GGUF:
 CONTAINER = GGUF()
 
 
+class Stream(Protocol):
+    """A file that is open for reading."""
+
+    def read(self, size: int = -1, /) -> bytes | None: ...
+
+    def seek(self, offset: int, /) -> int: ...
+
+
 class _Cursor:
     """Reads the header front to back; every read is checked against the size of the file."""
 
-    def __init__(self, path: AnyPath, stream: BinaryIO) -> None:
+    def __init__(self, path: AnyPath, stream: Stream) -> None:
         self.path, self.stream = path, stream
         self.size = path.stat().st_size
         self.position = 0
@@ -113,7 +121,7 @@ class _Cursor:
         """Return the next `count` bytes. Raises BrokenFile if the file ends before."""
         self._advance(count)
         data = self.stream.read(count)
-        if len(data) != count:
+        if data is None or len(data) != count:
             raise self._truncated()
         return data
 

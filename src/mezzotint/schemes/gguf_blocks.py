@@ -7,6 +7,7 @@ and https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h (the structur
 """
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ def block_scheme(
 
     def encode_rows(weights: Tensor) -> dict[str, Tensor]:
         assert encode is not None  # noqa: S101
-        return {"codes": encode(weights.float().unflatten(-1, (-1, group))).flatten(-2)}
+        return {"codes": encode(to_blocks(weights.float(), group)).flatten(-2)}
 
     def scales(codes: Tensor) -> Tensor:
         blocks = to_blocks(codes, block_bytes)
@@ -78,9 +79,21 @@ def block_scheme(
     )
 
 
-def to_blocks(codes: Tensor, block_bytes: int) -> Tensor:
-    """Reshape uint8 [..., bytes of a row] to [..., blocks, bytes of a block]."""
-    return codes.unflatten(-1, (-1, block_bytes))
+def to_blocks(row: Tensor, size: int) -> Tensor:
+    """Reshape [..., n] to [..., n / size, size]: rows of bytes or weights to blocks of them."""
+    return row.reshape(*row.shape[:-1], -1, size)
+
+
+def in_groups(block: Tensor, groups: int) -> Tensor:
+    """Reshape the codes of a block, [..., n], to its groups: [..., groups, n / groups]."""
+    return block.reshape(*block.shape[:-1], groups, -1)
+
+
+def fields(blocks: Tensor, *sizes: int) -> list[Tensor]:
+    """Split blocks, uint8 [..., bytes], into successive fields of these sizes in bytes."""
+    return [
+        blocks[..., end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)
+    ]
 
 
 def to_floats(field: Tensor) -> Tensor:
@@ -98,7 +111,7 @@ def unpack(field: Tensor, width: int, shifts: Sequence[int]) -> Tensor:
 
     Every `width` bytes hold consecutive runs of `width` codes, the first run in the lowest bits.
     """
-    groups = field.unflatten(-1, (-1, width))
+    groups = to_blocks(field, width)
     mask = (1 << 8 // len(shifts)) - 1
     return torch.stack([groups >> shift & mask for shift in shifts], dim=-2).flatten(-3)
 
@@ -117,7 +130,7 @@ def scales_and_minima(field: Tensor) -> tuple[Tensor, Tensor]:
     field     uint8 [..., 12]
     Returns   float32 [..., 8, 1] for each
     """
-    scale, minimum, low = field.split(4, dim=-1)
+    scale, minimum, low = fields(field, 4, 4, 4)
     scales = torch.cat((scale & 0x3F, low & 0xF | scale >> 2 & 0x30), dim=-1)
     minima = torch.cat((minimum & 0x3F, low >> 4 | minimum >> 2 & 0x30), dim=-1)
     return scales.float().unsqueeze(-1), minima.float().unsqueeze(-1)
@@ -135,15 +148,15 @@ def extreme(blocks: Tensor) -> Tensor:
 
 def pack_nibble_halves(codes: Tensor) -> Tensor:
     """Pack codes of a block, uint8 [..., 32], to [..., 16]: the first half is the low nibbles."""
-    low, high = codes.unflatten(-1, (2, SMALL // 2)).unbind(-2)
+    low, high = fields(codes, SMALL // 2, SMALL // 2)
     return low & 0xF | (high & 0xF) << 4
 
 
 def pack_high_bits(codes: Tensor) -> Tensor:
     """Pack bit 4 of the codes of a block, uint8 [..., 32], to [..., 4], the lowest bit first."""
-    high = (codes >> 4).unflatten(-1, (SMALL // 8, 8)).int()
-    weights = torch.tensor([1 << bit for bit in BITS], dtype=torch.int32, device=codes.device)
-    return (high * weights).sum(-1).to(torch.uint8)
+    high = to_blocks(codes >> 4, len(BITS))
+    packed = torch.stack([high[..., bit] << bit for bit in BITS], dim=-1).sum(-1)
+    return packed.to(torch.uint8)
 
 
 def round_half_up(values: Tensor, largest: int) -> Tensor:

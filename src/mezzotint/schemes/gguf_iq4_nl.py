@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mezzotint.schemes.gguf_blocks import NIBBLES, SMALL, block_scheme, to_floats, unpack
+from mezzotint.schemes.gguf_blocks import NIBBLES, SMALL, block_scheme, fields, to_floats, unpack
 
 VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 """The value of each code.
@@ -21,7 +21,7 @@ def look_up(codes: Tensor) -> Tensor:
 
 def decode_iq4_nl(blocks: Tensor) -> Tensor:
     """Decode value * scale: uint8 [..., 18] to float32 [..., 32]."""
-    scale, codes = blocks.split((2, SMALL // 2), dim=-1)
+    scale, codes = fields(blocks, 2, SMALL // 2)
     return to_floats(scale) * look_up(unpack(codes, SMALL // 2, NIBBLES))
 
 

@@ -7,6 +7,8 @@ from mezzotint.schemes.gguf_blocks import (
     NIBBLES,
     PAIRS,
     block_scheme,
+    fields,
+    in_groups,
     signed,
     to_floats,
     unpack,
@@ -22,10 +24,10 @@ def decode_iq4_xs(blocks: Tensor) -> Tensor:
     The eight scales are four bytes of low nibbles and two bytes of two high bits each, minus 32,
     in units of the block's scale.
     """
-    scale, high, low, codes = blocks.split((2, 2, 4, LARGE // 2), dim=-1)
+    scale, high, low, codes = fields(blocks, 2, 2, 4, LARGE // 2)
     scales = unpack(low, 1, NIBBLES) | unpack(high, 1, PAIRS) << 4
     units = (to_floats(scale) * signed(scales, SCALE_OFFSET)).unsqueeze(-1)
-    values = look_up(unpack(codes, 16, NIBBLES)).unflatten(-1, (GROUPS, -1))
+    values = in_groups(look_up(unpack(codes, 16, NIBBLES)), GROUPS)
     return (units * values).flatten(-2)
 
 

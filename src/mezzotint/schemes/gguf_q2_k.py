@@ -2,7 +2,15 @@
 
 from torch import Tensor
 
-from mezzotint.schemes.gguf_blocks import LARGE, PAIRS, block_scheme, to_floats, unpack
+from mezzotint.schemes.gguf_blocks import (
+    LARGE,
+    PAIRS,
+    block_scheme,
+    fields,
+    in_groups,
+    to_floats,
+    unpack,
+)
 
 GROUPS = 16
 
@@ -13,10 +21,10 @@ def decode_q2_k(blocks: Tensor) -> Tensor:
     The low nibbles of the first 16 bytes are the scales, in units of the block's scale, and the
     high nibbles are the minima, in units of its minimum.
     """
-    groups, codes, scale, minimum = blocks.split((GROUPS, LARGE // 4, 2, 2), dim=-1)
+    groups, codes, scale, minimum = fields(blocks, GROUPS, LARGE // 4, 2, 2)
     scales = (to_floats(scale) * (groups & 0xF).float()).unsqueeze(-1)
     minima = (to_floats(minimum) * (groups >> 4).float()).unsqueeze(-1)
-    values = unpack(codes, 32, PAIRS).unflatten(-1, (GROUPS, -1)).float()
+    values = in_groups(unpack(codes, 32, PAIRS), GROUPS).float()
     return (scales * values - minima).flatten(-2)
 
 

@@ -8,6 +8,7 @@ from mezzotint.schemes.gguf_blocks import (
     SMALL,
     block_scheme,
     extreme,
+    fields,
     from_floats,
     inverse,
     pack_nibble_halves,
@@ -22,7 +23,7 @@ OFFSET, CODE_MAX = 8, 15
 
 def decode_q4_0(blocks: Tensor) -> Tensor:
     """Decode (code - 8) * scale: uint8 [..., 18] to float32 [..., 32]."""
-    scale, codes = blocks.split((2, SMALL // 2), dim=-1)
+    scale, codes = fields(blocks, 2, SMALL // 2)
     return to_floats(scale) * signed(unpack(codes, SMALL // 2, NIBBLES), OFFSET)
 
 

@@ -7,6 +7,7 @@ from mezzotint.schemes.gguf_blocks import (
     NIBBLES,
     SMALL,
     block_scheme,
+    fields,
     from_floats,
     inverse,
     pack_nibble_halves,
@@ -20,7 +21,7 @@ CODE_MAX = 15
 
 def decode_q4_1(blocks: Tensor) -> Tensor:
     """Decode code * scale + minimum: uint8 [..., 20] to float32 [..., 32]."""
-    scale, minimum, codes = blocks.split((2, 2, SMALL // 2), dim=-1)
+    scale, minimum, codes = fields(blocks, 2, 2, SMALL // 2)
     return to_floats(scale) * unpack(codes, SMALL // 2, NIBBLES).float() + to_floats(minimum)
 
 

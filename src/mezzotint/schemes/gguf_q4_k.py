@@ -6,6 +6,8 @@ from mezzotint.schemes.gguf_blocks import (
     LARGE,
     NIBBLES,
     block_scheme,
+    fields,
+    in_groups,
     scales_and_minima,
     to_floats,
     unpack,
@@ -16,9 +18,9 @@ GROUPS = 8
 
 def decode_q4_k(blocks: Tensor) -> Tensor:
     """Decode code * scale - minimum: uint8 [..., 144] to float32 [..., 256]."""
-    scale, minimum, groups, codes = blocks.split((2, 2, 12, LARGE // 2), dim=-1)
+    scale, minimum, groups, codes = fields(blocks, 2, 2, 12, LARGE // 2)
     scales, minima = scales_and_minima(groups)
-    values = unpack(codes, 32, NIBBLES).unflatten(-1, (GROUPS, -1)).float()
+    values = in_groups(unpack(codes, 32, NIBBLES), GROUPS).float()
     units = to_floats(scale).unsqueeze(-1) * scales
     return (units * values - to_floats(minimum).unsqueeze(-1) * minima).flatten(-2)
 

@@ -9,6 +9,7 @@ from mezzotint.schemes.gguf_blocks import (
     SMALL,
     block_scheme,
     extreme,
+    fields,
     from_floats,
     inverse,
     pack_high_bits,
@@ -24,7 +25,7 @@ OFFSET, CODE_MAX = 16, 31
 
 def decode_q5_0(blocks: Tensor) -> Tensor:
     """Decode (code - 16) * scale: uint8 [..., 22] to float32 [..., 32]."""
-    scale, high, low = blocks.split((2, 4, SMALL // 2), dim=-1)
+    scale, high, low = fields(blocks, 2, 4, SMALL // 2)
     codes = unpack(low, SMALL // 2, NIBBLES) | unpack(high, 1, BITS) << 4
     return to_floats(scale) * signed(codes, OFFSET)
 

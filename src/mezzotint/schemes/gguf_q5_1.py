@@ -8,6 +8,7 @@ from mezzotint.schemes.gguf_blocks import (
     NIBBLES,
     SMALL,
     block_scheme,
+    fields,
     from_floats,
     inverse,
     pack_high_bits,
@@ -22,7 +23,7 @@ CODE_MAX = 31
 
 def decode_q5_1(blocks: Tensor) -> Tensor:
     """Decode code * scale + minimum: uint8 [..., 24] to float32 [..., 32]."""
-    scale, minimum, high, low = blocks.split((2, 2, 4, SMALL // 2), dim=-1)
+    scale, minimum, high, low = fields(blocks, 2, 2, 4, SMALL // 2)
     codes = unpack(low, SMALL // 2, NIBBLES) | unpack(high, 1, BITS) << 4
     return to_floats(scale) * codes.float() + to_floats(minimum)
 

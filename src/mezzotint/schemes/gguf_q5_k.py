@@ -7,6 +7,8 @@ from mezzotint.schemes.gguf_blocks import (
     LARGE,
     NIBBLES,
     block_scheme,
+    fields,
+    in_groups,
     scales_and_minima,
     to_floats,
     unpack,
@@ -17,10 +19,10 @@ GROUPS = 8
 
 def decode_q5_k(blocks: Tensor) -> Tensor:
     """Decode code * scale - minimum: uint8 [..., 176] to float32 [..., 256]."""
-    scale, minimum, groups, high, low = blocks.split((2, 2, 12, LARGE // 8, LARGE // 2), dim=-1)
+    scale, minimum, groups, high, low = fields(blocks, 2, 2, 12, LARGE // 8, LARGE // 2)
     scales, minima = scales_and_minima(groups)
     codes = unpack(low, 32, NIBBLES) | unpack(high, 32, BITS) << 4
-    values = codes.unflatten(-1, (GROUPS, -1)).float()
+    values = in_groups(codes, GROUPS).float()
     units = to_floats(scale).unsqueeze(-1) * scales
     return (units * values - to_floats(minimum).unsqueeze(-1) * minima).flatten(-2)
 

@@ -8,6 +8,8 @@ from mezzotint.schemes.gguf_blocks import (
     NIBBLES,
     PAIRS,
     block_scheme,
+    fields,
+    in_groups,
     signed,
     to_floats,
     unpack,
@@ -18,10 +20,10 @@ GROUPS, OFFSET = 16, 32
 
 def decode_q6_k(blocks: Tensor) -> Tensor:
     """Decode (code - 32) * scale: uint8 [..., 210] to float32 [..., 256]."""
-    low, high, groups, scale = blocks.split((LARGE // 2, LARGE // 4, GROUPS, 2), dim=-1)
+    low, high, groups, scale = fields(blocks, LARGE // 2, LARGE // 4, GROUPS, 2)
     units = to_floats(scale) * groups.contiguous().view(torch.int8).float()
     codes = unpack(low, 64, NIBBLES) | unpack(high, 32, PAIRS) << 4
-    return (units.unsqueeze(-1) * signed(codes, OFFSET).unflatten(-1, (GROUPS, -1))).flatten(-2)
+    return (units.unsqueeze(-1) * in_groups(signed(codes, OFFSET), GROUPS)).flatten(-2)
 
 
 SCHEME = block_scheme(

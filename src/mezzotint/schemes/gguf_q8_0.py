@@ -6,6 +6,7 @@ from torch import Tensor
 from mezzotint.schemes.gguf_blocks import (
     SMALL,
     block_scheme,
+    fields,
     from_floats,
     inverse,
     to_floats,
@@ -16,7 +17,7 @@ CODE_MAX = 127
 
 def decode_q8_0(blocks: Tensor) -> Tensor:
     """Decode code * scale: uint8 [..., 34] to float32 [..., 32]."""
-    scale, codes = blocks.split((2, SMALL), dim=-1)
+    scale, codes = fields(blocks, 2, SMALL)
     return codes.contiguous().view(torch.int8).float() * to_floats(scale)
 
 
