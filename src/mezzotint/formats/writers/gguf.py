@@ -65,7 +65,7 @@ class GGUFWriter(DiffusersLayerWriter):
         ((module, pieces),) = group.items()
         return (
             refuse_pieces(pieces, TITLE)
-            or _refuse_scheme(pieces[0].scheme)
+            or self._refuse_scheme(pieces[0].scheme)
             or refuse_extra_parts(pieces[0], PLACES, TITLE)
             or StoredTensors(
                 {module + PLACES[part]: value for part, value in pieces[0].parts.items()}
@@ -80,8 +80,9 @@ class GGUFWriter(DiffusersLayerWriter):
             return CannotStore(f"is {family.title}, for which GGUF has no known architecture")
         return Declaration(None, {ARCHITECTURE: ARCHITECTURES[family.name]})
 
-
-def _refuse_scheme(scheme: Scheme) -> CannotStore | None:
-    if scheme.name.startswith("gguf_"):
-        return None
-    return CannotStore(f"is {scheme.title}, and GGUF holds its own block types")
+    def _refuse_scheme(self, scheme: Scheme) -> CannotStore | None:
+        if not scheme.name.startswith("gguf_"):
+            return CannotStore(f"is {scheme.title}, and GGUF holds its own block types")
+        if self.encoder in (None, scheme):
+            return None
+        return CannotStore(f"is {scheme.title}; --to gguf keeps it, and --to bf16 decodes it")
