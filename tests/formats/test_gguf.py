@@ -294,7 +294,8 @@ def test_blocks_of_what_is_no_matrix_are_decoded(wan: Path, tmp_path: Path, data
         assert (decoded.shape, decoded.dtype) == (exact.shape, torch.float32)
         assert (decoded - exact).norm() < 0.01 * exact.norm()
     assert mezzotint.verify(file).exit_code == 0
-    mezzotint.convert(file, tmp_path / "mz")
+    report = mezzotint.convert(file, tmp_path / "mz")
+    assert report.transforms == {"decoded from blocks to float32": 2}
     assert torch.equal(
         Checkpoint.open(tmp_path / "mz").tensor("patch_embedding.weight"),
         placed.tensor("patch_embedding.weight"),
@@ -327,7 +328,6 @@ def test_safetensors_files_come_before_a_gguf_file_in_the_folder(wan: Path, tmp_
     save_file({"a": torch.ones(2)}, tmp_path / "model.safetensors")
     header = read_header(tmp_path)
     assert list(header.tensors) == ["a"]
-    assert header.notes == ("ignored wan.gguf: safetensors files are there",)
     (tmp_path / "model.safetensors").unlink()
     assert read_header(tmp_path).files == (wan,)
     shutil.copy(wan, tmp_path / "second.gguf")
@@ -405,8 +405,16 @@ def test_an_unquantized_model_in_gguf_keeps_its_numbers(data: Path, tmp_path: Pa
     assert tensors["double_blocks.0.img_attn.qkv.bias"].dtype == torch.float32
 
 
+def test_blocks_are_not_rounded_again(data: Path, tmp_path: Path) -> None:
+    mezzotint.convert(data / "base/flux1", tmp_path / "q8.gguf", to="gguf-q8_0")
+    with pytest.raises(Unsupported, match="is GGUF Q8_0; --to gguf keeps it"):
+        mezzotint.convert(tmp_path / "q8.gguf", tmp_path / "q4", to="gguf-q4_0")
+    again = mezzotint.convert(tmp_path / "q8.gguf", tmp_path / "again", to="gguf-q8_0")
+    assert tensor_bytes(again.output) == tensor_bytes(tmp_path / "q8.gguf")
+
+
 def test_what_gguf_cannot_hold_is_refused(nvfp4: Path, tmp_path: Path) -> None:
-    with pytest.raises(Unsupported, match="is NVFP4, and GGUF holds its own block types"):
+    with pytest.raises(Unsupported, match="is NVFP4, and GGUF stores its own block types"):
         mezzotint.convert(nvfp4, tmp_path / "x", to="gguf")
     assert not (tmp_path / "x.gguf").exists()
 

@@ -1,4 +1,4 @@
-"""Read mutated GGUF headers: each is refused by a named error or read, within limits of time and memory.
+"""Read mutated GGUF headers: each is refused by a named error or read, within limits.
 
 A header that is accepted must describe bytes of the file, and its tensors can be read.
 """

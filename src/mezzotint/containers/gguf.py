@@ -69,8 +69,7 @@ Source: https://github.com/city96/ComfyUI-GGUF/blob/795e4515/tools/convert.py
 class GGUF:
     name = "gguf"
     title = "a GGUF file"
-    suffix = ".gguf"
-    holds_checkpoints = True
+    suffixes = (".gguf",)
 
     def sniff(self, path: AnyPath) -> bool:
         with path.open("rb") as stream:

@@ -12,7 +12,10 @@ from typing import Any
 
 from mezzotint._version import VERSION
 from mezzotint.checkpoint import Checkpoint
-from mezzotint.hub import AnyPath, local_copy
+from mezzotint.containers import read_container
+from mezzotint.containers.container import read_range
+from mezzotint.containers.shard_index import INDEX_SUFFIX
+from mezzotint.hub import local_copy
 from mezzotint.saving import Shard, ShardRecord, weight_index
 
 SIDECAR = "mezzotint.json"
@@ -30,23 +33,16 @@ def source_info(checkpoint: Checkpoint) -> dict[str, Any]:
         "path": str(checkpoint.header.path),
         "format": checkpoint.detected.format.name,
         "notes": list(checkpoint.header.notes),
-        "files": [
-            _file_info(local_copy(file), _header_bytes(checkpoint, file))
-            for file in checkpoint.header.files
-        ],
+        "files": [_file_info(local_copy(file)) for file in checkpoint.header.files],
     }
 
 
-def _header_bytes(checkpoint: Checkpoint, file: AnyPath) -> int:
-    """Return the number of bytes before the first tensor of a file."""
-    infos = checkpoint.header.tensors.values()
-    return min((info.start for info in infos if info.file == file), default=0)
-
-
-def _file_info(file: Path, header_bytes: int) -> dict[str, Any]:
-    with file.open("rb") as stream:
-        header = hashlib.sha256(stream.read(header_bytes)).hexdigest()
-    info = {"name": file.name, "size": file.stat().st_size, "header_sha256": header}
+def _file_info(file: Path) -> dict[str, Any]:
+    size = file.stat().st_size
+    # Every container puts its header, or most of it, in front of the first tensor.
+    end = min((tensor.start for tensor in read_container(file).tensors.values()), default=size)
+    header = hashlib.sha256(read_range(file, 0, end)).hexdigest()
+    info = {"name": file.name, "size": size, "header_sha256": header}
     # Hashing a whole file takes long. The Hub's cache names large files by their SHA-256.
     blob = file.resolve().name
     is_sha256 = len(blob) == SHA256_LENGTH and all(digit in "0123456789abcdef" for digit in blob)
@@ -92,7 +88,7 @@ def write_metadata_files(
     )
     if len(shards) > 1:
         stem = shards[0].name.removeprefix(prefix).rpartition("-of-")[0].rpartition("-")[0]
-        _write_json(component / f"{stem}.safetensors.index.json", weight_index(shards, prefix))
+        _write_json(component / f"{stem}{INDEX_SUFFIX}", weight_index(shards, prefix))
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -107,7 +107,7 @@ def from_floats(numbers: Tensor) -> Tensor:
 
 
 def unpack(field: Tensor, width: int, shifts: Sequence[int]) -> Tensor:
-    """Take bytes apart into codes of 8 / len(shifts) bits: uint8 [..., n] to [..., n * len(shifts)].
+    """Take bytes apart into codes of s = 8 / len(shifts) bits: uint8 [..., n] to [..., n * 8 / s].
 
     Every `width` bytes hold consecutive runs of `width` codes, the first run in the lowest bits.
     """

@@ -1,4 +1,4 @@
-"""GGUF IQ4_NL: blocks of 32 codes of 4 bits, which stand for uneven values, with a float16 scale."""
+"""GGUF IQ4_NL: blocks of 32 codes of 4 bits for uneven values, with a float16 scale."""
 
 import torch
 from torch import Tensor

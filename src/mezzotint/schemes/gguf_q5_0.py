@@ -31,7 +31,7 @@ def decode_q5_0(blocks: Tensor) -> Tensor:
 
 
 def encode_q5_0(blocks: Tensor) -> Tensor:
-    """Encode so that the value of the largest magnitude has code 0: the reverse of `decode_q5_0`."""
+    """Encode so that the largest magnitude has code 0: the reverse of `decode_q5_0`."""
     scale = extreme(blocks) / -OFFSET
     codes = round_half_up(blocks * inverse(scale) + (OFFSET + 0.5), CODE_MAX)
     return torch.cat((from_floats(scale), pack_high_bits(codes), pack_nibble_halves(codes)), dim=-1)

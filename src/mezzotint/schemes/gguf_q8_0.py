@@ -22,7 +22,7 @@ def decode_q8_0(blocks: Tensor) -> Tensor:
 
 
 def encode_q8_0(blocks: Tensor) -> Tensor:
-    """Encode with scale = amax / 127, rounding ties away from zero: the reverse of `decode_q8_0`."""
+    """Encode with scale = amax / 127, ties away from zero: the reverse of `decode_q8_0`."""
     scale = blocks.abs().amax(-1, keepdim=True) / CODE_MAX
     scaled = blocks * inverse(scale)
     magnitude = scaled.abs()

@@ -24,9 +24,12 @@ from support.original_names import TO_ORIGINAL
 
 HERE = Path(__file__).parent
 Types = gguf.GGMLQuantizationType
-READ = ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"]
+READ = [
+    *("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"),
+    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"),
+]
 SCALES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,)}
-"""Where the float16 scales of a block begin; at 0 in the others, and at 2 in those with a minimum."""
+"""Where the float16 scales of a block begin; in others at 0, and at 2 the minimum."""
 HAS_MINIMUM = ("Q4_1", "Q5_1", "Q4_K", "Q5_K")
 ENCODED = READ[:5]
 SMALL = 1024

@@ -174,7 +174,7 @@ def _check_is_read(header: Header, named: str) -> None:
 
 
 def _check_family(header: Header, named: str, contents: Contents) -> None:
-    """Raise UnknownFormat if the architecture and the names of the tensors contradict each other."""
+    """Raise UnknownFormat if the architecture contradicts the names of the tensors."""
     shapes: Mapping[str, Shape] = {
         **{key: header.tensors[key].shape for key in contents.plain},
         **{f"{name}.weight": linear.shape for name, linear in contents.linears.items()},

@@ -15,8 +15,8 @@ from mezzotint.formats.writers.writer import (
     ModelInfo,
     Pieces,
     StoredTensors,
-    refuse_extra_parts,
-    refuse_pieces,
+    check_parts,
+    check_single_piece,
 )
 from mezzotint.schemes import Scheme
 
@@ -64,9 +64,9 @@ class GGUFWriter(DiffusersLayerWriter):
     def layer(self, group: Mapping[str, Pieces]) -> StoredTensors | CannotStore:
         ((module, pieces),) = group.items()
         return (
-            refuse_pieces(pieces, TITLE)
-            or self._refuse_scheme(pieces[0].scheme)
-            or refuse_extra_parts(pieces[0], PLACES, TITLE)
+            check_single_piece(pieces, TITLE)
+            or self._check_scheme(pieces[0].scheme)
+            or check_parts(pieces[0], PLACES, TITLE)
             or StoredTensors(
                 {module + PLACES[part]: value for part, value in pieces[0].parts.items()}
             )
@@ -80,9 +80,9 @@ class GGUFWriter(DiffusersLayerWriter):
             return CannotStore(f"is {family.title}, for which GGUF has no known architecture")
         return Declaration(None, {ARCHITECTURE: ARCHITECTURES[family.name]})
 
-    def _refuse_scheme(self, scheme: Scheme) -> CannotStore | None:
+    def _check_scheme(self, scheme: Scheme) -> CannotStore | None:
         if not scheme.name.startswith("gguf_"):
-            return CannotStore(f"is {scheme.title}, and GGUF holds its own block types")
+            return CannotStore(f"is {scheme.title}, and GGUF stores its own block types")
         if self.encoder in (None, scheme):
             return None
         return CannotStore(f"is {scheme.title}; --to gguf keeps it, and --to bf16 decodes it")
