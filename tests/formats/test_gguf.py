@@ -324,6 +324,31 @@ def test_a_gguf_scale_that_is_not_finite_is_refused_by_every_command(
         assert not (tmp_path / to).exists()
 
 
+def test_a_bias_in_blocks_is_decoded(wan: Path) -> None:
+    name = "blocks.0.self_attn.q.bias"
+    values = torch.linspace(-1, 1, 32)
+
+    def change(tensors: dict[str, Stored]) -> None:
+        own = gguf_files.blocks(values[None])
+        tensors[name] = Stored(own.kind, (32,), own.data)
+
+    checkpoint = Checkpoint.open(rewritten(wan, change))
+    assert checkpoint.report.problems == ()
+    model = _fresh(checkpoint)
+    load(plan(checkpoint, model), model, CPU, torch.float32)
+    layer = quant_linears(model)[LAYER]
+    assert layer.bias is not None
+    torch.testing.assert_close(layer.bias, values, rtol=0.01, atol=0.01)
+    x = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(layer(x), x @ checkpoint.weight(LAYER).T + layer.bias)
+
+
+def test_a_configuration_may_declare_gguf(wan: Path) -> None:
+    said = {"quantization_config": {"quant_method": "gguf", "compute_dtype": "bfloat16"}}
+    (wan.parent / "config.json").write_text(json.dumps(said))
+    assert mezzotint.inspect(wan).problems == ()
+
+
 def test_safetensors_files_come_before_a_gguf_file_in_the_folder(wan: Path, tmp_path: Path) -> None:
     save_file({"a": torch.ones(2)}, tmp_path / "model.safetensors")
     header = read_header(tmp_path)

@@ -129,8 +129,11 @@ def _is_matrix(info: TensorInfo, scheme: Scheme) -> bool:
 
 def _linear(header: Header, info: TensorInfo, scheme: Scheme) -> StoredLinear:
     module = info.name.removesuffix(".weight")
-    bias = f"{module}.bias"
-    keys = {"codes": info.name} | ({"bias": bias} if bias in header.tensors else {})
+    bias = header.tensors.get(f"{module}.bias")
+    keys = {"codes": info.name}
+    # A bias in blocks is decoded by itself, as every tensor that is no matrix.
+    if bias is not None and not isinstance(bias.dtype, BlockType):
+        keys["bias"] = bias.name
     out_features, in_features = info.shape
     return StoredLinear(module, scheme, PLAIN, (out_features, in_features), keys)
 
