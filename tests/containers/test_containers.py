@@ -32,7 +32,7 @@ from mezzotint.schemes import Part, Scheme
 from mezzotint.schemes.scheme import COMMON_PARTS
 from mezzotint.tensor import PLAIN
 
-MAGIC = b"GGUF"
+MAGIC = b"STUB"
 Q8_0 = BlockType("Q8_0", 32, 34)
 DTYPES = {"Q8_0": Q8_0, "BF16": torch.bfloat16}
 
@@ -44,7 +44,7 @@ def read_bytes(file, start, end):
 
 
 class Stub:
-    name, title, suffixes = "stub", "a stub of GGUF", (".gguf",)
+    name, title, suffixes = "stub", "a stub of GGUF", (".stub",)
 
     def sniff(self, path):
         with path.open("rb") as stream:
@@ -155,7 +155,7 @@ def write(file: Path, tensors: dict[str, Tensor]) -> None:
         entries[name] = (dtype, list(tensor.shape), len(data), len(data) + len(raw))
         data += raw
     text = json.dumps(entries).encode()
-    file.write_bytes(b"GGUF" + len(text).to_bytes(4, "little") + text + data)
+    file.write_bytes(b"STUB" + len(text).to_bytes(4, "little") + text + data)
 
 
 @pytest.fixture
@@ -168,14 +168,17 @@ def model(stub: None, data: Path, tmp_path: Path, base: dict[str, Tensor]) -> Pa
     """A component's folder whose weights are in the stub's container."""
     folder = tmp_path / "model"
     folder.mkdir()
-    write(folder / "model.gguf", base)
+    write(folder / "model.stub", base)
     (folder / "config.json").write_text((data / "base/flux1/config.json").read_text())
     return folder
 
 
 def test_containers_are_discovered() -> None:
-    assert list(containers.containers()) == ["safetensors", "torch_zip"]
-    assert containers.checkpoint_suffixes() == (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+    assert list(containers.containers()) == ["gguf", "safetensors", "torch_zip"]
+    assert containers.checkpoint_suffixes() == (
+        *(".gguf", ".safetensors"),
+        *(".pt", ".pth", ".ckpt", ".bin"),
+    )
 
 
 def test_first_bytes_decide_and_not_the_name(data: Path, tmp_path: Path) -> None:
@@ -228,7 +231,7 @@ def test_blocks_without_their_format_are_not_taken_for_bytes(model: Path) -> Non
 
 def test_malformed_blocks_name_the_tensor(model: Path, base: dict[str, Tensor]) -> None:
     del base[f"{LAYER}.bias"]
-    write(model / "model.gguf", base)
+    write(model / "model.stub", base)
     checkpoint = Checkpoint.open(model)
     network = build_meta_model("FluxTransformer2DModel", checkpoint.header.config)
     with pytest.raises(MissingTensor, match=r"to_q\.bias"):

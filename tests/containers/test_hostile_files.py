@@ -237,7 +237,7 @@ def test_a_file_name_that_cannot_be_decoded_is_verified(
 
 def test_every_kind_of_other_file_is_not_read(tmp_path: Path) -> None:
     for name, start in {
-        "a.safetensors": b"GGUF\3\0\0\0",
+        "a.safetensors": b"GGUF\1\0\0\0",
         "b.bin": b"\x80\x02}",
         "c.onnx": b"\x08\x07",
         "d.npz": b"PK\x03\x04",
@@ -253,7 +253,7 @@ def test_every_kind_of_other_file_is_not_read(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_other_weights_is_not_read(tmp_path: Path) -> None:
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    (tmp_path / "model.onnx").write_bytes(b"ONNX")
     assert mezzotint.verify(tmp_path).exit_code == 3
 
 

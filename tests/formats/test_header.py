@@ -140,7 +140,7 @@ def test_an_index_names_shards_by_strings(tmp_path: Path, shard: object) -> None
         ),
         (b"\n<!DOCTYPE html><html><title>404</title>" * 9, "an HTML page"),
         (b'{"error":"Repository not found"}', "JSON text"),
-        (b"GGUF" + b"\3\0\0\0" + bytes(99), "a GGUF file"),
+        (b"GGUF" + b"\1\0\0\0" + bytes(99), "GGUF version 1"),
         (pickle.dumps(list(range(99))), "a Python pickle"),
     ],
 )

@@ -12,10 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 
-from fuzz import fuzz_checkpoints, fuzz_conversions, fuzz_headers
+from fuzz import fuzz_checkpoints, fuzz_conversions, fuzz_gguf, fuzz_headers
+from mezzotint.containers import gguf
 from mezzotint.containers import safetensors as limits
 from mezzotint.errors import BrokenFile
 from mezzotint.formats import read_header
+from support import gguf_files
 from support.checkpoint_edits import WEIGHTS
 
 JSON = st.recursive(
@@ -46,6 +48,43 @@ def test_mutated_headers(tmp_path: Path) -> None:
     result = fuzz_headers.fuzz(tmp_path / "a.safetensors", 3000, seed=1)
     assert result["accepted"] > 100
     assert result["refused"] > 1000
+
+
+def test_mutated_gguf_headers(tmp_path: Path) -> None:
+    """Three thousand of them; `tests/fuzz/fuzz_gguf.py` tries a million."""
+    result = fuzz_gguf.fuzz(tmp_path / "a.gguf", 3000, seed=1)
+    assert result["accepted"] > 100
+    assert result["refused"] > 1000
+
+
+def test_no_gguf_header_takes_more_than_300_mb(tmp_path: Path) -> None:
+    """Measured in a process of its own, by the kernel's high-water mark."""
+    keys, texts = gguf.MAX_KEYS, gguf.MAX_VALUES // gguf.MAX_KEPT - 1
+    empty = struct.pack("<IIQ", 9, 8, gguf.MAX_KEPT) + bytes(8 * gguf.MAX_KEPT)
+    worst = {
+        "keys": (keys, b"".join(gguf_files.entry(f"{i:x}", "x" * 100) for i in range(keys))),
+        "arrays": (texts, b"".join(gguf_files.text(f"{i:x}") + empty for i in range(texts))),
+        "text": (1, gguf_files.entry("a", "\1" * (gguf.MAX_TEXT - 1))),
+    }
+    files = []
+    for name, (count, entries) in worst.items():
+        files.append(tmp_path / f"{name}.gguf")
+        header = struct.pack("<4sIQQ", b"GGUF", 3, 0, count) + entries
+        files[-1].write_bytes(gguf_files.padded(header))
+    code = (
+        "import sys; from pathlib import Path; from fuzz.fuzz_gguf import accepts\n"
+        "def peak():\n"
+        "    lines = Path('/proc/self/status').read_text().splitlines()\n"
+        "    return int(next(line.split()[1] for line in lines if 'VmHWM' in line)) * 1024\n"
+        "before = peak()\n"
+        "assert all([accepts(Path(file)) for file in sys.argv[1:]])\n"
+        "print(peak() - before)\n"
+    )
+    environment = {"PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *files], capture_output=True, text=True, env=environment
+    )
+    assert int(done.stdout) < fuzz_gguf.MEMORY, done.stderr
 
 
 def test_changed_checkpoints_are_read_or_refused(data: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from mezzotint.layouts import swap_nibbles, to_tiles
 from mezzotint.schemes import AWQ_W4A16, SVDQUANT_INT4, SVDQUANT_NVFP4, Scheme
 from mezzotint.schemes.awq import encode_awq
 from mezzotint.tensor import PLAIN, QuantTensor
+from support import gguf_files
 from support.modelopt_exporter import (
     E4M3_MAX,
     QUANTIZERS,
@@ -41,6 +42,14 @@ ORIGINAL = {
 }
 """{pipeline: whose spelling its makers' single file has}"""
 FILE = "model.safetensors"
+ARCHITECTURES = {
+    "flux1": "flux",
+    "flux2": "flux",
+    "wan_ti2v": "wan",
+    "zimage": "lumina2",
+    "qwenimage": "qwen_image",
+}
+"""{pipeline: the architecture that ComfyUI-GGUF's converter states}"""
 Maker = Callable[[Case, Path], Path]
 
 
@@ -284,6 +293,13 @@ def cast(case: Case, folder: Path) -> Path:
     )
 
 
+def gguf(case: Case, folder: Path) -> Path:
+    """Blocks of Q8_0 as llama-quantize leaves them: it drops leading axes of length 1."""
+    said = {"general.architecture": ARCHITECTURES[case.name], "general.quantization_version": 2}
+    tensors = {name: value.squeeze(0) for name, value in original(case).items()}
+    return gguf_files.write(folder / "model.gguf", gguf_files.as_converted(tensors), said)
+
+
 ALL_FAMILIES = {
     "diffusers": diffusers_names,
     "makers": makers_names,
@@ -292,6 +308,7 @@ ALL_FAMILIES = {
     **{f"comfy {method}": comfy(method) for method in KITCHEN},
     "scaled_fp8": legacy,
     "cast": cast,
+    "gguf": gguf,
 }
 BFL_FAMILIES = {"bfl fp8": bfl("fp8"), "bfl nvfp4": bfl("nvfp4")}
 SVDQUANT = {"nunchaku nvfp4": nunchaku(SVDQUANT_NVFP4), "row-major": row_major}

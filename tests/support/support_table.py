@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.families import families
-from mezzotint.formats.readers import modelopt
+from mezzotint.formats.readers import gguf, modelopt
 from mezzotint.schemes import BF16
 
 PAGE = Path(__file__).parents[2] / "docs/support.md"
@@ -43,6 +43,8 @@ def _scheme(checkpoint: Checkpoint) -> str:
     """Return the file's own name of its scheme, or the schemes of its layers."""
     if checkpoint.detected.format is modelopt.FORMAT:
         return str(modelopt.declared_quantization(checkpoint.header)["quant_algo"])
+    if checkpoint.detected.format is gguf.FORMAT:
+        return "twelve block types"
     titles = {
         linear.scheme.title
         for linear in checkpoint.contents.linears.values()

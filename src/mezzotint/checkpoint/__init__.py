@@ -182,6 +182,26 @@ class Checkpoint(NamedContents):
         """Return a checkpoint without padding of linears, by the shapes of `base`."""
         return self.trim_padding({name: base.shape(name) for name in base.plain})
 
+    def restore_unit_axes(self, shapes: Mapping[str, Shape]) -> "Checkpoint":
+        """Return a checkpoint whose plain tensors have the leading axes of length 1 of `shapes`.
+
+        shapes   {model tensor: shape}
+        """
+        if not self.contents.drops_unit_axes:
+            return self
+        restored = {
+            self.plain[name].source: shape
+            for name, shape in shapes.items()
+            if name in self.plain
+            and self.plain[name].rows is None
+            and self.shape(name) != shape
+            and _without_unit_axes(self.shape(name)) == _without_unit_axes(shape)
+        }
+        if not restored:
+            return self
+        reshaped = {**self.contents.reshaped, **restored}
+        return replace(self, contents=replace(self.contents, reshaped=reshaped))
+
     def model(self, base: "Checkpoint | None" = None) -> nn.Module:
         """Build the diffusers model of the tensors on the meta device, for its names and shapes.
 
@@ -214,7 +234,7 @@ class Checkpoint(NamedContents):
         Raises  MissingTensor, UnexpectedTensor, ShapeMismatch, UnknownFormat
         """
         shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-        checkpoint = self.trim_padding(shapes)
+        checkpoint = self.trim_padding(shapes).restore_unit_axes(shapes)
         for linear in checkpoint.contents.linears.values():
             linear.check(checkpoint.header)
         check_tensors(checkpoint, shapes)
@@ -296,6 +316,12 @@ def _to_piece(linear: StoredLinear, stored: QuantTensor, piece: Piece) -> QuantT
     plain = linear.to_plain(stored)
     plain = plain if piece.rows is None else plain.select_rows(piece.rows)
     return plain if piece.columns is None else plain.first_columns(piece.columns)
+
+
+def _without_unit_axes(shape: Shape) -> Shape:
+    """Return the shape from its first axis on that is longer than 1."""
+    first = next((axis for axis, side in enumerate(shape) if side != 1), len(shape))
+    return shape[first:]
 
 
 def _named(unplaced: Sequence[str], family: str) -> Iterator[str]:

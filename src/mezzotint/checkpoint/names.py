@@ -29,7 +29,7 @@ class NamedContents:
     @cached_property
     def shapes(self) -> Mapping[str, Shape]:
         """{name in the file: logical shape} of plain tensors and quantized linears' weights."""
-        plain = {key: self.header.tensors[key].shape for key in self.contents.plain}
+        plain = {key: self._plain_shape(key) for key in self.contents.plain}
         shapes = {name: linear.shape for name, linear in self.contents.linears.items()}
         for module, pieces in self.contents.split_linears.items():
             parts = [shapes.pop(piece) for piece in pieces]
@@ -122,18 +122,30 @@ class NamedContents:
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a plain tensor, by its diffusers name."""
         piece = self.plain[name]
-        stored = self.header.tensors[piece.source].shape
+        stored = self._plain_shape(piece.source)
         return stored if piece.rows is None else (len(piece.rows), *stored[1:])
 
     def tensor(self, name: str) -> Tensor:
         """Return a plain tensor, by its diffusers name, in the dtype of `self.dtype(name)`."""
         piece = self.plain[name]
-        stored = self.header.tensors[piece.source].read().to(self.dtype(name))
+        values = self.header.tensors[piece.source].read()
+        if (scheme := self.contents.packed.get(piece.source)) is not None:
+            where = f"{self.header.path}: {piece.source}"
+            scheme.check_values("codes", values.reshape(1, -1), where)
+            values = scheme.decode({"codes": values.reshape(1, -1)})
+        stored = values.to(self.dtype(name)).reshape(self._plain_shape(piece.source))
         return stored if piece.rows is None else stored[piece.rows]
+
+    def _plain_shape(self, key: str) -> Shape:
+        """Return the shape of a plain tensor, by its name in the file."""
+        return self.contents.reshaped.get(key, self.header.tensors[key].shape)
 
     def dtype(self, name: str) -> torch.dtype:
         """Return the dtype in which a plain tensor is loaded; see `unquantized_dtype`."""
-        return unquantized_dtype(self.header.tensors[self.plain[name].source].storage_dtype)
+        source = self.plain[name].source
+        if source in self.contents.packed:
+            return torch.float32
+        return unquantized_dtype(self.header.tensors[source].storage_dtype)
 
     def is_fp8_cast(self, name: str) -> bool:
         """Return whether a plain tensor, or a quantized layer's bias, is stored as FP8."""

@@ -89,7 +89,9 @@ def _check_numbers(named: NamedContents) -> None:
     """Raise UnknownFormat for a plain tensor of codes, which mean nothing without a scale."""
     for name in named.plain:
         info = named.header.tensors[named.plain[name].source]
-        if info.dtype in NUMBERS or (named.contents.unscaled and info.dtype is torch.float8_e4m3fn):
+        if info.name in named.contents.packed or info.dtype in NUMBERS:
+            continue
+        if named.contents.unscaled and info.dtype is torch.float8_e4m3fn:
             continue
         raise UnknownFormat(
             f"{info.file}: {info.name} is {info.dtype}, and nothing states what its codes mean",

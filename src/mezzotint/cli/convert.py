@@ -25,7 +25,7 @@ class ConvertOptions(CheckpointOptions):
         typer.Option(
             "--output",
             "-o",
-            help="Output folder; for comfy and nunchaku, output file.",
+            help="Output folder; for comfy, gguf and nunchaku, output file.",
             callback=checked(lambda path: check_writable("-o", path)),
         ),
     ]

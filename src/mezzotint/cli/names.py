@@ -129,13 +129,20 @@ PROMPT_SETS = tuple(sorted(file.stem for file in (DATA / "prompts").glob("*.txt"
 RESIDENCY_MODES = Names("residency mode", ("stored", "fp8"))
 SCHEMES = Names(
     "scheme",
-    ("awq_w4a16", "bf16", "fp8", "int8", "mxfp8", "nvfp4", "svdquant_int4", "svdquant_nvfp4"),
+    (
+        *("awq_w4a16", "bf16", "fp8", "int8", "mxfp8", "nvfp4", "svdquant_int4", "svdquant_nvfp4"),
+        *("gguf_iq4_nl", "gguf_iq4_xs", "gguf_q2_k", "gguf_q3_k", "gguf_q4_0", "gguf_q4_1"),
+        *("gguf_q4_k", "gguf_q5_0", "gguf_q5_1", "gguf_q5_k", "gguf_q6_k", "gguf_q8_0"),
+    ),
     "mezzotint.schemes",
     _schemes,
 )
 TARGETS = Names(
     "target",
-    ("mezzotint", "bf16", "modelopt", "comfy", "nunchaku", "row-major"),
+    (
+        *("mezzotint", "bf16", "modelopt", "comfy", "nunchaku", "row-major"),
+        *("gguf", "gguf-q8_0", "gguf-q4_0"),
+    ),
     "mezzotint.writers",
     _targets,
 )

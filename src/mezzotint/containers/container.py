@@ -4,6 +4,7 @@ One module of this package is one container. It defines `CONTAINER`, and `discov
 it. Nothing outside the package asks which container a tensor came from.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -43,8 +44,13 @@ class BlockType:
         return self.name
 
     def packed_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of the bytes that store a tensor of `shape`: rows of whole blocks."""
+        """Return the shape of the bytes that store a tensor of `shape`: rows of whole blocks.
+
+        Where rows are no whole blocks, the tensor was packed as one row.
+        """
         *leading, columns = shape or (1,)
+        if columns % self.block_elements:
+            return (math.prod(shape) // self.block_elements * self.block_bytes,)
         return (*leading, columns // self.block_elements * self.block_bytes)
 
 

@@ -20,17 +20,12 @@ FAILED_DOWNLOADS = {
 """{first bytes of files that are no weights: (what they are, what to do)}"""
 NOT_RUN = "use the safetensors version of the model; nothing in the file was run."
 UNREAD_WEIGHTS = {
-    b"GGUF": (
-        "a GGUF file",
-        "Mezzotint does not read GGUF; use the safetensors version of the model.",
-    ),
     b"\x80\x02": ("a Python pickle", NOT_RUN),
     b"\x80\x04": ("a Python pickle", NOT_RUN),
     b"\x80\x05": ("a Python pickle", NOT_RUN),
 }
 """{first bytes of weights that are not read, and may be intact: (what they are, what to do)}"""
 UNREAD_SUFFIXES = {
-    ".gguf": "a GGUF file",
     ".msgpack": "a Flax checkpoint",
     ".npz": "an archive of NumPy arrays, as MLX writes them",
     ".onnx": "an ONNX model",

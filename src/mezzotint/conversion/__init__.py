@@ -20,6 +20,7 @@ from mezzotint.builtin import (
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.conversion.destination import Destination
 from mezzotint.conversion.earlier_output import unknown_files
+from mezzotint.conversion.gguf_output import gguf_file
 from mezzotint.conversion.planning import OutputPlan, match_globs, plan_contents
 from mezzotint.conversion.provenance import (
     PIPELINE,
@@ -32,9 +33,11 @@ from mezzotint.conversion.reading import files_read, tensor_files
 from mezzotint.errors import join_names, require_known
 from mezzotint.formats import targets
 from mezzotint.formats.renaming import Renames
+from mezzotint.formats.writers.gguf import GGUFTarget
 from mezzotint.formats.writers.writer import ModelInfo, Target, Writer
 from mezzotint.hub import AnyPath, local_copy
 from mezzotint.saving import Output, Shard, WatchedFiles, split_into_shards, write_output
+from mezzotint.saving.gguf_file import GGUFFile
 
 __all__ = ["ConvertReport", "convert"]
 
@@ -92,7 +95,7 @@ def convert(
 
     base          BF16 component of the same model: source of the layers of `keep_bf16` and of a
                   missing configuration, and reference for an ambiguous byte layout
-    to            mezzotint, bf16, modelopt, comfy, nunchaku, row-major
+    to            mezzotint, bf16, modelopt, comfy, nunchaku, row-major, gguf, gguf-q8_0, gguf-q4_0
     scales_from   checkpoint to take missing static input scales from
     keep_bf16     globs on diffusers module names; these layers are written unquantized
     component     folder inside `source`, if `source` is a pipeline, and inside the output of
@@ -126,7 +129,11 @@ def convert(
         config = _config(checkpoint, reference, destination)
         writer = target.writer(ModelInfo(checkpoint.family, config))
         contents = _contents(checkpoint, writer, keep_bf16, reference)
-        shards = _shards(contents, destination, config, shard_bytes)
+        if isinstance(target, GGUFTarget):
+            file, contents = _gguf_file(contents, target, checkpoint, destination, config)
+            shards: list[Shard] = [file]
+        else:
+            shards = _shards(contents, destination, config, shard_bytes)
         planned = _output(
             destination, shards, contents, config, to, [checkpoint, reference], watched
         )
@@ -199,6 +206,18 @@ def _shards(
         destination.stem,
         metadata,
     )
+
+
+def _gguf_file(
+    contents: OutputPlan,
+    target: GGUFTarget,
+    checkpoint: Checkpoint,
+    destination: Destination,
+    config: Mapping[str, Any],
+) -> tuple[GGUFFile, OutputPlan]:
+    values = {VERSION_KEY: VERSION} | ({"config": json.dumps(config)} if config else {})
+    name = f"{destination.stem}{target.suffix}"
+    return gguf_file(contents, checkpoint.family, target.encoder, values, name)
 
 
 def _output(

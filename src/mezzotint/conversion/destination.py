@@ -22,7 +22,7 @@ class Destination:
 
     path            the output
     folder          path of the component inside the output: "" or, for example, "transformer/"
-    file            whether the output is a single safetensors file
+    file            whether the output is a single file
     base_pipeline   pipeline whose other files are copied into the output, or None
     """
 
@@ -38,8 +38,9 @@ class Destination:
         """Return the destination. Raises BadRequest if target and pipeline are incompatible."""
         path = resolve_parent(path)
         if merge_into is None:
-            suffix = _suffix(path, target)
-            output = path.with_name(f"{path.name}{suffix}") if suffix else path
+            suffix = target.suffix if target.file else ""
+            missing = path.name and path.suffix != suffix
+            output = path.with_name(f"{path.name}{suffix}") if suffix and missing else path
             return cls(output, "", target.file, None)
         if target.file:
             raise BadRequest(f"{target.title} is a single file, and --merge-into writes a folder")
@@ -49,7 +50,7 @@ class Destination:
     @property
     def stem(self) -> str:
         """Return the stem of the shards' file names."""
-        return self.path.name.removesuffix(".safetensors") if self.file else STEM
+        return self.path.name.removesuffix(self.path.suffix) if self.file else STEM
 
     def check(self, inputs: list[AnyPath], overwrite: bool) -> None:
         """Raise BadRequest, before anything is read, if the output cannot be written there.
@@ -72,7 +73,3 @@ class Destination:
         """Write the metadata files."""
         if not self.file:
             write_metadata_files(folder, self.folder, shards, records, config, provenance)
-
-
-def _suffix(path: Path, target: Target) -> str:
-    return ".safetensors" if target.file and path.name and path.suffix != ".safetensors" else ""

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mezzotint.builtin import PIPELINE_INDEX
-from mezzotint.containers import safetensors
+from mezzotint.containers import read_container
 from mezzotint.containers.shard_index import INDEX_SUFFIX
 from mezzotint.conversion.provenance import PIPELINE, SIDECAR, STEM, VERSION_KEY
 from mezzotint.errors import MezzotintError
@@ -56,6 +56,6 @@ def _sidecar(folder: Path) -> Mapping[str, Any]:
 
 def _is_output_file(path: Path) -> bool:
     try:
-        return VERSION_KEY in safetensors.CONTAINER.read(path).metadata
+        return VERSION_KEY in read_container(path).metadata
     except MezzotintError:
         return False

@@ -27,6 +27,9 @@ from mezzotint.tensor import unquantized_dtype
 DECODED = "decoded to BF16"
 """Name of the transformation that dequantizes a layer; it is recorded in mezzotint.json."""
 
+DECODED_BLOCKS = "decoded from blocks to float32"
+"""Name of the transformation of tensors in blocks that are no matrices."""
+
 
 @dataclass(frozen=True)
 class OutputPlan:
@@ -55,7 +58,9 @@ def plan_contents(
     """
     plain = [_plain(checkpoint, name, writer) for name in checkpoint.plain]
     names = list(checkpoint.plain)
-    transforms: Counter[str] = Counter()
+    packed = checkpoint.contents.packed
+    decoded = sum(piece.source in packed for piece in checkpoint.plain.values())
+    transforms: Counter[str] = Counter({DECODED_BLOCKS: decoded} if decoded else {})
     # Modules that are not nn.Linear cannot be quantized in the output. They are always decoded,
     # because the user did not ask for their values from the base.
     decode_only = checkpoint.unquantized.difference(dequantize)
@@ -253,7 +258,7 @@ def _copy(
     scheme, part = next(
         (p.scheme, name) for p in pieces for name, value in p.parts.items() if value is tensor
     )
-    if scheme.part(part).scale:
+    if scheme.part(part).has_scales:
         return partial(copy_scale, info, scheme, part)
     return partial(copy_tensor, info)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from mezzotint.builtin import component_folder, is_pipeline
 from mezzotint.checkpoint import Checkpoint
+from mezzotint.containers import checkpoint_suffixes
 from mezzotint.formats.companion_files import BACKBONE, hf_folder
 from mezzotint.hub import AnyPath, local_copy
 
-READ = (".safetensors", ".json")
 CONFIGS = ("config.json", "hf_quant_config.json")
 
 
@@ -30,8 +30,9 @@ def files_read(path: AnyPath, component: str | None) -> list[Path]:
 def _in_folder(path: AnyPath, component: str | None) -> Iterator[AnyPath]:
     inside = path / component if component and (path / component).is_dir() else path
     folder = component_folder(inside) if is_pipeline(inside) else inside
+    suffixes = (*checkpoint_suffixes(), ".json")
     for weights_folder in {folder, hf_folder(folder)}:
-        yield from (file for file in weights_folder.glob("*") if file.name.endswith(READ))
+        yield from (file for file in weights_folder.glob("*") if file.name.endswith(suffixes))
     yield folder / BACKBONE
 
 

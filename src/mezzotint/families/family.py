@@ -138,6 +138,8 @@ class Family:
     nunchaku                 the names of the layers in Nunchaku's files
     published                {name: model} for `mezzotint bench`
     fast                     Recipe for `mezzotint.fast`
+    original_names           (pattern, replacement) from diffusers' names to the makers', in order;
+                             fused layers get one name
     """
 
     name: str
@@ -165,6 +167,7 @@ class Family:
     nunchaku: NunchakuNames = field(default_factory=NunchakuNames)
     published: Mapping[str, PublishedModel] = field(default_factory=dict)
     fast: Recipe = field(default_factory=Recipe)
+    original_names: tuple[tuple[str, str], ...] = ()
 
     def matches(self, shapes: Shapes) -> bool:
         """Return whether tensors, {name: logical shape}, are those of a model of the family."""

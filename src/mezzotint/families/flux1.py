@@ -200,6 +200,40 @@ FAST = Recipe(
 )
 
 
+ORIGINAL_NAMES = (
+    (r"^transformer_blocks\.", "double_blocks."),
+    (r"^single_transformer_blocks\.", "single_blocks."),
+    (r"^x_embedder", "img_in"),
+    (r"^context_embedder", "txt_in"),
+    (r"^norm_out\.linear", "final_layer.adaLN_modulation.1"),
+    (r"^proj_out", "final_layer.linear"),
+    (r"^time_\w+_embed\.timestep_embedder", "time_in"),
+    (r"^time_\w+_embed\.guidance_embedder", "guidance_in"),
+    (r"^time_\w+_embed\.text_embedder", "vector_in"),
+    (r"^(\w+_in)\.linear_1", r"\1.in_layer"),
+    (r"^(\w+_in)\.linear_2", r"\1.out_layer"),
+    (r"\.attn\.norm_added_(q|k)\.weight", r".txt_attn.norm.\1_norm.scale"),
+    (r"^(double_blocks\.\d+)\.attn\.norm_(q|k)\.weight", r"\1.img_attn.norm.\2_norm.scale"),
+    (r"^(single_blocks\.\d+)\.attn\.norm_(q|k)\.weight", r"\1.norm.\2_norm.scale"),
+    (r"\.q_norm\.", ".query_norm."),
+    (r"\.k_norm\.", ".key_norm."),
+    (r"\.attn\.add_(q|k|v)_proj\.", ".txt_attn.qkv."),
+    (r"\.attn\.to_add_out\.", ".txt_attn.proj."),
+    (r"^(single_blocks\.\d+)\.(attn\.to_(q|k|v)|proj_mlp)\.", r"\1.linear1."),
+    (r"^(single_blocks\.\d+)\.proj_out\.", r"\1.linear2."),
+    (r"^(single_blocks\.\d+)\.norm\.linear\.", r"\1.modulation.lin."),
+    (r"\.attn\.to_(q|k|v)\.", ".img_attn.qkv."),
+    (r"\.attn\.to_out\.0\.", ".img_attn.proj."),
+    (r"\.norm1\.linear\.", ".img_mod.lin."),
+    (r"\.norm1_context\.linear\.", ".txt_mod.lin."),
+    (r"\.ff\.net\.0\.proj\.", ".img_mlp.0."),
+    (r"\.ff\.net\.2\.", ".img_mlp.2."),
+    (r"\.ff_context\.net\.0\.proj\.", ".txt_mlp.0."),
+    (r"\.ff_context\.net\.2\.", ".txt_mlp.2."),
+)
+"""From diffusers' names to those of Black Forest Labs."""
+
+
 FAMILY = Family(
     name="flux1",
     title="FLUX.1",
@@ -244,4 +278,5 @@ FAMILY = Family(
     nunchaku=NUNCHAKU,
     published={"flux1-dev": PublishedModel(TRANSFORMER, {"guidance_embeds": True}, BENCH_IMAGE)},
     fast=FAST,
+    original_names=ORIGINAL_NAMES,
 )

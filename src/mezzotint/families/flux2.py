@@ -105,6 +105,37 @@ FAST = Recipe(
 )
 
 
+ORIGINAL_NAMES = (
+    (r"^transformer_blocks\.", "double_blocks."),
+    (r"^single_transformer_blocks\.", "single_blocks."),
+    (r"^x_embedder", "img_in"),
+    (r"^context_embedder", "txt_in"),
+    (r"^norm_out\.linear", "final_layer.adaLN_modulation.1"),
+    (r"^proj_out", "final_layer.linear"),
+    (r"^time_\w+_embed\.timestep_embedder", "time_in"),
+    (r"^time_\w+_embed\.guidance_embedder", "guidance_in"),
+    (r"^(\w+_in)\.linear_1", r"\1.in_layer"),
+    (r"^(\w+_in)\.linear_2", r"\1.out_layer"),
+    (r"\.attn\.norm_added_(q|k)\.weight", r".txt_attn.norm.\1_norm.scale"),
+    (r"^(double_blocks\.\d+)\.attn\.norm_(q|k)\.weight", r"\1.img_attn.norm.\2_norm.scale"),
+    (r"^(single_blocks\.\d+)\.attn\.norm_(q|k)\.weight", r"\1.norm.\2_norm.scale"),
+    (r"\.q_norm\.", ".query_norm."),
+    (r"\.k_norm\.", ".key_norm."),
+    (r"\.attn\.add_(q|k|v)_proj\.", ".txt_attn.qkv."),
+    (r"\.attn\.to_add_out\.", ".txt_attn.proj."),
+    (r"\.attn\.to_qkv_mlp_proj\.", ".linear1."),
+    (r"^(single_blocks\.\d+)\.attn\.to_out\.", r"\1.linear2."),
+    (r"\.attn\.to_(q|k|v)\.", ".img_attn.qkv."),
+    (r"\.attn\.to_out\.0\.", ".img_attn.proj."),
+    (r"^(\w+_modulation\w*)\.linear", r"\1.lin"),
+    (r"\.ff\.linear_in\.", ".img_mlp.0."),
+    (r"\.ff\.linear_out\.", ".img_mlp.2."),
+    (r"\.ff_context\.linear_in\.", ".txt_mlp.0."),
+    (r"\.ff_context\.linear_out\.", ".txt_mlp.2."),
+)
+"""From diffusers' names to those of Black Forest Labs."""
+
+
 FAMILY = Family(
     name="flux2",
     title="FLUX.2",
@@ -149,4 +180,5 @@ FAMILY = Family(
         "flux2-klein-4b": PublishedModel(TRANSFORMER, KLEIN_4B, BENCH_IMAGE),
     },
     fast=FAST,
+    original_names=ORIGINAL_NAMES,
 )

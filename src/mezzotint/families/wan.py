@@ -104,6 +104,33 @@ def source_image_pipeline(pipeline: str, index: Config) -> str:
 FAST = Recipe(feed_forward=GELU_FEED_FORWARD)
 
 
+ORIGINAL_NAMES = (
+    (r"^condition_embedder\.time_embedder\.linear_1", "time_embedding.0"),
+    (r"^condition_embedder\.time_embedder\.linear_2", "time_embedding.2"),
+    (r"^condition_embedder\.text_embedder\.linear_1", "text_embedding.0"),
+    (r"^condition_embedder\.text_embedder\.linear_2", "text_embedding.2"),
+    (r"^condition_embedder\.time_proj", "time_projection.1"),
+    (r"^condition_embedder\.image_embedder\.pos_embed", "img_emb.emb_pos"),
+    (r"^condition_embedder\.image_embedder\.norm1", "img_emb.proj.0"),
+    (r"^condition_embedder\.image_embedder\.ff\.net\.0\.proj", "img_emb.proj.1"),
+    (r"^condition_embedder\.image_embedder\.ff\.net\.2", "img_emb.proj.3"),
+    (r"^condition_embedder\.image_embedder\.norm2", "img_emb.proj.4"),
+    (r"^scale_shift_table", "head.modulation"),
+    (r"^proj_out", "head.head"),
+    (r"\.scale_shift_table", ".modulation"),
+    (r"\.attn1\.", ".self_attn."),
+    (r"\.attn2\.", ".cross_attn."),
+    (r"\.to_(q|k|v)\.", r".\1."),
+    (r"\.add_(k|v)_proj\.", r".\1_img."),
+    (r"\.norm_added_k\.", ".norm_k_img."),
+    (r"\.to_out\.0\.", ".o."),
+    (r"\.ffn\.net\.0\.proj\.", ".ffn.0."),
+    (r"\.ffn\.net\.2\.", ".ffn.2."),
+    (r"^(blocks\.\d+)\.norm2\.", r"\1.norm3."),
+)
+"""From diffusers' names to those of the Wan team."""
+
+
 FAMILY = Family(
     name="wan",
     title="Wan 2.2",
@@ -143,4 +170,5 @@ FAMILY = Family(
         )
     },
     fast=FAST,
+    original_names=ORIGINAL_NAMES,
 )

@@ -160,6 +160,15 @@ FAST = Recipe(
 )
 
 
+ORIGINAL_NAMES = (
+    (r"^all_(x_embedder|final_layer)\.\d+-\d+\.", r"\1."),
+    (r"\.attention\.to_(q|k|v)\.", ".attention.qkv."),
+    (r"\.attention\.to_out\.0\.", ".attention.out."),
+    (r"\.attention\.norm_(q|k)\.", r".attention.\1_norm."),
+)
+"""From diffusers' names to those of the makers' single files."""
+
+
 FAMILY = Family(
     name="zimage",
     title="Z-Image",
@@ -201,4 +210,5 @@ FAMILY = Family(
         "z-image-turbo": PublishedModel(TRANSFORMER, {"axes_lens": [1536, 512, 512]}, BENCH_IMAGE)
     },
     fast=FAST,
+    original_names=ORIGINAL_NAMES,
 )

@@ -236,6 +236,9 @@ class Contents:
     split_linears  {module: stored linears that hold its input features, in order}
     problems       {module: what is wrong with the scales} of layers that layout detection skipped
     unscaled       e4m3 values are the weights themselves: the file is a cast without scales
+    packed         {plain key: scheme that decodes its blocks}
+    reshaped       {plain key: shape}, where the file's tensor has another one
+    drops_unit_axes   plain tensors may lack leading axes of length 1 that the model's have
     """
 
     linears: Mapping[str, StoredLinear]
@@ -246,6 +249,9 @@ class Contents:
     split_linears: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     problems: Mapping[str, str] = field(default_factory=dict)
     unscaled: bool = False
+    packed: Mapping[str, Scheme] = field(default_factory=dict)
+    reshaped: Mapping[str, Shape] = field(default_factory=dict)
+    drops_unit_axes: bool = False
 
 
 class Format(Protocol):

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from mezzotint.containers import TensorInfo
+from mezzotint.containers.gguf import CONTAINER as GGUF
+from mezzotint.containers.gguf import VERSION_KEY
 from mezzotint.errors import UnreadFormat, join_names
 from mezzotint.formats.header import Header
 from mezzotint.schemes import Shape
@@ -164,7 +166,7 @@ def _declared(header: Header) -> Iterator[tuple[str, str]]:
     declared = header.config.get("quantization_config")
     if isinstance(declared, Mapping) and isinstance(declared.get("quant_method"), str):
         method = declared["quant_method"].lower()
-        if method not in READ:
+        if method not in READ and not (method == GGUF.name and VERSION_KEY in header.metadata):
             yield (
                 f"config.json: quant_method {method}",
                 DECLARED.get(method, repr(declared["quant_method"])),

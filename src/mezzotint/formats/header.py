@@ -4,6 +4,7 @@ Tensors, metadata and configuration of all shards are merged, whatever container
 The containers have checked every claim about tensors, so that later code can trust a `Header`.
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,9 +101,12 @@ def _merge(tensors: dict[str, TensorInfo], added: Mapping[str, TensorInfo]) -> N
 
 def _config_in(metadata: Mapping[str, str]) -> dict[str, Any]:
     """Return the diffusers configuration in the metadata; a `config` of another tool is ignored."""
+    text = metadata.get("config", "{}")
     try:
-        config = parse_object(metadata.get("config", "{}"), "config")
-    except BrokenFile:
+        # Metadata with types are JSON values, so that the text of a string is a JSON string.
+        text = json.loads(text) if text.startswith('"') else text
+        config = parse_object(text, "config")
+    except (BrokenFile, ValueError):
         return {}
     return config if "_class_name" in config else {}
 

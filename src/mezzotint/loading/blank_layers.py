@@ -27,6 +27,9 @@ def why_blank(weight: QuantTensor) -> str:
     raw = codes.reshape(-1).view(torch.uint8)
     if raw.numel() > 1 and _alike(raw[:SAMPLE]) and _alike(raw):
         return blank_codes(int(raw[0]))
+    packed_scales = weight.scheme.part("codes").packed_scales
+    if packed_scales is not None:
+        return "" if _any(packed_scales(codes)) else BLANK_SCALES
     scales = next((weight.parts[part] for part in SCALES if part in weight.parts), None)
     return BLANK_SCALES if scales is not None and scales.numel() and not _any(scales) else ""
 

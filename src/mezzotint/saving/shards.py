@@ -139,11 +139,11 @@ def _align_groups(groups: Sequence[Group]) -> list[Group]:
     grid = max((entry.dtype.itemsize for group in groups for entry in group.entries), default=1)
     even = [group for group in groups if group.nbytes % grid == 0]
     odd = [group for group in groups if group.nbytes % grid]
-    singles = [single for group in odd for single in _split_group(group)]
+    singles = [single for group in odd for single in split_group(group)]
     return even + sorted(singles, key=lambda group: -group.entries[0].dtype.itemsize)
 
 
-def _split_group(group: Group) -> list[Group]:
+def split_group(group: Group) -> list[Group]:
     """Return one group per entry; each computes all of the group's bytes and yields its part."""
     if len(group.entries) == 1:
         return [group]

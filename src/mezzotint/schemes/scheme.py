@@ -55,6 +55,8 @@ class Part:
     nonzero   no value may be zero, because the values divide, or undo a division
     rows      the first axis is the layer's output features, if it has that many entries
     columns   the last axis runs along the layer's input features
+    packed_scales   plain part -> float32, the scales that lie among its codes, which must be
+                    finite; None if the scheme keeps its scales in other parts
     """
 
     dtypes: tuple[torch.dtype, ...]
@@ -64,6 +66,12 @@ class Part:
     nonzero: bool = False
     rows: bool = False
     columns: bool = False
+    packed_scales: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def has_scales(self) -> bool:
+        """Whether `Scheme.check_values` has anything to check."""
+        return self.scale or self.packed_scales is not None
 
 
 @dataclass(frozen=True)
@@ -182,6 +190,12 @@ class Scheme:
 
         Raises   BadScale
         """
+        packed_scales = self.part(name).packed_scales
+        if packed_scales is not None and not bool(torch.isfinite(packed_scales(values)).all()):
+            raise BadScale(
+                f"{where} holds a block whose scale is not finite",
+                "the file is damaged; export it again.",
+            )
         if not self.part(name).scale:
             return
         if (

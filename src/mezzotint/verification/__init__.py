@@ -227,7 +227,8 @@ class _Verification:
             )
         for key in checkpoint.contents.plain:
             if key not in ignored:
-                yield from check_plain(key, header.tensors[key])
+                packed = checkpoint.contents.packed.get(key)
+                yield from check_plain(key, header.tensors[key], packed)
             self._count(header.tensors[key].nbytes)
 
     def _detect_layout(

@@ -3,6 +3,7 @@
 Tensors are read in blocks, so that a tensor may be larger than memory.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -20,7 +21,7 @@ from mezzotint.loading.blank_layers import (
 )
 from mezzotint.schemes import BF16, FP8, NVFP4, Scheme
 from mezzotint.verification.findings import Finding, broken, finding_from_error, suspicious
-from mezzotint.verification.statistics import Codes, Numbers, add_tensor
+from mezzotint.verification.statistics import BLOCK_BYTES, Codes, Numbers, add_tensor
 
 NOT_FINITE = "contains a value that is not finite"
 MAX_SATURATED_SHARE = 0.5
@@ -57,12 +58,26 @@ def measure_linear(linear: StoredLinear, header: Header) -> LayerStatistics:
         if part == "codes" and not _is_unquantized(info.storage_dtype):
             statistics.codes = Codes()
             add_tensor(info, statistics.codes)
+            check_packed_scales(linear.scheme, info)
             continue
         numbers = Numbers(with_logs=linear.scheme.part(part).scale)
         statistics.numbers[part] = numbers
         add_tensor(_typed(linear, part, info), numbers)
         linear.scheme.check_values(part, numbers.examples(), f"{info.file}: {info.name}")
     return statistics
+
+
+def check_packed_scales(scheme: Scheme, info: TensorInfo) -> None:
+    """Check the scales that lie among a tensor's codes, in blocks of rows. Raises BadScale."""
+    if scheme.part("codes").packed_scales is None or not info.nbytes:
+        return
+    *rows, columns = info.storage_shape
+    count = math.prod(rows)
+    matrix = replace(info, dtype=torch.uint8, shape=(count, columns))
+    step = max(BLOCK_BYTES // columns, 1)
+    for first in range(0, count, step):
+        values = matrix.slice_rows(first, min(first + step, count)).read()
+        scheme.check_values("codes", values, f"{info.file}: {info.name}")
 
 
 def _is_unquantized(dtype: torch.dtype) -> bool:
@@ -176,8 +191,17 @@ def check_smoothing(linears: Mapping[str, StoredLinear]) -> Iterator[Finding]:
         yield suspicious("smoothing", module, message)
 
 
-def check_plain(key: str, info: TensorInfo) -> Iterator[Finding]:
-    """Check an unquantized tensor: its values are finite, and a weight matrix is not all zero."""
+def check_plain(key: str, info: TensorInfo, packed: Scheme | None = None) -> Iterator[Finding]:
+    """Check an unquantized tensor: its values are finite, and a weight matrix is not all zero.
+
+    packed   the scheme of a tensor that is stored in blocks
+    """
+    if packed is not None:
+        try:
+            check_packed_scales(packed, info)
+        except CheckpointError as error:
+            yield finding_from_error("values", key, error)
+        return
     if not info.storage_dtype.is_floating_point:
         return
     numbers = Numbers(with_logs=False)

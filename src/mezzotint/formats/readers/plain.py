@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 
 from mezzotint.containers import DType
+from mezzotint.containers.gguf import VERSION_KEY
 from mezzotint.formats.contents import Contents, Match, NoMatch, classify_tensors
 from mezzotint.formats.header import Header
 from mezzotint.formats.readers.mezzotint import METHOD, quantization_config
@@ -23,6 +24,8 @@ class Plain:
         )
         if quantized is not None:
             return NoMatch(f"{quantized.name} is {quantized.dtype}")
+        if VERSION_KEY in header.metadata:
+            return NoMatch("is a GGUF file")
         if calibrated_layers(header):
             return NoMatch("the weights have ranges of a calibration")
         if quantization_config(header).get("quant_method") == METHOD:

@@ -22,6 +22,7 @@ class NunchakuTarget:
     name = "nunchaku"
     title = "Nunchaku single file"
     file = True
+    suffix = ".safetensors"
 
     def writer(self, model: ModelInfo) -> Writer:
         return NunchakuWriter(model, False, partial(nunchaku_tensors, v1=model.family.nunchaku.v1))

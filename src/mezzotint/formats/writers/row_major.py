@@ -25,6 +25,7 @@ class RowMajorTarget:
     name = "row-major"
     title = "row-major SVDQuant"
     file = False
+    suffix = ".safetensors"
 
     def writer(self, model: ModelInfo) -> Writer:
         return RowMajorWriter(model, True, row_major_tensors)

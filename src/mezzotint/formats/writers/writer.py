@@ -72,13 +72,15 @@ class ModelInfo:
 class Target(Protocol):
     """A format that can be written.
 
-    name   value of `--to`
-    file   the output is one safetensors file, not a component folder
+    name     value of `--to`
+    file     the output is one file, not a component folder
+    suffix   ending of its name
     """
 
     name: str
     title: str
     file: bool
+    suffix: str
 
     def writer(self, model: ModelInfo) -> "Writer":
         """Return the writer for a model."""
@@ -125,6 +127,7 @@ class DiffusersLayerWriter:
     """Base of targets that store each module separately, and all tensors by diffusers' names."""
 
     needs_values: Collection[str] = ()
+    suffix = ".safetensors"
 
     def writer(self: Self, _model: ModelInfo) -> Self:
         return self
