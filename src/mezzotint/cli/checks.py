@@ -58,7 +58,22 @@ GATES = tuple(sorted(file.stem for file in (DATA / "gates").glob("*.toml")))
 METRICS = ("psnr", "ssim", "ms_ssim", "flip", "lpips", "st_lpips", "mae")
 PROMPT_SETS = tuple(sorted(file.stem for file in (DATA / "prompts").glob("*.txt")))
 RESIDENT = ("stored", "fp8")
-SCHEMES = ("awq_w4a16", "bf16", "fp8", "int8", "mxfp8", "nvfp4", "svdquant_int4", "svdquant_nvfp4")
+SCHEMES = (
+    "awq_centered",
+    "awq_w4a16",
+    "bf16",
+    "fp8",
+    "fp8_e5m2",
+    "int4_rows",
+    "int4_rows_a8",
+    "int8",
+    "mxfp8",
+    "nvfp4",
+    "svdquant_int4",
+    "svdquant_nvfp4",
+    "w4a8",
+    "w6a8",
+)
 NO_ACTIVATIONS = "activations is {!r}"
 TARGETS = ("bf16", "comfy", "mezzotint", "modelopt", "nunchaku", "row-major")
 
