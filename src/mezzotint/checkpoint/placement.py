@@ -20,7 +20,7 @@ from mezzotint.errors import (
 from mezzotint.families.building import model_of_shapes
 from mezzotint.formats.contents import PART_SUFFIXES
 from mezzotint.schemes import Shape
-from mezzotint.schemes.scheme import FLOAT_DTYPES
+from mezzotint.schemes.scheme import FLOAT_DTYPES, FP8_DTYPES
 
 NUMBERS = (*FLOAT_DTYPES, torch.float64)
 """Dtypes whose values need no scale."""
@@ -89,7 +89,7 @@ def _check_numbers(named: NamedContents) -> None:
     """Raise UnknownFormat for a plain tensor of codes, which mean nothing without a scale."""
     for name in named.plain:
         info = named.header.tensors[named.plain[name].source]
-        if info.dtype in NUMBERS or (named.contents.unscaled and info.dtype is torch.float8_e4m3fn):
+        if info.dtype in NUMBERS or (named.contents.unscaled and info.dtype in FP8_DTYPES):
             continue
         raise UnknownFormat(
             f"{info.file}: {info.name} is {info.dtype}, and nothing states what its codes mean",

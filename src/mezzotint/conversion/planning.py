@@ -27,6 +27,9 @@ from mezzotint.tensor import unquantized_dtype
 DECODED = "decoded to BF16"
 """Name of the transformation that dequantizes a layer; it is recorded in mezzotint.json."""
 
+MAX_CONSTANT = 4096
+"""Bytes of a tensor that the plan keeps, although its writer reads values and could make it again."""
+
 
 @dataclass(frozen=True)
 class OutputPlan:
@@ -226,7 +229,7 @@ def _group_tensors(
         if origin is not None:
             copy = _copy(outlines, tensor, origin)
             groups.append((_source_offset(origin), Group((entry,), copy)))
-        elif not (tensor.is_meta or writer.needs_values):
+        elif not tensor.is_meta and (not writer.needs_values or tensor.nbytes <= MAX_CONSTANT):
             groups.append((offset, Group((entry,), partial(tensor_bytes, tensor))))
         else:
             computed.append(entry)

@@ -2,7 +2,7 @@
 
 The objects are in the header (`_quantization_metadata`: {"layers": {"X": {"format": "nvfp4"}}}) or in
 marker tensors X.comfy_quant (uint8, the JSON text). Some headers omit the prefix of the names.
-Source: https://github.com/comfyanonymous/ComfyUI/blob/master/comfy/quant_ops.py
+Source: https://github.com/Comfy-Org/ComfyUI/blob/0271a469fe29524fafe5872b737123d65a63e5fc/comfy/quant_ops.py
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from mezzotint.containers import TensorInfo, read_all
-from mezzotint.errors import BrokenFile, MissingTensor, UnreadFormat
+from mezzotint.errors import BrokenFile
 from mezzotint.families.naming_scheme import PREFIXES
 from mezzotint.formats.components import COMFY_NOTE
 from mezzotint.formats.contents import MAX_PADDING, StoredLinear
 from mezzotint.formats.header import Header
 from mezzotint.formats.readers.modelopt import SUFFIXES, optional_keys
-from mezzotint.schemes import FP8, INT8, MXFP8, NVFP4, Scheme
+from mezzotint.schemes import MXFP8, NVFP4, Scheme
 from mezzotint.tensor import PLAIN, Layout
 from mezzotint.untrusted.escaping import shown
 from mezzotint.untrusted.json import parse_object
@@ -27,14 +27,6 @@ MARKER = ".comfy_quant"
 MAX_MARKER = 64 * 2**10
 MAX_MARKERS = 4 * 2**20
 """Bytes of one marker, and of all; a marker has about 100, and a model 1,000 markers."""
-SCHEME_OF_FORMAT = {"nvfp4": NVFP4, "float8_e4m3fn": FP8, "mxfp8": MXFP8, "int8_tensorwise": INT8}
-UNSUPPORTED_FORMATS = {
-    "float8_e5m2": "its numbers have two mantissa bits, and no scheme reads those",
-    "convrot_w4a4": "its weights are rotated by Hadamard matrices",
-    "asym_w4a8_int8": "its 4-bit weights have zero points",
-    "int8_blockwise": "it has one scale per block, not per row",
-    "awq_w4a16": "its packing of 4-bit weights is ComfyUI's own",
-}
 COMFY_LAYOUT = Layout(codes="high_first", scales="tiles_128x4")
 """The order in which comfy-kitchen writes 4-bit codes and block scales."""
 
@@ -45,7 +37,10 @@ def marker_tensors(header: Header) -> dict[str, str]:
 
 
 def layer_configs(header: Header) -> dict[str, Mapping[str, Any]]:
-    """Return {module in the file: its metadata}, from the header and from marker tensors."""
+    """Return {module in the file: its metadata}, from the header and from marker tensors.
+
+    Raises   BrokenFile if one of them cannot be read, or both contradict each other
+    """
     found: dict[str, Mapping[str, Any]] = {}
     if COMFY_NOTE in header.metadata:
         where = f"{header.path}: {COMFY_NOTE}"
@@ -60,10 +55,22 @@ def layer_configs(header: Header) -> dict[str, Mapping[str, Any]]:
         written = [info for info in written if info.name.removesuffix(MARKER) not in found]
     _check_markers(written)
     for info, text in zip(written, read_all(written), strict=True):
-        found[info.name.removesuffix(MARKER)] = parse_object(
-            bytes(text.flatten().tolist()), f"{info.file}: {info.name}", MAX_MARKER
-        )
+        where = f"{info.file}: {info.name}"
+        note = parse_object(bytes(text.flatten().tolist()), where, MAX_MARKER)
+        module = _stored_name(header, info.name.removesuffix(MARKER))
+        found[module] = _merged(found.get(module, {}), note, where)
     return found
+
+
+def _merged(in_header: Mapping[str, Any], note: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return what the header and a marker state together; one of them may omit keys."""
+    for key in in_header.keys() & note.keys():
+        if in_header[key] != note[key]:
+            raise BrokenFile(
+                f"{where} has {shown(key)} {shown(note[key])}, "
+                f"and {COMFY_NOTE} in the header has {shown(in_header[key])}"
+            )
+    return {**in_header, **note}
 
 
 def _check_markers(infos: Sequence[TensorInfo]) -> None:
@@ -83,17 +90,6 @@ def _check_markers(infos: Sequence[TensorInfo]) -> None:
             f"{infos[0].file}: its markers have {total:,} bytes in total, "
             f"expected at most {MAX_MARKERS:,}"
         )
-
-
-def linear_from_config(header: Header, module: str, note: Mapping[str, Any]) -> StoredLinear:
-    """Return the layer that an entry of the metadata describes, in comfy-kitchen's layout."""
-    scheme = _scheme(header, module, note)
-    if f"{module}.weight" not in header.tensors:
-        raise MissingTensor(
-            f"{header.path}: the metadata names layer {module}, and {module}.weight is not there"
-        )
-    full_precision = bool(note.get("full_precision_matrix_mult"))
-    return comfy_kitchen_linear(header, module, scheme, dynamic=not full_precision)
 
 
 def comfy_kitchen_linear(
@@ -145,24 +141,3 @@ def _length(header: Header, key: str | None) -> int | None:
 def _stored_name(header: Header, module: str) -> str:
     names = (prefix + module for prefix in ("", *PREFIXES))
     return next((name for name in names if f"{name}.weight" in header.tensors), module)
-
-
-def _scheme(header: Header, module: str, note: Mapping[str, Any]) -> Scheme:
-    written = str(note.get("format"))
-    if written in UNSUPPORTED_FORMATS:
-        raise UnreadFormat(
-            f"{header.path}: layer {module} has format {written}: {UNSUPPORTED_FORMATS[written]}"
-        )
-    if note.get("convrot"):
-        said = (
-            f"format {written} with convrot"
-            if "format" in note
-            else "convrot and no format (INT8-Fast)"
-        )
-        raise UnreadFormat(f"{header.path}: layer {module} has {said}: its weights are rotated")
-    if written not in SCHEME_OF_FORMAT:
-        raise UnreadFormat(
-            f"{header.path}: layer {module} has format {shown(written)}, "
-            f"expected {' or '.join(SCHEME_OF_FORMAT)}"
-        )
-    return SCHEME_OF_FORMAT[written]

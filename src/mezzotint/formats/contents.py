@@ -234,7 +234,7 @@ class Contents:
     assumed        fields of Layout that nothing in the header proves
     split_linears  {module: stored linears that hold its input features, in order}
     problems       {module: what is wrong with the scales} of layers that layout detection skipped
-    unscaled       e4m3 values are the weights themselves: the file is a cast without scales
+    unscaled       FP8 values are the weights themselves: the file is a cast without scales
     """
 
     linears: Mapping[str, StoredLinear]
@@ -266,6 +266,11 @@ PART_SUFFIXES = (
         ".scale_weight",
         ".scale_input",
         ".pre_quant_scale",
+        ".weight_zeros",
+        ".weight_s_rel",
+        ".weight_s_channel",
+        ".weight_codebook",
+        ".weight_correction",
     ),
     *(
         ".svdquant_lora_a",

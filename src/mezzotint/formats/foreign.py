@@ -51,7 +51,7 @@ HINT = "use the BF16 model, or one quantized by ModelOpt, ComfyUI, Black Forest 
 BNB_STATE = re.compile(r".+\.quant_state\.bitsandbytes__(\w+)")
 TORCHAO = re.compile(r".+[.:_](qdata|tensor_impl|_data_impl|layout_tensor|int_data)")
 SCALES = (".weight_scale", ".scale_weight", ".weight_scale_inv")
-CODES = (torch.float8_e4m3fn, torch.int8)
+CODES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8)
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,12 @@ def _is_packed_words(header: Header, info: TensorInfo) -> bool:
     return info.dtype is torch.uint32 and has_siblings(".weight", ".scales")(header, info)
 
 
-def _is_e5m2(_header: Header, info: TensorInfo) -> bool:
-    return info.dtype is torch.float8_e5m2
-
-
 def _has_block_scale(header: Header, info: TensorInfo) -> bool:
     """Return whether an FP8 or INT8 weight has a scale for each block."""
     module = info.name.removesuffix(".weight")
     if info.dtype not in CODES or module == info.name or len(info.shape) != 2:
+        return False
+    if module + ".weight_zeros" in header.tensors:  # ComfyUI's awq_w4a16, with groups of columns
         return False
     scales = (header.tensors.get(module + suffix) for suffix in SCALES)
     return any(
@@ -131,7 +129,6 @@ RULES = (
     Rule("HQQ", ends(".W_q")),
     Rule("FP8 with a scale for each block", ends(".weight_scale_inv")),
     Rule("FP8 or INT8 with a scale for each block", _has_block_scale),
-    Rule("FP8 in e5m2", _is_e5m2),
 )
 
 
