@@ -112,7 +112,7 @@ def _note(piece: QuantTensor) -> dict[str, str | bool | int]:
         note["convrot_groupsize"] = len(piece.parts["rotation"])
     if piece.scheme is INT4_ROWS_A8:
         note["linear_dtype"] = LINEAR_DTYPES[1]
-    if piece.scheme in (W4A8, W6A8):
+    if piece.scheme in (W4A8, W6A8, AWQ_CENTERED):
         note["group_size"] = piece.shape[1] // piece.parts["block_scale"].shape[1]
     return note
 
