@@ -284,3 +284,14 @@ def test_w4a4_without_a_scale_of_each_row_is_a_wrong_shape(
     file = saved(tmp_path, state(model) | tensors)
     assert any("expected [64]" in problem for problem in inspect(file).problems)
     assert Checkpoint.open(file).contents.linears[QUERY].scheme is INT4_ROWS
+
+
+@pytest.mark.parametrize("byte", [0x7C, 0xFD])
+def test_e5m2_codes_that_are_not_finite_are_broken(
+    model: nn.Module, tmp_path: Path, byte: int
+) -> None:
+    tensors, _ = stored_layer(QUERY, model.get_submodule(QUERY).weight, "e5m2")
+    tensors[f"{QUERY}.weight"].view(torch.uint8)[3, 5] = byte
+    report = mezzotint.verify(saved(tmp_path, state(model) | tensors))
+    assert any("not finite" in finding.message for finding in report.findings)
+    assert report.exit_code == 2

@@ -15,7 +15,7 @@ from mezzotint.quality.metrics.image import latent_cosine
 from support.checkpoint_makers import MAKERS
 from support.pipeline_cases import PROMPTS, Case
 
-COSINE = {"diffusers": 1.0, "makers": 1.0, "nunchaku int4": 0.9}
+COSINE = {"diffusers": 1.0, "makers": 1.0, "nunchaku int4": 0.9, "comfy w4a4": 0.9}
 """Least agreement of the latents with BF16's; of all others 0.97."""
 
 

@@ -151,14 +151,112 @@ def is_refused(file: Path, tmp_path: Path, error: type[MezzotintError], match: s
 
 
 @pytest.mark.parametrize("kind", ["cast", "scaled", "noted"])
-def test_e5m2_is_named_by_every_command(weights: Tensors, tmp_path: Path, kind: str) -> None:
-    made = {
-        "cast": {name: value.to(E5M2) for name, value in weights.items()},
-        "scaled": scaled(weights, by_matrix, ".scale_weight", E5M2)
-        | {"scaled_fp8": torch.zeros(2, dtype=E5M2)},
-        "noted": scaled(weights, by_matrix, ".weight_scale", E5M2),
-    }
-    is_refused(saved(tmp_path / "in", made[kind]), tmp_path, UnreadFormat, "FP8 in e5m2")
+def test_e5m2_is_read_exactly(weights: Tensors, tmp_path: Path, kind: str) -> None:
+    """Field case fp8_e5m2."""
+    suffix = {"scaled": ".scale_weight", "noted": ".weight_scale"}.get(kind)
+    expected = {name: value.to(E5M2) for name, value in weights.items()}
+    made = dict(expected)
+    if suffix:
+        made, expected = scaled(weights, by_matrix, suffix, E5M2), dict(weights)
+        for name in (name for name, value in weights.items() if is_layer(name, value)):
+            expected[name] = made[name].float() * made[name.replace(".weight", suffix)]
+    if kind == "scaled":
+        made["scaled_fp8"] = torch.zeros(2, dtype=E5M2)
+    if kind == "noted":
+        said = note(format="float8_e5m2", full_precision_matrix_mult=True)
+        layers = [name for name, value in weights.items() if is_layer(name, value)]
+        made |= {name.replace(".weight", ".comfy_quant"): said.clone() for name in layers}
+    file = saved(tmp_path / "in", made)
+    stands_for(file, expected, tmp_path)
+    assert not any(
+        linear.quantizes_activation for linear in planned(file).contents.linears.values()
+    )
+    assert mezzotint.verify(file).exit_code == 0
+
+
+def test_e5m2_with_scales_and_no_note_is_refused(weights: Tensors, tmp_path: Path) -> None:
+    file = saved(tmp_path / "in", scaled(weights, by_matrix, ".weight_scale", E5M2))
+    is_refused(file, tmp_path, UnreadFormat, "ComfyUI, without its metadata")
+
+
+def test_e5m2_whose_scales_are_lost_is_refused(weights: Tensors, tmp_path: Path) -> None:
+    def to_largest(value: Tensor) -> Tensor:
+        return value.abs().max() / 448
+
+    made = scaled(weights, to_largest, ".weight_scale", E5M2)
+    lost = {name: value for name, value in made.items() if not name.endswith(".weight_scale")}
+    is_refused(saved(tmp_path / "in", lost), tmp_path, UnreadFormat, "they lost their scales")
+
+
+HADAMARD = torch.tensor([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]]) / 2
+
+
+def flux_fill(block: int = 0, **said: object) -> tuple[Tensors, Tensors]:
+    """Return FLUX.1 Fill in INT8 rows, rotated if so said, and its weights.
+
+    block   instead of rows, scale squares of this side
+    """
+    torch.manual_seed(0)
+    config = {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 128}
+    config |= {"num_attention_heads": 2, "joint_attention_dim": 64, "pooled_projection_dim": 64}
+    model = diffusers.FluxTransformer2DModel(
+        in_channels=384, out_channels=64, guidance_embeds=True, **config
+    ).bfloat16()
+    matrix = torch.kron(torch.kron(HADAMARD, HADAMARD), torch.kron(HADAMARD, HADAMARD))
+    stored, truth = state(model), state(model)
+    for name, value in state(model).items():
+        if not is_layer(name, value) or value.shape[1] % 256:
+            continue
+        groups = value.float().view(len(value), -1, 256)
+        turned = (groups @ matrix.T if said.get("convrot") else groups).reshape(value.shape)
+        scale = spread = turned.abs().amax(1, keepdim=True) / 127
+        if block:
+            tiles = turned.view(len(value) // block, block, -1, block)
+            scale = tiles.abs().amax((1, 3)) / 127
+            spread = scale.repeat_interleave(block, 0).repeat_interleave(block, 1)
+        codes = (turned / spread).round().clamp(-128, 127).to(torch.int8)
+        back = codes.float() * spread
+        if said.get("convrot"):
+            back = (back.view(groups.shape) @ matrix).reshape(value.shape)
+        truth[name] = back
+        module = name.removesuffix(".weight")
+        stored |= {
+            name: codes,
+            f"{module}.weight_scale": scale,
+            f"{module}.comfy_quant": note(**said),
+        }
+    return stored, truth
+
+
+CONVROT = {"convrot": True, "convrot_groupsize": 256}
+
+
+@pytest.mark.parametrize("prefix", ["", PREFIX])
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"format": "int8_tensorwise", **CONVROT},
+        {**CONVROT, "per_row": True},
+        {"format": "int8_tensorwise", "per_row": True},
+    ],
+    ids=["convrot", "no format", "plain rows"],
+)
+def test_int8_convrot_of_flux_fill_is_read(
+    tmp_path: Path, prefix: str, said: dict[str, object]
+) -> None:
+    """Field case int8_convrot_flux_fill."""
+    stored, expected = flux_fill(**said)
+    file = saved(tmp_path / "in", under(prefix, stored))
+    stands_for(file, expected, tmp_path)
+    assert mezzotint.verify(file).exit_code == 0
+    planned(file)
+
+
+def test_int8_blocks_of_flux_fill_are_refused_by_name(tmp_path: Path) -> None:
+    """Field case int8_convrot_flux_fill, blockwise."""
+    stored, _ = flux_fill(128, format="int8_blockwise", group_size=128)
+    file = saved(tmp_path / "in", stored)
+    is_refused(file, tmp_path, UnreadFormat, "INT8 with a scale for each block")
 
 
 def test_a_layer_whose_note_is_lost_is_refused(weights: Tensors, tmp_path: Path) -> None:
