@@ -295,3 +295,14 @@ def test_e5m2_codes_that_are_not_finite_are_broken(
     report = mezzotint.verify(saved(tmp_path, state(model) | tensors))
     assert any("not finite" in finding.message for finding in report.findings)
     assert report.exit_code == 2
+
+
+def test_a_loaded_model_can_be_saved(model: nn.Module, tmp_path: Path) -> None:
+    tensors, truth = in_form(state(model), "convrot")
+    checkpoint = Checkpoint.open(saved(tmp_path / "in", tensors))
+    fresh = checkpoint.model()
+    load(plan(checkpoint, fresh), fresh, Placement(torch.device("cpu")), torch.bfloat16)
+    fresh.save_pretrained(tmp_path / "out")
+    written = Checkpoint.open(tmp_path / "out")
+    for module, expected in truth.items():
+        assert torch.equal(written.weight(module), expected), module

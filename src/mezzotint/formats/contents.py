@@ -157,7 +157,8 @@ class StoredLinear:
     def read(self, header: Header) -> QuantTensor:
         """Return the weight in the file's layout. Raises BadScale if a scale is not usable."""
         parts = {part: self._read_part(header, part) for part in self.keys}
-        parts |= {part: torch.as_tensor(value) for part, value in self.implied_values.items()}
+        # Layers that imply the same tensor get a copy each: buffers that share memory cannot be saved.
+        parts |= {p: torch.as_tensor(value).clone() for p, value in self.implied_values.items()}
         return QuantTensor(self.scheme, self.layout, self.shape, parts, self.dynamic_input)
 
     def _read_part(self, header: Header, part: str) -> Tensor:
