@@ -153,5 +153,5 @@ def dequantize_pieces(pieces: Sequence[QuantTensor]) -> Tensor:
 
 
 def unquantized_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype for loading an unquantized tensor: BF16 for FP8, which it represents exactly."""
+    """Return the dtype for loading an unquantized tensor: BF16 for FP8, which it holds exactly."""
     return torch.bfloat16 if dtype in FP8_DTYPES else dtype

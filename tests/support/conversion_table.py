@@ -23,11 +23,11 @@ PAGE = ROOT / "docs/conversions.md"
 BEGIN, END = "<!-- tests/support/conversion_table.py -->\n", "<!-- end -->\n"
 DATA = ROOT / "tests/data"
 ROWS_OF = {"nunchaku_zimage_int4_r32": (), "nunchaku_flux1_nvfp4_r32": ("*norm*.linear",)}
-"""{golden case that is converted to a row-major file: layers that have to be left in BF16 for it}"""
+"""{golden case to convert to a row-major file: layers that must stay BF16}"""
 
 
 def sources(case: Case, folder: Path) -> Iterator[Path]:
-    """A small file of each format and algorithm; Nunchaku's are the golden ones, as their AWQ layers matter."""
+    """Yield a small file of each format and algorithm; golden ones for Nunchaku's AWQ layers."""
     for name, make in MAKERS[case.name].items():
         if name not in SVDQUANT and not name.startswith("nunchaku"):
             yield make(case, folder / name)
@@ -38,7 +38,7 @@ def sources(case: Case, folder: Path) -> Iterator[Path]:
 
 
 def outcomes(source: Path, folder: Path) -> dict[str, str | list[str]]:
-    """{target: "lossless", the transforms, or the reasons of a refusal}; what is called lossless is compared."""
+    """Return {target: "lossless", transforms, or reasons of an error}, and verify lossless ones."""
     found: dict[str, str | list[str]] = {}
     for to in targets():
         try:
@@ -57,7 +57,7 @@ def outcomes(source: Path, folder: Path) -> dict[str, str | list[str]]:
 
 
 def same_numbers(one: Checkpoint, other: Checkpoint) -> bool:
-    """Whether two checkpoints stand for the same weights, tensor for tensor, and round the same layers' inputs."""
+    """Return whether two checkpoints have equal weights and quantize the same layers' inputs."""
     if set(one.modules) != set(other.modules) or set(one.plain) != set(other.plain):
         return False
     same_layers = all(
@@ -75,9 +75,9 @@ def rounds(checkpoint: Checkpoint, module: str) -> list[bool]:
 
 
 def table(case: Case, folder: Path) -> str:
-    """Markdown: a row for each format and algorithm, a column for each target, and the numbered reasons below.
+    """Return Markdown with a row per format and algorithm and a column per target, then reasons.
 
-    A Mezzotint file has no row of its own: each source's goes where the source itself went, or AssertionError.
+    A Mezzotint file has no row, because it must convert as its source does, or AssertionError.
     """
     reasons: dict[str, int] = {}
     lines: dict[str, None] = {}
@@ -96,7 +96,7 @@ def table(case: Case, folder: Path) -> str:
             *head,
             *lines,
             "",
-            "A dash is a refusal, before anything is written; why, said of a layer or of all together:",
+            "A dash: the target cannot store some layers, and nothing is written. The reasons:",
             "",
             *notes,
             "",

@@ -30,7 +30,7 @@ SMALL_QWEN = {
 
 @dataclass(frozen=True)
 class Golden:
-    """A checkpoint with the values it stands for; `config` is what the file does not carry itself."""
+    """A checkpoint with its expected values; `config` is the configuration that the file lacks."""
 
     path: str
     expected: str

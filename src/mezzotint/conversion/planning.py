@@ -28,7 +28,7 @@ DECODED = "decoded to BF16"
 """Name of the transformation that dequantizes a layer; it is recorded in mezzotint.json."""
 
 MAX_CONSTANT = 4096
-"""Bytes of a tensor that the plan keeps, although its writer reads values and could make it again."""
+"""Bytes of a known tensor that the plan keeps, although its writer could make it again."""
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from mezzotint.errors import MissingTensor, ShapeMismatch, UnreadFormat, Unsupported
+from mezzotint.formats.comfy_config import LayerConfig, read_config
 from mezzotint.formats.comfy_metadata import comfy_kitchen_linear
-from mezzotint.formats.comfy_note import LayerNote, read_note
 from mezzotint.formats.contents import StoredLinear
 from mezzotint.formats.header import Header
 from mezzotint.formats.readers.modelopt import optional_keys
@@ -69,63 +69,65 @@ def linear_from_config(header: Header, module: str, entries: Mapping[str, Any]) 
     Raises   UnreadFormat, MissingTensor, ShapeMismatch
     """
     where = f"{header.path}: layer {module}"
-    note = read_note(entries, where)
-    form = _format(header, module, note, where)
+    config = read_config(entries, where)
+    form = _format(header, module, config, where)
     if f"{module}.weight" not in header.tensors:
         raise MissingTensor(
             f"{header.path}: the metadata names layer {module}, and {module}.weight is not there"
         )
-    _check_keys_fit(form, note, where)
-    linear = LAYERS[form](header, module, note)
-    if note.shape not in (None, linear.shape):
+    _check_keys_fit(form, config, where)
+    linear = LAYERS[form](header, module, config)
+    if config.shape not in (None, linear.shape):
         raise ShapeMismatch(
             f"{where} has the shape {list(linear.shape)}, "
-            f"and its metadata states {list(note.shape or ())}"
+            f"and its metadata states {list(config.shape or ())}"
         )
     return linear
 
 
-def _format(header: Header, module: str, note: LayerNote, where: str) -> str:
+def _format(header: Header, module: str, config: LayerConfig, where: str) -> str:
     """Return the key of `LAYERS` that an entry names or implies."""
-    if note.format is None:
+    if config.format is None:
         weight = header.tensors.get(f"{module}.weight")
         # The INT8-Fast extension wrote {"convrot": true, "convrot_groupsize": 256} alone.
-        if note.convrot and weight is not None and weight.dtype is torch.int8:
+        if config.convrot and weight is not None and weight.dtype is torch.int8:
             return "int8_tensorwise"
-    elif note.format in LAYERS:
-        return note.format
-    elif note.format in UNSUPPORTED_FORMATS:
-        raise UnreadFormat(f"{where} has format {note.format}: {UNSUPPORTED_FORMATS[note.format]}")
+    elif config.format in LAYERS:
+        return config.format
+    elif config.format in UNSUPPORTED_FORMATS:
+        raise UnreadFormat(
+            f"{where} has format {config.format}: {UNSUPPORTED_FORMATS[config.format]}"
+        )
     raise UnreadFormat(
-        f"{where} has format {shown(str(note.format))}, expected {' or '.join(LAYERS)}"
+        f"{where} has format {shown(str(config.format))}, expected {' or '.join(LAYERS)}"
     )
 
 
-def _check_keys_fit(form: str, note: LayerNote, where: str) -> None:
+def _check_keys_fit(form: str, config: LayerConfig, where: str) -> None:
     """Refuse what a format has no meaning for, and what ComfyUI therefore ignores."""
-    if note.convrot and form not in ROTATES:
+    if config.convrot and form not in ROTATES:
         raise UnreadFormat(
             f"{where} has format {form} with convrot, and no ComfyUI rotates the inputs of that"
         )
     groups = GROUPED.get(form, ())
-    if note.group is not None and note.group not in groups:
+    if config.group is not None and config.group not in groups:
         expected = " or ".join(map(str, groups)) or "none"
         raise UnreadFormat(
-            f"{where} has format {form} with group_size {note.group}, expected {expected}"
+            f"{where} has format {form} with group_size {config.group}, expected {expected}"
         )
-    if form == "mxfp8" and note.full_precision:
+    if form == "mxfp8" and config.full_precision:
         raise UnreadFormat(
             f"{where} has format mxfp8 with full_precision_matrix_mult, "
             "and MXFP8 layers always quantize their inputs here"
         )
 
 
-def _kitchen(scheme: Scheme) -> Callable[[Header, str, LayerNote], StoredLinear]:
+def _kitchen(scheme: Scheme) -> Callable[[Header, str, LayerConfig], StoredLinear]:
     """Return the builder of a format that stores its parts as `comfy_kitchen_linear` says."""
 
-    def build(header: Header, module: str, note: LayerNote) -> StoredLinear:
-        linear = comfy_kitchen_linear(header, module, scheme, dynamic=not note.full_precision)
-        return linear if note.shape is None else _with_stated_shape(linear, note.shape)
+    def build(header: Header, module: str, config: LayerConfig) -> StoredLinear:
+        linear = comfy_kitchen_linear(header, module, scheme, dynamic=not config.full_precision)
+        return linear if config.shape is None else _with_stated_shape(linear, config.shape)
 
     return build
 
@@ -135,40 +137,40 @@ def _with_stated_shape(linear: StoredLinear, shape: tuple[int, int]) -> StoredLi
     return replace(linear, shape=shape) if linear.may_be_padded_from(shape) else linear
 
 
-def _int8(header: Header, module: str, note: LayerNote) -> StoredLinear:
-    linear = comfy_kitchen_linear(header, module, INT8, dynamic=not note.full_precision)
-    return _rotated(header, linear, note.rotation) if note.convrot else linear
+def _int8(header: Header, module: str, config: LayerConfig) -> StoredLinear:
+    linear = comfy_kitchen_linear(header, module, INT8, dynamic=not config.full_precision)
+    return _rotated(header, linear, config.rotation) if config.convrot else linear
 
 
-def e5m2_linear(header: Header, module: str, _note: LayerNote | None = None) -> StoredLinear:
+def e5m2_linear(header: Header, module: str, _config: LayerConfig | None = None) -> StoredLinear:
     """Return an FP8 layer in e5m2, whose input always stays unquantized."""
     return _linear(header, module, FP8_E5M2, Layout(), dynamic=False)
 
 
-def _w4a4(header: Header, module: str, note: LayerNote) -> StoredLinear:
-    scheme = INT4_ROWS if note.linear_dtype == "int4" else INT4_ROWS_A8
-    linear = _linear(header, module, scheme, PACKED, not note.full_precision)
-    return _rotated(header, linear, note.rotation)
+def _w4a4(header: Header, module: str, config: LayerConfig) -> StoredLinear:
+    scheme = INT4_ROWS if config.linear_dtype == "int4" else INT4_ROWS_A8
+    linear = _linear(header, module, scheme, PACKED, not config.full_precision)
+    return _rotated(header, linear, config.rotation)
 
 
-def _w4a8(header: Header, module: str, note: LayerNote) -> StoredLinear:
+def _w4a8(header: Header, module: str, config: LayerConfig) -> StoredLinear:
     if module + CORRECTION in header.tensors:
         raise UnreadFormat(
             f"{header.path}: layer {module} has {module + CORRECTION}: "
             "its codes are asymmetric, and ComfyUI does not read those either"
         )
-    group = note.group or GROUPS[0]
+    group = config.group or GROUPS[0]
     scales = header.tensors.get(f"{module}.weight_s_rel")
     weight = header.tensors[f"{module}.weight"].shape
     # Codes have 4 or 6 bits; the entry does not say so, and the number of groups does.
     columns = scales.shape[1] * group if scales is not None and len(scales.shape) == 2 else 0
     six_bits = columns > 0 and len(weight) == 2 and weight[1] * 8 == columns * 6
     scheme = W6A8 if six_bits else W4A8
-    linear = _linear(header, module, scheme, PACKED, not note.full_precision)
+    linear = _linear(header, module, scheme, PACKED, not config.full_precision)
     _check_group(header, linear, columns, group)
     if module + CODEBOOK in header.tensors:
         linear = replace(linear, keys={**linear.keys, "codebook": module + CODEBOOK})
-    return _rotated(header, linear, note.rotation)
+    return _rotated(header, linear, config.rotation)
 
 
 def _check_group(header: Header, linear: StoredLinear, columns: int, group: int) -> None:
@@ -182,7 +184,7 @@ def _check_group(header: Header, linear: StoredLinear, columns: int, group: int)
         )
 
 
-def _awq(header: Header, module: str, _note: LayerNote) -> StoredLinear:
+def _awq(header: Header, module: str, _config: LayerConfig) -> StoredLinear:
     return _linear(header, module, AWQ_CENTERED, AWQ_LAYOUT, dynamic=False)
 
 
@@ -217,7 +219,7 @@ def _rotated(header: Header, linear: StoredLinear, size: int) -> StoredLinear:
     return replace(linear, implied_values={**linear.implied_values, "rotation": signs})
 
 
-LAYERS: Mapping[str, Callable[[Header, str, LayerNote], StoredLinear]] = {
+LAYERS: Mapping[str, Callable[[Header, str, LayerConfig], StoredLinear]] = {
     "nvfp4": _kitchen(NVFP4),
     "float8_e4m3fn": _kitchen(FP8),
     "mxfp8": _kitchen(MXFP8),

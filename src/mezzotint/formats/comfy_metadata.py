@@ -1,7 +1,10 @@
 """ComfyUI's metadata: one JSON object per quantized layer states the format of the layer.
 
-The objects are in the header (`_quantization_metadata`: {"layers": {"X": {"format": "nvfp4"}}}) or in
-marker tensors X.comfy_quant (uint8, the JSON text). Some headers omit the prefix of the names.
+The objects are in one of two places:
+
+header   `_quantization_metadata`: {"layers": {"X": {"format": "nvfp4"}}}; some omit the prefix of X
+tensor   X.comfy_quant, uint8: the JSON text
+
 Source: https://github.com/Comfy-Org/ComfyUI/blob/0271a469fe29524fafe5872b737123d65a63e5fc/comfy/quant_ops.py
 """
 
@@ -14,7 +17,7 @@ import torch
 from mezzotint.containers import TensorInfo, read_all
 from mezzotint.errors import BrokenFile
 from mezzotint.families.naming_scheme import PREFIXES
-from mezzotint.formats.components import COMFY_NOTE
+from mezzotint.formats.components import COMFY_METADATA
 from mezzotint.formats.contents import MAX_PADDING, StoredLinear
 from mezzotint.formats.header import Header
 from mezzotint.formats.readers.modelopt import SUFFIXES, optional_keys
@@ -42,35 +45,35 @@ def layer_configs(header: Header) -> dict[str, Mapping[str, Any]]:
     Raises   BrokenFile if one of them cannot be read, or both contradict each other
     """
     found: dict[str, Mapping[str, Any]] = {}
-    if COMFY_NOTE in header.metadata:
-        where = f"{header.path}: {COMFY_NOTE}"
-        layers = parse_object(header.metadata[COMFY_NOTE], where).get("layers", {})
+    if COMFY_METADATA in header.metadata:
+        where = f"{header.path}: {COMFY_METADATA}"
+        layers = parse_object(header.metadata[COMFY_METADATA], where).get("layers", {})
         if not isinstance(layers, dict) or not all(
-            isinstance(note, dict) for note in layers.values()
+            isinstance(config, dict) for config in layers.values()
         ):
             raise BrokenFile(f"{where} has layers that are not objects")
-        found |= {_stored_name(header, module): note for module, note in layers.items()}
-    written = [header.tensors[key] for key in marker_tensors(header)]
+        found |= {_stored_name(header, module): config for module, config in layers.items()}
+    markers = [header.tensors[key] for key in marker_tensors(header)]
     if not header.local:  # On the Hub, each marker that is read costs a request.
-        written = [info for info in written if info.name.removesuffix(MARKER) not in found]
-    _check_markers(written)
-    for info, text in zip(written, read_all(written), strict=True):
+        markers = [info for info in markers if info.name.removesuffix(MARKER) not in found]
+    _check_markers(markers)
+    for info, text in zip(markers, read_all(markers), strict=True):
         where = f"{info.file}: {info.name}"
-        note = parse_object(bytes(text.flatten().tolist()), where, MAX_MARKER)
+        config = parse_object(bytes(text.flatten().tolist()), where, MAX_MARKER)
         module = _stored_name(header, info.name.removesuffix(MARKER))
-        found[module] = _merged(found.get(module, {}), note, where)
+        found[module] = _merged(found.get(module, {}), config, where)
     return found
 
 
-def _merged(in_header: Mapping[str, Any], note: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _merged(in_header: Mapping[str, Any], config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return what the header and a marker state together; one of them may omit keys."""
-    for key in in_header.keys() & note.keys():
-        if in_header[key] != note[key]:
+    for key in in_header.keys() & config.keys():
+        if in_header[key] != config[key]:
             raise BrokenFile(
-                f"{where} has {shown(key)} {shown(note[key])}, "
-                f"and {COMFY_NOTE} in the header has {shown(in_header[key])}"
+                f"{where} has {shown(key)} {shown(config[key])}, "
+                f"and {COMFY_METADATA} in the header has {shown(in_header[key])}"
             )
-    return {**in_header, **note}
+    return {**in_header, **config}
 
 
 def _check_markers(infos: Sequence[TensorInfo]) -> None:
@@ -120,8 +123,9 @@ def comfy_kitchen_linear(
 def trim_padding(header: Header, linear: StoredLinear) -> StoredLinear:
     """Return the linear with its true shape, as far as unpadded parts show it.
 
-    comfy-kitchen and ModelOpt pad both sides of the codes to multiples of 16 or 32. The bias has the
-    true number of output features, and pre_quant_scale of input features. The model tells the rest.
+    comfy-kitchen and ModelOpt pad both sides of the codes to multiples of 16 or 32. The bias shows
+    the true number of output features, and pre_quant_scale that of input features. Loading compares
+    the shape with the model, which decides where these parts are absent.
     """
     if linear.scheme.group == 1:
         return linear
@@ -134,10 +138,12 @@ def trim_padding(header: Header, linear: StoredLinear) -> StoredLinear:
 
 
 def _length(header: Header, key: str | None) -> int | None:
+    """Return the length of a vector in the file, None for any other tensor."""
     info = header.tensors.get(key or "")
     return info.shape[0] if info is not None and len(info.shape) == 1 else None
 
 
 def _stored_name(header: Header, module: str) -> str:
+    """Return the module's name with the prefix that the tensors have."""
     names = (prefix + module for prefix in ("", *PREFIXES))
     return next((name for name in names if f"{name}.weight" in header.tensors), module)

@@ -51,11 +51,11 @@ def unwanted_input_scales(header: Header, linears: Mapping[str, StoredLinear]) -
 
 
 def scaled_linears(
-    header: Header, noted: Collection[str]
+    header: Header, described: Collection[str]
 ) -> tuple[dict[str, StoredLinear], dict[str, str]]:
     """Return the FP8 layers without metadata, and {tensor that is ignored: reason}.
 
-    noted   layers that have metadata
+    described   layers that have metadata
     """
     marker = str(legacy_marker(header))
     full_precision = header.tensors[marker].shape == (2,)
@@ -63,7 +63,7 @@ def scaled_linears(
     for info in header.tensors.values():
         module = info.name.removesuffix(".weight")
         is_fp8 = info.dtype in (torch.float8_e4m3fn, torch.float8_e5m2)
-        if module != info.name and is_fp8 and module not in noted:
+        if module != info.name and is_fp8 and module not in described:
             linears[module], dropped = _linear(header, module, info.dtype, not full_precision)
             ignored |= dropped
     return linears, ignored

@@ -52,8 +52,9 @@ def scale_levels(levels: Tensor, parts: Parts) -> Tensor:
 
     Returns   float32 [out, in]
     """
-    groups = levels.unflatten(-1, (parts["block_scale"].shape[-1], -1))
-    scaled = groups * parts["block_scale"].float().unsqueeze(-1)
+    block_scale = parts["block_scale"].float()
+    groups = levels.reshape(*block_scale.shape, -1)
+    scaled = groups * block_scale.unsqueeze(-1)
     integers = scaled.flatten(-2).round().clamp(-INT8_MAX, INT8_MAX)
     return integers * parts["channel_scale"].float().reshape(-1, 1)
 

@@ -21,7 +21,8 @@ def unpack_six_bits(codes: Tensor) -> Tensor:
     A row begins with the low four bits of all its codes, as nibbles. Their upper two bits follow:
     column c is at bit 2 * (c % 4) of byte c / 4.
     """
-    low, high = codes.split((codes.shape[-1] // 3 * 2, codes.shape[-1] // 3), dim=-1)
+    half = codes.shape[-1] // 3 * 2
+    low, high = codes[..., :half], codes[..., half:]
     pairs = torch.stack([high >> shift & 3 for shift in (0, 2, 4, 6)], dim=-1).flatten(-2)
     return unpack_nibbles(low) | pairs << 4
 

@@ -111,8 +111,8 @@ def _code_outliers(scheme: Scheme, group: Mapping[str, LayerStatistics]) -> Iter
     if scheme in (FP8, FP8_E5M2, INT8):
         yield from _entropy_outliers(scheme, counts)
     elif scheme not in (AWQ_W4A16, AWQ_CENTERED, W6A8):
-        # AWQ's zero points shift the codes of each group, so that their distributions vary. Bytes of
-        # W6A8 are no pairs of codes.
+        # AWQ's zero points shift the codes of each group, so that their distributions vary.
+        # W6A8's bytes are no pairs of codes.
         yield from _histogram_outliers(counts)
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write a tiny Qwen-Image whose layers have all of ComfyUI's integer formats and e5m2, and its values.
+"""Write a tiny Qwen-Image in all of ComfyUI's integer formats and e5m2, and its values.
 
 A development tool; it needs comfy-kitchen 0.2.40, which quantizes and dequantizes every layer:
 PYTHONPATH=src:tests python tests/data/comfy_qwenimage_formats/make.py

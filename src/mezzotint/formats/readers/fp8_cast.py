@@ -1,4 +1,4 @@
-"""Read weights cast to FP8 without scales: `fp8_e4m3fn` and `fp8_e5m2` files, as ComfyUI calls them.
+"""Read weights cast to FP8 without scales: ComfyUI's `fp8_e4m3fn` and `fp8_e5m2` files.
 
 X.weight e4m3 or e5m2 [out, in], and often all other tensors as well. Inputs stay unquantized.
 
@@ -16,7 +16,7 @@ import torch
 from mezzotint.containers import TensorInfo
 from mezzotint.formats.comfy_layers import e5m2_linear
 from mezzotint.formats.comfy_metadata import comfy_kitchen_linear
-from mezzotint.formats.components import COMFY_NOTE
+from mezzotint.formats.components import COMFY_METADATA
 from mezzotint.formats.contents import (
     PART_SUFFIXES,
     Contents,
@@ -32,11 +32,11 @@ from mezzotint.schemes import FP8
 from mezzotint.schemes.scheme import FLOAT_DTYPES, FP8_DTYPES
 
 SAMPLES, MAX_UNSCALED_WEIGHT = 8, 64.0
-"""Matrices to sample, and the median of their largest weights that shows lost scales."""
+"""Matrices to sample, and the median of their largest weights above which scales were lost."""
 SAMPLED = 2**24
-"""Values to read of each matrix, at most."""
+"""Values to read of a matrix, at most."""
 NAMES = {torch.float8_e4m3fn: "e4m3", torch.float8_e5m2: "e5m2"}
-DECLARATIONS = ("quantization_config", COMFY_NOTE)
+DECLARATIONS = ("quantization_config", COMFY_METADATA)
 ASSUMED_FIELDS = frozenset({"scales"})
 """Assumptions about a file on the Hub, whose values are read only to load it."""
 
@@ -49,7 +49,8 @@ class FP8Cast:
         reason = next(_reasons_against(header), None)
         if reason is not None:
             return NoMatch(reason)
-        found = f"{len(_matrices(header))} matrices in {_dtypes(header)}, and nothing has or declares a scale"
+        number = f"{len(_matrices(header))} matrices in {_dtypes(header)}"
+        found = f"{number}, and nothing has or declares a scale"
         if not header.local:
             return Match(f"{found}: assumed to be casts, because values on the Hub are not read")
         largest = _largest(header)
@@ -58,7 +59,8 @@ class FP8Cast:
                 f"{found}, but their largest weights are {largest:g}: they lost their scales"
             )
         return Match(
-            f"{found}; their largest weights are {largest:g}, and not {_most(header)} as with a scale"
+            f"{found}; their largest weights are {largest:g}, "
+            f"and not {_most(header)} as with a scale"
         )
 
     def contents(self, header: Header) -> Contents:
@@ -111,7 +113,7 @@ def _matrices(header: Header) -> list[TensorInfo]:
 
 
 def _largest(header: Header) -> float:
-    """Return the median of the largest weights of the smallest matrices, or of their first values."""
+    """Return the median of the largest weights in the first values of the smallest matrices."""
     sized = sorted(
         (info for info in _matrices(header) if info.nbytes), key=lambda info: info.nbytes
     )

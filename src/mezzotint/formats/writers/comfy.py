@@ -1,7 +1,7 @@
-"""Write a ComfyUI single file as comfy-kitchen arranges it.
+"""Write a ComfyUI single file in comfy-kitchen's layout; `formats.readers.comfy` describes it.
 
-`formats.readers.comfy` describes the tensors. Layers keep diffusers' names. Each has its metadata
-twice, as files of both kinds occur: in `_quantization_metadata` and as a marker tensor.
+Layers keep diffusers' names. Their metadata is written twice, because files of both kinds exist:
+in `_quantization_metadata` of the header, and in a marker tensor per layer.
 """
 
 import json
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from mezzotint import layouts
 from mezzotint.formats import comfy_layers
+from mezzotint.formats.comfy_config import LINEAR_DTYPES
 from mezzotint.formats.comfy_layers import AWQ_LAYOUT, CODEBOOK, PACKED
 from mezzotint.formats.comfy_metadata import COMFY_LAYOUT, MARKER
-from mezzotint.formats.comfy_note import LINEAR_DTYPES
-from mezzotint.formats.components import COMFY_NOTE
+from mezzotint.formats.components import COMFY_METADATA
 from mezzotint.formats.readers import modelopt
 from mezzotint.formats.writers.writer import (
     CannotStore,
@@ -23,8 +23,8 @@ from mezzotint.formats.writers.writer import (
     DiffusersLayerWriter,
     Pieces,
     StoredTensors,
-    refuse_extra_parts,
-    refuse_pieces,
+    check_parts,
+    check_single_piece,
     scalar,
 )
 from mezzotint.schemes import (
@@ -74,7 +74,7 @@ LAYOUTS = {
 ONE_PER_MATRIX = (FP8, FP8_E5M2)
 ALWAYS_ROTATED = (INT4_ROWS, INT4_ROWS_A8, W4A8, W6A8)
 MULTIPLE = {NVFP4.name: 16, MXFP8.name: 32}
-"""What comfy-kitchen pads both sides to; a file does not say by how much."""
+"""comfy-kitchen pads both sides to multiples of this, and a file does not state the padding."""
 
 
 class ComfyWriter(DiffusersLayerWriter):
@@ -86,35 +86,35 @@ class ComfyWriter(DiffusersLayerWriter):
     def layer(self, group: Mapping[str, Pieces]) -> StoredTensors | CannotStore:
         ((module, pieces),) = group.items()
         return (
-            refuse_pieces(pieces, TITLE)
-            or _refusal(pieces[0])
+            check_single_piece(pieces, TITLE)
+            or _check(pieces[0])
             or StoredTensors(_tensors(module, pieces[0]))
         )
 
     def declare(
         self, layers: Mapping[str, Pieces], plain: Collection[str]
     ) -> Declaration | CannotStore:
-        notes = {module: _note(pieces[0]) for module, pieces in layers.items()}
-        metadata = {COMFY_NOTE: json.dumps({"format_version": "1.0", "layers": notes})}
-        return Declaration(None, metadata if notes else {})
+        layer_metadata = {module: _layer_metadata(pieces[0]) for module, pieces in layers.items()}
+        metadata = {COMFY_METADATA: json.dumps({"format_version": "1.0", "layers": layer_metadata})}
+        return Declaration(None, metadata if layers else {})
 
 
 TARGET = ComfyWriter()
 
 
-def _note(piece: QuantTensor) -> dict[str, str | bool | int]:
-    """Return a layer's metadata; without `full_precision_matrix_mult`, ComfyUI quantizes inputs."""
-    note: dict[str, str | bool | int] = {"format": FORMATS[piece.scheme.name]}
+def _layer_metadata(piece: QuantTensor) -> dict[str, str | bool | int]:
+    """Return a layer's metadata. ComfyUI quantizes activations unless it requests otherwise."""
+    metadata: dict[str, str | bool | int] = {"format": FORMATS[piece.scheme.name]}
     if piece.scheme.quantize_activation is not None and not piece.quantizes_activation:
-        note["full_precision_matrix_mult"] = True
+        metadata["full_precision_matrix_mult"] = True
     if "rotation" in piece.parts:
-        note |= {"convrot": True} if piece.scheme is INT8 else {}
-        note["convrot_groupsize"] = len(piece.parts["rotation"])
+        metadata |= {"convrot": True} if piece.scheme is INT8 else {}
+        metadata["convrot_groupsize"] = len(piece.parts["rotation"])
     if piece.scheme is INT4_ROWS_A8:
-        note["linear_dtype"] = LINEAR_DTYPES[1]
+        metadata["linear_dtype"] = LINEAR_DTYPES[1]
     if piece.scheme in (W4A8, W6A8, AWQ_CENTERED):
-        note["group_size"] = piece.shape[1] // piece.parts["block_scale"].shape[1]
-    return note
+        metadata["group_size"] = piece.shape[1] // piece.parts["block_scale"].shape[1]
+    return metadata
 
 
 def _tensors(module: str, piece: QuantTensor) -> dict[str, Tensor]:
@@ -125,7 +125,7 @@ def _tensors(module: str, piece: QuantTensor) -> dict[str, Tensor]:
         for part, value in arranged.parts.items()
         if part in suffixes
     }
-    marker = json.dumps(_note(piece)).encode()
+    marker = json.dumps(_layer_metadata(piece)).encode()
     return tensors | {module + MARKER: torch.frombuffer(bytearray(marker), dtype=torch.uint8)}
 
 
@@ -149,23 +149,22 @@ def _stored(piece: QuantTensor, part: str, value: Tensor) -> Tensor:
     return value if wanted.shape == value.shape else wanted
 
 
-def _refusal(piece: QuantTensor) -> CannotStore | None:
+def _check(piece: QuantTensor) -> CannotStore | None:
     name = piece.scheme.name
     if name not in FORMATS:
         return CannotStore(f"is {piece.scheme.title}, and {TITLE} has no such format")
     if piece.scheme in ONE_PER_MATRIX and piece.parts["weight_scale"].numel() != 1:
-        return CannotStore(f"has one FP8 scale for each row, and {TITLE} has one for the matrix")
+        return CannotStore(f"has one FP8 scale per row, and {TITLE} stores one per matrix")
     multiple = MULTIPLE.get(name, 1)
     if any(side % multiple for side in piece.shape):
         return CannotStore(
-            f"is {piece.shape[0]} x {piece.shape[1]}, and {TITLE} pads sides to multiples of {multiple}"
+            f"is {piece.shape[0]} x {piece.shape[1]}, and {TITLE} pads sides to multiples of "
+            f"{multiple}"
         )
-    return _rotation_refusal(piece) or refuse_extra_parts(
-        piece, {**_suffixes(piece), "rotation": ""}, TITLE
-    )
+    return _check_rotation(piece) or check_parts(piece, {**_suffixes(piece), "rotation": ""}, TITLE)
 
 
-def _rotation_refusal(piece: QuantTensor) -> CannotStore | None:
+def _check_rotation(piece: QuantTensor) -> CannotStore | None:
     """Return a refusal of a rotation that the metadata cannot state, or of a missing one."""
     signs = piece.parts.get("rotation")
     if signs is None:

@@ -16,15 +16,15 @@ DEFAULT_ROTATION = 256
 FLAGS = {"full_precision_matrix_mult", "convrot", "per_row"}
 NUMBERS = {"convrot_groupsize", "group_size"}
 DESCRIPTIONS = {"format", "linear_dtype", "orig_dtype", "orig_shape"}
-"""Keys of ComfyUI's own notes, and those of convert_to_quant: per_row, orig_dtype, orig_shape."""
+"""Keys of ComfyUI, and those of convert_to_quant: per_row, orig_dtype, orig_shape."""
 LINEAR_DTYPES = ("int4", "int8")
 
 
 @dataclass(frozen=True)
-class LayerNote:
+class LayerConfig:
     """What a layer's entry states.
 
-    format           name of the format; None in the notes of the INT8-Fast extension
+    format           name of the format; None in the entries of the INT8-Fast extension
     full_precision   leave the layer's input unquantized
     convrot          the columns of the weight are rotated
     rotation         columns that are rotated together
@@ -42,7 +42,7 @@ class LayerNote:
     shape: tuple[int, int] | None = None
 
 
-def read_note(entries: Mapping[str, Any], where: str) -> LayerNote:
+def read_config(entries: Mapping[str, Any], where: str) -> LayerConfig:
     """Check one entry; `where` names the file and the layer. Raises UnreadFormat."""
     nested = entries.get("params", {})
     if not isinstance(nested, dict):
@@ -56,7 +56,7 @@ def read_note(entries: Mapping[str, Any], where: str) -> LayerNote:
             "a newer Mezzotint may read it.",
         )
     _check_types(said, where)
-    return LayerNote(
+    return LayerConfig(
         format=said.get("format"),
         full_precision=said.get("full_precision_matrix_mult", False),
         convrot=said.get("convrot", False),
