@@ -681,15 +681,42 @@ def test_block_scales_of_a_scaled_file_are_named(weights: Tensors, tmp_path: Pat
     )
 
 
-@pytest.mark.parametrize(
-    ("scale", "who"), [(by_matrix, "ComfyUI, without its metadata"), (None, "LightX2V")]
-)
-def test_codes_with_scales_and_no_note_are_named(
-    weights: Tensors, tmp_path: Path, scale: Callable[[Tensor], Tensor] | None, who: str
+def test_codes_with_scales_and_no_note_are_named(weights: Tensors, tmp_path: Path) -> None:
+    file = saved(tmp_path / "in", scaled(weights, by_matrix, ".weight_scale"))
+    is_refused(file, tmp_path, UnreadFormat, "is in the format of ComfyUI, without its metadata")
+
+
+def by_row(value: Tensor) -> Tensor:
+    return value.abs().amax(1, keepdim=True) / 448
+
+
+@pytest.mark.parametrize("dtype", [E4M3, torch.int8])
+@pytest.mark.parametrize("of_scales", [F32, torch.bfloat16])
+def test_rows_of_lightx2v_are_read(
+    weights: Tensors, tmp_path: Path, dtype: torch.dtype, of_scales: torch.dtype
 ) -> None:
-    by_row = scale or (lambda value: value.abs().amax(1, keepdim=True) / 448)
-    file = saved(tmp_path / "in", scaled(weights, by_row, ".weight_scale"))
-    is_refused(file, tmp_path, UnreadFormat, f"is in the format of {who}")
+    """Field case lightx2v_fp8_rows."""
+    largest = 448 / 127 if dtype is torch.int8 else 1
+    made = scaled(
+        weights, lambda value: (by_row(value) * largest).to(of_scales), ".weight_scale", E4M3
+    )
+    expected = dict(weights)
+    for name in (name for name, value in weights.items() if is_layer(name, value)):
+        scale = made[name.replace(".weight", ".weight_scale")]
+        made[name] = made[name].float().round().clamp(-127, 127).to(dtype)
+        expected[name] = made[name].float() * scale.float()
+    file = saved(tmp_path / "in", made)
+    stands_for(file, expected, tmp_path)
+    linears = planned(file).contents.linears.values()
+    assert all(linear.quantizes_activation and linear.dynamic_input for linear in linears)
+    assert mezzotint.verify(file).exit_code == 0
+
+
+def test_half_of_lightx2vs_rows_is_not_its_format(weights: Tensors, tmp_path: Path) -> None:
+    made = scaled(weights, by_row, ".weight_scale")
+    made[f"{QUERY}.weight_scale"] = torch.tensor(1.0)
+    with pytest.raises(UnreadFormat, match="ComfyUI, without its metadata"):
+        Checkpoint.open(saved(tmp_path / "in", made))
 
 
 # ---- point 7: unknown variants

@@ -188,13 +188,7 @@ def unnamed(header: Header) -> str | None:
     if not scaled:
         return None
     first = scaled[0]
-    per_row = header.tensors[first.name + "_scale"].shape[:1] == first.shape[:1]
-    tool = (
-        "LightX2V (or of ComfyUI, without its metadata)"
-        if per_row
-        else "ComfyUI, without its metadata (or of LightX2V)"
-    )
     return (
-        f"is in the format of {tool}: {len(scaled)} weights such as {first.name} have a "
-        "weight_scale and no format metadata"
+        f"is in the format of ComfyUI, without its metadata: {len(scaled)} weights such as "
+        f"{first.name} have a weight_scale, and nothing declares a format"
     )
