@@ -62,7 +62,7 @@ def same_numbers(one: Checkpoint, other: Checkpoint) -> bool:
         return False
     same_layers = all(
         torch.equal(one.weight(module), other.weight(module))
-        and rounds(one, module) == rounds(other, module)
+        and quantizes_activation(one, module) == quantizes_activation(other, module)
         for module in one.modules
     )
     return same_layers and all(
@@ -70,7 +70,8 @@ def same_numbers(one: Checkpoint, other: Checkpoint) -> bool:
     )
 
 
-def rounds(checkpoint: Checkpoint, module: str) -> list[bool]:
+def quantizes_activation(checkpoint: Checkpoint, module: str) -> list[bool]:
+    """Return, for each piece of a layer, whether its input is quantized."""
     return [piece.quantizes_activation for piece in checkpoint.outline(module).pieces]
 
 
@@ -90,13 +91,13 @@ def table(case: Case, folder: Path) -> str:
         fact = Fact.of("convert", Checkpoint.open(source))
         lines[f"| {fact.format} | {fact.scheme} | {' | '.join(cells)} |"] = None
     head = [f"| from | algorithm | {' | '.join(targets())} |", "|---" * (2 + len(targets())) + "|"]
-    notes = [f"{number}. {reason}" for reason, number in reasons.items()]
+    notes = [f"{number}. {_sentence(reason)}" for reason, number in reasons.items()]
     return "\n".join(
         [
             *head,
             *lines,
             "",
-            "A dash: the target cannot store some layers, and nothing is written. The reasons:",
+            "A dash means the target cannot store some layers, so nothing is written. Reasons:",
             "",
             *notes,
             "",
@@ -110,8 +111,13 @@ def _cell(outcome: str | list[str], reasons: dict[str, int]) -> str:
     return "– " + ", ".join(str(reasons.setdefault(reason, len(reasons) + 1)) for reason in outcome)
 
 
+def _sentence(reason: str) -> str:
+    """Add a subject to a reason that begins with a verb, because a report names the layer first."""
+    return f"a layer {reason}" if reason.split()[0] in ("is", "has", "follows") else reason
+
+
 def in_page() -> str:
-    """The table as it stands on the page."""
+    """Return the table that the page shows."""
     return PAGE.read_text().partition(BEGIN)[2].partition(END)[0]
 
 
