@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mezzotint.errors import ShapeMismatch
 from mezzotint.schemes import Scheme
+from mezzotint.schemes.scheme import FP8_DTYPES
 
 
 @dataclass(frozen=True)
@@ -152,5 +153,5 @@ def dequantize_pieces(pieces: Sequence[QuantTensor]) -> Tensor:
 
 
 def unquantized_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype for loading an unquantized tensor: BF16 for e4m3, which it holds exactly."""
-    return torch.bfloat16 if dtype is torch.float8_e4m3fn else dtype
+    """Return the dtype for loading an unquantized tensor: BF16 for FP8, which it holds exactly."""
+    return torch.bfloat16 if dtype in FP8_DTYPES else dtype

@@ -13,10 +13,9 @@ from safetensors.torch import load_file, save_file
 import mezzotint
 from mezzotint.errors import BrokenFile, MissingTensor, ShapeMismatch, UnknownFormat, UnreadFormat
 from mezzotint.formats import detect_format
-from mezzotint.formats.comfy_metadata import SCHEME_OF_FORMAT
 from mezzotint.layouts import from_tiles, to_tiles
 from mezzotint.nn import quant_linears
-from mezzotint.schemes import FP8, INT8, MXFP8, NVFP4
+from mezzotint.schemes import FP8, INT8, MXFP8, NVFP4, Scheme
 from mezzotint.tensor import PLAIN, Layout
 from support.checkpoint_edits import WEIGHTS, edited, load_flux
 from support.golden_files import EXACT, assert_stands_for, opened, plain_parts
@@ -151,11 +150,11 @@ def test_int8_equals_comfy_kitchen(tmp_path: Path, per_channel: bool) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"format": "int8_tensorwise", "convrot": True}, "convrot: its weights are rotated"),
-        ({"format": "convrot_w4a4"}, "convrot_w4a4: its weights are rotated"),
-        ({"format": "asym_w4a8_int8"}, "zero points"),
-        ({"format": "awq_w4a16"}, "specific to ComfyUI"),
-        ({"format": "float8_e5m2"}, "two mantissa bits"),
+        ({"format": "int8_blockwise"}, "one scale per block"),
+        ({"format": "nvfp4", "convrot": True}, "nvfp4 with convrot"),
+        ({"format": "awq_w4a16", "group_size": 128}, "group_size 128, expected 64"),
+        ({"format": "int8_tensorwise", "group_size": 128}, "group_size 128, expected none"),
+        ({"format": "mxfp8", "full_precision_matrix_mult": True}, "always quantize"),
     ],
 )
 def test_formats_that_are_not_read_are_refused_by_name(
@@ -223,10 +222,11 @@ def test_an_input_scale_under_full_precision_is_ignored_with_its_reason(
 
 
 @pytest.mark.parametrize(
-    ("layout", "written"), [("TensorCoreMXFP8Layout", "mxfp8"), ("int8", "int8_tensorwise")]
+    ("layout", "written", "scheme"),
+    [("TensorCoreMXFP8Layout", "mxfp8", MXFP8), ("int8", "int8_tensorwise", INT8)],
 )
 def test_metadata_that_only_comfyui_writes_outweighs_the_names(
-    tmp_path: Path, layout: str, written: str
+    tmp_path: Path, layout: str, written: str, scheme: Scheme
 ) -> None:
     """Black Forest Labs' names without a prefix, and no marker."""
     matrix, module = weight(32, 64), "double_blocks.0.img_mlp.0"
@@ -237,7 +237,7 @@ def test_metadata_that_only_comfyui_writes_outweighs_the_names(
     tensors = {key.replace("X.", f"{module}."): value for key, value in stored.items()}
     metadata = json.dumps({"layers": {module: {"format": written}}})
     header, contents = opened(saved(tmp_path, tensors, {"_quantization_metadata": metadata}))
-    assert contents.linears[module].scheme is SCHEME_OF_FORMAT[written]
+    assert contents.linears[module].scheme is scheme
     assert f"with layers in {written}" in detect_format(header).evidence
 
 

@@ -15,7 +15,7 @@ from mezzotint.quality.metrics.image import latent_cosine
 from support.checkpoint_makers import MAKERS
 from support.pipeline_cases import PROMPTS, Case
 
-COSINE = {"diffusers": 1.0, "makers": 1.0, "nunchaku int4": 0.9}
+COSINE = {"diffusers": 1.0, "makers": 1.0, "nunchaku int4": 0.9, "comfy w4a4": 0.9}
 """Minimum cosine of the latents with those of BF16; 0.97 for formats that are not listed."""
 
 

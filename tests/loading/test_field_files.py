@@ -151,14 +151,112 @@ def is_refused(file: Path, tmp_path: Path, error: type[MezzotintError], match: s
 
 
 @pytest.mark.parametrize("kind", ["cast", "scaled", "noted"])
-def test_e5m2_is_named_by_every_command(weights: Tensors, tmp_path: Path, kind: str) -> None:
-    made = {
-        "cast": {name: value.to(E5M2) for name, value in weights.items()},
-        "scaled": scaled(weights, by_matrix, ".scale_weight", E5M2)
-        | {"scaled_fp8": torch.zeros(2, dtype=E5M2)},
-        "noted": scaled(weights, by_matrix, ".weight_scale", E5M2),
-    }
-    is_refused(saved(tmp_path / "in", made[kind]), tmp_path, UnreadFormat, "FP8 in e5m2")
+def test_e5m2_is_read_exactly(weights: Tensors, tmp_path: Path, kind: str) -> None:
+    """Field case fp8_e5m2."""
+    suffix = {"scaled": ".scale_weight", "noted": ".weight_scale"}.get(kind)
+    expected = {name: value.to(E5M2) for name, value in weights.items()}
+    made = dict(expected)
+    if suffix:
+        made, expected = scaled(weights, by_matrix, suffix, E5M2), dict(weights)
+        for name in (name for name, value in weights.items() if is_layer(name, value)):
+            expected[name] = made[name].float() * made[name.replace(".weight", suffix)]
+    if kind == "scaled":
+        made["scaled_fp8"] = torch.zeros(2, dtype=E5M2)
+    if kind == "noted":
+        said = note(format="float8_e5m2", full_precision_matrix_mult=True)
+        layers = [name for name, value in weights.items() if is_layer(name, value)]
+        made |= {name.replace(".weight", ".comfy_quant"): said.clone() for name in layers}
+    file = saved(tmp_path / "in", made)
+    stands_for(file, expected, tmp_path)
+    assert not any(
+        linear.quantizes_activation for linear in planned(file).contents.linears.values()
+    )
+    assert mezzotint.verify(file).exit_code == 0
+
+
+def test_e5m2_with_scales_and_no_note_is_refused(weights: Tensors, tmp_path: Path) -> None:
+    file = saved(tmp_path / "in", scaled(weights, by_matrix, ".weight_scale", E5M2))
+    is_refused(file, tmp_path, UnreadFormat, "ComfyUI, without its metadata")
+
+
+def test_e5m2_whose_scales_are_lost_is_refused(weights: Tensors, tmp_path: Path) -> None:
+    def to_largest(value: Tensor) -> Tensor:
+        return value.abs().max() / 448
+
+    made = scaled(weights, to_largest, ".weight_scale", E5M2)
+    lost = {name: value for name, value in made.items() if not name.endswith(".weight_scale")}
+    is_refused(saved(tmp_path / "in", lost), tmp_path, UnreadFormat, "they lost their scales")
+
+
+HADAMARD = torch.tensor([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]]) / 2
+
+
+def flux_fill(block: int = 0, **said: object) -> tuple[Tensors, Tensors]:
+    """Return FLUX.1 Fill in INT8 rows, rotated if so said, and its weights.
+
+    block   instead of rows, scale squares of this side
+    """
+    torch.manual_seed(0)
+    config = {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 128}
+    config |= {"num_attention_heads": 2, "joint_attention_dim": 64, "pooled_projection_dim": 64}
+    model = diffusers.FluxTransformer2DModel(
+        in_channels=384, out_channels=64, guidance_embeds=True, **config
+    ).bfloat16()
+    matrix = torch.kron(torch.kron(HADAMARD, HADAMARD), torch.kron(HADAMARD, HADAMARD))
+    stored, truth = state(model), state(model)
+    for name, value in state(model).items():
+        if not is_layer(name, value) or value.shape[1] % 256:
+            continue
+        groups = value.float().view(len(value), -1, 256)
+        turned = (groups @ matrix.T if said.get("convrot") else groups).reshape(value.shape)
+        scale = spread = turned.abs().amax(1, keepdim=True) / 127
+        if block:
+            tiles = turned.view(len(value) // block, block, -1, block)
+            scale = tiles.abs().amax((1, 3)) / 127
+            spread = scale.repeat_interleave(block, 0).repeat_interleave(block, 1)
+        codes = (turned / spread).round().clamp(-128, 127).to(torch.int8)
+        back = codes.float() * spread
+        if said.get("convrot"):
+            back = (back.view(groups.shape) @ matrix).reshape(value.shape)
+        truth[name] = back
+        module = name.removesuffix(".weight")
+        stored |= {
+            name: codes,
+            f"{module}.weight_scale": scale,
+            f"{module}.comfy_quant": note(**said),
+        }
+    return stored, truth
+
+
+CONVROT = {"convrot": True, "convrot_groupsize": 256}
+
+
+@pytest.mark.parametrize("prefix", ["", PREFIX])
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"format": "int8_tensorwise", **CONVROT},
+        {**CONVROT, "per_row": True},
+        {"format": "int8_tensorwise", "per_row": True},
+    ],
+    ids=["convrot", "no format", "plain rows"],
+)
+def test_int8_convrot_of_flux_fill_is_read(
+    tmp_path: Path, prefix: str, said: dict[str, object]
+) -> None:
+    """Field case int8_convrot_flux_fill."""
+    stored, expected = flux_fill(**said)
+    file = saved(tmp_path / "in", under(prefix, stored))
+    stands_for(file, expected, tmp_path)
+    assert mezzotint.verify(file).exit_code == 0
+    planned(file)
+
+
+def test_int8_blocks_of_flux_fill_are_refused_by_name(tmp_path: Path) -> None:
+    """Field case int8_convrot_flux_fill, blockwise."""
+    stored, _ = flux_fill(128, format="int8_blockwise", group_size=128)
+    file = saved(tmp_path / "in", stored)
+    is_refused(file, tmp_path, UnreadFormat, "INT8 with a scale for each block")
 
 
 def test_a_layer_whose_note_is_lost_is_refused(weights: Tensors, tmp_path: Path) -> None:
@@ -583,15 +681,42 @@ def test_block_scales_of_a_scaled_file_are_named(weights: Tensors, tmp_path: Pat
     )
 
 
-@pytest.mark.parametrize(
-    ("scale", "who"), [(by_matrix, "ComfyUI, without its metadata"), (None, "LightX2V")]
-)
-def test_codes_with_scales_and_no_note_are_named(
-    weights: Tensors, tmp_path: Path, scale: Callable[[Tensor], Tensor] | None, who: str
+def test_codes_with_scales_and_no_note_are_named(weights: Tensors, tmp_path: Path) -> None:
+    file = saved(tmp_path / "in", scaled(weights, by_matrix, ".weight_scale"))
+    is_refused(file, tmp_path, UnreadFormat, "is in the format of ComfyUI, without its metadata")
+
+
+def by_row(value: Tensor) -> Tensor:
+    return value.abs().amax(1, keepdim=True) / 448
+
+
+@pytest.mark.parametrize("dtype", [E4M3, torch.int8])
+@pytest.mark.parametrize("of_scales", [F32, torch.bfloat16])
+def test_rows_of_lightx2v_are_read(
+    weights: Tensors, tmp_path: Path, dtype: torch.dtype, of_scales: torch.dtype
 ) -> None:
-    by_row = scale or (lambda value: value.abs().amax(1, keepdim=True) / 448)
-    file = saved(tmp_path / "in", scaled(weights, by_row, ".weight_scale"))
-    is_refused(file, tmp_path, UnreadFormat, f"is in the format of {who}")
+    """Field case lightx2v_fp8_rows."""
+    largest = 448 / 127 if dtype is torch.int8 else 1
+    made = scaled(
+        weights, lambda value: (by_row(value) * largest).to(of_scales), ".weight_scale", E4M3
+    )
+    expected = dict(weights)
+    for name in (name for name, value in weights.items() if is_layer(name, value)):
+        scale = made[name.replace(".weight", ".weight_scale")]
+        made[name] = made[name].float().round().clamp(-127, 127).to(dtype)
+        expected[name] = made[name].float() * scale.float()
+    file = saved(tmp_path / "in", made)
+    stands_for(file, expected, tmp_path)
+    linears = planned(file).contents.linears.values()
+    assert all(linear.quantizes_activation and linear.dynamic_input for linear in linears)
+    assert mezzotint.verify(file).exit_code == 0
+
+
+def test_half_of_lightx2vs_rows_is_not_its_format(weights: Tensors, tmp_path: Path) -> None:
+    made = scaled(weights, by_row, ".weight_scale")
+    made[f"{QUERY}.weight_scale"] = torch.tensor(1.0)
+    with pytest.raises(UnreadFormat, match="ComfyUI, without its metadata"):
+        Checkpoint.open(saved(tmp_path / "in", made))
 
 
 # ---- point 7: unknown variants

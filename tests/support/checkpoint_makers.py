@@ -20,6 +20,7 @@ from mezzotint.schemes import AWQ_W4A16, SVDQUANT_INT4, SVDQUANT_NVFP4, Scheme
 from mezzotint.schemes.awq import encode_awq
 from mezzotint.tensor import PLAIN, QuantTensor
 from support import gguf_files
+from support.comfy_files import stored_layer
 from support.modelopt_exporter import (
     E4M3_MAX,
     QUANTIZERS,
@@ -50,6 +51,8 @@ ARCHITECTURES = {
     "qwenimage": "qwen_image",
 }
 """{pipeline: the architecture that ComfyUI-GGUF's converter states}"""
+GROUPS_OF_64 = ("awq", "w4a4")
+"""Forms that need a multiple of 64 input features; the tiny Wan is 32 wide, and Z-Image 96."""
 Maker = Callable[[Case, Path], Path]
 
 
@@ -145,6 +148,22 @@ def comfy(method: str) -> Maker:
             key.removesuffix(".weight_scale") for key in tensors if key.endswith(".weight_scale")
         ]
         return saved(tensors | {layer + MARKER: marker.clone() for layer in layers}, folder)
+
+    return make
+
+
+def comfy_form(form: str) -> Maker:
+    """Return a maker of files whose blocks are in a form of `comfy_files`, in makers' names."""
+
+    def make(case: Case, folder: Path) -> Path:
+        tensors = original(case)
+        for name, weight in list(tensors.items()):
+            module = name.removesuffix(".weight")
+            multiple = 64 if form in GROUPS_OF_64 else 16
+            fits = weight.ndim == 2 and weight.shape[1] % multiple == 0
+            if module != name and ".0." in name and fits:
+                tensors |= stored_layer(module, weight, form)[0]
+        return saved(tensors, folder)
 
     return make
 
@@ -306,18 +325,20 @@ ALL_FAMILIES = {
     **{f"modelopt {method}": modelopt(method) for method in QUANTIZERS},
     "backbone": calibrated,
     **{f"comfy {method}": comfy(method) for method in KITCHEN},
+    **{f"comfy {form}": comfy_form(form) for form in ("convrot", "e5m2", "w4a8")},
     "scaled_fp8": legacy,
     "cast": cast,
     "gguf": gguf,
 }
 BFL_FAMILIES = {"bfl fp8": bfl("fp8"), "bfl nvfp4": bfl("nvfp4")}
 SVDQUANT = {"nunchaku nvfp4": nunchaku(SVDQUANT_NVFP4), "row-major": row_major}
+WIDE_FAMILIES = {f"comfy {form}": comfy_form(form) for form in GROUPS_OF_64}
 INT4_FAMILIES = {"nunchaku int4": nunchaku(SVDQUANT_INT4)}
 MAKERS: dict[str, dict[str, Maker]] = {
-    "flux1": ALL_FAMILIES | BFL_FAMILIES | SVDQUANT | INT4_FAMILIES,
-    "flux2": ALL_FAMILIES | BFL_FAMILIES,
+    "flux1": ALL_FAMILIES | WIDE_FAMILIES | BFL_FAMILIES | SVDQUANT | INT4_FAMILIES,
+    "flux2": ALL_FAMILIES | WIDE_FAMILIES | BFL_FAMILIES,
     "wan_ti2v": ALL_FAMILIES,
     "zimage": ALL_FAMILIES | SVDQUANT,
-    "qwenimage": ALL_FAMILIES | SVDQUANT | INT4_FAMILIES,
+    "qwenimage": ALL_FAMILIES | WIDE_FAMILIES | SVDQUANT | INT4_FAMILIES,
 }
 """{pipeline: {format: maker}}; Z-Image is 96 wide, but a group of SVDQuant INT4 has 64 columns."""

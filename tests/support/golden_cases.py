@@ -16,6 +16,16 @@ from support.checkpoint_edits import WEIGHTS
 from support.golden_files import EXACT, FLOAT, FLUX2_DEV, KLEIN
 
 QWEN = "base/qwenimage/config.json"
+SMALL_QWEN = {
+    "_class_name": "QwenImageTransformer2DModel",
+    "attention_head_dim": 32,
+    "axes_dims_rope": [8, 12, 12],
+    "in_channels": 16,
+    "joint_attention_dim": 16,
+    "num_attention_heads": 2,
+    "num_layers": 1,
+    "out_channels": 4,
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,7 @@ CASES = [
     ),
     of("bfl_flux2klein_fp8", "flux-2-klein-4b-fp8.safetensors", config=KLEIN),
     of("comfy_qwenimage_mixed_nvfp4_fp8", "qwen-image-mixed.safetensors", config=QWEN),
+    of("comfy_qwenimage_formats", "qwen-image-formats.safetensors", config=SMALL_QWEN),
     of("modelopt_flux1_fp8"),
     of("modelopt_flux1_fp8", "hf"),
     of("modelopt_flux1_nvfp4"),

@@ -12,7 +12,8 @@ from torch import Tensor
 from mezzotint.containers.safetensors import DTYPES
 from mezzotint.formats import read_header, targets
 from mezzotint.formats.comfy_metadata import MARKER
-from mezzotint.schemes import NVFP4
+from mezzotint.schemes import INT8, NVFP4
+from mezzotint.schemes.rotation import regular_hadamard
 from mezzotint.tensor import PLAIN, QuantTensor
 from support.header_fixtures import expand, read_fixture
 from support.nunchaku_files import CASES
@@ -79,6 +80,13 @@ def full_size(model: str, form: str) -> Tensors:
 
 def nvfp4(tensors: Tensors, target: str) -> tuple[Tensors, dict[str, Any], dict[str, str]]:
     """Return tensors with NVFP4 blocks as a target of `convert` stores them, config, metadata."""
+    return quantized(tensors, target, _outline)
+
+
+def quantized(
+    tensors: Tensors, target: str, outline: Callable[[int, int], QuantTensor]
+) -> tuple[Tensors, dict[str, Any], dict[str, str]]:
+    """Return what `nvfp4` does, for the scheme of `outline`."""
     writer, written, layers = targets()[target], {}, {}
     for name, tensor in tensors.items():
         module = name.removesuffix(".weight")
@@ -88,7 +96,7 @@ def nvfp4(tensors: Tensors, target: str) -> tuple[Tensors, dict[str, Any], dict[
             and tensor.ndim == 2
             and all(side % 16 == 0 for side in tensor.shape)
         ):
-            layers[module] = [_outline(*tensor.shape)]
+            layers[module] = [outline(*tensor.shape)]
             parts = writer.layer({module: layers[module]}).tensors
             written |= {key: part if part.ndim else SCALE for key, part in parts.items()}
         else:
@@ -110,6 +118,15 @@ def _outline(out: int, in_: int) -> QuantTensor:
         "input_scale": torch.empty((), device="meta"),
     }
     return QuantTensor(NVFP4, PLAIN, (out, in_), parts)
+
+
+def _convrot_outline(out: int, in_: int) -> QuantTensor:
+    parts = {
+        "codes": torch.empty(out, in_, dtype=torch.int8, device="meta"),
+        "weight_scale": torch.empty(out, 1, device="meta"),
+        "rotation": regular_hadamard(256),
+    }
+    return QuantTensor(INT8, PLAIN, (out, in_), parts, dynamic_input=True)
 
 
 def nunchaku(golden: Path, times: int, blocks: int) -> tuple[Tensors, dict[str, str]]:
@@ -154,6 +171,13 @@ def _comfy_markers(folder: Path, _data: Path) -> Path:
     return write(folder, tensors, read_fixture("qwen-image")["config"])
 
 
+def _convrot(folder: Path, _data: Path) -> Path:
+    tensors, _, metadata = quantized(
+        full_size("qwen-image", "diffusers"), "comfy", _convrot_outline
+    )
+    return write(folder, tensors, read_fixture("qwen-image")["config"], metadata)
+
+
 def _nunchaku(metadata: Mapping[str, str] | None) -> Callable[[Path, Path], Path]:
     def make(folder: Path, data: Path) -> Path:
         case = "nunchaku_flux1_int4_r32"
@@ -171,6 +195,7 @@ FORMATS: dict[str, Callable[[Path, Path], Path]] = {
     "mezzotint": _of_writer("flux2-dev", "diffusers", "mezzotint"),
     "comfy": _of_writer("qwen-image", "diffusers", "comfy"),
     "comfy by markers": _comfy_markers,
+    "comfy convrot": _convrot,
     "bfl": _bfl,
     "nunchaku": _nunchaku(None),
     "nunchaku undeclared": _nunchaku({}),

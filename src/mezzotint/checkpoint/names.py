@@ -12,6 +12,7 @@ from mezzotint.families import Family, family_of
 from mezzotint.families.naming import Naming, Piece
 from mezzotint.formats import Contents, Header, StoredLinear
 from mezzotint.schemes import Scheme, Shape
+from mezzotint.schemes.scheme import FP8_DTYPES
 from mezzotint.tensor import unquantized_dtype
 
 
@@ -154,7 +155,7 @@ class NamedContents:
         else:
             piece, *_ = self.linears[name.removesuffix(".bias")]
             source = self.stored_linear(piece.source).keys["bias"]
-        return self.header.tensors[source].dtype is torch.float8_e4m3fn
+        return self.header.tensors[source].dtype in FP8_DTYPES
 
     def linear_shapes(self, module: str) -> dict[str, tuple[int, ...]]:
         """Return the shapes of a quantized linear's weight and, if it has one, bias."""

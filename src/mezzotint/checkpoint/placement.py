@@ -20,7 +20,7 @@ from mezzotint.errors import (
 from mezzotint.families.building import model_of_shapes
 from mezzotint.formats.contents import PART_SUFFIXES
 from mezzotint.schemes import Shape
-from mezzotint.schemes.scheme import FLOAT_DTYPES
+from mezzotint.schemes.scheme import FLOAT_DTYPES, FP8_DTYPES
 
 NUMBERS = (*FLOAT_DTYPES, torch.float64)
 """Dtypes whose values need no scale."""
@@ -91,7 +91,7 @@ def _check_numbers(named: NamedContents) -> None:
         info = named.header.tensors[named.plain[name].source]
         if info.name in named.contents.packed or info.dtype in NUMBERS:
             continue
-        if named.contents.unscaled and info.dtype is torch.float8_e4m3fn:
+        if named.contents.unscaled and info.dtype in FP8_DTYPES:
             continue
         raise UnknownFormat(
             f"{info.file}: {info.name} is {info.dtype}, and nothing states what its codes mean",

@@ -5,7 +5,7 @@ The objects are in one of two places:
 header   `_quantization_metadata`: {"layers": {"X": {"format": "nvfp4"}}}; some omit the prefix of X
 tensor   X.comfy_quant, uint8: the JSON text
 
-Source: https://github.com/comfyanonymous/ComfyUI/blob/master/comfy/quant_ops.py
+Source: https://github.com/Comfy-Org/ComfyUI/blob/0271a469fe29524fafe5872b737123d65a63e5fc/comfy/quant_ops.py
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 from mezzotint.containers import TensorInfo, read_all
-from mezzotint.errors import BrokenFile, MissingTensor, UnreadFormat
+from mezzotint.errors import BrokenFile
 from mezzotint.families.naming_scheme import PREFIXES
 from mezzotint.formats.components import COMFY_METADATA
 from mezzotint.formats.contents import MAX_PADDING, StoredLinear
 from mezzotint.formats.header import Header
 from mezzotint.formats.readers.modelopt import SUFFIXES, optional_keys
-from mezzotint.schemes import FP8, INT8, MXFP8, NVFP4, Scheme
+from mezzotint.schemes import MXFP8, NVFP4, Scheme
 from mezzotint.tensor import PLAIN, Layout
 from mezzotint.untrusted.escaping import shown
 from mezzotint.untrusted.json import parse_object
@@ -30,14 +30,6 @@ MARKER = ".comfy_quant"
 MAX_MARKER = 64 * 2**10
 MAX_MARKERS = 4 * 2**20
 """Bytes of one marker, and of all; a marker has about 100, and a model 1,000 markers."""
-SCHEME_OF_FORMAT = {"nvfp4": NVFP4, "float8_e4m3fn": FP8, "mxfp8": MXFP8, "int8_tensorwise": INT8}
-UNSUPPORTED_FORMATS = {
-    "float8_e5m2": "its numbers have two mantissa bits, and no scheme reads those",
-    "convrot_w4a4": "its weights are rotated by Hadamard matrices",
-    "asym_w4a8_int8": "its 4-bit weights have zero points",
-    "int8_blockwise": "it has one scale per block, not per row",
-    "awq_w4a16": "its packing of 4-bit weights is specific to ComfyUI",
-}
 COMFY_LAYOUT = Layout(codes="high_first", scales="tiles_128x4")
 """The order in which comfy-kitchen writes 4-bit codes and block scales."""
 
@@ -48,7 +40,10 @@ def marker_tensors(header: Header) -> dict[str, str]:
 
 
 def layer_configs(header: Header) -> dict[str, Mapping[str, Any]]:
-    """Return {module in the file: its metadata}, from the header and from marker tensors."""
+    """Return {module in the file: its metadata}, from the header and from marker tensors.
+
+    Raises   BrokenFile if one of them cannot be read, or both contradict each other
+    """
     found: dict[str, Mapping[str, Any]] = {}
     if COMFY_METADATA in header.metadata:
         where = f"{header.path}: {COMFY_METADATA}"
@@ -63,10 +58,22 @@ def layer_configs(header: Header) -> dict[str, Mapping[str, Any]]:
         markers = [info for info in markers if info.name.removesuffix(MARKER) not in found]
     _check_markers(markers)
     for info, text in zip(markers, read_all(markers), strict=True):
-        found[info.name.removesuffix(MARKER)] = parse_object(
-            bytes(text.flatten().tolist()), f"{info.file}: {info.name}", MAX_MARKER
-        )
+        where = f"{info.file}: {info.name}"
+        config = parse_object(bytes(text.flatten().tolist()), where, MAX_MARKER)
+        module = _stored_name(header, info.name.removesuffix(MARKER))
+        found[module] = _merged(found.get(module, {}), config, where)
     return found
+
+
+def _merged(in_header: Mapping[str, Any], config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return what the header and a marker state together; one of them may omit keys."""
+    for key in in_header.keys() & config.keys():
+        if in_header[key] != config[key]:
+            raise BrokenFile(
+                f"{where} has {shown(key)} {shown(config[key])}, "
+                f"and {COMFY_METADATA} in the header has {shown(in_header[key])}"
+            )
+    return {**in_header, **config}
 
 
 def _check_markers(infos: Sequence[TensorInfo]) -> None:
@@ -86,17 +93,6 @@ def _check_markers(infos: Sequence[TensorInfo]) -> None:
             f"{infos[0].file}: its markers have {total:,} bytes in total, "
             f"expected at most {MAX_MARKERS:,}"
         )
-
-
-def linear_from_config(header: Header, module: str, config: Mapping[str, Any]) -> StoredLinear:
-    """Return the layer that an entry of the metadata describes, in comfy-kitchen's layout."""
-    scheme = _scheme(header, module, config)
-    if f"{module}.weight" not in header.tensors:
-        raise MissingTensor(
-            f"{header.path}: the metadata names layer {module}, and {module}.weight is not there"
-        )
-    full_precision = bool(config.get("full_precision_matrix_mult"))
-    return comfy_kitchen_linear(header, module, scheme, dynamic=not full_precision)
 
 
 def comfy_kitchen_linear(
@@ -151,25 +147,3 @@ def _stored_name(header: Header, module: str) -> str:
     """Return the module's name with the prefix that the tensors have."""
     names = (prefix + module for prefix in ("", *PREFIXES))
     return next((name for name in names if f"{name}.weight" in header.tensors), module)
-
-
-def _scheme(header: Header, module: str, config: Mapping[str, Any]) -> Scheme:
-    """Return the scheme of a layer's format. Raises UnreadFormat for a format that is not read."""
-    name = str(config.get("format"))
-    if name in UNSUPPORTED_FORMATS:
-        raise UnreadFormat(
-            f"{header.path}: layer {module} has format {name}: {UNSUPPORTED_FORMATS[name]}"
-        )
-    if config.get("convrot"):
-        found = (
-            f"format {name} with convrot"
-            if "format" in config
-            else "convrot and no format (INT8-Fast)"
-        )
-        raise UnreadFormat(f"{header.path}: layer {module} has {found}: its weights are rotated")
-    if name not in SCHEME_OF_FORMAT:
-        raise UnreadFormat(
-            f"{header.path}: layer {module} has format {shown(name)}, "
-            f"expected {' or '.join(SCHEME_OF_FORMAT)}"
-        )
-    return SCHEME_OF_FORMAT[name]

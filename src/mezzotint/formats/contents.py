@@ -157,7 +157,8 @@ class StoredLinear:
     def read(self, header: Header) -> QuantTensor:
         """Return the weight in the file's layout. Raises BadScale if a scale is not usable."""
         parts = {part: self._read_part(header, part) for part in self.keys}
-        parts |= {part: torch.as_tensor(value) for part, value in self.implied_values.items()}
+        # Each layer gets a copy: buffers that share memory cannot be saved.
+        parts |= {p: torch.as_tensor(value).clone() for p, value in self.implied_values.items()}
         return QuantTensor(self.scheme, self.layout, self.shape, parts, self.dynamic_input)
 
     def _read_part(self, header: Header, part: str) -> Tensor:
@@ -235,7 +236,7 @@ class Contents:
     assumed        fields of Layout that nothing in the header proves
     split_linears  {module: stored linears that hold its input features, in order}
     problems       {module: what is wrong with the scales} of layers that layout detection skipped
-    unscaled       e4m3 values are the weights themselves: the file is a cast without scales
+    unscaled       FP8 values are the weights themselves: the file is a cast without scales
     packed         {plain key: scheme that decodes its blocks}
     reshaped       {plain key: shape}, where the file's tensor has another one
     drops_unit_axes   plain tensors may lack leading axes of length 1 that the model's have
@@ -272,6 +273,11 @@ PART_SUFFIXES = (
     ".scale_weight",
     ".scale_input",
     ".pre_quant_scale",
+    ".weight_zeros",
+    ".weight_s_rel",
+    ".weight_s_channel",
+    ".weight_codebook",
+    ".weight_correction",
     ".svdquant_lora_a",
     ".svdquant_lora_b",
     ".qweight",

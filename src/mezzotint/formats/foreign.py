@@ -53,7 +53,7 @@ HINT = "use the BF16 model, or one quantized by ModelOpt, ComfyUI, Black Forest 
 BNB_STATE = re.compile(r".+\.quant_state\.bitsandbytes__(\w+)")
 TORCHAO = re.compile(r".+[.:_](qdata|tensor_impl|_data_impl|layout_tensor|int_data)")
 SCALES = (".weight_scale", ".scale_weight", ".weight_scale_inv")
-CODES = (torch.float8_e4m3fn, torch.int8)
+CODES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8)
 
 
 @dataclass(frozen=True)
@@ -85,14 +85,12 @@ def _is_packed_words(header: Header, info: TensorInfo) -> bool:
     return info.dtype is torch.uint32 and has_siblings(".weight", ".scales")(header, info)
 
 
-def _is_e5m2(_header: Header, info: TensorInfo) -> bool:
-    return info.dtype is torch.float8_e5m2
-
-
 def _has_block_scale(header: Header, info: TensorInfo) -> bool:
     """Return whether an FP8 or INT8 weight has a scale for each block."""
     module = info.name.removesuffix(".weight")
     if info.dtype not in CODES or module == info.name or len(info.shape) != 2:
+        return False
+    if module + ".weight_zeros" in header.tensors:  # ComfyUI's awq_w4a16, with groups of columns
         return False
     scales = (header.tensors.get(module + suffix) for suffix in SCALES)
     return any(
@@ -135,7 +133,6 @@ RULES = (
     Rule("HQQ", ends(".W_q")),
     Rule("FP8 with a scale for each block", ends(".weight_scale_inv")),
     Rule("FP8 or INT8 with a scale for each block", _has_block_scale),
-    Rule("FP8 in e5m2", _is_e5m2),
 )
 
 
@@ -193,13 +190,7 @@ def unnamed(header: Header) -> str | None:
     if not scaled:
         return None
     first = scaled[0]
-    per_row = header.tensors[first.name + "_scale"].shape[:1] == first.shape[:1]
-    tool = (
-        "LightX2V (or of ComfyUI, without its metadata)"
-        if per_row
-        else "ComfyUI, without its metadata (or of LightX2V)"
-    )
     return (
-        f"is in the format of {tool}: {len(scaled)} weights such as {first.name} have a "
-        "weight_scale and no format metadata"
+        f"is in the format of ComfyUI, without its metadata: {len(scaled)} weights such as "
+        f"{first.name} have a weight_scale, and nothing declares a format"
     )

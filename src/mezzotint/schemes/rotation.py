@@ -59,4 +59,6 @@ def rotate(values: Tensor, signs: Tensor) -> Tensor:
     Returns   float32 [..., in]
     """
     matrix = signs.float() / math.sqrt(len(signs))
-    return (to_groups(values, len(signs)) @ matrix).reshape(values.shape)
+    # The transposed view holds the same numbers, and has BLAS add them in comfy-kitchen's order:
+    # decoded weights are then its own, bit for bit.
+    return (to_groups(values, len(signs)) @ matrix.t()).reshape(values.shape)

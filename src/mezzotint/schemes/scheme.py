@@ -274,6 +274,7 @@ def square_of_columns(_out: int, in_: int) -> tuple[Shape, ...]:
 
 
 FLOAT32 = (torch.float32,)
+FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
 HALF_DTYPES = (torch.bfloat16, torch.float16)
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ANY_RANK = -1
@@ -283,7 +284,7 @@ ROTATION = Part((torch.int8,), square_of_columns, "signs of a Hadamard rotation 
 """A part of schemes whose backends apply it: a backend that ignored it would compute nonsense."""
 COMMON_PARTS = {
     "bias": Part(
-        (*FLOAT_DTYPES, torch.float8_e4m3fn), lambda out, _in: ((out,),), "bias", rows=True
+        (*FLOAT_DTYPES, *FP8_DTYPES), lambda out, _in: ((out,),), "bias", rows=True
     ),
     "pre_quant_scale": Part(
         FLOAT_DTYPES,

@@ -13,7 +13,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from mezzotint.schemes import AWQ_W4A16, FP8, INT8, Scheme
+from mezzotint.schemes import AWQ_CENTERED, AWQ_W4A16, FP8, FP8_E5M2, INT8, W6A8, Scheme
 from mezzotint.verification.findings import Finding, suspicious
 from mezzotint.verification.statistics import Numbers
 from mezzotint.verification.values import LayerStatistics
@@ -33,6 +33,8 @@ MIN_DISTANCE = {
 """Smallest distance of an outlier from the median. The units are log2 for input_scale (a factor of
 1,000), scale (100) and spread, bits for the entropy, and the differing share of codes for the
 histogram."""
+MANTISSAS = {FP8.name: 8, FP8_E5M2.name: 4}
+"""{scheme: FP8 codes with the same sign and exponent}"""
 IN_BLOCK = re.compile(r"\.\d+\.")
 FINGERPRINT_BYTES = 2**10
 """Layers with fewer bytes of codes may be equal by chance, or by design."""
@@ -106,16 +108,17 @@ def _code_outliers(scheme: Scheme, group: Mapping[str, LayerStatistics]) -> Iter
     counts = {
         module: layer.codes.counts for module, layer in group.items() if layer.codes is not None
     }
-    if scheme in (FP8, INT8):
+    if scheme in (FP8, FP8_E5M2, INT8):
         yield from _entropy_outliers(scheme, counts)
-    elif scheme is not AWQ_W4A16:
+    elif scheme not in (AWQ_W4A16, AWQ_CENTERED, W6A8):
         # AWQ's zero points shift the codes of each group, so that their distributions vary.
+        # W6A8's bytes are no pairs of codes.
         yield from _histogram_outliers(counts)
 
 
 def _entropy_outliers(scheme: Scheme, counts: Mapping[str, Tensor]) -> Iterator[Finding]:
     entropies = {
-        module: _entropy(_fold_signs(layer_counts, scheme is FP8))
+        module: _entropy(_fold_signs(layer_counts, MANTISSAS.get(scheme.name)))
         for module, layer_counts in counts.items()
     }
     for module, value, center in _outliers(entropies, MIN_DISTANCE["entropy"]):
@@ -154,10 +157,13 @@ def _outliers(
             yield module, value, center
 
 
-def _fold_signs(counts: Tensor, is_float: bool) -> Tensor:
-    """Return the histogram of magnitudes: of exponents for FP8, of absolute values for INT8."""
-    if is_float:
-        return counts.reshape(2, 16, 8).sum((0, 2))
+def _fold_signs(counts: Tensor, mantissas: int | None) -> Tensor:
+    """Return the histogram of magnitudes: of exponents for FP8, of absolute values for INT8.
+
+    mantissas   FP8 codes with the same sign and exponent; None for INT8
+    """
+    if mantissas is not None:
+        return counts.reshape(2, -1, mantissas).sum((0, 2))
     # Codes are bytes in two's complement: 255 is -1. The code -128 has no positive counterpart.
     return counts[:128] + torch.cat((counts[128:129] * 0, counts[129:].flip(0)))
 

@@ -14,6 +14,7 @@ from mezzotint.containers import TensorInfo
 
 BLOCK_BYTES = 2**24
 E4M3_MAGNITUDE = 0x7F
+E5M2_INFINITY = 0x7C
 
 
 @dataclass
@@ -117,6 +118,10 @@ class Codes:
     def holds_e4m3_nan(self) -> bool:
         """Return whether a byte is a NaN in E4M3."""
         return bool(self.counts[E4M3_MAGNITUDE] or self.counts[0x80 | E4M3_MAGNITUDE])
+
+    def holds_e5m2_nan(self) -> bool:
+        """Return whether a byte is infinite or a NaN in E5M2."""
+        return bool(self.counts.reshape(2, 128)[:, E5M2_INFINITY:].any())
 
 
 def add_tensor(info: TensorInfo, statistics: Numbers | Codes) -> None:

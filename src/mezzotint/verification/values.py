@@ -19,7 +19,7 @@ from mezzotint.loading.blank_layers import (
     blank_codes,
     is_matrix,
 )
-from mezzotint.schemes import BF16, FP8, NVFP4, Scheme
+from mezzotint.schemes import BF16, FP8, FP8_E5M2, NVFP4, Scheme
 from mezzotint.verification.findings import Finding, broken, finding_from_error, suspicious
 from mezzotint.verification.statistics import BLOCK_BYTES, Codes, Numbers, add_tensor
 
@@ -141,6 +141,8 @@ def _check_codes(
 ) -> Iterator[Finding]:
     if linear.scheme is FP8 and codes.holds_e4m3_nan():
         yield broken("values", linear.keys["codes"], "contains a NaN code")
+    if linear.scheme is FP8_E5M2 and codes.holds_e5m2_nan():
+        yield broken("values", linear.keys["codes"], "contains a code that is not finite")
     if codes.only is not None:
         yield suspicious("values", module, blank_codes(codes.only))
         return

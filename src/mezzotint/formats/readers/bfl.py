@@ -15,7 +15,7 @@ import torch
 
 from mezzotint.containers import DType, TensorInfo
 from mezzotint.errors import UnknownFormat
-from mezzotint.formats.comfy_metadata import SCHEME_OF_FORMAT, comfy_kitchen_linear, layer_configs
+from mezzotint.formats.comfy_metadata import comfy_kitchen_linear, layer_configs
 from mezzotint.formats.components import COMFY_METADATA
 from mezzotint.formats.contents import Contents, Match, NoMatch, StoredLinear, classify_tensors
 from mezzotint.formats.detection.evidence import assume_code_order, detect_scale_layout
@@ -25,6 +25,7 @@ from mezzotint.formats.readers.fp8_cast import FORMAT as FP8_CAST
 from mezzotint.schemes import FP8, NVFP4, Scheme
 
 SCHEME_OF_DTYPE: Mapping[DType, Scheme] = {torch.float8_e4m3fn: FP8, torch.uint8: NVFP4}
+SCHEME_OF_FORMAT = {"float8_e4m3fn": FP8, "nvfp4": NVFP4}
 INPUT_SCALE = ".input_scale"
 METADATA_EVIDENCE = (
     "codes high first: as comfy-kitchen writes the nvfp4 of the header's metadata, not verified"

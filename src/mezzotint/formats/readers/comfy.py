@@ -3,12 +3,18 @@
 nvfp4             X.weight u8 [out, in/2] high nibble first,  X.weight_scale e4m3 in 128x4 tiles,
                   X.weight_scale_2 f32
 float8_e4m3fn     X.weight e4m3 [out, in],  X.weight_scale f32
+float8_e5m2       X.weight e5m2 [out, in],  X.weight_scale f32
 mxfp8             X.weight e4m3 [out, in],  X.weight_scale e8m0 in 128x4 tiles
 int8_tensorwise   X.weight i8 [out, in],  X.weight_scale f32 for the matrix or per row
+convrot_w4a4      X.weight i8 [out, in/2] low nibble first,  X.weight_scale f32 [out]
+asym_w4a8_int8    X.weight i8 [out, in/2],  X.weight_s_rel e4m3 [out, in/16],
+                  X.weight_s_channel f32 [out],  X.weight_codebook f32 [16]
+awq_w4a16         X.weight i8 [out, in/2],  X.weight_scale and X.weight_zeros [in/64, out]
 all               X.input_scale f32 if inputs have a static scale; else the scale is dynamic
-scaled_fp8        X.weight e4m3,  X.scale_weight f32,  X.scale_input f32
-                  A tensor `scaled_fp8` of two elements requests unquantized inputs.
-                  A scale_input of 1.0 means that there is none.
+scaled_fp8        see `mezzotint.formats.scaled_fp8`
+
+INT8 layers with `convrot`, W4A4 and W4A8 layers are rotated: groups of 256 columns, or as many as
+the entry states, are multiplied by a regular Hadamard matrix.
 
 ModelOpt's "ComfyUI" post-processing writes the same metadata over low-nibble-first codes. It leaves
 its own `quantization_config` in the header, which identifies its files.
@@ -18,22 +24,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
-
-from mezzotint.containers import TensorInfo
 from mezzotint.families.naming_scheme import PREFIXES
-from mezzotint.formats.comfy_metadata import (
-    MARKER,
-    SCHEME_OF_FORMAT,
-    UNSUPPORTED_FORMATS,
-    comfy_kitchen_linear,
-    layer_configs,
-    linear_from_config,
-    marker_tensors,
-    trim_padding,
-)
+from mezzotint.formats.comfy_layers import LAYERS, UNSUPPORTED_FORMATS, linear_from_config
+from mezzotint.formats.comfy_metadata import MARKER, layer_configs, marker_tensors, trim_padding
 from mezzotint.formats.components import COMFY_METADATA
-from mezzotint.formats.contents import Contents, Match, NoMatch, StoredLinear, classify_tensors
+from mezzotint.formats.contents import Contents, Match, NoMatch, classify_tensors
 from mezzotint.formats.detection.evidence import (
     TILES,
     assume_code_order,
@@ -42,13 +37,15 @@ from mezzotint.formats.detection.evidence import (
 )
 from mezzotint.formats.header import Header
 from mezzotint.formats.readers import modelopt
-from mezzotint.schemes import FP8
+from mezzotint.formats.scaled_fp8 import (
+    SCALED_FP8_MARKER,
+    legacy_marker,
+    scaled_linears,
+    unwanted_input_scales,
+)
 from mezzotint.untrusted.json import parse_object
 
-SCALED_FP8_MARKER = "scaled_fp8"
 BFL_FORMATS = {"nvfp4", "float8_e4m3fn"}
-FULL_PRECISION = "the file requests unquantized inputs"
-LEGACY_SCALE_SUFFIXES = {"weight_scale": ".scale_weight", "input_scale": ".scale_input"}
 HIGH_FIRST_EVIDENCE = (
     "codes high first: as comfy-kitchen writes nvfp4, not verified (other tools write low-first "
     "codes with the same metadata; a BF16 base would show it)"
@@ -78,10 +75,8 @@ class Comfy:
         return NoMatch("its names are Black Forest Labs', and nothing else says ComfyUI")
 
     def contents(self, header: Header) -> Contents:
-        if legacy_marker(header) is not None:
-            return _legacy_contents(header)
         declaration = modelopt_declaration(header)
-        if declaration:
+        if declaration and legacy_marker(header) is None:
             found = modelopt.read_contents(header, declaration)
             tiled = with_layouts(found.linears, scales=TILES)
             linears = {module: trim_padding(header, linear) for module, linear in tiled.items()}
@@ -92,9 +87,11 @@ class Comfy:
             module: linear_from_config(header, module, config)
             for module, config in layer_configs(header).items()
         }
-        found = classify_tensors(
-            header, linears, marker_tensors(header) | _unwanted_input_scales(header, linears)
-        )
+        ignored = marker_tensors(header) | unwanted_input_scales(header, linears)
+        if legacy_marker(header) is not None:
+            older, dropped = scaled_linears(header, linears)
+            linears, ignored = linears | older, ignored | dropped
+        found = classify_tensors(header, linears, ignored)
         return assume_code_order(detect_scale_layout(header, found), HIGH_FIRST_EVIDENCE)
 
 
@@ -122,18 +119,6 @@ def comfy_evidence(header: Header) -> str:
     return f"{COMFY_METADATA} in the header, with layers in {' and '.join(formats)}"
 
 
-def legacy_marker(header: Header) -> str | None:
-    """Return the name of the `scaled_fp8` tensor, or None."""
-    return next(
-        (
-            prefix + SCALED_FP8_MARKER
-            for prefix in ("", *PREFIXES)
-            if prefix + SCALED_FP8_MARKER in header.tensors
-        ),
-        None,
-    )
-
-
 def modelopt_declaration(header: Header) -> Mapping[str, Any]:
     """Return the flat configuration that ModelOpt's post-processing left in the header, or {}."""
     text = header.metadata.get("quantization_config", "")
@@ -154,51 +139,7 @@ def _prefix(header: Header) -> str:
 
 def _comfy_only_formats(header: Header) -> list[str]:
     """Return the formats in the metadata that Black Forest Labs' files never have."""
-    names = {str(config.get("format")) for config in layer_configs(header).values()}
-    return sorted(names & (SCHEME_OF_FORMAT.keys() | UNSUPPORTED_FORMATS) - BFL_FORMATS)
-
-
-def _unwanted_input_scales(header: Header, linears: Mapping[str, StoredLinear]) -> dict[str, str]:
-    """Return {input scale: reason} of layers whose metadata requests unquantized inputs."""
-    keys = (
-        f"{module}.input_scale"
-        for module, linear in linears.items()
-        if not linear.quantizes_activation
-    )
-    return dict.fromkeys((key for key in keys if key in header.tensors), FULL_PRECISION)
-
-
-def _legacy_contents(header: Header) -> Contents:
-    marker = str(legacy_marker(header))
-    full_precision = header.tensors[marker].shape == (2,)
-    linears, ignored = {}, {marker: "marker of the file's format"}
-    for info in header.tensors.values():
-        if info.name.endswith(".weight") and info.dtype is torch.float8_e4m3fn:
-            linear, dropped = _legacy_linear(
-                header, info.name.removesuffix(".weight"), not full_precision
-            )
-            linears[linear.module] = linear
-            ignored |= dropped
-    return classify_tensors(header, linears, ignored)
-
-
-def _is_one(info: TensorInfo) -> bool:
-    return info.shape in ((), (1,)) and info.read().flatten().tolist() == [1.0]
-
-
-def _legacy_linear(
-    header: Header, module: str, quantize: bool
-) -> tuple[StoredLinear, dict[str, str]]:
-    """Return the layer, and its input scale if that is ignored: {key: reason}."""
-    linear = comfy_kitchen_linear(header, module, FP8, quantize)
-    scale, input_scale = (module + suffix for suffix in LEGACY_SCALE_SUFFIXES.values())
-    keys = {**linear.keys, "weight_scale": scale}
-    dropped = {}
-    if input_scale in header.tensors:
-        if not quantize:
-            dropped[input_scale] = FULL_PRECISION
-        elif _is_one(header.tensors[input_scale]):
-            dropped[input_scale] = "an input scale of 1.0 means that there is none"
-        else:
-            keys["input_scale"] = input_scale
-    return replace(linear, keys=keys), dropped
+    configs = layer_configs(header).values()
+    names = {str(config.get("format")) for config in configs}
+    rotated = ["convrot"] if any(config.get("convrot") for config in configs) else []
+    return sorted(names & (LAYERS.keys() | UNSUPPORTED_FORMATS.keys()) - BFL_FORMATS) or rotated

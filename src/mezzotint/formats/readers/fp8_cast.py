@@ -1,9 +1,10 @@
-"""Read weights cast to FP8 without scales: ComfyUI's `fp8_e4m3fn` files and similar ones.
+"""Read weights cast to FP8 without scales: ComfyUI's `fp8_e4m3fn` and `fp8_e5m2` files.
 
-X.weight e4m3 [out, in], and often all other tensors in e4m3 as well. Inputs stay unquantized.
+X.weight e4m3 or e5m2 [out, in], and often all other tensors as well. Inputs stay unquantized.
 
 A file that lost its scales has the same header, but other values: scaling brings the largest weight
-of a matrix to 448, and unscaled weights stay far below. So only the values justify a scale of 1.0.
+of a matrix to 448 (e4m3) or 57,344 (e5m2), and unscaled weights stay far below. So only the values
+justify a scale of 1.0.
 """
 
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from statistics import median
 import torch
 
 from mezzotint.containers import TensorInfo
+from mezzotint.formats.comfy_layers import e5m2_linear
 from mezzotint.formats.comfy_metadata import comfy_kitchen_linear
 from mezzotint.formats.components import COMFY_METADATA
 from mezzotint.formats.contents import (
@@ -25,14 +27,15 @@ from mezzotint.formats.contents import (
 )
 from mezzotint.formats.header import Header
 from mezzotint.formats.readers import modelopt
-from mezzotint.formats.readers.comfy import SCALED_FP8_MARKER
+from mezzotint.formats.scaled_fp8 import SCALED_FP8_MARKER
 from mezzotint.schemes import FP8
-from mezzotint.schemes.scheme import FLOAT_DTYPES
+from mezzotint.schemes.scheme import FLOAT_DTYPES, FP8_DTYPES
 
 SAMPLES, MAX_UNSCALED_WEIGHT = 8, 64.0
 """Matrices to sample, and the median of their largest weights above which scales were lost."""
 SAMPLED = 2**24
 """Values to read of a matrix, at most."""
+NAMES = {torch.float8_e4m3fn: "e4m3", torch.float8_e5m2: "e5m2"}
 DECLARATIONS = ("quantization_config", COMFY_METADATA)
 ASSUMED_FIELDS = frozenset({"scales"})
 """Assumptions about a file on the Hub, whose values are read only to load it."""
@@ -46,7 +49,8 @@ class FP8Cast:
         reason = next(_reasons_against(header), None)
         if reason is not None:
             return NoMatch(reason)
-        found = f"{len(_matrices(header))} matrices in e4m3, and nothing has or declares a scale"
+        number = f"{len(_matrices(header))} matrices in {_dtypes(header)}"
+        found = f"{number}, and nothing has or declares a scale"
         if not header.local:
             return Match(f"{found}: assumed to be casts, because values on the Hub are not read")
         largest = _largest(header)
@@ -54,7 +58,10 @@ class FP8Cast:
             return NoMatch(
                 f"{found}, but their largest weights are {largest:g}: they lost their scales"
             )
-        return Match(f"{found}; their largest weights are {largest:g}, and not 448 as with a scale")
+        return Match(
+            f"{found}; their largest weights are {largest:g}, "
+            f"and not {_most(header)} as with a scale"
+        )
 
     def contents(self, header: Header) -> Contents:
         linears = {
@@ -71,9 +78,9 @@ FORMAT = FP8Cast()
 def _reasons_against(header: Header) -> Iterator[str]:
     """Yield reasons why the file is not a cast, by its header."""
     if not _matrices(header):
-        yield "no weight is a matrix in e4m3"
+        yield "no weight is a matrix in e4m3 or e5m2"
     for info in header.tensors.values():
-        if info.dtype not in (*FLOAT_DTYPES, torch.float8_e4m3fn):
+        if info.dtype not in (*FLOAT_DTYPES, *FP8_DTYPES):
             yield f"{info.name} is {info.dtype}"
         if info.name.endswith((*PART_SUFFIXES, SCALED_FP8_MARKER)):
             yield f"{info.name} is there, and cast weights have no scales"
@@ -83,12 +90,25 @@ def _reasons_against(header: Header) -> Iterator[str]:
         yield "a quantization by ModelOpt is declared"
 
 
+def _dtypes(header: Header) -> str:
+    """Return the names of the matrices' dtypes."""
+    return " and ".join(
+        name for dtype, name in NAMES.items() if any(i.dtype is dtype for i in _matrices(header))
+    )
+
+
+def _most(header: Header) -> str:
+    """Return the largest magnitudes of these dtypes."""
+    found = {info.dtype for info in _matrices(header)}
+    return " or ".join(f"{torch.finfo(d).max:g}" for d in NAMES if d in found)
+
+
 def _matrices(header: Header) -> list[TensorInfo]:
     infos = header.tensors.values()
     return [
         i
         for i in infos
-        if i.name.endswith(".weight") and i.dtype is torch.float8_e4m3fn and len(i.shape) == 2
+        if i.name.endswith(".weight") and i.dtype in FP8_DTYPES and len(i.shape) == 2
     ]
 
 
@@ -105,6 +125,11 @@ def _largest(header: Header) -> float:
 
 
 def _linear(header: Header, info: TensorInfo) -> StoredLinear:
-    linear = comfy_kitchen_linear(header, info.name.removesuffix(".weight"), FP8, dynamic=False)
+    module = info.name.removesuffix(".weight")
+    linear = (
+        e5m2_linear(header, module)
+        if info.dtype is torch.float8_e5m2
+        else comfy_kitchen_linear(header, module, FP8, dynamic=False)
+    )
     keys = {part: key for part, key in linear.keys.items() if part != "weight_scale"}
     return replace(linear, keys=keys, implied_values={"weight_scale": 1.0})

@@ -1,0 +1,106 @@
+"""W4A8: 4-bit codes of an INT8 matrix, with a scale per group of columns and INT8 inputs.
+
+A code is decoded to an integer in [-127, 127], so that INT8 tensor cores can multiply the result.
+Source: comfy-kitchen's AsymW4A8Int8Layout
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mezzotint.schemes.int8 import INT8_MAX, quantize_activation_int8
+from mezzotint.schemes.minifloats import unpack_nibbles
+from mezzotint.schemes.scheme import (
+    COMMON_PARTS,
+    FLOAT32,
+    INPUT_SCALE,
+    ROTATION,
+    Part,
+    Parts,
+    Scheme,
+    Shape,
+)
+
+GROUPS = (16, 32, 64, 128, 256, 8, 4)
+"""Lengths of a group in comfy-kitchen; the tool's default comes first."""
+CODEBOOK_SIZE = 16
+MIDDLE = 8
+"""Code of zero where there is no codebook."""
+
+
+def decode_w4a8(parts: Parts) -> Tensor:
+    """Dequantize a W4A8 matrix: round(level * block_scale) * channel_scale.
+
+    The level of a code is codebook[code], or code - 8 without a codebook.
+
+    codes           uint8 [out, in/2], values 0..15, low nibble is the even column
+    block_scale     float8_e4m3fn or float32 [out, groups]
+    channel_scale   float32 [out]
+    codebook        float32 [16], optional
+    Returns         float32 [out, in]
+    """
+    codes = unpack_nibbles(parts["codes"])
+    if "codebook" in parts:
+        levels = F.embedding(codes.int(), parts["codebook"].float()[:, None]).squeeze(-1)
+    else:
+        levels = codes.float() - MIDDLE
+    return scale_levels(levels, parts)
+
+
+def scale_levels(levels: Tensor, parts: Parts) -> Tensor:
+    """Round levels [out, in] to integers with their group's scale, and scale the rows.
+
+    Returns   float32 [out, in]
+    """
+    block_scale = parts["block_scale"].float()
+    groups = levels.reshape(*block_scale.shape, -1)
+    scaled = groups * block_scale.unsqueeze(-1)
+    integers = scaled.flatten(-2).round().clamp(-INT8_MAX, INT8_MAX)
+    return integers * parts["channel_scale"].float().reshape(-1, 1)
+
+
+def any_group(out: int, in_: int) -> tuple[Shape, ...]:
+    """Return the shapes of one number per output feature and group of input features."""
+    return tuple((out, in_ // group) for group in GROUPS if in_ % group == 0)
+
+
+BLOCK_SCALE = Part(
+    (torch.float8_e4m3fn, torch.uint8, torch.float32),
+    any_group,
+    "one scale per group of columns",
+    scale=True,
+    rows=True,
+    columns=True,
+)
+CHANNEL_SCALE = Part(
+    FLOAT32, lambda out, _in: ((out,),), "one scale per output row", scale=True, rows=True
+)
+SCHEME = Scheme(
+    name="w4a8",
+    title="W4A8",
+    bits=4,
+    usual_error=0.25,
+    keeps_bias=True,
+    group=GROUPS[0],
+    parts={
+        "codes": Part(
+            (torch.uint8,),
+            lambda out, in_: ((out, in_ // 2),),
+            "two codes a byte",
+            rows=True,
+            columns=True,
+        ),
+        "block_scale": BLOCK_SCALE,
+        "channel_scale": CHANNEL_SCALE,
+    },
+    optional={
+        "codebook": Part(FLOAT32, lambda _out, _in: ((CODEBOOK_SIZE,),), "level of each code"),
+        "input_scale": INPUT_SCALE,
+        "rotation": ROTATION,
+    }
+    | COMMON_PARTS,
+    decode=decode_w4a8,
+    input_max=INT8_MAX,
+    quantize_activation=quantize_activation_int8,
+    static_scale_part="input_scale",
+)
