@@ -58,7 +58,10 @@ GATES = tuple(sorted(file.stem for file in (DATA / "gates").glob("*.toml")))
 METRICS = ("psnr", "ssim", "ms_ssim", "flip", "lpips", "st_lpips", "mae")
 PROMPT_SETS = tuple(sorted(file.stem for file in (DATA / "prompts").glob("*.txt")))
 RESIDENT = ("stored", "fp8")
-SCHEMES = ("awq_w4a16", "bf16", "fp8", "int8", "mxfp8", "nvfp4", "svdquant_int4", "svdquant_nvfp4")
+SCHEMES = (
+    *("awq_w4a16", "bf16", "codebook4", "fp8", "int8", "llm_int8", "mxfp8", "nvfp4"),
+    *("svdquant_int4", "svdquant_nvfp4"),
+)
 NO_ACTIVATIONS = "activations is {!r}"
 TARGETS = ("bf16", "comfy", "mezzotint", "modelopt", "nunchaku", "row-major")
 

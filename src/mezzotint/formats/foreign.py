@@ -1,8 +1,7 @@
 """Name the formats that are not read, by tensor names, dtypes and declarations.
 
 Each rule matches what only one tool writes. The rules run before any reader, because some of these
-files resemble a format that is read: bitsandbytes' bytes under Black Forest Labs' names look like
-NVFP4.
+files resemble a format that is read: HQQ's bytes under Black Forest Labs' names look like NVFP4.
 """
 
 import re
@@ -23,8 +22,6 @@ DECLARED = {
     "autoround": "AutoRound",
     "intel/auto-round": "AutoRound",
     "awq": "AWQ (AutoAWQ)",
-    "bitsandbytes": "bitsandbytes",
-    "bnb": "bitsandbytes",
     "compressed-tensors": "compressed-tensors",
     "eetq": "EETQ",
     "fbgemm_fp8": "FBGEMM FP8",
@@ -45,10 +42,9 @@ DECLARED = {
     "vptq": "VPTQ",
 }
 """{quant_method of a configuration: name of the format}"""
-READ = ("mezzotint", "modelopt", "nunchaku", "svdquant")
+READ = ("bitsandbytes", "bnb", "mezzotint", "modelopt", "nunchaku", "svdquant")
 """Values of quant_method in files that are read."""
 HINT = "use the BF16 model, or one quantized by ModelOpt, ComfyUI, Black Forest Labs or Nunchaku."
-BNB_STATE = re.compile(r".+\.quant_state\.bitsandbytes__(\w+)")
 TORCHAO = re.compile(r".+[.:_](qdata|tensor_impl|_data_impl|layout_tensor|int_data)")
 SCALES = (".weight_scale", ".scale_weight", ".weight_scale_inv")
 CODES = (torch.float8_e4m3fn, torch.int8)
@@ -111,12 +107,6 @@ def _in_blocks(weight: Shape, scale: Shape) -> bool:
 
 
 RULES = (
-    Rule(
-        "bitsandbytes (NF4 or FP4)",
-        lambda _header, info: BNB_STATE.fullmatch(info.name) is not None,
-    ),
-    Rule("bitsandbytes (NF4 or FP4)", has_siblings(".weight.absmax", ".weight.quant_map")),
-    Rule("bitsandbytes (LLM.int8)", has_siblings(".SCB", ".weight")),
     Rule("MLX", _is_packed_words),
     Rule("MLX", has_siblings(".biases", ".scales", ".weight")),
     Rule("quanto", ends(".weight._data", ".weight._scale", ".weight._packed")),

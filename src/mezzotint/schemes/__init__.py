@@ -6,8 +6,10 @@ from functools import cache
 from mezzotint.discover import collect
 from mezzotint.schemes.awq import SCHEME as AWQ_W4A16
 from mezzotint.schemes.bf16 import SCHEME as BF16
+from mezzotint.schemes.codebook4 import SCHEME as CODEBOOK4
 from mezzotint.schemes.fp8 import SCHEME as FP8
 from mezzotint.schemes.int8 import SCHEME as INT8
+from mezzotint.schemes.llm_int8 import SCHEME as LLM_INT8
 from mezzotint.schemes.mxfp8 import SCHEME as MXFP8
 from mezzotint.schemes.nvfp4 import SCHEME as NVFP4
 from mezzotint.schemes.scheme import ANY_RANK, Part, Parts, Scheme, Shape
@@ -17,8 +19,10 @@ from mezzotint.schemes.svdquant_nvfp4 import SCHEME as SVDQUANT_NVFP4
 __all__ = [
     "AWQ_W4A16",
     "BF16",
+    "CODEBOOK4",
     "FP8",
     "INT8",
+    "LLM_INT8",
     "MXFP8",
     "NVFP4",
     "ANY_RANK",

@@ -11,6 +11,7 @@ import torch
 from mezzotint.containers import TensorInfo
 from mezzotint.errors import CheckpointError
 from mezzotint.formats import Header, StoredLinear
+from mezzotint.formats.repacked import RepackedLinear
 from mezzotint.loading.blank_layers import (
     BLANK_SCALES,
     BLANK_WEIGHT,
@@ -51,6 +52,8 @@ def measure_linear(linear: StoredLinear, header: Header) -> LayerStatistics:
     Raises  CheckpointError if a part is missing or malformed, or a scale has no usable value
     """
     linear.check(header)
+    if isinstance(linear, RepackedLinear):
+        return _measure_repacked(linear, header)
     statistics = LayerStatistics(linear.scheme)
     for part, key in linear.keys.items():
         info = header.tensors[key]
@@ -62,6 +65,18 @@ def measure_linear(linear: StoredLinear, header: Header) -> LayerStatistics:
         statistics.numbers[part] = numbers
         add_tensor(_typed(linear, part, info), numbers)
         linear.scheme.check_values(part, numbers.examples(), f"{info.file}: {info.name}")
+    return statistics
+
+
+def _measure_repacked(linear: RepackedLinear, header: Header) -> LayerStatistics:
+    """Return the statistics of parts that are computed from several tensors."""
+    statistics = LayerStatistics(linear.scheme, codes := Codes())
+    for part, values in linear.read(header).parts.items():
+        if part == "codes":
+            codes.add(values)
+        else:
+            statistics.numbers[part] = Numbers(with_logs=linear.scheme.part(part).scale)
+            statistics.numbers[part].add(values)
     return statistics
 
 
@@ -89,7 +104,7 @@ def check_linear(
         findings += _check_codes(module, linear, statistics.codes, header)
     for part, numbers in statistics.numbers.items():
         if not numbers.finite:
-            findings.append(broken("values", linear.keys[part], NOT_FINITE))
+            findings.append(broken("values", linear.name_of(part), NOT_FINITE))
     return statistics, findings
 
 
@@ -103,11 +118,12 @@ def _check_scales(
     for part, numbers in statistics.numbers.items():
         if linear.scheme.part(part).scale and (value := _implausible_scale(numbers)) is not None:
             message = f"contains {value:g}, and no known model has such a scale"
-            yield suspicious("scales", linear.keys[part], message)
+            yield suspicious("scales", linear.name_of(part), message)
     blocks = statistics.numbers.get("block_scale")
     if blocks is None or blocks.count < MIN_SCALES or blocks.lowest != blocks.highest:
         return
-    if header.tensors[linear.keys["block_scale"]].dtype not in (POWER_OF_TWO_DTYPE, torch.uint8):
+    info = header.tensors.get(linear.name_of("block_scale"))
+    if info is None or info.dtype not in (POWER_OF_TWO_DTYPE, torch.uint8):
         yield suspicious("scales", module, f"all its block scales are {blocks.highest:g}")
 
 
@@ -134,8 +150,9 @@ def _check_codes(
         if share > MAX_SATURATED_SHARE:
             message = f"{share:.0%} of its codes have the largest magnitude: it is saturated"
             yield suspicious("values", module, message)
-    info = header.tensors[linear.keys["codes"]]
-    row_bytes = info.nbytes // max(info.shape[0], 1)
+    info = header.tensors.get(linear.name_of("codes"))
+    rows = linear.shape[0] if info is None else info.shape[0]
+    row_bytes = int(codes.counts.sum()) // max(rows, 1)
     if (period := _period(codes, row_bytes)) is not None:
         message = f"its codes repeat every {period} bytes: all its blocks are equal"
         yield suspicious("values", module, message)
