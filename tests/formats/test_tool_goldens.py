@@ -3,11 +3,12 @@
 tests/data/TOOL/make.py wrote the files with the tool; see `support.tool_goldens`.
 """
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import mezzotint
 from conftest import RecordSupport
@@ -16,13 +17,13 @@ from mezzotint.errors import CheckpointError
 from mezzotint.formats import detect_format, read_header
 from support import tool_goldens as goldens
 
-TOOLS = ("bitsandbytes",)
+TOOLS = ("bitsandbytes", "compressed_tensors", "torchao")
 each_tool = pytest.mark.parametrize("tool", TOOLS)
 
 
 @each_tool
 def test_single_layers_decode_to_the_tools_bits(data: Path, tool: str) -> None:
-    found = goldens.decoded_layers(data / tool / "layers.safetensors")
+    found = goldens.decoded_layers(data / tool / "layers")
     goldens.assert_fingerprints(data / tool / "layers.json", found)
 
 
@@ -89,11 +90,12 @@ def test_any_tensor_of_a_layer_that_is_taken_away_is_missed(
 ) -> None:
     file = data / tool / "model" / goldens.WEIGHTS
     tensors, config = load_file(file), (data / tool / "model/config.json").read_text()
+    metadata = read_header(data / tool / "model").metadata
     module = "transformer_blocks.0.attn.to_k"
     (tmp_path / "config.json").write_text(config)
     for name in [name for name in tensors if name.startswith(f"{module}.")]:
         kept = {key: value for key, value in tensors.items() if key != name}
-        save_file(kept, tmp_path / goldens.WEIGHTS)
+        goldens.rewrite(tmp_path / goldens.WEIGHTS, kept, metadata)
         with pytest.raises(CheckpointError):
             goldens.loaded_model(tmp_path)
         with pytest.raises(CheckpointError):
@@ -102,21 +104,24 @@ def test_any_tensor_of_a_layer_that_is_taken_away_is_missed(
 
 @each_tool
 def test_a_tensor_of_another_shape_is_refused(data: Path, tmp_path: Path, tool: str) -> None:
-    tensors = load_file(data / tool / "layers.safetensors")
-    file = tmp_path / "layers.safetensors"
+    copy = tmp_path / "layers"
+    shutil.copytree(data / tool / "layers", copy)
+    tensors, metadata = load_file(copy / goldens.WEIGHTS), read_header(copy).metadata
     for name, value in tensors.items():
         if value.numel() > 1 and "quant_state" not in name:
-            save_file(tensors | {name: value.flatten()[:-1].clone()}, file)
+            changed = tensors | {name: value.flatten()[:-1].clone()}
+            goldens.rewrite(copy / goldens.WEIGHTS, changed, metadata)
             with pytest.raises(CheckpointError):
-                goldens.decoded_layers(file)
+                goldens.decoded_layers(copy)
 
 
 @each_tool
 def test_a_scale_that_is_not_finite_is_refused(data: Path, tmp_path: Path, tool: str) -> None:
-    file = data / tool / "layers.safetensors"
-    header = read_header(file)
+    copy = tmp_path / "layers"
+    shutil.copytree(data / tool / "layers", copy)
+    header = read_header(copy)
     contents = detect_format(header).format.contents(header)
-    tensors = load_file(file)
+    tensors = load_file(copy / goldens.WEIGHTS)
     for linear in contents.linears.values():
         scales = [key for part, key in linear.keys.items() if linear.part(part).scale]
         assert scales
@@ -125,14 +130,15 @@ def test_a_scale_that_is_not_finite_is_refused(data: Path, tmp_path: Path, tool:
                 continue
             broken = tensors[key].float().clone()
             broken.view(-1)[0] = float("nan")
-            save_file(tensors | {key: broken.to(tensors[key].dtype)}, tmp_path / file.name)
+            changed = tensors | {key: broken.to(tensors[key].dtype)}
+            goldens.rewrite(copy / goldens.WEIGHTS, changed, header.metadata)
             with pytest.raises(CheckpointError, match=r"not finite"):
-                goldens.decoded_layers(tmp_path / file.name)
+                goldens.decoded_layers(copy)
 
 
 @each_tool
 def test_slices_of_rows_and_columns_are_those_of_the_matrix(data: Path, tool: str) -> None:
-    header = read_header(data / tool / "layers.safetensors")
+    header = read_header(data / tool / "layers")
     contents = detect_format(header).format.contents(header)
     for linear in contents.linears.values():
         whole = goldens.decode(linear, header)

@@ -498,13 +498,7 @@ FOREIGN: dict[str, tuple[Tensors, dict[str, object], str]] = {
         "SDNQ",
     ),
     "torchao": ({f"{QUERY}._weight_qdata": torch.zeros(64, 64).to(E4M3)}, {}, "torchao"),
-    "torchao config": ({}, {"quant_method": "torchao"}, "torchao"),
     "quanto": ({f"{QUERY}.weight._data": torch.zeros(64, 64).to(torch.int8)}, {}, "quanto"),
-    "compressed": (
-        {f"{QUERY}.weight_packed": torch.zeros(64, 8, dtype=torch.int32)},
-        {},
-        "compressed-tensors",
-    ),
     "autoround": ({}, {"quant_method": "auto-round", "bits": 4}, "AutoRound"),
     "gptq": (
         {

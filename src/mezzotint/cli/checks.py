@@ -59,7 +59,8 @@ METRICS = ("psnr", "ssim", "ms_ssim", "flip", "lpips", "st_lpips", "mae")
 PROMPT_SETS = tuple(sorted(file.stem for file in (DATA / "prompts").glob("*.txt")))
 RESIDENT = ("stored", "fp8")
 SCHEMES = (
-    *("awq_w4a16", "bf16", "codebook4", "fp8", "int8", "llm_int8", "mxfp8", "nvfp4"),
+    *("awq_w4a16", "bf16", "codebook4", "fp8", "fp8_groups", "int8", "llm_int8", "mxfp8", "nvfp4"),
+    *(f"int{bits}_groups" for bits in range(2, 9)),
     *("svdquant_int4", "svdquant_nvfp4"),
 )
 NO_ACTIVATIONS = "activations is {!r}"

@@ -22,7 +22,6 @@ DECLARED = {
     "autoround": "AutoRound",
     "intel/auto-round": "AutoRound",
     "awq": "AWQ (AutoAWQ)",
-    "compressed-tensors": "compressed-tensors",
     "eetq": "EETQ",
     "fbgemm_fp8": "FBGEMM FP8",
     "fp8": "FP8 with a scale for each block (quant_method fp8)",
@@ -38,12 +37,16 @@ DECLARED = {
     "quark": "AMD Quark",
     "sdnq": "SDNQ",
     "spqr": "SpQR",
-    "torchao": "torchao",
     "vptq": "VPTQ",
 }
 """{quant_method of a configuration: name of the format}"""
-READ = ("bitsandbytes", "bnb", "mezzotint", "modelopt", "nunchaku", "svdquant")
+READ = (
+    *("bitsandbytes", "bnb", "compressed-tensors", "mezzotint", "modelopt", "nunchaku"),
+    *("svdquant", "torchao"),
+)
 """Values of quant_method in files that are read."""
+DESCRIBED = ("compressed-tensors", "torchao")
+"""Those whose files describe the scales of each weight."""
 HINT = "use the BF16 model, or one quantized by ModelOpt, ComfyUI, Black Forest Labs or Nunchaku."
 TORCHAO = re.compile(r".+[.:_](qdata|tensor_impl|_data_impl|layout_tensor|int_data)")
 SCALES = (".weight_scale", ".scale_weight", ".weight_scale_inv")
@@ -79,7 +82,7 @@ def _is_packed_words(header: Header, info: TensorInfo) -> bool:
     return info.dtype is torch.uint32 and has_siblings(".weight", ".scales")(header, info)
 
 
-def _is_e5m2(_header: Header, info: TensorInfo) -> bool:
+def _is_e5m2(info: TensorInfo) -> bool:
     return info.dtype is torch.float8_e5m2
 
 
@@ -93,6 +96,13 @@ def _has_block_scale(header: Header, info: TensorInfo) -> bool:
         s is not None and s.dtype in FLOAT_DTYPES and _in_blocks(info.shape, s.shape)
         for s in scales
     )
+
+
+def _describes_itself(header: Header) -> bool:
+    """Return whether the file says of itself that it is in a read format with any such scales."""
+    declared = header.config.get("quantization_config")
+    method = declared.get("quant_method") if isinstance(declared, Mapping) else None
+    return method in DESCRIBED or "tensor_names" in header.metadata
 
 
 def _in_blocks(weight: Shape, scale: Shape) -> bool:
@@ -110,18 +120,25 @@ RULES = (
     Rule("MLX", _is_packed_words),
     Rule("MLX", has_siblings(".biases", ".scales", ".weight")),
     Rule("quanto", ends(".weight._data", ".weight._scale", ".weight._packed")),
-    Rule("compressed-tensors", ends(".weight_packed", ".weight_global_scale")),
     Rule(
         "GPTQ, as AutoRound and AutoGPTQ write it", has_siblings(".qweight", ".qzeros", ".scales")
     ),
-    Rule("torchao", lambda _header, info: TORCHAO.fullmatch(info.name) is not None),
+    Rule(
+        "torchao, without its entries in the header",
+        lambda header, info: (
+            "tensor_names" not in header.metadata and TORCHAO.fullmatch(info.name) is not None
+        ),
+    ),
     Rule("SDNQ", has_siblings(".scale", ".weight", ".zero_point")),
     Rule("SDNQ", has_siblings(".svd_up", ".svd_down", ".weight", ".scale")),
     Rule("SDNQ", lambda header, info: _is_codes_with_scale(header, info)),
     Rule("HQQ", ends(".W_q")),
     Rule("FP8 with a scale for each block", ends(".weight_scale_inv")),
-    Rule("FP8 or INT8 with a scale for each block", _has_block_scale),
-    Rule("FP8 in e5m2", _is_e5m2),
+    Rule(
+        "FP8 or INT8 with a scale for each block",
+        lambda header, info: not _describes_itself(header) and _has_block_scale(header, info),
+    ),
+    Rule("FP8 in e5m2", lambda header, info: not _describes_itself(header) and _is_e5m2(info)),
 )
 
 

@@ -4,6 +4,7 @@ A tool may pack codes over the rows of a matrix, quantize the scales again, or s
 rows. A `RepackedLinear` describes the stored tensors and the function from them to plain parts.
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -27,6 +28,19 @@ def stored(
 ) -> Part:
     """Describe a stored tensor of one layer."""
     return Part(dtypes, lambda _out, _in: shapes, meaning, scale=scale, signed=signed)
+
+
+def scales_of_blocks(scales: Tensor, block: tuple[int, int], shape: tuple[int, int]) -> Tensor:
+    """Return the scales of 2-D blocks as [out, in/group]: a block's scale is that of all its rows.
+
+    The group is the largest one that divides both the blocks and the rows.
+
+    scales   [ceil(out/rows of a block), ceil(in/columns of a block)]
+    """
+    group = math.gcd(block[1], shape[1])
+    rows = torch.arange(shape[0], device=scales.device) // block[0]
+    columns = torch.arange(0, shape[1], group, device=scales.device) // block[1]
+    return scales[rows[:, None], columns]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from mezzotint.loading.blank_layers import (
     blank_codes,
     is_matrix,
 )
-from mezzotint.schemes import BF16, FP8, NVFP4, Scheme
+from mezzotint.schemes import BF16, FP8, FP8_GROUPS, NVFP4, Scheme
 from mezzotint.verification.findings import Finding, broken, finding_from_error, suspicious
 from mezzotint.verification.statistics import Codes, Numbers, add_tensor
 
@@ -140,7 +140,7 @@ def _implausible_scale(scales: Numbers) -> float | None:
 def _check_codes(
     module: str, linear: StoredLinear, codes: Codes, header: Header
 ) -> Iterator[Finding]:
-    if linear.scheme is FP8 and codes.holds_e4m3_nan():
+    if linear.scheme in (FP8, FP8_GROUPS) and codes.holds_e4m3_nan():
         yield broken("values", linear.keys["codes"], "contains a NaN code")
     if codes.only is not None:
         yield suspicious("values", module, blank_codes(codes.only))

@@ -11,7 +11,7 @@ from bitsandbytes import functional as bnb
 from safetensors.torch import save_file
 from torch import Tensor
 
-from support.tool_goldens import ToolLayer, run
+from support.tool_goldens import ToolFile, ToolLayer, run
 
 HERE = Path(__file__).resolve().parent
 VARIANTS = {
@@ -92,6 +92,6 @@ if __name__ == "__main__":
         HERE,
         layers,
         lambda matrix: four_bits(matrix, "nf4", "bfloat16", 64, True),
-        quantization,
         variants | {"int8": eight_bits},
+        ToolFile(quantization),
     )
