@@ -17,7 +17,7 @@ from mezzotint.errors import CheckpointError
 from mezzotint.formats import detect_format, read_header
 from support import tool_goldens as goldens
 
-TOOLS = ("bitsandbytes", "compressed_tensors", "torchao")
+TOOLS = ("bitsandbytes", "compressed_tensors", "sdnq", "torchao")
 each_tool = pytest.mark.parametrize("tool", TOOLS)
 
 

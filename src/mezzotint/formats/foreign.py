@@ -35,17 +35,16 @@ DECLARED = {
     "optimum-quanto": "quanto",
     "quanto": "quanto",
     "quark": "AMD Quark",
-    "sdnq": "SDNQ",
     "spqr": "SpQR",
     "vptq": "VPTQ",
 }
 """{quant_method of a configuration: name of the format}"""
 READ = (
     *("bitsandbytes", "bnb", "compressed-tensors", "mezzotint", "modelopt", "nunchaku"),
-    *("svdquant", "torchao"),
+    *("sdnq", "svdquant", "torchao"),
 )
 """Values of quant_method in files that are read."""
-DESCRIBED = ("compressed-tensors", "torchao")
+DESCRIBED = ("compressed-tensors", "sdnq", "torchao")
 """Those whose files describe the scales of each weight."""
 HINT = "use the BF16 model, or one quantized by ModelOpt, ComfyUI, Black Forest Labs or Nunchaku."
 TORCHAO = re.compile(r".+[.:_](qdata|tensor_impl|_data_impl|layout_tensor|int_data)")
@@ -129,9 +128,10 @@ RULES = (
             "tensor_names" not in header.metadata and TORCHAO.fullmatch(info.name) is not None
         ),
     ),
-    Rule("SDNQ", has_siblings(".scale", ".weight", ".zero_point")),
-    Rule("SDNQ", has_siblings(".svd_up", ".svd_down", ".weight", ".scale")),
-    Rule("SDNQ", lambda header, info: _is_codes_with_scale(header, info)),
+    Rule(
+        "SDNQ, without its configuration",
+        lambda header, info: not _describes_itself(header) and _is_codes_with_scale(header, info),
+    ),
     Rule("HQQ", ends(".W_q")),
     Rule("FP8 with a scale for each block", ends(".weight_scale_inv")),
     Rule(

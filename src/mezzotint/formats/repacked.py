@@ -65,6 +65,7 @@ class RepackedLinear(StoredLinear):
         for name, key in self.keys.items():
             if key not in header.tensors:
                 raise missing_part(self, name, key, header)
+        for name, key in self.keys.items():
             info = header.tensors[key]
             part, where = self.part(name), f"{info.file.name}: {key}"
             if info.storage_shape not in (allowed := part.shapes(*self.shape)):

@@ -29,9 +29,14 @@ def scale_groups(values: Tensor, scale: Tensor, group: int) -> Tensor:
     return from_groups(to_groups(values, group) * scale.unsqueeze(-1), values.shape[-1])
 
 
+def split_groups(values: Tensor, groups: int) -> Tensor:
+    """Reshape [..., columns] to [..., groups, columns / groups]."""
+    return values.reshape(*values.shape[:-1], groups, -1)
+
+
 def scale_any_groups(values: Tensor, scale: Tensor) -> Tensor:
     """Multiply values [..., columns] by the scale [..., groups] of their group of equal size."""
-    return (values.unflatten(-1, (scale.shape[-1], -1)) * scale.float().unsqueeze(-1)).flatten(-2)
+    return (split_groups(values, scale.shape[-1]) * scale.float().unsqueeze(-1)).flatten(-2)
 
 
 def replace_zero_with_one(scale: Tensor) -> Tensor:

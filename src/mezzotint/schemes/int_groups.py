@@ -7,7 +7,7 @@ how they pack such codes, and in where they put the zero point; the arithmetic i
 import torch
 from torch import Tensor
 
-from mezzotint.schemes.groups import scale_any_groups
+from mezzotint.schemes.groups import split_groups
 from mezzotint.schemes.minifloats import pack_nibbles, unpack_nibbles
 from mezzotint.schemes.scheme import (
     COMMON_PARTS,
@@ -35,7 +35,8 @@ def unpack_codes(codes: Tensor, bits: int) -> Tensor:
         return unpack_nibbles(codes)
     places = torch.arange(8, dtype=torch.uint8, device=codes.device)
     stream = (codes.unsqueeze(-1) >> places & 1).flatten(-2)
-    stream = stream[..., : stream.shape[-1] // bits * bits].unflatten(-1, (-1, bits))
+    stream = stream[..., : stream.shape[-1] // bits * bits]
+    stream = stream.reshape(*stream.shape[:-1], -1, bits)
     return (stream << places[:bits]).sum(-1, dtype=torch.uint8)
 
 
@@ -46,7 +47,8 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
     if bits == 4:
         return pack_nibbles(codes)
     places = torch.arange(8, dtype=torch.uint8, device=codes.device)
-    stream = (codes.unsqueeze(-1) >> places[:bits] & 1).flatten(-2).unflatten(-1, (-1, 8))
+    stream = (codes.unsqueeze(-1) >> places[:bits] & 1).flatten(-2)
+    stream = stream.reshape(*stream.shape[:-1], -1, 8)
     return (stream << places).sum(-1, dtype=torch.uint8)
 
 
@@ -63,17 +65,16 @@ def decode_int_groups(parts: Parts, bits: int) -> Tensor:
     block_zero    [out, in/group]
     Returns       float32 [out, in]
     """
-    codes, scale = unpack_codes(parts["codes"], bits).float(), parts["block_scale"]
+    codes = unpack_codes(parts["codes"], bits).float()
+    scale = parts["block_scale"].float()
+    groups = split_groups(codes, scale.shape[-1])
+    scale = scale.unsqueeze(-1)
+    if "block_zero" in parts:
+        # One rounding, as in SDNQ: addcmul multiplies and adds in one instruction.
+        return torch.addcmul(parts["block_zero"].float().unsqueeze(-1), groups, scale).flatten(-2)
     if "zero_point" in parts:
-        zero = parts["zero_point"].float().unsqueeze(-1)
-        codes = (codes.unflatten(-1, (scale.shape[-1], -1)) - zero).flatten(-2)
-    elif "block_zero" not in parts:
-        codes = codes - 2 ** (bits - 1)
-    values = scale_any_groups(codes, scale)
-    if "block_zero" not in parts:
-        return values
-    zero = parts["block_zero"].float().unsqueeze(-1)
-    return (values.unflatten(-1, (scale.shape[-1], -1)) + zero).flatten(-2)
+        return ((groups - parts["zero_point"].float().unsqueeze(-1)) * scale).flatten(-2)
+    return ((groups - 2 ** (bits - 1)) * scale).flatten(-2)
 
 
 def _packed(bits: int) -> Part:

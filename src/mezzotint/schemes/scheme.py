@@ -34,6 +34,7 @@ With x the layer's input and R the decoded codes, the layer computes
 where Q quantizes z, or is the identity. The dequantized weights are those that multiply x.
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -265,12 +266,9 @@ def per_group(group: int) -> Callable[[int, int], tuple[Shape, ...]]:
 
 
 def per_any_group(out: int, in_: int) -> tuple[Shape, ...]:
-    """Return the shapes of one number per output feature and group, for every group that is usual.
-
-    A group is the whole row, or a power of two that divides the input features.
-    """
-    sizes = (2**power for power in range(MAX_GROUP.bit_length()))
-    counts = {1, *(in_ // size for size in sizes if in_ % size == 0)}
+    """Return the shapes of one number per output feature and group, for all groups of equal size."""
+    small = [size for size in range(1, math.isqrt(in_) + 1) if in_ % size == 0]
+    counts = {*small, *(in_ // size for size in small)}
     return tuple((out, count) for count in sorted(counts))
 
 
@@ -283,8 +281,6 @@ def square_of_columns(_out: int, in_: int) -> tuple[Shape, ...]:
 FLOAT32 = (torch.float32,)
 HALF_DTYPES = (torch.bfloat16, torch.float16)
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-MAX_GROUP = 4096
-"""Largest group of columns that shares a scale, where it is not the whole row."""
 ANY_RANK = -1
 """Stands for any length in a part's shape, such as the rank of a low-rank branch."""
 INPUT_SCALE = Part(FLOAT32, scalar, "static scale of the layer's input", scale=True)

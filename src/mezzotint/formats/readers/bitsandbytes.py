@@ -33,7 +33,7 @@ from mezzotint.formats.readers.mezzotint import quantization_config
 from mezzotint.formats.repacked import RepackedLinear, stored
 from mezzotint.layouts import swap_nibbles
 from mezzotint.schemes import CODEBOOK4, LLM_INT8, Part, Parts, Shape
-from mezzotint.schemes.scheme import FLOAT32, FLOAT_DTYPES, MAX_GROUP
+from mezzotint.schemes.scheme import FLOAT32, FLOAT_DTYPES
 from mezzotint.tensor import PLAIN
 from mezzotint.untrusted.escaping import shown
 from mezzotint.untrusted.json import parse_object
@@ -45,6 +45,8 @@ FOUR_BIT_SUFFIXES = (".weight.absmax", ".weight.quant_map")
 SCB, WEIGHT_FORMAT = ".SCB", ".weight_format"
 MAX_STATE, MAX_STATES = 64 * 2**10, 4 * 2**20
 """Bytes of one quantization state, and of all; a state has about 100."""
+MAX_BLOCK = 4096
+"""Largest block of bitsandbytes."""
 DEFAULT_THRESHOLD = 6.0
 """Source: BitsAndBytesConfig.llm_int8_threshold of transformers and diffusers"""
 MAX_DIFFERENCE = 1e-6
@@ -161,9 +163,9 @@ def _state(info: TensorInfo, text: bytes) -> State:
     state = validated(State, parse_object(text, where, MAX_STATE), where)
     if not info.name.endswith(state.quant_type):
         raise BrokenFile(f"{where}: quant_type is {state.quant_type}, and its name says another")
-    if state.blocksize > MAX_GROUP or state.blocksize.bit_count() != 1:
+    if state.blocksize > MAX_BLOCK or state.blocksize.bit_count() != 1:
         raise UnreadFormat(
-            f"{where}: blocksize is {state.blocksize:,}, expected a power of two up to {MAX_GROUP}"
+            f"{where}: blocksize is {state.blocksize:,}, expected a power of two up to {MAX_BLOCK}"
         )
     if state.shape[1] % 2:
         raise ShapeMismatch(
