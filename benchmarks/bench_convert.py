@@ -1,8 +1,8 @@
-"""Time a conversion beside `cp` plus one pass of SHA-256 over the same bytes; append one row to the results.
+"""Compare the time of a conversion with `cp` plus SHA-256 of the same bytes; append a result row.
 
-Every run starts with the source in the page cache, so that both sides read alike, and ends with its output synced to
-the disk: a conversion does so by itself, `cp` is followed by `sync` of the copy. The SHA-256 is Python's hashlib, which
-is also what a conversion uses.
+Every run starts with the source in the page cache and ends with its output synced to disk. A
+conversion syncs by itself; `cp` is followed by `sync` of the copy. The SHA-256 is Python's hashlib,
+which a conversion uses too.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""How long full-size checkpoints take to be inspected and planned, from true headers over files that are holes.
+"""Time `inspect` and planning of full-size checkpoints: sparse files with real headers.
 
 PYTHONPATH=src:tests python benchmarks/bench_headers.py
 """
@@ -22,7 +22,7 @@ DATA = Path(sparse.__file__).parent / "data"
 
 
 def seconds(measure: Callable[[], Any], repeats: int) -> dict[str, float]:
-    """Of a first call, which imports what it needs, and the median of as many more."""
+    """Return the seconds of a first call, with its imports, and the median of further calls."""
     times = []
     for _ in range(repeats + 1):
         started = time.perf_counter()

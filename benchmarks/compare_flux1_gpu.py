@@ -1,13 +1,14 @@
-r"""`compare` at FLUX.1's real size with random weights, its memory and times held against the driver's and CUDA's own.
+r"""Check the memory and times that `compare` reports, on FLUX.1 in full size with random weights.
 
-    python benchmarks/compare_flux1_gpu.py /tmp/flux --out "$OUT"            # one 80 GB GPU, 40 GB of disk
-    python benchmarks/compare_flux1_gpu.py /tmp/flux --out /tmp/out --device cpu --blocks 1 --single-blocks 1 \\
-        --size 64                                                      # a smoke test
+    python benchmarks/compare_flux1_gpu.py /tmp/flux --out "$OUT"   # an 80 GB GPU, 40 GB of disk
+    python benchmarks/compare_flux1_gpu.py /tmp/flux --out /tmp/out --device cpu \\
+        --blocks 1 --single-blocks 1 --size 64                      # a smoke test
 
-Makes a pipeline of FLUX.1's transformer and autoencoder, and of text encoders of its widths with one layer each, all of
-random weights, and an FP8 copy of the transformer. Then `compare` runs, while another process asks NVML twenty times a
-second what the whole GPU has in use; what it had before anything ran is taken off. The last line is JSON: for each
-model what the report says, what was measured beside it, and their ratio.
+The script creates a pipeline of FLUX.1's transformer and autoencoder, with text encoders of one
+layer each, and an FP8 copy of the transformer. Then `compare` runs, while another process queries
+NVML 20 times a second for the memory in use on the whole GPU; the memory in use before the run is
+subtracted. The last line is JSON: for each model the reported values, the measured values, and
+their ratio.
 """
 
 import argparse
@@ -45,7 +46,7 @@ PROMPTS = ("a cat on a table", "a red boat")
 
 
 def text_encoders() -> dict[str, Any]:
-    """Of the widths that FLUX.1 reads, 768 and 4096, with one small layer each."""
+    """Build text encoders of FLUX.1's widths, 768 and 4096, with one small layer each."""
     clip = transformers.CLIPTextConfig(
         vocab_size=tiny.VOCABULARY,
         hidden_size=768,
@@ -88,7 +89,7 @@ def autoencoder() -> Any:
 
 
 def make(folder: Path, changes: dict[str, int], device: str, size: int) -> None:
-    """Write the pipeline into folder/bf16 and the FP8 transformer into folder/fp8, calibrated on two steps."""
+    """Write the pipeline to folder/bf16 and an FP8 transformer, calibrated on two steps, to fp8."""
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     with torch.device(device):
@@ -117,7 +118,7 @@ def make(folder: Path, changes: dict[str, int], device: str, size: int) -> None:
 
 
 def event_seconds(source: str | None, model: Path, size: int, steps: int, device: str) -> float:
-    """Seconds of one warm image by CUDA events, apart from everything that `compare` measures with."""
+    """Return the seconds of one warm image by CUDA events, independent of `compare`."""
     pipe = load(model, transformer=source, device=device)
     settings = recommended_sampling(model).replace(steps=steps, size=size)
     times = []
@@ -168,7 +169,8 @@ def main() -> None:
     done: list[tuple[float, str]] = []
     log = a.folder / "nvml.txt"
     poll = subprocess.Popen([sys.executable, "-c", POLL], stdout=log.open("w")) if gpu else None
-    try:  # the events are taken while NVML is asked, too: asking slows the process that launches kernels
+    # Events are also recorded while NVML is polled, because polling slows kernel launches.
+    try:
         comparison = compare(
             f"bf16={a.folder / 'bf16'}",
             [f"fp8={a.folder / 'fp8'}"],
@@ -188,27 +190,25 @@ def main() -> None:
         )
         rows = {}
         for model in (report["reference"], *report["candidates"]):
-            painted_at = [when for when, name in done if name == model["name"]]
-            while_painting = (
-                size for when, size in used if painted_at[0] <= when <= painted_at[-1]
-            )
-            polled = max(while_painting, default=idle) - idle
+            times = [when for when, name in done if name == model["name"]]
+            while_running = (size for when, size in used if times[0] <= when <= times[-1])
+            polled = max(while_running, default=idle) - idle
             source = None if model["transformer"] is None else str(a.folder / "fp8")
             events = (
                 event_seconds(source, a.folder / "bf16", a.size, a.steps, a.device) if gpu else None
             )
-            painted, seconds = (
+            memory, seconds = (
                 model["cost"]["memory"][1],
-                model["cost"]["seconds_per_picture"]["median"],
+                model["cost"]["seconds_per_image"]["median"],
             )
             rows[model["name"]] = {
-                "driver_reported": painted["driver"],
-                "driver_source": painted["driver_source"],
+                "driver_reported": memory["driver"],
+                "driver_source": memory["driver_source"],
                 "nvml_polled_max": polled,
                 "nvml_idle": idle,
-                "memory_ratio": painted["driver"] / polled if polled else None,
-                "peak_allocated": painted["peak_allocated"],
-                "peak_reserved": painted["peak_reserved"],
+                "memory_ratio": memory["driver"] / polled if polled else None,
+                "peak_allocated": memory["peak_allocated"],
+                "peak_reserved": memory["peak_reserved"],
                 "seconds_reported": seconds,
                 "seconds_by_events": events,
                 "time_ratio": seconds / events if events else None,

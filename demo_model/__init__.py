@@ -1,1 +1,1 @@
-"""How the built-in model was made."""
+"""Scripts that created the built-in model."""

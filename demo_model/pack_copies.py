@@ -2,7 +2,8 @@
 
     PYTHONPATH=src python -m demo_model.pack_copies FOLDER
 
-FOLDER holds what demo_model/quantize.py wrote. Each recipe is rebuilt and compared before it counts.
+FOLDER is the output of demo_model/quantize.py. Each recipe is rebuilt and compared before it is
+accepted.
 """
 
 import hashlib

@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
-"""Write three quantized copies of the demo's transformer with the tools that those formats come from.
+"""Write three quantized copies of the demo's transformer with the original tools of each format.
 
-A development tool: Mezzotint itself never imports NVIDIA ModelOpt or comfy-kitchen.  It needs the packages in
-requirements.txt.  Given a FluxPipeline in the directory `demo` it writes
+This is a development tool: Mezzotint never imports NVIDIA ModelOpt or comfy-kitchen. It needs
+the packages in requirements.txt. Given a FluxPipeline in the directory `demo`, it writes
 
-    demo-fp8/                      ModelOpt FP8, laid out by its export_hf_checkpoint
-    demo-nvfp4/                    ModelOpt NVFP4, likewise
-    demo-nvfp4-comfy.safetensors   comfy-kitchen NVFP4 in one file, labelled the way ComfyUI labels it
+    demo-fp8/                      ModelOpt FP8, written by its export_hf_checkpoint
+    demo-nvfp4/                    ModelOpt NVFP4, written by its export_hf_checkpoint
+    demo-nvfp4-comfy.safetensors   comfy-kitchen NVFP4 in one file, with ComfyUI's metadata
 
-Every nn.Linear of the double and the single blocks is quantized; embedders, norm_out and proj_out stay BF16.
-The ranges of the activations are the largest values seen while the pipeline generates a batch of training
-captions in float32.  Then this tool reads the three copies back with code of its own, compares them with the
-BF16 weights, and only after that lets them take the place of older copies.
+Every nn.Linear of the double and single blocks is quantized; embedders, norm_out and proj_out stay
+BF16. The ranges of the activations are the largest values while the pipeline generates a batch of
+training captions in float32. The tool then decodes the three copies with its own code, compares
+them with the BF16 weights, and only then replaces older copies.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ NVFP4_MAX = E4M3_MAX * E2M1[-1]
 Tensors = dict[str, Tensor]
 
 
-# ------------------------------------------------------------------------------------------- quantizing
+# --------------------------------------------------------------------------------------- quantizing
 
 
 def block_weights(transformer: FluxTransformer2DModel) -> dict[str, Tensor]:
@@ -81,9 +81,9 @@ def generate(pipeline: FluxPipeline, prompts: list[str], steps: int) -> Tensor:
 
 
 def calibrate(pipeline: FluxPipeline, preset: str, prompts: list[str], steps: int) -> None:
-    """Put ModelOpt's quantizers of NVIDIA's diffusers `preset` into the transformer, and set their ranges.
+    """Insert the quantizers of a ModelOpt preset for diffusers, and calibrate their ranges.
 
-    The preset also gives quantizers to LayerNorms and to layers outside the blocks; those are switched off.
+    The preset also quantizes LayerNorms and layers outside the blocks; those are disabled.
     """
     transformer = pipeline.transformer
     wanted = {
@@ -95,7 +95,7 @@ def calibrate(pipeline: FluxPipeline, preset: str, prompts: list[str], steps: in
 
 
 def write_modelopt(source: Path, preset: str, target: Path, prompts: list[str], steps: int) -> None:
-    """Quantize the transformer of the pipeline in `source` and export it to the directory `target`."""
+    """Quantize the transformer of the pipeline in `source` and export it to the folder `target`."""
     pipeline = FluxPipeline.from_pretrained(source, dtype=torch.float32, local_files_only=True)
     calibrate(pipeline, preset, prompts, steps)
     pipeline.transformer.register_to_config(_name_or_path="demo")  # not the path on this machine
@@ -105,8 +105,8 @@ def write_modelopt(source: Path, preset: str, target: Path, prompts: list[str], 
 def write_comfy(transformer: FluxTransformer2DModel, calibrated: Tensors, target: Path) -> None:
     """Quantize the BF16 `transformer` with comfy-kitchen, with the input scales of an NVFP4 export.
 
-    Both labels that ComfyUI knows are written: the header entry of the files it publishes, and the marker
-    tensor per layer of the files it saves.  Names are those of diffusers.
+    ComfyUI reads two kinds of metadata, and both are written: the header entry of its published
+    files, and a marker tensor per layer of files that it saves. Names are those of diffusers.
     """
     tensors = dict(transformer.state_dict())
     label = {"format": "nvfp4"}
@@ -122,25 +122,25 @@ def write_comfy(transformer: FluxTransformer2DModel, calibrated: Tensors, target
     save_file(tensors, target, {"format": "pt", "_quantization_metadata": json.dumps(labels)})
 
 
-# ------------------------------------------------------------------------------------------ reading back
+# ------------------------------------------------------------------------------------- reading back
 
 
 def unpack_e2m1(packed: Tensor, high_first: bool) -> Tensor:
-    """The values [N, K] of two 4-bit codes per byte [N, K / 2]."""
+    """Return the values [N, K] of two 4-bit codes per byte [N, K / 2]."""
     low, high = packed & 15, packed >> 4
     codes = torch.stack((high, low) if high_first else (low, high), dim=-1).flatten(1).long()
     return torch.tensor([*E2M1, *(-value for value in E2M1)])[codes]
 
 
 def unswizzle(scales: Tensor, rows: int, columns: int) -> Tensor:
-    """Block scales [rows, columns] out of tiles of 128 x 4; rows 32 apart are neighbours in a tile."""
+    """Return block scales [rows, columns] from tiles of 128 x 4; rows 32 apart are adjacent."""
     high, wide = scales.shape[0] // 128, scales.shape[1] // 4
     tiles = scales.reshape(high, wide, 32, 4, 4).permute(0, 3, 2, 1, 4)
     return tiles.reshape(high * 128, wide * 4)[:rows, :columns]
 
 
 def dequantize(tensors: Tensors, layer: str) -> Tensor:
-    """The float32 weight [N, K] that `layer` stands for; marker tensors give away ComfyUI's packing."""
+    """Return the float32 weight [N, K] of `layer`; marker tensors indicate ComfyUI's packing."""
     weight, scale = tensors[f"{layer}.weight"], tensors[f"{layer}.weight_scale"].float()
     if weight.dtype == torch.float8_e4m3fn:
         return weight.float() * scale
@@ -155,7 +155,7 @@ def dequantize(tensors: Tensors, layer: str) -> Tensor:
 
 @dataclass(frozen=True)
 class Summary:
-    """What is in one quantized file, measured against the BF16 weights."""
+    """The content of one quantized file, compared with the BF16 weights."""
 
     size: int  # bytes
     layers: int
@@ -167,7 +167,11 @@ class Summary:
 
 
 def summarize(file: Path, originals: dict[str, Tensor]) -> Summary:
-    """Read `file` back; ValueError unless the layers of `originals` [N, K], and only they, are quantized."""
+    """Compare `file` with the original weights.
+
+    originals   {layer: weight [N, K]}
+    Raises      ValueError unless exactly these layers are quantized
+    """
     tensors = load_file(file)
     found = {
         name.removesuffix(".weight_scale") for name in tensors if name.endswith(".weight_scale")
@@ -202,7 +206,7 @@ def table(summaries: dict[str, Summary]) -> str:
     return "\n".join(lines)
 
 
-# ----------------------------------------------------------------------------------------------- running
+# ------------------------------------------------------------------------------------------ running
 
 
 def replace(new: Path, target: Path) -> None:
@@ -213,7 +217,7 @@ def replace(new: Path, target: Path) -> None:
 
 
 def quantize(source: Path, out: Path, prompts: list[str], steps: int) -> dict[str, Summary]:
-    """Write the three copies of the pipeline in `source` to the directory `out`; what each of them holds."""
+    """Write three copies of the pipeline in `source` to the folder `out`; return summaries."""
     transformer = FluxTransformer2DModel.from_pretrained(
         source, subfolder="transformer", dtype=torch.bfloat16, local_files_only=True
     )

@@ -1,9 +1,10 @@
-"""Captioned shapes: the world that the built-in demo model generates.
+"""Captioned shapes: the data that the built-in demo model learns to generate.
 
-A caption reads "a large red circle on a blue background".  This module knows the grammar of such captions,
-draws them (antialiased, from signed distances, on any torch device) and judges an image against its caption.
+A caption reads "a large red circle on a blue background". This module parses such captions, draws
+them (antialiased, from signed distances, on any torch device), and scores an image against its
+caption.
 
-All images are 64 x 64.  Lengths are pixels, colours are RGB in [0, 1] inside tensors.
+All images are 64 x 64. Lengths are in pixels. Colors in tensors are RGB in [0, 1].
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from PIL import Image
 from torch import Tensor
 
 IMAGE_SIZE = 64
-JITTER = 3.0  # the centre of a shape moves by at most this, in x and in y
+JITTER = 3.0  # the center of a shape moves by at most this, in x and in y
 SIZES = {"small": 12.0, "large": 22.0}  # radius
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "ring", "heart")
-COLOURS = {
+COLORS = {
     "red": (220, 40, 40),
     "green": (40, 160, 70),
     "blue": (40, 80, 210),
@@ -38,47 +39,47 @@ COLOURS = {
 }
 
 
-# ------------------------------------------------------------------------------------------- captions
+# ----------------------------------------------------------------------------------------- captions
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What one caption says."""
+    """The content of one caption."""
 
     size: str
-    colour: str
+    color: str
     shape: str
     background: str
 
     def __str__(self) -> str:
         article = "an" if self.background[0] in "aeiou" else "a"
-        return f"a {self.size} {self.colour} {self.shape} on {article} {self.background} background"
+        return f"a {self.size} {self.color} {self.shape} on {article} {self.background} background"
 
 
 def parse(caption: str) -> Scene:
     """The scene that `caption` describes; ValueError if it is not of the grammar."""
     match caption.split():
-        case ["a", size, colour, shape, "on", "a" | "an", background, "background"]:
-            scene = Scene(size, colour, shape, background)
-            if size in SIZES and shape in SHAPES and colour in COLOURS and background in COLOURS:
+        case ["a", size, color, shape, "on", "a" | "an", background, "background"]:
+            scene = Scene(size, color, shape, background)
+            if size in SIZES and shape in SHAPES and color in COLORS and background in COLORS:
                 return scene
     raise ValueError(f"not a caption of this grammar: {caption!r}")
 
 
 def all_captions() -> list[str]:
-    """Every caption whose shape differs in colour from its background: 2 x 10 x 8 x 9 = 1440."""
-    product = itertools.product(SIZES, COLOURS, SHAPES, COLOURS)
+    """Every caption whose shape differs in color from its background: 2 x 10 x 8 x 9 = 1440."""
+    product = itertools.product(SIZES, COLORS, SHAPES, COLORS)
     return [str(Scene(*words)) for words in product if words[1] != words[3]]
 
 
 def split_captions(held_out: int = 240, seed: int = 0) -> tuple[list[str], list[str]]:
-    """(train, held out), disjoint, in a random order that depends on `seed` alone."""
+    """Return disjoint (training, test) captions, in an order that depends only on `seed`."""
     captions = all_captions()
     random.Random(seed).shuffle(captions)
     return captions[held_out:], captions[:held_out]
 
 
-# -------------------------------------------------------------------------------------------- drawing
+# ------------------------------------------------------------------------------------------ drawing
 
 
 class SceneBatch(NamedTuple):
@@ -86,7 +87,7 @@ class SceneBatch(NamedTuple):
 
     shape: Tensor  # [B] int64, index into SHAPES
     radius: Tensor  # [B]
-    colour: Tensor  # [B, 3]
+    color: Tensor  # [B, 3]
     background: Tensor  # [B, 3]
 
     def pick(self, index: Tensor) -> SceneBatch:
@@ -100,16 +101,18 @@ def batch_scenes(captions: list[str], device: torch.device | str = "cpu") -> Sce
     return SceneBatch(
         torch.tensor([SHAPES.index(scene.shape) for scene in scenes], device=device),
         torch.tensor([SIZES[scene.size] for scene in scenes], device=device),
-        torch.tensor([COLOURS[scene.colour] for scene in scenes], device=device) / 255,
-        torch.tensor([COLOURS[scene.background] for scene in scenes], device=device) / 255,
+        torch.tensor([COLORS[scene.color] for scene in scenes], device=device) / 255,
+        torch.tensor([COLORS[scene.background] for scene in scenes], device=device) / 255,
     )
 
 
 def signed_distances(x: Tensor, y: Tensor) -> Tensor:
-    """Distance to the outline of every shape of SHAPES at radius 1, negative inside.
+    """Return the signed distance to the outline of every shape at radius 1, negative inside.
 
-    `x` (to the right) and `y` (down) are alike in shape; the result is [len(SHAPES), *x.shape].  Outside and
-    near corners the distance may come out too small, which antialiasing never notices.
+    Outside and near corners, the distance may be too small, which does not affect antialiasing.
+
+    x, y      coordinates to the right and down, of equal shape
+    Returns   [len(SHAPES), *x.shape]
     """
     ax, ay = x.abs(), y.abs()
     length = torch.hypot(x, y)
@@ -143,7 +146,12 @@ def _star(x: Tensor, y: Tensor, outer: float = 1.1, inner: float = 0.5) -> Tenso
 
 
 def coverage(shape: Tensor, radius: Tensor, offset: Tensor) -> Tensor:
-    """Antialiased masks [B, 64, 64] in [0, 1] of shapes [B] with radius [B], moved by offset [B, 2] (x, y)."""
+    """Return antialiased masks [B, 64, 64] in [0, 1].
+
+    shape    [B], indices of SHAPES
+    radius   [B], in pixels
+    offset   [B, 2], (x, y) of the center
+    """
     axis = torch.arange(IMAGE_SIZE, device=offset.device) - (IMAGE_SIZE - 1) / 2
     scale = radius[:, None, None]
     x = (axis[None, None, :] - offset[:, 0, None, None]) / scale
@@ -156,24 +164,24 @@ def coverage(shape: Tensor, radius: Tensor, offset: Tensor) -> Tensor:
 def rasterize(scenes: SceneBatch, offset: Tensor) -> Tensor:
     """Images [B, 3, 64, 64] in [0, 1] of `scenes`, each moved by its row of `offset` [B, 2]."""
     mask = coverage(scenes.shape, scenes.radius, offset)[:, None]
-    return torch.lerp(scenes.background[:, :, None, None], scenes.colour[:, :, None, None], mask)
+    return torch.lerp(scenes.background[:, :, None, None], scenes.color[:, :, None, None], mask)
 
 
 def render(caption: str, rng: np.random.Generator | None = None) -> Image.Image:
     """Draw `caption`, in the middle or, given `rng`, up to JITTER pixels off it."""
     offset = np.zeros(2) if rng is None else rng.uniform(-JITTER, JITTER, size=2)
-    picture = rasterize(batch_scenes([caption]), torch.tensor(offset, dtype=torch.float32)[None])[0]
-    return Image.fromarray((picture.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy())
+    image = rasterize(batch_scenes([caption]), torch.tensor(offset, dtype=torch.float32)[None])[0]
+    return Image.fromarray((image.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy())
 
 
-# -------------------------------------------------------------------------------------------- judging
+# ------------------------------------------------------------------------------------------ judging
 
 
 class Score(TypedDict):
-    """Which words of a caption an image obeys, and how well its shape fits the best template (0 to 1)."""
+    """The attributes of a caption that an image shows, and the IoU with the best template."""
 
     shape: bool
-    colour: bool
+    color: bool
     background: bool
     size: bool
     iou: float
@@ -181,7 +189,7 @@ class Score(TypedDict):
 
 @functools.cache
 def _templates() -> tuple[list[tuple[str, str]], Tensor]:
-    """Names (size, shape) and masks [N, 4096] of every shape and size, moved by up to 4 pixels each way."""
+    """Return names (size, shape) and masks [N, 4096] of all shapes, moved by up to 4 pixels."""
     moves = list(itertools.product(range(-4, 5), repeat=2))
     names, masks = [], []
     for size, shape in itertools.product(SIZES, SHAPES):
@@ -192,18 +200,19 @@ def _templates() -> tuple[list[tuple[str, str]], Tensor]:
     return names, torch.cat(masks).flatten(1)
 
 
-def _nearest_colour(rgb: Tensor) -> str:
-    """The name of the palette colour nearest to `rgb` [3]."""
-    palette = torch.tensor(list(COLOURS.values())) / 255
-    return list(COLOURS)[int((palette - rgb).square().sum(1).argmin())]
+def _nearest_color(rgb: Tensor) -> str:
+    """The name of the palette color nearest to `rgb` [3]."""
+    palette = torch.tensor(list(COLORS.values())) / 255
+    return list(COLORS)[int((palette - rgb).square().sum(1).argmin())]
 
 
 def score(image: Image.Image, caption: str, min_iou: float = 0.75) -> Score:
-    """Judge `image` (64 x 64) against `caption`, using the caption for nothing but the last comparison.
+    """Score an image (64 x 64) against a caption.
 
-    The background is the median of a frame four pixels wide, the shape's colour the median of what differs
-    from it.  A soft mask measures how far each pixel lies on the way between the two; shape and size are those
-    of the template with the highest intersection over union, and count only from `min_iou` up.
+    The background is the median of a border four pixels wide. The shape's color is the median of
+    the pixels that differ from it. A soft mask interpolates each pixel between the two colors.
+    Shape and size are those of the template with the highest intersection over union, if that is
+    at least `min_iou`. The caption is only used for the final comparison.
     """
     said = parse(caption)
     pixels = torch.from_numpy(np.array(image.convert("RGB"))).float() / 255
@@ -212,10 +221,10 @@ def score(image: Image.Image, caption: str, min_iou: float = 0.75) -> Score:
     background = pixels[frame].median(0).values
     different = (pixels - background).norm(dim=-1) > 0.2
     if not different.any():
-        same = _nearest_colour(background) == said.background
-        return Score(shape=False, colour=False, background=same, size=False, iou=0.0)
-    colour = pixels[different].median(0).values
-    way = colour - background
+        same = _nearest_color(background) == said.background
+        return Score(shape=False, color=False, background=same, size=False, iou=0.0)
+    color = pixels[different].median(0).values
+    way = color - background
     mask = ((pixels - background) @ way / way.square().sum().clamp_min(1e-6)).clamp(0, 1).flatten()
     names, templates = _templates()
     fit = torch.minimum(templates, mask).sum(1) / torch.maximum(templates, mask).sum(1)
@@ -223,8 +232,8 @@ def score(image: Image.Image, caption: str, min_iou: float = 0.75) -> Score:
     size, shape = names[int(fit.argmax())]
     return Score(
         shape=shape == said.shape and iou >= min_iou,
-        colour=_nearest_colour(colour) == said.colour,
-        background=_nearest_colour(background) == said.background,
+        color=_nearest_color(color) == said.color,
+        background=_nearest_color(background) == said.background,
         size=size == said.size and iou >= min_iou,
         iou=iou,
     )

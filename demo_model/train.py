@@ -5,14 +5,17 @@
 
 Everything starts from random weights and procedural images (shapes.py), in two stages:
 
-1. The autoencoder (AutoencoderTiny).  Its encoder is linear and is not trained but set: space-to-depth by 4,
-   then the 12 leading principal components of the 48 values of a cell.  Its decoder learns to undo that,
-   from slightly noisy latents, so that it also forgives the transformer's small errors.
-2. The transformer (FluxTransformer2DModel) together with its CLIP and T5 text encoders, by flow matching.
-   In the second part of the training an exponential moving average of the model teaches what the guidance
-   embedding means: the target becomes v + (g - 1) (v_caption - v_empty), as FLUX.1-dev was distilled.
+1. The autoencoder (AutoencoderTiny). Its encoder is linear, and computed instead of trained:
+   space-to-depth by 4, then the 12 leading principal components of the 48 values of a cell. Its
+   decoder learns to invert that from slightly noisy latents, so that it tolerates small errors of
+   the transformer.
+2. The transformer (FluxTransformer2DModel) with its CLIP and T5 text encoders, by flow matching.
+   In the second part of the training, an exponential moving average of the model teaches the
+   guidance embedding: the target becomes v + (g - 1) (v_caption - v_empty), as in the distillation
+   of FLUX.1-dev.
 
-The averaged weights are saved in BF16 as a FluxPipeline, loaded back and judged on captions never trained on.
+The averaged weights are saved in BF16 as a FluxPipeline, loaded back, and scored on captions that
+were not used in training.
 """
 
 from __future__ import annotations
@@ -60,11 +63,12 @@ POOL = 2**18  # images rendered before the transformer's training
 CHECK_PROMPTS, CHECK_STEPS, CHECK_BATCH = 200, 20, 50
 
 
-# ----------------------------------------------------------------------------------------------- text
+# --------------------------------------------------------------------------------------------- text
 
 
 def vocabulary() -> dict[str, int]:
-    """Special tokens, then every word of every caption.  <eos> is 3: CLIP treats an <eos> of 2 in an old way."""
+    """Return {token: id}: the special tokens, then all words of the captions."""
+    # <eos> is 3, because CLIP has a legacy code path for an <eos> of 2.
     words = sorted({word for caption in shapes.all_captions() for word in caption.split()})
     return {token: index for index, token in enumerate([*SPECIAL.values(), *words])}
 
@@ -91,7 +95,7 @@ def token_ids(
     return encoded.input_ids.to(device)
 
 
-# -------------------------------------------------------------------------------------------- modules
+# ------------------------------------------------------------------------------------------ modules
 
 
 class DemoModel(nn.Module):
@@ -150,7 +154,12 @@ class DemoModel(nn.Module):
     def forward(
         self, x: Tensor, time: Tensor, guidance: Tensor, clip_ids: Tensor, t5_ids: Tensor
     ) -> Tensor:
-        """Velocity [B, 64, 48] at noisy latents `x` [B, 64, 48], `time` [B] in 0..1 and `guidance` [B]."""
+        """Return the velocity [B, 64, 48].
+
+        x          noisy latents [B, 64, 48]
+        time       [B], in 0..1
+        guidance   [B]
+        """
         side = shapes.IMAGE_SIZE // 8
         rows = torch.arange(side, device=x.device, dtype=x.dtype)
         places = torch.stack(
@@ -169,7 +178,7 @@ class DemoModel(nn.Module):
 
 
 def build_autoencoder() -> AutoencoderTiny:
-    """An autoencoder of 3 x 4H x 4W images and 12 x H x W latents, its encoder empty, its decoder random."""
+    """Return an autoencoder from images 3 x 4H x 4W to latents 12 x H x W, with random weights."""
     return AutoencoderTiny(
         encoder_block_out_channels=(48, 48, 48),
         num_encoder_blocks=(0, 0, 0),
@@ -181,12 +190,15 @@ def build_autoencoder() -> AutoencoderTiny:
 
 
 @torch.no_grad()
-def set_encoder(vae: AutoencoderTiny, pictures: Tensor) -> float:
-    """Set the encoder to space-to-depth and principal components; returns the share of variance these keep.
+def set_encoder(vae: AutoencoderTiny, images: Tensor) -> float:
+    """Set the encoder to space-to-depth and principal components.
 
-    The components of `pictures` [B, 3, H, W] in -1..1 are scaled by the fourth root of their variance, which
-    lies between keeping them as they are (edges would hardly count) and whitening them (edges would be all),
-    and such that the mean variance is 1 / LATENT_SCALE ** 2.
+    The components are divided by the fourth root of their variance. This is a compromise between no
+    scaling, which would give edges little weight, and whitening, which would give them too much.
+    The mean variance becomes 1 / LATENT_SCALE ** 2.
+
+    images    [B, 3, H, W], in -1..1
+    Returns   the share of variance that the components keep
     """
     for parameter in vae.encoder.parameters():
         parameter.zero_()
@@ -201,7 +213,7 @@ def set_encoder(vae: AutoencoderTiny, pictures: Tensor) -> float:
             layer[
                 output, output % channels, 1 + output // channels // 2, 1 + output // channels % 2
             ] = 1
-    cells = vae.encoder.layers[:-1](pictures.add(1).div(2)).movedim(1, -1).flatten(0, 2)
+    cells = vae.encoder.layers[:-1](images.add(1).div(2)).movedim(1, -1).flatten(0, 2)
     mean = cells.mean(0)
     variance, components = torch.linalg.eigh((cells - mean).T.cov().double())  # ascending
     kept = variance[-12:].flip(0)
@@ -212,10 +224,10 @@ def set_encoder(vae: AutoencoderTiny, pictures: Tensor) -> float:
     return float(kept.sum() / variance.sum())
 
 
-# ----------------------------------------------------------------------------------------------- data
+# --------------------------------------------------------------------------------------------- data
 
 
-def random_pictures(scenes: shapes.SceneBatch, index: Tensor) -> Tensor:
+def random_images(scenes: shapes.SceneBatch, index: Tensor) -> Tensor:
     """Images [N, 3, 64, 64] in -1..1 of the scenes at `index` [N], each at a random place."""
     offset = torch.empty(len(index), 2, device=index.device).uniform_(-shapes.JITTER, shapes.JITTER)
     return shapes.rasterize(scenes.pick(index), offset) * 2 - 1
@@ -233,16 +245,16 @@ def render_pool(
     """`count` random images as (index of their scene [count], latent tokens [count, 64, 48])."""
     device = scenes.shape.device
     index = torch.arange(count, device=device) % len(scenes.shape)
-    chunks = [pack(vae.encode(random_pictures(scenes, part)).latents) for part in index.split(2048)]
+    chunks = [pack(vae.encode(random_images(scenes, part)).latents) for part in index.split(2048)]
     return index, torch.cat(chunks) * LATENT_SCALE
 
 
-# ------------------------------------------------------------------------------------------- training
+# ----------------------------------------------------------------------------------------- training
 
 
 @dataclass
 class Plan:
-    """How long a stage trains: `steps` steps, or fewer where `minutes` pass before."""
+    """The length of a stage: `steps` steps, or fewer if `minutes` pass first."""
 
     steps: int
     minutes: float
@@ -264,7 +276,7 @@ def learning_rate(peak: float, step: int, progress: float, warm_up: int = 500) -
 
 
 def build_optimizer(module: nn.Module, weight_decay: float) -> tuple[torch.optim.AdamW, Tensor]:
-    """AdamW that decays matrices and leaves biases and scales alone, and the scalar that is its learning rate."""
+    """Return AdamW, with weight decay for matrices only, and its learning rate as a tensor."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
@@ -314,15 +326,13 @@ def train_decoder(vae: AutoencoderTiny, scenes: shapes.SceneBatch, plan: Plan, b
     error = torch.zeros((), device=device)
 
     def train_step() -> None:
-        pictures = random_pictures(
-            scenes, torch.randint(len(scenes.shape), (batch,), device=device)
-        )
-        latents = vae.encode(pictures).latents
+        images = random_images(scenes, torch.randint(len(scenes.shape), (batch,), device=device))
+        latents = vae.encode(images).latents
         noise = torch.randn_like(latents) * torch.rand(batch, 1, 1, 1, device=device)
         latents = latents + noise * 0.15 / LATENT_SCALE
         with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
             output = decoder(latents.contiguous(memory_format=torch.channels_last))
-        loss = (output.float() - pictures).abs().mean() / 2
+        loss = (output.float() - images).abs().mean() / 2
         descend(optimizer, loss)
         error.copy_(loss.detach())
 
@@ -366,19 +376,19 @@ def guidance_direction(
     return (with_caption - without).float()
 
 
-class PainterTraining:
+class ModelTraining:
     """The state of the second stage and its training step."""
 
     def __init__(
-        self, painter: DemoModel, captions: Captions, pool: tuple[Tensor, Tensor], batch: int
+        self, model: DemoModel, captions: Captions, pool: tuple[Tensor, Tensor], batch: int
     ) -> None:
-        self.painter, self.average = painter, copy.deepcopy(painter).requires_grad_(False)
+        self.model, self.average = model, copy.deepcopy(model).requires_grad_(False)
         self.captions, self.batch = captions, batch
         self.scene, self.latents = pool
-        self.optimizer, self.rate = build_optimizer(painter, weight_decay=0.03)
+        self.optimizer, self.rate = build_optimizer(model, weight_decay=0.03)
         self.total_loss = torch.zeros_like(self.rate)
         if self.rate.is_cuda:
-            self.painter.transformer.compile()
+            self.model.transformer.compile()
             self.average.transformer.compile()
 
     def step(self, guided: bool) -> None:
@@ -399,15 +409,15 @@ class PainterTraining:
             if guided:
                 direction = guidance_direction(self.average, x, times, self.captions, caption)
                 target += (guidance - 1)[:, None, None] * direction
-            velocity = self.painter(x, times, guidance, *self.captions.pick(caption))
+            velocity = self.model(x, times, guidance, *self.captions.pick(caption))
         loss = (velocity.float() - target).square().mean()
         descend(self.optimizer, loss)
-        weights = [weight.detach() for weight in self.painter.parameters()]
+        weights = [weight.detach() for weight in self.model.parameters()]
         torch._foreach_lerp_(list(self.average.parameters()), weights, 1 - AVERAGE_DECAY)
         self.total_loss += loss.detach()
 
 
-def train_painter(training: PainterTraining, plan: Plan) -> tuple[int, float]:
+def train_model(training: ModelTraining, plan: Plan) -> tuple[int, float]:
     """Train, the second half with guidance; returns (steps done, last mean loss)."""
     runs: dict[bool, Callable[[], None]] = {}
     before, mean_loss = time.monotonic(), math.nan
@@ -429,19 +439,19 @@ def train_painter(training: PainterTraining, plan: Plan) -> tuple[int, float]:
     return step + 1, mean_loss
 
 
-# --------------------------------------------------------------------------------------------- result
+# ------------------------------------------------------------------------------------------- result
 
 
-def save_pipeline(painter: DemoModel, vae: AutoencoderTiny, out: Path) -> None:
+def save_pipeline(model: DemoModel, vae: AutoencoderTiny, out: Path) -> None:
     """Write the whole pipeline to `out`, in BF16."""
     FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
         vae=vae.to(torch.bfloat16),
-        text_encoder=painter.clip.to(torch.bfloat16),
+        text_encoder=model.clip.to(torch.bfloat16),
         tokenizer=build_tokenizer("<bos> $A <eos>"),
-        text_encoder_2=painter.t5.to(torch.bfloat16),
+        text_encoder_2=model.t5.to(torch.bfloat16),
         tokenizer_2=build_tokenizer("$A <eos>"),
-        transformer=painter.transformer.to(torch.bfloat16),
+        transformer=model.transformer.to(torch.bfloat16),
     ).save_pretrained(out)
 
 
@@ -468,11 +478,11 @@ def check(out: Path, prompts: list[str], device: torch.device) -> dict[str, floa
 
     return {
         "shape": share([s["shape"] for s in scores]),
-        "colour": share([s["colour"] for s in scores]),
+        "color": share([s["color"] for s in scores]),
         "background": share([s["background"] for s in scores]),
         "size": share([s["size"] for s in scores]),
-        "shape+colour+background": share(
-            [s["shape"] and s["colour"] and s["background"] for s in scores]
+        "shape+color+background": share(
+            [s["shape"] and s["color"] and s["background"] for s in scores]
         ),
         "mean_iou": round(sum(s["iou"] for s in scores) / len(scores), 4),
     }
@@ -492,7 +502,7 @@ def parse_arguments() -> argparse.Namespace:
         "--minutes", type=float, default=7.2, help="finish earlier after so many minutes of them"
     )
     parser.add_argument(
-        "--batch", type=int, default=512, help="pictures per step (default: %(default)s)"
+        "--batch", type=int, default=512, help="images per step (default: %(default)s)"
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="of everything random (default: %(default)s)"
@@ -513,7 +523,7 @@ def main() -> None:
     scenes = shapes.batch_scenes(train, device)
 
     vae = build_autoencoder().to(device)
-    sample = random_pictures(scenes, torch.randint(len(train), (2048,), device=device))
+    sample = random_images(scenes, torch.randint(len(train), (2048,), device=device))
     print(f"the encoder keeps {set_encoder(vae, sample):.2%} of the variance")
     decoder_error = train_decoder(
         vae,
@@ -528,10 +538,10 @@ def main() -> None:
         token_ids(build_tokenizer("<bos> $A <eos>"), texts, device),
         token_ids(build_tokenizer("$A <eos>"), texts, device),
     )
-    painter = DemoModel().to(device)
-    print(f"transformer parameters: {sum(p.numel() for p in painter.transformer.parameters()):,}")
-    training = PainterTraining(painter, captions, pool, arguments.batch)
-    steps, loss = train_painter(training, Plan(arguments.steps, arguments.minutes))
+    model = DemoModel().to(device)
+    print(f"transformer parameters: {sum(p.numel() for p in model.transformer.parameters()):,}")
+    training = ModelTraining(model, captions, pool, arguments.batch)
+    steps, loss = train_model(training, Plan(arguments.steps, arguments.minutes))
     seconds = time.monotonic() - start
 
     save_pipeline(training.average, vae, arguments.out)

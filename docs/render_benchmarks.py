@@ -47,7 +47,7 @@ def rows() -> list[dict[str, Any]]:
 
 
 def table(measured: list[dict[str, Any]]) -> str:
-    """Markdown; the ratio of a row is against the BF16 row of its model, and of its run if there is one."""
+    """Return Markdown; ratios are to the BF16 row of the model, in the same run if it has one."""
     bf16 = [row for row in measured if row["case"]["scheme"] == "bf16"]
     lines = [f"| {' | '.join(HEAD)} |", f"|{'---|' * len(HEAD)}"]
     return "\n".join(lines + [f"| {' | '.join(cells(row, bf16))} |" for row in measured]) + "\n"

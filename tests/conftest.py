@@ -1,4 +1,4 @@
-"""Paths of the test data, pipelines that tests share, and a record of what tests that pass have shown."""
+"""Paths of the test data, shared pipelines, and a record of what passing tests have shown."""
 
 import atexit
 import os
@@ -9,7 +9,7 @@ from support import environment
 
 HUGGING_FACE = tempfile.mkdtemp(prefix="mezzotint-tests-")
 atexit.register(shutil.rmtree, HUGGING_FACE, ignore_errors=True)
-environment.settle(os.environ, HUGGING_FACE)  # before anything reads it
+environment.isolate(os.environ, HUGGING_FACE)  # before anything reads it
 os.environ.setdefault(
     "TRITON_INTERPRET", "0" if shutil.which("nvidia-smi") else "1"
 )  # before PyTorch imports Triton
@@ -43,7 +43,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--proved",
         type=Path,
         metavar="FOLDER",
-        help="keep what tests have shown in this folder, for a later run of tests/documentation/test_readme.py alone",
+        help="save or read what tests have shown in this folder, "
+        "to run tests/documentation/test_readme.py alone",
     )
 
 
@@ -73,7 +74,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 @pytest.fixture
 def record_support(request: pytest.FixtureRequest) -> RecordSupport:
-    """Says what a test has shown of a checkpoint ("golden", "load", "run", "convert"); it counts if the test passes."""
+    """Record what a test shows of a checkpoint: "golden", "load", "run" or "convert".
+
+    The record counts if the test passes.
+    """
     claims = request.node.stash.setdefault(CLAIMS, set())
     return lambda shown, checkpoint: claims.add(Fact.of(shown, checkpoint))
 
@@ -83,7 +87,7 @@ def is_proof(item: pytest.Item) -> bool:
 
 
 def proves_all(session: pytest.Session) -> bool:
-    """Whether no test that proves something was left out of this run."""
+    """Return whether this run includes every test that records support."""
     files = {
         file
         for file in Path(__file__).parent.rglob("test_*.py")
@@ -122,11 +126,11 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
 
 @pytest.fixture
 def runnable_edit_pipelines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets the tiny pipelines that edit run.
+    """Let the tiny edit pipelines run.
 
-    Kontext and Qwen-Image-Edit would scale an image to 1024 x 1024, which is 65,536 tokens with the tiny autoencoder;
-    Wan asks for ftfy, Qwen-Image-Edit for torchvision, and neither is installed; random weights generate noise, and the
-    output guard objects.
+    Kontext and Qwen-Image-Edit would scale an image to 1024 x 1024, which is 65,536 tokens with the
+    tiny autoencoder. Wan needs ftfy and Qwen-Image-Edit needs torchvision, which are not installed.
+    Random weights generate noise, which the output check would reject.
     """
     monkeypatch.setattr("mezzotint.generation.pipeline_selection.find_spec", lambda _library: True)
     qwen = "diffusers.pipelines.qwenimage.pipeline_qwenimage_edit"

@@ -36,9 +36,9 @@ def test_this_process_has_none_of_what_a_user_exports() -> None:
 @given(st.sets(st.sampled_from(sorted(EXPORTED))))
 def test_whatever_is_exported_leaves_the_same_environment(names: set[str]) -> None:
     exported = {"PATH": "/bin", "HOME": "/root"} | {name: EXPORTED[name] for name in names}
-    environment.settle(exported, "/cache")
+    environment.isolate(exported, "/cache")
     assert exported.pop("HF_HOME") == "/cache"
-    assert exported == {"PATH": "/bin", "HOME": "/root"} | environment.OWN
+    assert exported == {"PATH": "/bin", "HOME": "/root"} | environment.TERMINAL
 
 
 @pytest.mark.parametrize(

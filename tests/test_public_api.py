@@ -33,5 +33,5 @@ def classes_in(annotation: object) -> Iterator[type]:
 
 
 def test_a_wrong_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="painting"):
-        mezzotint.painting  # noqa: B018
+    with pytest.raises(AttributeError, match="nosuch"):
+        mezzotint.nosuch  # noqa: B018

@@ -105,7 +105,7 @@ class BadOutput(MezzotintError):
 
 
 class Cancelled(MezzotintError):
-    """The caller cancelled a generation between two steps."""
+    """The caller canceled a generation between two steps."""
 
 
 class CannotWrite(MezzotintError):
@@ -114,6 +114,16 @@ class CannotWrite(MezzotintError):
 
 class BadRequest(MezzotintError):
     """The caller named something that does not exist."""
+
+
+def require_known(kind: str, name: str, known: Iterable[str]) -> None:
+    """Raise BadRequest, with similar names in the hint, if a name is not among the known ones.
+
+    kind   what the name is of, such as "backend"
+    """
+    names = tuple(known)
+    if name not in names:
+        raise BadRequest(f"there is no {kind} {name!r}", there_are(name, names))
 
 
 def there_are(name: str, known: Iterable[str]) -> str:

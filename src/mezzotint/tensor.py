@@ -163,5 +163,5 @@ def dequantize_pieces(pieces: Sequence[QuantTensor]) -> Tensor:
 
 
 def unquantized_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype for loading an unquantized tensor: BF16 for e4m3, which it represents exactly."""
+    """Return the dtype for loading an unquantized tensor: BF16 for e4m3, which it holds exactly."""
     return torch.bfloat16 if dtype is torch.float8_e4m3fn else dtype

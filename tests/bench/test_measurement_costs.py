@@ -1,4 +1,4 @@
-"""What a run costs, measured on the CPU."""
+"""Time and memory measurements, on the CPU."""
 
 import time
 

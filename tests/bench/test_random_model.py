@@ -85,11 +85,11 @@ def test_svdquant_layers_are_joined_where_a_file_has_one(
     model = build(small(name, scheme), CPU)
     family = family_of(model)
     assert all(family.nunchaku.quantizes(layer) for layer in quant_linears(model))
-    made, apart = fuse_linears(model, family.fusable)
-    assert made == JOINED[name]
-    assert [unfused.layers[0] for unfused in apart] == (
+    fused, unfused = fuse_linears(model, family.fusable)
+    assert fused == JOINED[name]
+    assert [group.layers[0] for group in unfused] == (
         ["single_transformer_blocks.0.proj_mlp"] if name == "flux1-dev" else []
-    ), "FLUX.1's files have smoothing of its own for it"
+    ), "FLUX.1's files have a separate smoothing for it"
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -104,20 +104,20 @@ def test_a_random_model_has_the_layers_of_a_file(data: Path, small: Small, name:
     )
     scheme = "svdquant-int4" if "int4" in name else "svdquant-nvfp4"
     made = build(small(of, scheme, checkpoint.header.config), CPU)
-    stored, own = (
+    stored, built = (
         {key: described(layer) for key, layer in quant_linears(m).items()} for m in (model, made)
     )
-    assert own == stored
+    assert built == stored
 
 
 def described(layer: QuantLinear | SplitLinear) -> list[Any]:
-    """Each product's scheme, shape and parts, less the scale above the blocks' own, of which a file has one of two."""
-    weights = [product.quant_weight for product in layer.sublayers]
+    """Return each sublayer's scheme, shape and parts; files have one of two outer scales."""
+    weights = [sublayer.quant_weight for sublayer in layer.sublayers]
     parts = [set(weight.parts) - {"global_scale", "channel_scale"} for weight in weights]
-    biases = [product.bias is not None for product in layer.sublayers]
+    biases = [sublayer.bias is not None for sublayer in layer.sublayers]
     return [
-        (weight.scheme.name, weight.shape, *own)
-        for weight, *own in zip(weights, parts, biases, strict=True)
+        (weight.scheme.name, weight.shape, *rest)
+        for weight, *rest in zip(weights, parts, biases, strict=True)
     ]
 
 

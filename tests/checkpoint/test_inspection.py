@@ -1,4 +1,4 @@
-"""`mezzotint.open` and what `inspect` prints: which component, who can run it on which GPU, how soon it says so."""
+"""`mezzotint.open` and `inspect`: components, backends per GPU, and how fast the answer comes."""
 
 import json
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import mezzotint
-from mezzotint.cli.inspect import inspect
+from mezzotint.cli.inspection_tables import print_report
 from mezzotint.containers import TensorInfo
 from mezzotint.errors import NotACheckpoint
 from mezzotint.inspection import DeviceEstimate
@@ -21,8 +21,10 @@ from support.pipeline_cases import Case
 
 DEV = "bfl_flux2dev_nvfp4/checkpoint/flux2-dev-nvfp4"
 BEYOND = {"modelopt_wan_fp8": 0.10, "nunchaku": 0.05, "": 0.001}
-"""Share of the loaded bytes that the prediction leaves out: float32 layers, repeated proj_down, repeated scales. Tiny
-models have much of them."""
+"""Share of the loaded bytes that the prediction omits.
+
+These are float32 layers, repeated proj_down and repeated scales, which tiny models have many of.
+"""
 
 
 def on(outlooks: tuple[DeviceEstimate, ...], target: str) -> DeviceEstimate:
@@ -60,7 +62,7 @@ def test_each_generation_has_its_backend_and_its_reasons(data: Path) -> None:
 def test_outlooks_are_about_the_gpu_and_not_about_this_machine(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """PyTorch brings Triton along where there is a GPU; without it here, an H100 still selects dequant_fp8."""
+    """PyTorch installs Triton with a GPU; without it here, an H100 still selects dequant_fp8."""
     whole = mezzotint.inspect(data / "modelopt_flux1_nvfp4/checkpoint").devices
     monkeypatch.setattr(requirements, "find_spec", lambda _name: None)
     monkeypatch.setattr(
@@ -74,7 +76,7 @@ def test_outlooks_are_about_the_gpu_and_not_about_this_machine(
         {"dequant_fp8": "triton"},
     )
     assert on(outlooks, "sm_90").resident_bytes == on(whole, "sm_90").resident_bytes
-    inspect(str(data / "modelopt_flux1_nvfp4/checkpoint"))
+    print_report(mezzotint.inspect(data / "modelopt_flux1_nvfp4/checkpoint"), layers=False)
     text = capsys.readouterr().out
     assert "20 nvfp4 on dequant_fp8 (needs triton, not installed here)" in text
     assert (

@@ -18,14 +18,18 @@ from support.cli_runner import run
 PROMPT = "a small green triangle on a yellow background"
 
 
-def size_of(picture: Path) -> tuple[int, int]:
-    with Image.open(picture) as opened:
+def size_of(file: Path) -> tuple[int, int]:
+    with Image.open(file) as opened:
         return opened.size
 
 
 def test_help_imports_no_torch() -> None:
-    code = "import sys; sys.argv = ['mezzotint', '--help']\nfrom mezzotint.cli import app\ntry: app()\n"
-    code += "finally: assert 'torch' not in sys.modules and 'diffusers' not in sys.modules"
+    code = (
+        "import sys; sys.argv = ['mezzotint', '--help']\n"
+        "from mezzotint.cli import app\n"
+        "try: app()\n"
+        "finally: assert 'torch' not in sys.modules and 'diffusers' not in sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert all(command in done.stdout for command in ("generate", "inspect", "demo"))
@@ -163,6 +167,6 @@ def test_demo_agrees_with_bf16(tmp_path: Path) -> None:
     "command", get_command(app).commands.values(), ids=lambda command: command.name
 )
 def test_help_prints_what_stands_in_brackets(command: Any) -> None:
-    """Rich takes [model's own] for markup and prints nothing, unless the bracket is escaped."""
+    """Rich reads [words] as markup and prints nothing, unless the bracket is escaped."""
     for text in (parameter.help for parameter in command.params if parameter.help):
         assert render(text).plain == text.replace("\\[", "[")

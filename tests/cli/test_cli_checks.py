@@ -1,16 +1,17 @@
-"""Arguments that cannot be: answered without PyTorch, with what may be meant, and by the same names as the API's."""
+"""Wrong arguments are refused without importing PyTorch, with a hint and the names of the API."""
 
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mezzotint.bench import ENCODERS, PUBLISHED_MODELS
-from mezzotint.cli import checks
-from mezzotint.errors import CannotWrite, did_you_mean, there_are
+from mezzotint.cli import checks, names
+from mezzotint.errors import BadRequest, CannotWrite, did_you_mean, there_are
 from mezzotint.fast.passes.attention import ATTENTION_BACKENDS
 from mezzotint.formats import targets
 from mezzotint.kernels import ACTIVATION_MODES, all_backends
@@ -20,6 +21,7 @@ from mezzotint.quality.metrics.image import IMAGE_METRICS
 from mezzotint.quality.prompts import SETS
 from mezzotint.schemes import schemes
 from support.cli_runner import run
+from support.plugin_packages import install_plugin
 
 WRONG = {
     "generate 'a cat' --transformer demo-nvfp": "did you mean demo-nvfp4?",
@@ -59,21 +61,53 @@ WRONG = {
 
 
 def test_the_names_that_are_known_without_torch_are_those_that_there_are() -> None:
-    assert checks.ACTIVATIONS == ACTIVATION_MODES
-    assert set(checks.ATTENTIONS) == set(ATTENTION_BACKENDS)
-    assert set(checks.BACKENDS) == set(all_backends())
-    assert set(checks.BENCH_MODELS) == set(PUBLISHED_MODELS)
-    assert set(checks.BENCH_SCHEMES) == {"bf16", *ENCODERS}
-    assert set(checks.GATES) == set(PROFILES)
-    assert set(checks.METRICS) == {metric.name for metric in IMAGE_METRICS}
-    assert set(checks.PROMPT_SETS) == set(SETS)
-    assert checks.RESIDENT == RESIDENCY_MODES
-    assert set(checks.SCHEMES) == set(schemes())
-    assert set(checks.TARGETS) == set(targets())
+    assert names.ACTIVATIONS.built_in == ACTIVATION_MODES
+    assert set(names.ATTENTIONS.built_in) == set(ATTENTION_BACKENDS)
+    assert set(names.BACKENDS.built_in) == set(all_backends())
+    assert set(names.BENCH_MODELS.built_in) == set(PUBLISHED_MODELS)
+    assert set(names.BENCH_SCHEMES.built_in) == {"bf16", *ENCODERS}
+    assert set(names.GATES) == set(PROFILES)
+    assert set(names.METRICS.built_in) == {metric.name for metric in IMAGE_METRICS}
+    assert set(names.PROMPT_SETS) == set(SETS)
+    assert names.RESIDENCY_MODES.built_in == RESIDENCY_MODES
+    assert set(names.SCHEMES.built_in) == set(schemes())
+    assert set(names.TARGETS.built_in) == set(targets())
+    for declared in (names.BACKENDS, names.BENCH_MODELS, names.BENCH_SCHEMES, names.SCHEMES):
+        assert set(declared.registry()) == set(declared.built_in)
+
+
+@pytest.mark.parametrize(
+    ("declared", "group", "attribute", "registry"),
+    [
+        (names.SCHEMES, "mezzotint.schemes", "SCHEME", schemes),
+        (names.BACKENDS, "mezzotint.backends", "BACKEND", all_backends),
+        (names.TARGETS, "mezzotint.writers", "TARGET", targets),
+    ],
+    ids=["scheme", "backend", "target"],
+)
+def test_name_of_a_plugin_is_accepted(
+    declared: names.Names,
+    group: str,
+    attribute: str,
+    registry: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    source = f"from types import SimpleNamespace\n{attribute} = SimpleNamespace(name='int2')\n"
+    with pytest.raises(BadRequest, match=f"there is no {declared.kind} 'int2'"):
+        declared.check("int2")
+    install_plugin(tmp_path, monkeypatch, group, f"plugin_{attribute.lower()}:{attribute}", source)
+    request.addfinalizer(registry.cache_clear)
+    registry.cache_clear()
+    declared.check("int2")
+    with pytest.raises(BadRequest, match=f"there is no {declared.kind} 'int9'") as caught:
+        declared.check("int9")
+    assert caught.value.hint.startswith("did you mean int")
 
 
 def test_help_version_and_wrong_arguments_import_no_torch(tmp_path: Path) -> None:
-    """In one process, because each takes a second to start; its modules are looked at after every command."""
+    """One process runs all commands, because starting one takes a second; each is checked."""
     lines = [
         "--help",
         "--version",
@@ -88,7 +122,8 @@ def test_help_version_and_wrong_arguments_import_no_torch(tmp_path: Path) -> Non
         "    try: main()\n"
         "    except SystemExit as ended: code = ended.code or 0\n"
         "    heavy = {'torch', 'diffusers', 'transformers'} & set(sys.modules)\n"
-        "    print(json.dumps({'line': line, 'code': code, 'heavy': sorted(heavy)}), file=sys.stderr)\n"
+        "    end = {'line': line, 'code': code, 'heavy': sorted(heavy)}\n"
+        "    print(json.dumps(end), file=sys.stderr)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],

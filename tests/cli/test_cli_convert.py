@@ -28,9 +28,9 @@ def test_convert_says_what_it_did(tmp_path: Path) -> None:
 
 def test_a_converted_transformer_generates_the_same_image(tmp_path: Path) -> None:
     run("convert", "demo-nvfp4", "-o", str(tmp_path / "out"))
-    pictures = []
+    images = []
     for transformer in ("demo-nvfp4", str(tmp_path / "out")):
-        picture = tmp_path / f"{len(pictures)}.png"
+        file = tmp_path / f"{len(images)}.png"
         run(
             "generate",
             "a red star",
@@ -39,12 +39,12 @@ def test_a_converted_transformer_generates_the_same_image(tmp_path: Path) -> Non
             "--transformer",
             transformer,
             "-o",
-            str(picture),
+            str(file),
             "--device",
             "cpu",
         )
-        pictures.append(picture.read_bytes().split(b"IDAT", 1)[1])
-    assert pictures[0] == pictures[1]
+        images.append(file.read_bytes().split(b"IDAT", 1)[1])
+    assert images[0] == images[1]
 
 
 def test_a_refusal_exits_with_2_and_writes_nothing(tmp_path: Path) -> None:

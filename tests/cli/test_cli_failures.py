@@ -1,4 +1,4 @@
-"""However a command fails, it is one message or one JSON object, and an exit code that is not 1."""
+"""A failed command prints one message or one JSON object, and exits with a code other than 1."""
 
 import errno
 import json
@@ -39,7 +39,7 @@ ENTRIES = {
     "verify": "mezzotint.verification.verify",
     "warmup": "mezzotint.generation.pipeline.load_pipeline",
 }
-"""What each command calls; there the failure is made."""
+"""{command: the function of the API that it calls}. Tests make this function fail."""
 FAILURES = {
     "ours": (
         BrokenFile("a.safetensors: is cut", "download it again."),
@@ -62,7 +62,8 @@ FAILURES = {
     ),
     "the CPU's memory": (
         RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to"
+            "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: "
+            "can't allocate memory: you tried to"
         ),
         4,
         "OutOfMemory",
@@ -171,7 +172,7 @@ def test_every_help_has_examples_that_are_of_its_command(command: str) -> None:
 
 
 def test_progress_is_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    """At once what is begun, and again at intervals, also while nothing is reported."""
+    """A line appears at once, and again at intervals, also while nothing is reported."""
     repeated = threading.Event()
     with Steps(interval=0.001) as progress:
         progress.say("demo [/b]\x1b", 3, 24)

@@ -47,7 +47,7 @@ def test_an_object_is_read(tmp_path: Path) -> None:
         (b'{"a":[' + b"1," * MAX_VALUES + b"1]}", "more than 1,000,000 JSON values"),
     ],
 )
-def test_what_is_no_object_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+def test_other_json_is_an_error(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(BrokenFile, match=message) as error:
         read_object(tmp_path / "a.json")
@@ -63,7 +63,7 @@ def test_a_sparse_gigabyte_is_refused_by_its_size(tmp_path: Path) -> None:
 
 def test_a_folder_and_nothing_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "gone.json"):
-        with pytest.raises(BrokenFile, match="is no file"):
+        with pytest.raises(BrokenFile, match="is not a file"):
             read_object(path)
 
 

@@ -1,4 +1,4 @@
-"""Files made to hurt: refused by name, in little memory, and with nothing of theirs reaching the terminal."""
+"""Malicious files raise errors, take little memory, and write nothing to the terminal."""
 
 import json
 import os
@@ -94,7 +94,7 @@ def test_sixty_four_gigabytes_of_hole_are_looked_at(
         assert (int(seen.counts[0]), seen.only) == (size, 0)
 
 
-def test_what_lies_around_holes_is_seen(tmp_path: Path) -> None:
+def test_data_around_holes_is_read(tmp_path: Path) -> None:
     file = sparse(tmp_path / "a.safetensors", {"a": entry("F32", [2**26], 2**28)}, 2**28)
     start = read_header(file).tensors["a"].start
     with file.open("r+b") as stream:
@@ -239,7 +239,9 @@ def test_every_kind_of_other_file_is_not_read(tmp_path: Path) -> None:
     for name, start in {
         "a.safetensors": b"GGUF\3\0\0\0",
         "b.bin": b"\x80\x02}",
-        "c.pt": b"PK\x03\x04",
+        "c.onnx": b"\x08\x07",
+        "d.npz": b"PK\x03\x04",
+        "e.engine": b"ftrt",
     }.items():
         (tmp_path / name).write_bytes(start + bytes(99))
         with pytest.raises(NotSafetensors):

@@ -1,4 +1,4 @@
-"""`convert --merge-into`: the merged pipeline is planned as `load` plans it, and shares no file with the first one."""
+"""`convert --merge-into` plans the merged pipeline as `load` does, and shares no files with it."""
 
 import json
 import shutil
@@ -39,9 +39,9 @@ def test_a_file_without_a_configuration_keeps_the_pipelines_own(
     folder = cases(name).folder
     source = single_file(folder / "transformer", tmp_path / "weights.safetensors")
     mezzotint.convert(source, tmp_path / "out", merge_into=folder)
-    own = json.loads((folder / "transformer/config.json").read_text())
+    original = json.loads((folder / "transformer/config.json").read_text())
     written = json.loads((tmp_path / "out/transformer/config.json").read_text())
-    assert own.items() <= written.items()
+    assert original.items() <= written.items()
     assert set(PipelineSource.open(tmp_path / "out").plan()) >= {"transformer"}
     files = {file.relative_to(folder) for file in folder.rglob("*") if file.is_file()}
     assert {
@@ -110,7 +110,8 @@ INDICES = {
         MezzotintError,
     ),
     "a component that is not there": (
-        '{"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"], "te": ["a", "B"]}',
+        '{"_class_name": "FluxPipeline", '
+        '"transformer": ["diffusers", "FluxTransformer2DModel"], "te": ["a", "B"]}',
         MezzotintError,
     ),
 }

@@ -1,4 +1,4 @@
-"""`--to nunchaku` and `--to row-major`: the same bytes come back, and what has no place is refused."""
+"""`--to nunchaku` and `--to row-major` keep all bytes, and raise for layers they cannot store."""
 
 import gc
 import json
@@ -78,7 +78,7 @@ def test_an_older_folder_becomes_the_merged_file(data: Path, tmp_path: Path) -> 
 def test_qwen_image_generates_the_same_from_nunchakus_file(
     cases: Callable[[str], Case], tmp_path: Path, scheme: Scheme
 ) -> None:
-    """There is no golden file of it: written as Nunchaku's and read again, AWQ modulation included."""
+    """Without a golden file: write as Nunchaku does and read again, AWQ modulation included."""
     case = cases("qwenimage")
     ours = tmp_path / "ours"
     svdquant(case, scheme, ours, modulation=True)
@@ -117,7 +117,7 @@ def test_modulation_in_bf16_lets_flux_become_row_major_and_not_nunchaku_again(
     data: Path, tmp_path: Path
 ) -> None:
     source = Checkpoint.open(golden(data, FLUX_NVFP4))
-    with pytest.raises(Unsupported, match="is AWQ W4A16, and row-major files hold SVDQuant"):
+    with pytest.raises(Unsupported, match="is AWQ W4A16, and row-major files store SVDQuant"):
         mezzotint.convert(source.header.path, tmp_path / "rows", to="row-major")
     report = mezzotint.convert(
         source.header.path, tmp_path / "rows", to="row-major", keep_bf16=[MODULATION]
@@ -127,7 +127,7 @@ def test_modulation_in_bf16_lets_flux_become_row_major_and_not_nunchaku_again(
     assert all(torch.equal(rows.weight(module), source.weight(module)) for module in rows.modules)
     with pytest.raises(
         Unsupported,
-        match=r"norm\.linear and 2 more: unquantized, and Nunchaku has quantized weights",
+        match=r"norm\.linear and 2 more: unquantized, and Nunchaku needs quantized weights",
     ):
         mezzotint.convert(tmp_path / "rows", tmp_path / "again", to="nunchaku")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["rows"]
@@ -137,8 +137,8 @@ def test_shifted_and_awq_layers_are_refused_together(data: Path, tmp_path: Path)
     with pytest.raises(Unsupported) as refused:
         mezzotint.convert(golden(data, FLUX_INT4), tmp_path / "rows", to="row-major")
     assert (
-        "proj_out, transformer_blocks.0.ff.net.2, transformer_blocks.0.ff_context.net.2: follows a GELU"
-        in str(refused.value)
+        "proj_out, transformer_blocks.0.ff.net.2, "
+        "transformer_blocks.0.ff_context.net.2: follows a GELU" in str(refused.value)
     )
     assert "norm1.linear, transformer_blocks.0.norm1_context.linear: is AWQ W4A16" in str(
         refused.value
@@ -150,8 +150,8 @@ def test_shifted_and_awq_layers_are_refused_together(data: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("modelopt_flux1_nvfp4/checkpoint", "is NVFP4, and not SVDQuant"),
-        ("modelopt_wan_fp8/checkpoint", r"is FP8 \(e4m3\), and not SVDQuant"),
+        ("modelopt_flux1_nvfp4/checkpoint", "is NVFP4, not SVDQuant"),
+        ("modelopt_wan_fp8/checkpoint", r"is FP8 \(e4m3\), not SVDQuant"),
         ("base/flux1", "the layers are unquantized"),
     ],
 )
@@ -169,7 +169,7 @@ def test_other_models_are_refused(data: Path, writer: ModuleType) -> None:
     answer = writer.TARGET.writer(ModelInfo(families()["wan"], {})).layer(
         {"blocks.0.attn1.to_q": [piece]}
     )
-    assert answer == CannotStore("Nunchaku quantizes no such layer of a WanTransformer3DModel")
+    assert answer == CannotStore("Nunchaku does not quantize this layer of a WanTransformer3DModel")
 
 
 def test_a_part_of_a_fused_layer_cannot_be_left_out(data: Path, tmp_path: Path) -> None:
@@ -193,7 +193,10 @@ def smooth_of_its_own(tensors: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (another_shift, r"ff\.net\.2: has shift 0\.25, and Nunchaku computes it with 0\.171875"),
+        (
+            another_shift,
+            r"ff\.net\.2: has shift 0\.25, and Nunchaku computes the layer with 0\.171875",
+        ),
         (
             smooth_of_its_own,
             r"to_v: weights cannot be concatenated by rows: their smooth differ",
@@ -212,7 +215,7 @@ def test_numbers_that_nunchaku_cannot_hold_are_refused_before_anything_is_writte
 
 @pytest.mark.parametrize("to", ["nunchaku", "row-major"])
 def test_a_plan_keeps_none_of_the_numbers_that_it_was_decided_by(data: Path, to: str) -> None:
-    """Those of a large model would add up to more than the memory that a conversion may take."""
+    """In a large model, these add up to more than the memory that a conversion may take."""
     checkpoint = Checkpoint.open(golden(data, ZIMAGE))
     model = ModelInfo(families()["zimage"], checkpoint.header.config)
     assert checkpoint.linears
@@ -231,6 +234,6 @@ def test_nunchakus_file_needs_the_models_configuration(data: Path, tmp_path: Pat
     folder = through(golden(data, ZIMAGE), tmp_path, "row-major")
     (folder / "config.json").unlink()
     with pytest.raises(
-        Unsupported, match="no model configuration was found, and Nunchaku's file carries it"
+        Unsupported, match="no model configuration was found, which Nunchaku's file needs"
     ):
         mezzotint.convert(folder / WEIGHTS, tmp_path / "out", to="nunchaku")

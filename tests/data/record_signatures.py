@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Write the signatures of the library functions that backends call: tests/data/signatures.json.
 
-A development tool. The libraries need a GPU to be imported, so their sources are read, not run:
+This development tool reads the libraries' sources, because importing them needs a GPU:
 
     pip download --no-deps humming-kernels flashinfer-python, and unpack each wheel into a folder
-    python tests/data/record_signatures.py humming-kernels=FOLDER flashinfer-python=FOLDER nunchaku=FOLDER
+    python tests/data/record_signatures.py humming-kernels=FOLDER \\
+        flashinfer-python=FOLDER nunchaku=FOLDER
 
-A folder without a dist-info (Nunchaku's repository) is of the version that stands behind it: nunchaku=FOLDER@1.2.0.
-Each function is the text between the brackets of its definition.
+A folder without a dist-info (Nunchaku's repository) needs its version: nunchaku=FOLDER@1.2.0.
+Each function is recorded as the text between the parentheses of its definition.
 """
 
 import ast
@@ -36,7 +37,7 @@ FUNCTIONS = {
 
 
 def signature(source: Path, name: str) -> str:
-    """The parameters of the function called `name` at the top of a file, without types, every default as `...`."""
+    """Return the parameters of a top-level function, without types, with defaults as `...`."""
     (found,) = [
         node
         for node in ast.parse(source.read_text()).body

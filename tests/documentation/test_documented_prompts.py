@@ -1,4 +1,4 @@
-"""Every prompt that a page, a help text or the package gives the built-in model is one that it knows."""
+"""The built-in model knows every prompt that a page, a help text or the package gives it."""
 
 import re
 import shlex

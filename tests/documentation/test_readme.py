@@ -12,7 +12,7 @@ from support.support_table import in_page, read_facts, table, write_page
 
 
 def test_the_table_of_support_is_what_tests_have_shown(request: pytest.FixtureRequest) -> None:
-    """Read what this run has shown, or with `--proved` an earlier one; `pytest --readme` writes what it asks for."""
+    """Check against this run, or an earlier one (`--proved`); `pytest --readme` writes the page."""
     folder = request.config.getoption("--proved")
     if proves_all(request.session):
         facts = request.config.stash[PROVED]
@@ -29,7 +29,7 @@ def test_the_table_of_support_is_what_tests_have_shown(request: pytest.FixtureRe
 def test_the_table_of_backends_is_what_backends_answer(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With every optional library installed; `pytest --readme` writes what it asks for."""
+    """Check with every optional library installed; `pytest --readme` writes the page."""
     monkeypatch.setattr(OptionalLibrary, "unavailable_reason", lambda _: None)
     monkeypatch.setattr(requirements, "find_spec", lambda name: ModuleSpec(name, None))
     answered = kernel_table.table()

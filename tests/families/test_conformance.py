@@ -1,4 +1,4 @@
-"""What every family must do, built in or from a plugin: be detected, built, named, loaded, and run."""
+"""Every family, built in or from a plugin, is detected, built, named, loaded and run."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""The five families: told apart by their tensors, in every spelling, and every name's place in the diffusers model."""
+"""The five families: detected by their tensors in all naming schemes, and named as in diffusers."""
 
 import os
 import re
@@ -47,7 +47,7 @@ TENSORS = {
         ("encoder.block.0.layer.0.SelfAttention.k.weight", "a text encoder's"),
     ],
 )
-def test_what_is_no_transformer_is_named(name: str, looks: str) -> None:
+def test_other_components_are_named(name: str, looks: str) -> None:
     with pytest.raises(
         UnknownFormat, match=f"no model family known here .* they look like {looks}"
     ):
@@ -227,12 +227,15 @@ def test_a_tiny_flux1_in_the_makers_spelling_is_split_at_its_own_width() -> None
     rows = checkpoint.plain["single_transformer_blocks.0.attn.to_v.weight"].rows
     assert rows is not None
     assert rows.tolist() == list(range(128, 192))
-    assert checkpoint.plain["norm_out.linear.bias"].rows.tolist() == [*range(64, 128), *range(64)]  # type: ignore[union-attr]
+    bias = checkpoint.plain["norm_out.linear.bias"].rows
+    assert bias is not None
+    assert bias.tolist() == [*range(64, 128), *range(64)]
 
 
-def test_recognising_a_family_imports_no_converter() -> None:
+def test_recognizing_a_family_imports_no_converter() -> None:
     code = (
-        "import sys; from mezzotint.families import family_of; from support import header_fixtures as headers\n"
+        "import sys; from mezzotint.families import family_of\n"
+        "from support import header_fixtures as headers\n"
         "for model in headers.MODELS:\n"
         "    for form in ('diffusers', 'original'):\n"
         "        family_of(headers.expand(headers.read_fixture(model)[form]), model)\n"

@@ -50,9 +50,9 @@ def full_size_header(model: nn.Module, family: str) -> Header:
     split = {
         module for module in chosen if module.startswith("single") and module.endswith("proj_out")
     }
-    for stored, held in families()[family].nunchaku.stored_layers(chosen).items():
-        rows = sum(shapes[f"{module}.weight"][0] for module, _ in held)
-        module, piece = held[0]
+    for stored, members in families()[family].nunchaku.stored_layers(chosen).items():
+        rows = sum(shapes[f"{module}.weight"][0] for module, _ in members)
+        module, piece = members[0]
         columns = shapes[f"{module}.weight"][1]
         if module in split:
             columns = rows if piece == 0 else columns - rows
@@ -146,18 +146,18 @@ def test_a_qwen_image_file_is_split_and_its_padding_cut(
         "txt_norm.weight": torch.zeros(64),
     }
     wanted: dict[str, QuantTensor] = {}
-    for stored, held in families()["qwenimage"].nunchaku.stored_layers(shapes).items():
-        columns = shapes[held[0][0]][1]
+    for stored, members in families()["qwenimage"].nunchaku.stored_layers(shapes).items():
+        columns = shapes[members[0][0]][1]
         shared = branch(columns, seed=len(wanted))
         shift = (
             {"shift": torch.tensor(0.171875)}
             if stored.endswith("net.2") and scheme is SVDQUANT_INT4
             else {}
         )
-        for i, (module, _) in enumerate(held):
+        for i, (module, _) in enumerate(members):
             wanted[module] = weight(scheme, *shapes[module], seed=i, shared=shared | shift)
         tensors |= nunchaku_tensors(
-            stored, fuse_stored_linear([wanted[module] for module, _ in held]), v1=False
+            stored, fuse_stored_linear([wanted[module] for module, _ in members]), v1=False
         )
     for mod in ("img_mod.1", "txt_mod.1"):
         module = f"transformer_blocks.0.{mod}"
@@ -188,9 +188,9 @@ def test_the_one_in_the_scales_of_a_modulation_layer_is_taken_out(tmp_path: Path
     layer = weight(AWQ_W4A16, 6 * 128, 128, 1, {})
     stored = nunchaku_tensors("transformer_blocks.0.img_mod.1", layer, v1=False)
     splits = stored["transformer_blocks.0.img_mod.1.bias"].view(128, 6)
-    own = layer.parts["bias"].view(6, 128)
+    bias = layer.parts["bias"].view(6, 128)
     for i in range(6):
-        assert torch.equal(splits[:, i], (own[i].float() + (i in (1, 4))).bfloat16()), i
+        assert torch.equal(splits[:, i], (bias[i].float() + (i in (1, 4))).bfloat16()), i
 
 
 def test_a_fused_layer_that_is_not_whole_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""What a family's recipe names exists in the installed diffusers: an upstream rename fails here."""
+"""Every name in a family's recipe exists in the installed diffusers: upstream renames fail here."""
 
 import inspect
 from typing import Any
@@ -12,7 +12,7 @@ from mezzotint.families.building import build_meta_model
 from mezzotint.families.recipe import Recipe
 from mezzotint.fast.fast_pass import recipe_of
 from mezzotint.fast.passes import ordered_passes
-from mezzotint.fast.passes.attention_layers import PROCESSORS
+from mezzotint.fast.passes.attention_processors import PROCESSORS
 from mezzotint.fast.passes.fused_activation import REWRITES
 
 NAMES = list(families())

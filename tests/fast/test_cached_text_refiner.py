@@ -1,4 +1,4 @@
-"""Z-Image's text refined once for each prompt gives the images that it gives when it is refined in every step."""
+"""Z-Image's text, refined once per prompt, gives the same images as refining it in every step."""
 
 import copy
 from collections.abc import Callable
@@ -21,8 +21,8 @@ from support.pipeline_cases import PROMPTS, Case
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The texts that are refined during the test, each time they are."""
+def refined_texts(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return a list that gets each text when it is refined."""
     texts: list[Any] = []
     refine = CachedTextRefiner._run_refiner
 
@@ -34,10 +34,10 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return texts
 
 
-def test_a_generation_is_the_same(
-    cases: Callable[[str], Case], tmp_path: Path, made: list[Any]
+def test_generation_is_unchanged(
+    cases: Callable[[str], Case], tmp_path: Path, refined_texts: list[Any]
 ) -> None:
-    """Two prompts in one batch; once for steps with inputs rounded, once for those without."""
+    """Two prompts in one batch, each refined once with quantized activations and once without."""
     case = cases("zimage")
     pipe = case.load(transformer=MAKERS["zimage"]["modelopt nvfp4"](case, tmp_path / "made"))
     sampling = case.sampling.replace(steps=4)
@@ -49,64 +49,65 @@ def test_a_generation_is_the_same(
         pipe, PROMPTS, sampling=sampling, check_output=False, bf16_steps=StepSchedule(1, 1)
     ).latents
     assert torch.equal(got, expected)
-    assert len(made) == 2 * len(PROMPTS)
+    assert len(refined_texts) == 2 * len(PROMPTS)
 
 
-def test_text_is_refined_again_if_it_is_another_or_was_changed(made: list[Any]) -> None:
+def test_new_or_changed_text_is_refined_again(refined_texts: list[Any]) -> None:
     plain = transformer("zimage")
-    once: Any = copy.deepcopy(plain)
-    assert cache_text_refiner(once)
-    precompute_modulation(once, SCHEDULE)
+    cached: Any = copy.deepcopy(plain)
+    assert cache_text_refiner(cached)
+    precompute_modulation(cached, SCHEDULE)
     inputs = arguments("zimage", plain, 2)
     inputs["cap_feats"][1] = torch.randn(37, inputs["cap_feats"][1].shape[1])  # padded to 64
 
-    def same() -> int:
+    def refinements() -> int:
         torch.testing.assert_close(
-            result(once, inputs), result(plain, inputs), rtol=1e-4, atol=1e-4
+            result(cached, inputs), result(plain, inputs), rtol=1e-4, atol=1e-4
         )
-        return len(made)
+        return len(refined_texts)
 
-    assert same() == 1
+    assert refinements() == 1
     inputs["t"] = inputs["t"] * 0.5
     inputs["x"] = [x + 1 for x in inputs["x"]]
-    assert same() == 1
+    assert refinements() == 1
     inputs["cap_feats"][0].mul_(2)
-    assert same() == 2
-    inputs["joint_attention_kwargs"] = {
-        "scale": 0.5
-    }  # of a LoRA, which the text's layers may have too
-    assert same() == 3
+    assert refinements() == 2
+    # The scale of a LoRA, which the text's layers may have too.
+    inputs["joint_attention_kwargs"] = {"scale": 0.5}
+    assert refinements() == 3
     del inputs["joint_attention_kwargs"]
-    assert same() == 3
+    assert refinements() == 3
     inputs["cap_feats"] = [text.clone() for text in inputs["cap_feats"]]
-    assert same() == 4
+    assert refinements() == 4
     inputs["cap_feats"].reverse()
-    assert same() == 5
-    assert [type(block).__name__ for block in once.context_refiner] == [
+    assert refinements() == 5
+    assert [type(block).__name__ for block in cached.context_refiner] == [
         "ZImageTransformerBlock"
     ] * len(plain.context_refiner)
     with torch.inference_mode():
         inputs["cap_feats"] = [text + 1 for text in inputs["cap_feats"]]
-        assert same() == 6
-        assert same() == 7, "such tensors do not say whether they were changed"
-    assert len(once.forward.wrapped_forward.cache.entries) == MAX_ENTRIES
+        assert refinements() == 6
+        assert refinements() == 7, "inference tensors have no version"
+    assert len(cached.forward.wrapped_forward.cache.entries) == MAX_ENTRIES
 
 
-def test_a_model_that_was_cast_refines_its_text_anew(made: list[Any]) -> None:
+def test_cast_model_refines_its_text_again(refined_texts: list[Any]) -> None:
     plain = transformer("zimage")
-    once = copy.deepcopy(plain)
-    cache_text_refiner(once)
+    cached = copy.deepcopy(plain)
+    cache_text_refiner(cached)
     inputs = arguments("zimage", plain)
     for dtype in (torch.float32, torch.float64):
-        plain, once = plain.to(dtype), once.to(dtype)
-        own = inputs | {
+        plain, cached = plain.to(dtype), cached.to(dtype)
+        cast_inputs = inputs | {
             name: [part.to(dtype) for part in inputs[name]] for name in ("x", "cap_feats")
         }
-        torch.testing.assert_close(result(once, own), result(plain, own), rtol=1e-4, atol=1e-4)
-    assert len(made) == 2
+        torch.testing.assert_close(
+            result(cached, cast_inputs), result(plain, cast_inputs), rtol=1e-4, atol=1e-4
+        )
+    assert len(refined_texts) == 2
 
 
-def test_only_a_text_that_is_filled_up_to_another_length_is_announced(
+def test_recompile_warning_depends_on_the_padded_text_length(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     model: Any = transformer("zimage")
@@ -121,7 +122,7 @@ def test_only_a_text_that_is_filled_up_to_another_length_is_announced(
     assert "cap_feats[0] 64x" in record.message
 
 
-def test_other_families_have_no_such_text() -> None:
+def test_family_without_text_refiner_is_unchanged() -> None:
     model = transformer("flux1")
     assert not cache_text_refiner(model)
     assert not isinstance(model.forward, CachedTextRefiner)

@@ -1,4 +1,4 @@
-"""Every family made fast: its blocks compile whole, and generate what they generated layer by layer."""
+"""Every family after `speed_up`: blocks compile without graph breaks and compute the same."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,10 +20,10 @@ FAMILIES = ["flux1", "flux2", "wan_ti2v", "zimage", "qwenimage"]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_fast_model_generates_the_same(
+def test_fast_model_generates_the_same(
     cases: Callable[[str], Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Compile without code generation, which tests/gpu/test_gpu.py has; one step is in BF16."""
+    """Compile without code generation (tests/gpu/test_gpu.py has it); one step is in BF16."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     torch._dynamo.reset()

@@ -1,4 +1,4 @@
-"""Recordings, with a GPU that is a tape of what PyTorch is asked to do; on a real one, tests/gpu/test_gpu.py."""
+"""CUDA graphs with a fake GPU that records operations; tests/gpu/test_gpu.py has a real one."""
 
 import copy
 from contextlib import nullcontext
@@ -21,27 +21,27 @@ from support.modulation_models import SCHEDULE, TINY, arguments, result, transfo
 
 
 class Tape(TorchDispatchMode):
-    """In the place of a CUDA graph: does again what was done while it was open, with results where they were."""
+    """A fake CUDA graph: `replay` repeats recorded operations and writes to the same outputs."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.done: list[Any] = []
+        self.operations: list[Any] = []
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        made = function(*args, **(kwargs or {}))
-        self.done.append((function, args, kwargs or {}, made))
-        return made
+        results = function(*args, **(kwargs or {}))
+        self.operations.append((function, args, kwargs or {}, results))
+        return results
 
     def replay(self) -> None:
-        for function, args, kwargs, made in self.done:
+        for function, args, kwargs, results in self.operations:
             again = function(*args, **kwargs)
-            for place, value in zip(
-                pytree.tree_leaves(made), pytree.tree_leaves(again), strict=True
+            for output, value in zip(
+                pytree.tree_leaves(results), pytree.tree_leaves(again), strict=True
             ):
-                if isinstance(place, Tensor):
-                    place.copy_(value)
+                if isinstance(output, Tensor):
+                    output.copy_(value)
 
 
 class Stream:
@@ -51,7 +51,7 @@ class Stream:
 
 @pytest.fixture
 def pools(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The pools of memory that recordings were made in."""
+    """Return the memory pools that recordings were made in."""
     used: list[int] = []
     numbers = count()
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(numbers))
@@ -67,12 +67,12 @@ def pools(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.fixture
-def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tensors on the CPU are as good as others."""
+def cpu_tensors_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accept tensors on the CPU."""
     monkeypatch.setattr(cuda_graphs, "_check_on_cuda", lambda _leaves: None)
 
 
-class Counted(nn.Module):
+class CountedModule(nn.Module):
     """A module that counts its calls."""
 
     def __init__(self) -> None:
@@ -85,16 +85,18 @@ class Counted(nn.Module):
         return {"y": y if pair is None else y + pair[0] * pair[1]}
 
 
-def test_a_call_is_recorded_once_for_each_shape_and_state(pools: list[int], anywhere: None) -> None:
-    model, state = Counted(), ["one"]
-    recorded = CudaGraphRunner(model, lambda: state[0], model)
+def test_call_is_recorded_once_per_shape_and_state(
+    pools: list[int], cpu_tensors_allowed: None
+) -> None:
+    model, state = CountedModule(), ["one"]
+    runner = CudaGraphRunner(model, lambda: state[0], model)
 
     def calls(*args: Any) -> int:
         before = model.calls
-        got = recorded(*args)["y"]
-        made = model.calls - before
+        got = runner(*args)["y"]
+        new_calls = model.calls - before
         assert torch.equal(got, model(*args)["y"])
-        return made
+        return new_calls
 
     def x(rows: int) -> Tensor:
         return torch.randn(rows, 4)
@@ -108,46 +110,46 @@ def test_a_call_is_recorded_once_for_each_shape_and_state(pools: list[int], anyw
     state[0] = "other"
     assert [calls(x(2)), calls(x(2))] == [3, 0]
     assert len(set(pools)) == 1
-    kept = recorded(x(2))["y"]
+    kept = runner(x(2))["y"]
     before = kept.clone()
-    recorded(x(2))
-    assert torch.equal(kept, before), "a result is the caller's own"
+    runner(x(2))
+    assert torch.equal(kept, before), "a replay must not overwrite earlier results"
 
 
-def test_all_is_recorded_anew_in_another_pool_when_weights_are_others(
-    pools: list[int], anywhere: None, caplog: pytest.LogCaptureFixture
+def test_replaced_weights_drop_recordings_and_pool(
+    pools: list[int], cpu_tensors_allowed: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = Counted()
-    recorded = CudaGraphRunner(model, lambda: None, model)
+    model = CountedModule()
+    runner = CudaGraphRunner(model, lambda: None, model)
     x = torch.randn(2, 4)
     for _ in range(2):
-        recorded(x)
+        runner(x)
         assert model.calls == 3
     model.inner[0] = nn.Linear(4, 4).requires_grad_(False)
     for _ in range(2):
-        assert torch.equal(recorded(x)["y"], model.inner(x))
+        assert torch.equal(runner(x)["y"], model.inner(x))
         assert model.calls == 6
     assert len(caplog.records) == 1
     assert pools == [0, 1]
-    assert len(recorded.recordings) == 1
+    assert len(runner.recordings) == 1
 
 
-def test_tensors_on_the_cpu_are_refused_before_anything_is_forgotten(
+def test_cpu_tensors_are_an_error_and_keep_recordings(
     pools: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = Counted()
+    model = CountedModule()
     with pytest.raises(BadRequest, match="called with a tensor on cpu"):
         CudaGraphRunner(model, lambda: None, model)(torch.randn(2, 4))
     assert (model.calls, pools, caplog.records) == (0, [], [])
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_what_is_worked_out_ahead_is_found_by_what_was_recorded(
-    name: str, pools: list[int], anywhere: None, caplog: pytest.LogCaptureFixture
+def test_recorded_calls_read_precomputed_outputs(
+    name: str, pools: list[int], cpu_tensors_allowed: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     plain = transformer(name)
     fast: Any = copy.deepcopy(plain)
-    recorded = fast.forward = CudaGraphRunner(fast.forward, lambda: modes_of(fast).key, fast)
+    runner = fast.forward = CudaGraphRunner(fast.forward, lambda: modes_of(fast).key, fast)
     cache_text_refiner(fast)
     assert (
         precompute_modulation(
@@ -164,5 +166,5 @@ def test_what_is_worked_out_ahead_is_found_by_what_was_recorded(
         torch.testing.assert_close(
             result(fast, inputs), result(plain, inputs), rtol=1e-4, atol=1e-4
         )
-    assert len(recorded.recordings) == 1
+    assert len(runner.recordings) == 1
     assert not [record for record in caplog.records if record.name == cuda_graphs.LOG.name]

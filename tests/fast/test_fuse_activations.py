@@ -1,4 +1,4 @@
-"""Fused activations, with the CPU reference in the kernel's place; tests/gpu/test_gpu.py compares the two."""
+"""Fused activations with CPU references for kernels; tests/gpu/test_gpu.py compares the two."""
 
 import importlib
 from collections.abc import Iterator
@@ -22,16 +22,16 @@ from torch.nn import functional as F
 
 from mezzotint.families import families, family_by_transformer
 from mezzotint.families.recipe import Recipe
-from mezzotint.fast.fp8_linear import (
+from mezzotint.fast.fp8_layers import (
     ActivationQuantize,
     ColumnSlice,
     FusedActivationLinear,
     QuantizedInputLinear,
     SplitQuantizedInputLinear,
 )
-from mezzotint.fast.passes import attention_layers, fused_activation
+from mezzotint.fast.passes import attention_processors, fused_activation
 from mezzotint.fast.passes.attention import ATTENTION_BACKENDS
-from mezzotint.fast.passes.attention_layers import replace_attn_processors
+from mezzotint.fast.passes.attention_processors import replace_attn_processors
 from mezzotint.fast.passes.compile_blocks import compile_blocks
 from mezzotint.fast.passes.deferred_residual import (
     DeferredResidualSingleBlock,
@@ -73,7 +73,7 @@ def quantize_into_reference(x: Tensor, inverse: Tensor, out: Tensor) -> None:
 
 
 class SkippedKernel:
-    """In a kernel's place while an operation is traced, which only asks for the shapes of its results."""
+    """A fake kernel for tracing, which needs only the shapes of the results."""
 
     def __getitem__(self, _grid: Any) -> Any:
         return lambda *_given, **_constants: None
@@ -105,41 +105,41 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def fast(name: str = "demo-fp8") -> tuple[Any, dict[str, Any]]:
     transformer = load("demo", transformer=name, device="cpu", dtype=torch.bfloat16).transformer
     torch.manual_seed(0)
-    given = family_by_transformer("FluxTransformer2DModel", "").example_inputs(
+    inputs = family_by_transformer("FluxTransformer2DModel", "").example_inputs(
         transformer.config, families()["flux1"].sampling({}, {}).replace(height=64), 1
     )
-    given |= {
-        "encoder_hidden_states": given["encoder_hidden_states"][:, :16],
+    inputs |= {
+        "encoder_hidden_states": inputs["encoder_hidden_states"][:, :16],
         "txt_ids": torch.zeros(16, 3),
     }
     wide = {
         name: value.bfloat16()
-        for name, value in given.items()
+        for name, value in inputs.items()
         if value.ndim == 3 or name == "pooled_projections"
     }
-    return transformer, given | wide | {"return_dict": False}
+    return transformer, inputs | wide | {"return_dict": False}
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["demo-fp8", "demo-nvfp4"])
-def test_a_model_with_gelu_in_its_products_computes_the_same(on_cpu: None, name: str) -> None:
-    """Up to the rounding to BF16 that no longer happens before GELU and after it; 4 bits with inputs in FP8."""
+def test_model_with_fused_gelu_computes_the_same(on_cpu: None, name: str) -> None:
+    """GELU's input and output are no longer rounded to BF16; inputs of 4-bit layers are in FP8."""
     model, inputs = fast(name)
     expected = model(**inputs)[0]
     with unquantized_activations(model):
-        exact = model(**inputs)[0]
+        bf16 = model(**inputs)[0]
     model, inputs = fast(name)
     assert fuse_activations(model, CPU) == (2 * 2 + 3, None)
     fuse_linears(model, families()["flux1"].fusable)
     got = model(**inputs)[0]
     assert 0 < relative_error(got, expected) < (0.05 if name == "demo-fp8" else 0.5)
-    assert relative_error(got, exact) < 1.1 * relative_error(expected, exact)
+    assert relative_error(got, bf16) < 1.1 * relative_error(expected, bf16)
     model.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
     assert torch.equal(model(**inputs)[0], got)
 
 
 @torch.no_grad()
-def test_a_model_whose_inputs_have_a_scale_for_each_row_computes_the_same(on_cpu: None) -> None:
+def test_model_with_per_row_input_scales_computes_the_same(on_cpu: None) -> None:
     model, inputs = fast()
     for name, layer in quant_linears(model).items():
         assert isinstance(layer, QuantLinear)
@@ -162,7 +162,7 @@ def test_a_model_whose_inputs_have_a_scale_for_each_row_computes_the_same(on_cpu
     [lambda model: use_backend(model, "weight_only"), unquantized_activations],
     ids=["backend", "inputs"],
 )
-def test_another_backend_or_exact_inputs_get_the_layers_themselves(
+def test_another_backend_or_bf16_activations_bypass_the_fused_kernel(
     on_cpu: None, other: Any
 ) -> None:
     model, inputs = fast()
@@ -174,28 +174,30 @@ def test_another_backend_or_exact_inputs_get_the_layers_themselves(
 
 @torch.no_grad()
 @pytest.mark.parametrize("activation", ["gelu", "swiglu"])
-def test_the_definition_of_a_rounded_product(activation: str) -> None:
+def test_fp8_gemm_act_reference_equals_float32(activation: str) -> None:
     torch.manual_seed(0)
     x, codes = (round_e4m3(torch.randn(rows, 32) * 8) for rows in (5, 64))
     inverse, bias = torch.tensor([4.0]), torch.randn(64).bfloat16()
     by_row, by_column = torch.rand(5, 1) / 64, torch.rand(64) / 8
-    plain, rounded = fp8_gemm_act_reference(
+    plain, quantized = fp8_gemm_act_reference(
         x, codes, bias, by_row, by_column, inverse, activation, 16, 8
     )
     real = (x.float() * by_row) @ (codes.float() * by_column[:, None]).t() + bias.float()
     assert relative_error(plain.float(), real[:, :16]) < 3e-3
     gate, up = real[:, 16:40], real[:, 40:]
-    others = (
+    active = (
         F.silu(gate) * up if activation == "swiglu" else F.gelu(real[:, 16:], approximate="tanh")
     )
-    assert rounded.shape == (5, 8 + others.shape[1])
-    assert relative_error(rounded[:, 8:].float() / 4, others) < 0.04
-    same, nothing = fp8_gemm_act_reference(x, codes, bias, by_row, by_column, None, "none", 64, 0)
-    assert torch.equal(same, real.bfloat16())
+    assert quantized.shape == (5, 8 + active.shape[1])
+    assert relative_error(quantized[:, 8:].float() / 4, active) < 0.04
+    plain_only, nothing = fp8_gemm_act_reference(
+        x, codes, bias, by_row, by_column, None, "none", 64, 0
+    )
+    assert torch.equal(plain_only, real.bfloat16())
     assert nothing.shape == (5, 0)
 
 
-def test_layers_side_by_side_are_one_product(on_cpu: None) -> None:
+def test_qkv_and_mlp_are_one_gemm(on_cpu: None) -> None:
     model, _inputs = fast()
     fuse_activations(model, CPU)
     assert fuse_linears(model, families()["flux1"].fusable)[0] == 2 * 2
@@ -214,24 +216,22 @@ def test_layers_side_by_side_are_one_product(on_cpu: None) -> None:
 
 
 @torch.no_grad()
-def test_text_and_image_are_multiplied_into_one_tensor(
-    on_cpu: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_text_and_image_share_one_qkv_tensor(on_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs = fast()
     fuse_linears(model, families()["flux1"].fusable)
     replace_attn_processors(model, ATTENTION_BACKENDS["sdpa"])
-    with_joint = model(**inputs)[0]
+    joint = model(**inputs)[0]
     attn = model.transformer_blocks[0].attn
-    assert attention_layers._joint_qkv_layers(attn) == [
+    assert attention_processors._joint_qkv_layers(attn) == [
         attn.add_q_proj.fused.linear,
         attn.to_q.fused.linear,
     ]
-    assert attention_layers._joint_qkv_layers(model.single_transformer_blocks[0].attn) == []
-    picture, text = (torch.randn(2, tokens, attn.to_q.in_features).bfloat16() for tokens in (16, 5))
-    traced = torch.compile(attention_layers._qkv, fullgraph=True, backend="aot_eager")
-    assert torch.equal(traced(attn, picture, text), attention_layers._qkv(attn, picture, text))
-    monkeypatch.setattr(attention_layers, "_joint_qkv_layers", lambda _attn: [])
-    assert relative_error(with_joint, model(**inputs)[0]) < 1e-2
+    assert attention_processors._joint_qkv_layers(model.single_transformer_blocks[0].attn) == []
+    image, text = (torch.randn(2, tokens, attn.to_q.in_features).bfloat16() for tokens in (16, 5))
+    traced = torch.compile(attention_processors._qkv, fullgraph=True, backend="aot_eager")
+    assert torch.equal(traced(attn, image, text), attention_processors._qkv(attn, image, text))
+    monkeypatch.setattr(attention_processors, "_joint_qkv_layers", lambda _attn: [])
+    assert relative_error(joint, model(**inputs)[0]) < 1e-2
 
 
 def fp8_layer(out: int, in_: int, seed: int) -> QuantLinear:
@@ -250,7 +250,7 @@ def flux2_feed_forward() -> torch.nn.Module:
 
 
 def recipe(module: torch.nn.Module) -> Recipe:
-    """The recipe of the family that a module of these tests is part of."""
+    """Return the recipe of the family that a module belongs to."""
     return families()["zimage" if isinstance(module, ZImageFeedForward) else "flux2"].fast
 
 
@@ -276,38 +276,38 @@ def flux2_attention() -> torch.nn.Module:
 
 @torch.no_grad()
 @pytest.mark.parametrize("make", [flux2_feed_forward, zimage_feed_forward, flux2_attention])
-def test_swiglu_is_part_of_the_product_before_it(on_cpu: None, make: Any) -> None:
+def test_swiglu_is_fused_with_the_gemm_before_it(on_cpu: None, make: Any) -> None:
     torch.manual_seed(0)
     module = make().bfloat16().eval()
     if isinstance(module, Flux2ParallelSelfAttention):
         replace_attn_processors(module, ATTENTION_BACKENDS["sdpa"], recipe(module))
         angles = torch.randn(5, 16).repeat_interleave(2, 1)
-        given = {"image_rotary_emb": (angles.cos(), angles.sin())}
+        inputs = {"image_rotary_emb": (angles.cos(), angles.sin())}
     else:
-        given = {}
+        inputs = {}
     x = torch.randn(2, 5, 64).bfloat16()
-    expected = module(x, **given)
+    expected = module(x, **inputs)
     with unquantized_activations(module):
-        exact = module(x, **given)
+        bf16 = module(x, **inputs)
     assert fuse_activations(module, CPU, recipe(module)) == (1, None)
-    (product,) = (layer for layer in module.modules() if isinstance(layer, FusedActivationLinear))
-    assert product.activation == "swiglu"
-    got = module(x, **given)
+    (fused,) = (layer for layer in module.modules() if isinstance(layer, FusedActivationLinear))
+    assert fused.activation == "swiglu"
+    got = module(x, **inputs)
     assert 0 < relative_error(got, expected) < 0.05
-    assert relative_error(got, exact) < 1.1 * relative_error(expected, exact)
+    assert relative_error(got, bf16) < 1.1 * relative_error(expected, bf16)
     with unquantized_activations(module):
-        assert relative_error(module(x, **given), exact) < 1e-2
-    if not given:  # norm_rope, a kernel in Triton, cannot be traced without a GPU
+        assert relative_error(module(x, **inputs), bf16) < 1e-2
+    if not inputs:  # norm_rope, a kernel in Triton, cannot be traced without a GPU
         compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
         assert torch.equal(compiled(x), got)
-    apart = make().eval()
+    unfused = make().eval()
     if isinstance(module, Flux2ParallelSelfAttention):
-        replace_attn_processors(apart, ATTENTION_BACKENDS["sdpa"], recipe(apart))
+        replace_attn_processors(unfused, ATTENTION_BACKENDS["sdpa"], recipe(unfused))
     torch.testing.assert_close(
-        module.float()(x.float(), **given), apart.float()(x.float(), **given)
+        module.float()(x.float(), **inputs), unfused.float()(x.float(), **inputs)
     )
-    assert {product.scale.dtype, product.inverse_scale.dtype} == {torch.float32}
-    assert torch.equal(product.scale * product.inverse_scale, torch.ones(1))
+    assert {fused.scale.dtype, fused.inverse_scale.dtype} == {torch.float32}
+    assert torch.equal(fused.scale * fused.inverse_scale, torch.ones(1))
 
 
 @torch.no_grad()
@@ -315,10 +315,10 @@ def test_swiglu_is_part_of_the_product_before_it(on_cpu: None, make: Any) -> Non
     ("make", "last"), [(flux2_feed_forward, "linear_out"), (zimage_feed_forward, "w2")]
 )
 @pytest.mark.parametrize("possible", [True, False], ids=["hopper", "elsewhere"])
-def test_swiglu_is_rounded_by_row_in_one_kernel(
+def test_swiglu_and_per_row_quantization_are_one_kernel(
     on_cpu: None, monkeypatch: pytest.MonkeyPatch, make: Any, last: str, possible: bool
 ) -> None:
-    """SiLU of the gate is no longer rounded to BF16, which moves some numbers to the next one in FP8."""
+    """SiLU is no longer rounded to BF16, so some numbers become the next one in FP8."""
     monkeypatch.setattr(
         fused_activation,
         "unavailable_reason",
@@ -332,15 +332,15 @@ def test_swiglu_is_rounded_by_row_in_one_kernel(
     x = torch.randn(2, 5, 64).bfloat16()
     expected = module(x)
     with unquantized_activations(module):
-        exact = module(x)
+        bf16 = module(x)
     assert fuse_activations(module, CPU, recipe(module)) == (1, None)
     assert not any(isinstance(layer, FusedActivationLinear) for layer in module.modules())
     assert isinstance(getattr(module, last), QuantizedInputLinear)
     got = module(x)
     assert 0 < relative_error(got, expected) < 0.02
-    assert relative_error(got, exact) < 1.1 * relative_error(expected, exact)
+    assert relative_error(got, bf16) < 1.1 * relative_error(expected, bf16)
     with unquantized_activations(module):
-        assert relative_error(module(x), exact) < 1e-2
+        assert relative_error(module(x), bf16) < 1e-2
     counter = CompileCounter()
     traced = torch.compile(module, fullgraph=True, backend=counter)
     for tokens in (5, 6, 7, 9):  # the second length makes it a variable
@@ -349,15 +349,15 @@ def test_swiglu_is_rounded_by_row_in_one_kernel(
     assert counter.frame_count == 2
     if make is flux2_feed_forward:
         return
-    apart = make().bfloat16()
+    unfused = make().bfloat16()
     del (
-        apart.w2._buffers["input_scale"],
-        apart.w3._buffers["input_scale"],
-    )  # w1 and w3 cannot be one product
-    assert fuse_activations(apart, CPU, recipe(apart)) == (0, None)
+        unfused.w2._buffers["input_scale"],
+        unfused.w3._buffers["input_scale"],
+    )  # w1 and w3 cannot be fused
+    assert fuse_activations(unfused, CPU, recipe(unfused)) == (0, None)
 
 
-def test_a_reader_without_a_scale_of_its_own_gets_one_for_each_row(on_cpu: None) -> None:
+def test_layer_without_static_input_scale_is_quantized_per_row(on_cpu: None) -> None:
     model, _inputs = fast()
     block = model.single_transformer_blocks[0]
     del block.proj_out._buffers["input_scale"]
@@ -366,7 +366,7 @@ def test_a_reader_without_a_scale_of_its_own_gets_one_for_each_row(on_cpu: None)
 
 
 @torch.no_grad()
-def test_where_queries_keys_and_values_stay_apart_the_activation_is_still_in_its_product(
+def test_activation_is_fused_even_if_qkv_are_not(
     on_cpu: None,
 ) -> None:
     model, inputs = fast()
@@ -380,7 +380,7 @@ def test_where_queries_keys_and_values_stay_apart_the_activation_is_still_in_its
 
 
 @torch.no_grad()
-def test_it_says_why_an_activation_stays_outside(
+def test_reason_for_unfused_activations_is_returned(
     on_cpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -393,14 +393,14 @@ def test_it_says_why_an_activation_stays_outside(
     assert fuse_activations(load("demo", device="cpu").transformer, CPU) == (0, None)
 
 
-def test_a_processor_that_is_not_replaced_gets_what_it_expects(on_cpu: None) -> None:
+def test_unknown_attention_processor_keeps_its_linear(on_cpu: None) -> None:
     module = flux2_attention()
     module.set_processor(Flux2KVParallelSelfAttnProcessor())
     assert fuse_activations(module, CPU, recipe(module)) == (0, None)
     assert isinstance(module.to_qkv_mlp_proj, QuantLinear)
 
 
-def test_it_says_where_it_cannot_run() -> None:
+def test_unavailable_reason_names_the_device() -> None:
     assert unavailable_reason(CPU) == "needs a CUDA GPU, this is cpu"
     assert (
         unavailable_reason(Target("cuda", (8, 9))) == "is written for Hopper (sm_90), this is sm_89"
@@ -410,8 +410,8 @@ def test_it_says_where_it_cannot_run() -> None:
 
 
 @torch.no_grad()
-def test_inputs_with_a_scale_for_each_row_are_rounded_behind_gelu(on_cpu: None) -> None:
-    """SVDQuant's, whose second layer is shifted: what that shift adds to the bias is kept."""
+def test_gelu_and_per_row_quantization_before_a_shifted_layer(on_cpu: None) -> None:
+    """SVDQuant's second layer has a shifted input; what the shift adds to the bias is kept."""
     torch.manual_seed(0)
     ff = FeedForward(64, activation_fn="gelu-approximate", mult=2).bfloat16().eval()
     ff.net[2] = layer = QuantLinear(four_bits.all_of(64, 128)["svdquant_int4, shifted"])
@@ -419,17 +419,19 @@ def test_inputs_with_a_scale_for_each_row_are_rounded_behind_gelu(on_cpu: None) 
         layer.register_buffer(PREPARED_PREFIX + part, value)
     x = torch.randn(2, 5, 64).bfloat16()
     with unquantized_activations(ff):
-        exact = ff(x)
+        bf16 = ff(x)
     native = ff(x)
     assert fuse_activations(ff, CPU, families()["flux1"].fast) == (1, None)
-    assert relative_error(ff(x), exact) < relative_error(native, exact)
+    assert relative_error(ff(x), bf16) < relative_error(native, bf16)
 
 
 @torch.no_grad()
 @NUNCHAKU
-def test_pieces_side_by_side_are_two_products(on_cpu: None, data: Path, name: str) -> None:
-    """Once the weights are FP8, both round the same rows: only GELU is no longer rounded to BF16 in between, by 2^-9,
-    after which some of the numbers go to the next of FP8, which are 2^-3 apart."""
+def test_split_proj_out_is_two_gemms(on_cpu: None, data: Path, name: str) -> None:
+    """Both quantize the same rows to FP8, but GELU is no longer rounded to BF16 before.
+
+    That changes numbers by up to 2^-9, so some become the next number of FP8, 2^-3 away.
+    """
     model, inputs = published(data, name, resident="fp8")
     expected = model(**inputs)[0]
     assert fuse_activations(model, CPU) == (2 + 1, None)
@@ -443,26 +445,26 @@ def test_pieces_side_by_side_are_two_products(on_cpu: None, data: Path, name: st
 
 @torch.no_grad()
 @NUNCHAKU
-def test_pieces_of_4_bits_read_fp8_too(on_cpu: None, data: Path, name: str) -> None:
+def test_split_4_bit_proj_out_reads_fp8(on_cpu: None, data: Path, name: str) -> None:
     model, inputs = published(data, name)
     native = model(**inputs)[0]
     with unquantized_activations(model):
-        exact = model(**inputs)[0]
+        bf16 = model(**inputs)[0]
     with use_backend(model, "weight_only"):
         decoded = model(**inputs)[0]
     assert fuse_activations(model, CPU) == (2 + 1, None)
     assert isinstance(model.single_transformer_blocks[0].proj_out, SplitQuantizedInputLinear)
-    assert relative_error(model(**inputs)[0], exact) < relative_error(native, exact), (
+    assert relative_error(model(**inputs)[0], bf16) < relative_error(native, bf16), (
         "8 bits instead of 4"
     )
     with unquantized_activations(model):  # as close as two ways of computing GELU in BF16
-        assert relative_error(model(**inputs)[0], exact) < 1e-2
+        assert relative_error(model(**inputs)[0], bf16) < 1e-2
     with use_backend(model, "weight_only"):
         assert relative_error(model(**inputs)[0], decoded) < 1e-2
 
 
 @torch.no_grad()
-def test_pieces_that_do_not_read_fp8_stay_as_they_are(data: Path) -> None:
+def test_split_proj_out_without_fp8_is_unchanged(data: Path) -> None:
     model, inputs = published(data, "nunchaku_flux1_int4_r32")
     expected = model(**inputs)[0]
     assert fuse_activations(model, CPU) == (0, None)
@@ -471,57 +473,57 @@ def test_pieces_that_do_not_read_fp8_stay_as_they_are(data: Path) -> None:
 
 
 @pytest.fixture
-def linked_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The demo's rows have two and three blocks."""
+def short_rows_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Allow short rows: the demo's have two and three blocks."""
     monkeypatch.setattr("mezzotint.fast.passes.deferred_residual.MIN_BLOCKS", 2)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["demo-fp8", "demo-nvfp4"])
-def test_flux1s_single_blocks_hand_on_text_and_image_as_one(
-    on_cpu: None, linked_rows: None, name: str
+def test_flux1_single_blocks_pass_text_and_image_as_one_residual(
+    on_cpu: None, short_rows_allowed: None, name: str
 ) -> None:
-    """Sums are rounded to BF16 once, where a product and its gate were before; then some numbers go to the next of FP8.
+    """Sums are rounded to BF16 once, not twice, so some numbers become the next one of FP8.
 
-    One graph for all single blocks: the first is handed the same as the others.
+    All single blocks share one graph, because the first gets inputs of the same kind.
     """
     torch._dynamo.reset()
-    (model, inputs), (apart, _) = fast(name), fast(name)
-    for made in (model, apart):
-        fuse_activations(made, CPU)
-        fuse_linears(made, families()["flux1"].fusable)
+    (model, inputs), (unfused, _) = fast(name), fast(name)
+    for each in (model, unfused):
+        fuse_activations(each, CPU)
+        fuse_linears(each, families()["flux1"].fusable)
     assert defer_residuals(model) == 1 + 3
     assert [type(block.forward) for block in model.single_transformer_blocks] == [
         DeferredResidualSingleBlock
     ] * 3
-    expected = apart(**inputs)[0]
+    expected = unfused(**inputs)[0]
     assert relative_error(model(**inputs)[0], expected) < 0.03
     counter = CompileCounterWithBackend("aot_eager")
     compile_blocks(model, fullgraph=True, backend=counter)
     assert relative_error(model(**inputs)[0], expected) < 0.03
-    assert counter.frame_count == 2 + 1, "and the norm behind the last block"
+    assert counter.frame_count == 2 + 1, "two kinds of blocks, and the norm after the last one"
 
 
 @torch.no_grad()
-def test_what_a_controlnet_adds_between_blocks_is_added_to_the_image(
-    on_cpu: None, linked_rows: None
+def test_controlnet_residuals_are_added_to_image_tokens(
+    on_cpu: None, short_rows_allowed: None
 ) -> None:
-    (model, inputs), (apart, _) = fast(), fast()
-    for made in (model, apart):
-        fuse_activations(made, CPU)
+    (model, inputs), (unfused, _) = fast(), fast()
+    for each in (model, unfused):
+        fuse_activations(each, CPU)
     defer_residuals(model)
-    without = apart(**inputs)[0]
-    sample = torch.randn(*inputs["hidden_states"].shape[:2], apart.inner_dim).bfloat16()
+    without = unfused(**inputs)[0]
+    sample = torch.randn(*inputs["hidden_states"].shape[:2], unfused.inner_dim).bfloat16()
     for name, blocks in (("controlnet_block_samples", 2), ("controlnet_single_block_samples", 3)):
-        inputs[name] = [sample * (place + 1) for place in range(blocks)]
-    expected = apart(**inputs)[0]
+        inputs[name] = [sample * (index + 1) for index in range(blocks)]
+    expected = unfused(**inputs)[0]
     assert relative_error(without, expected) > 0.3
     assert relative_error(model(**inputs)[0], expected) < 0.03
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["flux1", "flux2", "zimage", "qwenimage"])
-def test_every_pass_on_unquantized_layers_is_taken_back(on_cpu: None, name: str) -> None:
+def test_restore_undoes_every_pass_on_unquantized_layers(on_cpu: None, name: str) -> None:
     model = transformer(name, 4)
     modules, weights = structure(model), tensors(model)
     inputs = arguments(name, model)
@@ -536,7 +538,7 @@ def test_every_pass_on_unquantized_layers_is_taken_back(on_cpu: None, name: str)
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["demo-fp8", "demo-nvfp4", "nunchaku_flux1_int4_r32"])
-def test_fused_activations_and_split_layers_are_taken_back(
+def test_restore_undoes_fused_activations_and_split_layers(
     on_cpu: None, data: Path, name: str
 ) -> None:
     model, inputs = fast(name) if name.startswith("demo") else published(data, name, "fp8")

@@ -1,4 +1,4 @@
-"""What Inductor is told when it compiles a fast model's blocks; tests/gpu/test_gpu.py compiles some."""
+"""Our overrides of Inductor's choices; tests/gpu/test_gpu.py compiles blocks with them."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -14,24 +14,24 @@ from mezzotint.fast.activations import tanh_by_sigmoid
 from mezzotint.fast.inductor import DECOMPOSITIONS, MAX_PERSISTENT_ROW, PersistentRowChoices
 from mezzotint.schemes.minifloats import round_e4m3
 
-SHORTER = {
+FUNCTIONS = {
     "gelu": lambda x: nn.functional.gelu(x, approximate="tanh"),
     "tanh": torch.tanh,
     "clamp": lambda x: round_e4m3(x).float(),
 }
 
 
-@pytest.mark.parametrize("name", SHORTER)
-def test_the_same_function_in_fewer_instructions(name: str) -> None:
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_decompositions_compute_the_same_function(name: str) -> None:
     x = torch.cat(
         (
             torch.linspace(-20, 20, 999),
             torch.tensor([448.0, 449, -1e9, torch.inf, -torch.inf, torch.nan]),
         )
     )
-    traced = make_fx(SHORTER[name], decomposition_table=DECOMPOSITIONS)(x)
+    traced = make_fx(FUNCTIONS[name], decomposition_table=DECOMPOSITIONS)(x)
     assert name not in traced.code
-    expected = SHORTER[name](x)
+    expected = FUNCTIONS[name](x)
     finite = (
         x.abs() < torch.inf if name == "gelu" else torch.ones_like(x, dtype=torch.bool)
     )  # -inf * 0
@@ -39,7 +39,7 @@ def test_the_same_function_in_fewer_instructions(name: str) -> None:
     torch.testing.assert_close(traced(x)[finite], expected[finite], equal_nan=True, **tolerance)
 
 
-def test_what_has_no_shorter_form_stays_as_it_is() -> None:
+def test_other_forms_of_clamp_and_gelu_are_unchanged() -> None:
     traced = make_fx(
         lambda x: nn.functional.gelu(x.clamp(min=0)), decomposition_table=DECOMPOSITIONS
     )(torch.randn(3))
@@ -47,13 +47,13 @@ def test_what_has_no_shorter_form_stays_as_it_is() -> None:
     assert "gelu" in traced.code
 
 
-def test_tanh_is_right_to_float32s_last_bits_of_one() -> None:
+def test_tanh_by_sigmoid_is_within_2e_7() -> None:
     x = torch.linspace(-10, 10, 100_001)
     assert float((tanh_by_sigmoid(x) - x.double().tanh()).abs().max()) < 2e-7
 
 
 @pytest.mark.parametrize(
-    ("row", "hint", "kept"),
+    ("row", "hint", "persistent"),
     [
         (sympy.Integer(3840), ReductionHint.INNER, True),
         (sympy.Integer(MAX_PERSISTENT_ROW), ReductionHint.INNER, True),
@@ -62,14 +62,14 @@ def test_tanh_is_right_to_float32s_last_bits_of_one() -> None:
         (sympy.Symbol("s0"), ReductionHint.INNER, False),
     ],
 )
-def test_rows_are_kept_in_registers_up_to_a_length(
-    monkeypatch: pytest.MonkeyPatch, row: Any, hint: ReductionHint, kept: bool
+def test_rows_stay_in_registers_up_to_a_length(
+    monkeypatch: pytest.MonkeyPatch, row: Any, hint: ReductionHint, persistent: bool
 ) -> None:
-    asked = []
+    inductors_calls = []
     monkeypatch.setattr(
         "torch._inductor.choices.InductorChoices.should_use_persistent_reduction",
-        staticmethod(lambda *given: asked.append(given)),
+        staticmethod(lambda *given: inductors_calls.append(given)),
     )
     features = SimpleNamespace(reduction_numel=row, get_reduction_hint=lambda: hint)
-    assert bool(PersistentRowChoices.should_use_persistent_reduction(features, False)) is kept
-    assert len(asked) == (not kept), "what is no longer row is Inductor's own choice"
+    assert bool(PersistentRowChoices.should_use_persistent_reduction(features, False)) is persistent
+    assert len(inductors_calls) == (not persistent), "Inductor decides for all other rows"

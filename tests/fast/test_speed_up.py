@@ -1,4 +1,4 @@
-"""What makes a model fast must not change what it computes: joined layers, attention in one pass, GELU, choices."""
+"""`speed_up` keeps results: fused linears, attention, GELU; and its choices and reports."""
 
 import copy
 import importlib
@@ -22,7 +22,7 @@ from mezzotint.families.building import build_meta_model
 from mezzotint.fast import compile_cache_folder, speed_up
 from mezzotint.fast.activations import tanh_gelu
 from mezzotint.fast.passes.attention import ATTENTION_BACKENDS, select_attention
-from mezzotint.fast.passes.attention_layers import replace_attn_processors
+from mezzotint.fast.passes.attention_processors import replace_attn_processors
 from mezzotint.fast.passes.fuse_linears import fuse_linears
 from mezzotint.fast.runtime.recompile_warning import RecompileWarning
 from mezzotint.fast.runtime.weight_watcher import WeightWatcher
@@ -44,7 +44,7 @@ TINY = {
 
 
 @pytest.mark.parametrize("name", ["demo-fp8", "demo-nvfp4"])
-def test_joined_layers_give_the_same_numbers(name: str) -> None:
+def test_fused_linears_give_the_same_output(name: str) -> None:
     pipe = load("demo", transformer=name, device="cpu", dtype=torch.float32)
     inputs = family_by_transformer("FluxTransformer2DModel", "").example_inputs(
         pipe.transformer.config, families()["flux1"].sampling({}, {}).replace(height=64), 1
@@ -55,16 +55,16 @@ def test_joined_layers_give_the_same_numbers(name: str) -> None:
     }
     with torch.no_grad():
         expected = pipe.transformer(**inputs)[0]
-        made, apart = fuse_linears(pipe.transformer, families()["flux1"].fusable)
-        joined = pipe.transformer(**inputs)[0]
+        count, unfused = fuse_linears(pipe.transformer, families()["flux1"].fusable)
+        fused_output = pipe.transformer(**inputs)[0]
         pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
         traced = pipe.transformer(**inputs)[0]
-    assert (made, apart) == (2 * 2 + 3, [])
-    assert torch.equal(joined, expected)
-    assert torch.equal(traced, expected), "Dynamo is to see through the group"
+    assert (count, unfused) == (2 * 2 + 3, [])
+    assert torch.equal(fused_output, expected)
+    assert torch.equal(traced, expected), "Dynamo must trace the fused group"
 
 
-def test_a_joined_layer_called_out_of_turn_still_gives_its_own_product() -> None:
+def test_fused_slices_called_in_any_order_give_their_own_output() -> None:
     layers = [QuantLinear(fp8_tensor(48, 64, seed), torch.float32) for seed in (0, 1)]
     model = nn.ModuleDict({"a": layers[0], "b": layers[1]})
     x, other = torch.randn(3, 64), torch.randn(3, 64)
@@ -75,7 +75,7 @@ def test_a_joined_layer_called_out_of_turn_still_gives_its_own_product() -> None
         torch.testing.assert_close(got, want)
 
 
-def test_a_group_keeps_nothing_once_every_member_has_its_share() -> None:
+def test_fused_linear_frees_its_output_once_every_slice_was_read() -> None:
     group = FusedLinear(QuantLinear(fp8_tensor(48, 64), torch.float32), [16, 32])
     x = torch.randn(2, 64)
     assert group.slice_output(x, 1).shape == (2, 32)
@@ -86,19 +86,19 @@ def test_a_group_keeps_nothing_once_every_member_has_its_share() -> None:
     assert group.output is None
 
 
-def test_layers_with_different_input_scales_stay_apart_and_say_why() -> None:
+def test_layers_with_different_input_scales_stay_unfused_with_a_reason() -> None:
     one, two = fp8_tensor(48, 64, 0), fp8_tensor(48, 64, 1)
     two = two.with_parts({**two.parts, "input_scale": two.parts["input_scale"] * 2}, two.layout)
     model = nn.ModuleDict({"block": nn.ModuleDict({"a": QuantLinear(one), "b": QuantLinear(two)})})
-    made, (apart,) = fuse_linears(model, [("a", "b")])
-    assert made == 0
-    assert apart.layers == ("block.a", "block.b")
-    assert "their input_scale differ" in apart.reason
+    count, (unfused,) = fuse_linears(model, [("a", "b")])
+    assert count == 0
+    assert unfused.layers == ("block.a", "block.b")
+    assert "their input_scale differ" in unfused.reason
 
 
 @pytest.fixture
-def defined_on_cpu() -> Iterator[None]:
-    """norm_rope by its definition, in the kernel's place."""
+def reference_on_cpu() -> Iterator[None]:
+    """Run the reference of norm_rope on the CPU."""
     importlib.import_module("mezzotint.kernels.ops.norm_rope.op")
     library = torch.library.Library("mezzotint", "IMPL")
     library.impl("norm_rope", norm_rope_reference, "CPU")
@@ -107,7 +107,7 @@ def defined_on_cpu() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_attention_in_one_pass_is_diffusers_own(name: str, defined_on_cpu: None) -> None:
+def test_fused_norm_rope_attention_equals_diffusers(name: str, reference_on_cpu: None) -> None:
     torch.manual_seed(0)
     model = TINY[name]().transformer.float().eval()
     for parameter in model.parameters():
@@ -120,14 +120,14 @@ def test_attention_in_one_pass_is_diffusers_own(name: str, defined_on_cpu: None)
         inputs["cap_feats"] = [text[:16] for text in inputs["cap_feats"]]
     with torch.no_grad():
         expected = model(**inputs)[0]
-        replaced = replace_attn_processors(model, ATTENTION_BACKENDS["sdpa"])
+        count = replace_attn_processors(model, ATTENTION_BACKENDS["sdpa"])
         got = model(**inputs)[0]
-    assert replaced
+    assert count
     expected, got = (x if isinstance(x, torch.Tensor) else x[0] for x in (expected, got))
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_gelu_by_the_logistic_function_is_gelu_by_tanh() -> None:
+def test_tanh_gelu_equals_pytorchs() -> None:
     x = torch.linspace(-20, 20, 10_001)
     torch.testing.assert_close(
         tanh_gelu(x), nn.functional.gelu(x, approximate="tanh"), rtol=1e-5, atol=1e-6
@@ -135,7 +135,7 @@ def test_gelu_by_the_logistic_function_is_gelu_by_tanh() -> None:
 
 
 @pytest.mark.parametrize("cls", sorted({shape.transformer for shape in PUBLISHED_MODELS.values()}))
-def test_every_name_that_a_family_joins_is_one_of_its_layers(cls: str) -> None:
+def test_every_fusable_name_is_a_layer_of_the_model(cls: str) -> None:
     model = build_meta_model(cls, {})
     names = block_linears(model)
     for group in family_by_transformer(cls, "").fusable:
@@ -144,7 +144,7 @@ def test_every_name_that_a_family_joins_is_one_of_its_layers(cls: str) -> None:
         assert any(name.endswith(end) for name in names)
 
 
-def test_a_new_shape_is_announced_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_recompile_warning_is_logged_once_per_shape(caplog: pytest.LogCaptureFixture) -> None:
     class Identity(nn.Module):
         def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
             return x
@@ -161,46 +161,46 @@ def test_a_new_shape_is_announced_once(caplog: pytest.LogCaptureFixture) -> None
     assert "mask absent -> 2x2" in caplog.records[1].message
     assert len(caplog.records) == 2
     assert list(inspect.signature(model.forward).parameters) == ["x", "mask"], (
-        "pipelines look at it"
+        "pipelines inspect the signature"
     )
 
 
-def test_weights_that_are_others_or_elsewhere_are_noticed_once() -> None:
+def test_replaced_or_moved_weights_are_detected_once() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     weights = WeightWatcher(model)
-    noticed = lambda: (weights.has_changed(), weights.has_changed())  # noqa: E731
-    assert noticed() == (True, False)
+    detected = lambda: (weights.has_changed(), weights.has_changed())  # noqa: E731
+    assert detected() == (True, False)
     model[0].weight.data = model[0].weight.data.clone()
-    assert noticed() == (True, False)
+    assert detected() == (True, False)
     model[1].register_buffer("running_mean", torch.ones(4))
-    assert noticed() == (True, False)
-    model[0] = nn.Sequential(model[0], nn.Linear(4, 4))  # as a LoRA comes in
-    assert noticed() == (True, False)
+    assert detected() == (True, False)
+    model[0] = nn.Sequential(model[0], nn.Linear(4, 4))  # as when a LoRA is loaded
+    assert detected() == (True, False)
     model[0][1].bias.data = torch.ones(4)
-    assert noticed() == (True, False)
+    assert detected() == (True, False)
     for _ in range(20):
-        model[0][1] = nn.Linear(4, 4)  # perhaps where the last one was
-        assert noticed() == (True, False)
+        model[0][1] = nn.Linear(4, 4)  # perhaps at the address of the last one
+        assert detected() == (True, False)
     model[0][1].add_module("adapter", nn.Identity())
-    assert noticed() == (True, False)
+    assert detected() == (True, False)
     model[0][1].register_buffer("scale", torch.ones(4))
-    assert noticed() == (True, False)
+    assert detected() == (True, False)
     weight = model[0][1].weight
     weight.data = weight.data.view(torch.int32).view(torch.float32)
-    assert noticed() == (False, False)
+    assert detected() == (False, False)
     weight.requires_grad = False
     weight.data = weight.data.view(torch.int32)
-    assert noticed() == (True, False), "of another dtype, where it was"
+    assert detected() == (True, False), "another dtype at the same address"
     weight.data = weight.data.view(torch.float32)
-    assert noticed() == (True, False)
+    assert detected() == (True, False)
     model.double()
-    assert noticed() == (True, False)
+    assert detected() == (True, False)
     model(torch.zeros(2, 4, dtype=torch.float64))
     model[0][1].weight.data.mul_(2)
-    assert noticed() == (False, False), "a recording reads what is there"
+    assert detected() == (False, False), "in-place changes need no new recording"
 
 
-def test_the_choice_of_attention_and_its_reasons() -> None:
+def test_attention_selection_and_reasons() -> None:
     chosen, declined = select_attention(Target("cpu"))
     assert chosen.name == "sdpa"
     assert declined["cudnn"] == "needs an NVIDIA GPU, this is cpu"
@@ -212,7 +212,7 @@ def test_the_choice_of_attention_and_its_reasons() -> None:
         select_attention(Target("cpu"), "fa3_fp8")
 
 
-def test_fp8_attention_is_never_chosen_unasked() -> None:
+def test_fp8_attention_is_never_the_default() -> None:
     assert [
         name for name, attention in ATTENTION_BACKENDS.items() if not attention.selected_by_default
     ] == ["fa3_fp8"]
@@ -228,8 +228,8 @@ def test_fp8_attention_is_never_chosen_unasked() -> None:
         ("qwen-image", 78.3),
     ],
 )
-def test_real_shapes_do_the_work_that_they_are_known_to_do(model: str, tflop: float) -> None:
-    """shared/spec/models.md, section 2: FLUX.1 59.5 in products and 14.9 in attention."""
+def test_flops_of_published_models(model: str, tflop: float) -> None:
+    """For FLUX.1, GEMMs have 59.5 TFLOP and attention 14.9: shared/spec/models.md, section 2."""
     assert flops(BenchCase(model, "bf16", published_model(model).sampling)) / 1e12 == pytest.approx(
         tflop, rel=0.01
     )
@@ -252,14 +252,14 @@ def measured(scheme: str, ms: float) -> Measurement:
     )
 
 
-def test_a_quantized_model_slower_than_bf16_is_said_loudly() -> None:
+def test_bench_warns_of_a_quantized_model_slower_than_bf16() -> None:
     results = [measured("bf16", 100.0), measured("fp8", 50.0), measured("nvfp4", 120.0)]
     (warning,) = warnings(results)
     assert "nvfp4 is SLOWER than BF16: 120.0 ms against 100.0 ms" in warning
     assert "| 2.00 |" in markdown(results)
 
 
-def test_a_transformer_is_made_fast_once_and_announces_new_sizes(
+def test_speed_up_reports_and_warns_of_new_sizes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
@@ -299,25 +299,23 @@ def test_a_transformer_is_made_fast_once_and_announces_new_sizes(
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (("nosuch",), "no model is called 'nosuch'"),
-        (("flux1-dev", "--scheme", "int3"), "no scheme is called 'int3'"),
-        (("flux1-dev", "--attention", "flash"), "no attention is called 'flash'"),
-        (("flux1-dev", "--resident", "int8"), "no residency is called 'int8'"),
+        (("nosuch",), "there is no model 'nosuch'"),
+        (("flux1-dev", "--scheme", "int3"), "there is no scheme 'int3'"),
+        (("flux1-dev", "--attention", "flash"), "there is no attention backend 'flash'"),
+        (("flux1-dev", "--resident", "int8"), "there is no residency mode 'int8'"),
         (("flux1-dev", "--no-baseline"), "no CUDA GPU was found"),
     ],
 )
 @pytest.mark.skipif(torch.cuda.is_available(), reason="would be measured")
-def test_bench_looks_at_its_names_before_it_looks_for_a_gpu(
-    wrong: tuple[str, ...], said: str
-) -> None:
+def test_bench_checks_names_before_it_needs_a_gpu(wrong: tuple[str, ...], said: str) -> None:
     done = run("bench", *wrong)
     assert (done.returncode, said in done.stderr) == (2, True)
 
 
-def test_compiled_kernels_are_kept_where_the_documentation_says(
+def test_compile_cache_folder_is_the_documented_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Importing diffusers makes PyTorch write its temporary folder into the variable; `warmup` named that one."""
+    """An import of diffusers makes PyTorch set the variable to a temporary folder; ignore it."""
     page = (Path(__file__).parents[2] / "docs/performance.md").read_text()
     assert "`~/.cache/mezzotint/inductor`" in page
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -1,4 +1,4 @@
-"""Black Forest Labs' files: golden values by rows of fused layers, scalars of either shape, missing input scales."""
+"""Black Forest Labs' files: golden values, scalars of both shapes, missing input scales."""
 
 import re
 import shutil
@@ -35,7 +35,7 @@ def test_bfl_files_are_detected_by_their_names_and_tensors(data: Path, file: str
     ("metadata", "evidence"),
     [(None, "of the header's metadata, not verified"), ({}, "assumed from the names alone")],
 )
-def test_the_layout_is_the_same_with_and_without_notes(
+def test_layout_is_the_same_with_and_without_metadata(
     data: Path, tmp_path: Path, metadata: dict[str, str] | None, evidence: str
 ) -> None:
     file = edited(data / FULL, tmp_path / "a.safetensors", lambda tensors: None, metadata)
@@ -68,9 +68,9 @@ def test_a_missing_input_scale_is_an_event(data: Path) -> None:
     model = build_meta_model(FLUX2_DEV["_class_name"], FLUX2_DEV)
     dynamic = "2 quantized layers have no input scale in the file; theirs is computed at each call"
     assert dynamic in events(Checkpoint.open(data / MIXED))
-    lent = events(Checkpoint.open(data / MIXED, scales_from=data / FULL))
-    assert not any("no input scale" in event for event in lent)
-    assert any(event.startswith("2 input scales are taken from") for event in lent)
+    supplied = events(Checkpoint.open(data / MIXED, scales_from=data / FULL))
+    assert not any("no input scale" in event for event in supplied)
+    assert any(event.startswith("2 input scales are taken from") for event in supplied)
 
 
 def test_an_input_scale_that_nothing_uses_is_ignored_with_its_reason(data: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_weight_scale_that_is_missing_is_never_one(data: Path, tmp_path: Path)
         plain_parts(file)
 
 
-def test_a_note_that_the_tensors_belie_names_both(data: Path, tmp_path: Path) -> None:
+def test_metadata_that_contradicts_the_tensors_names_both(data: Path, tmp_path: Path) -> None:
     name = "double_blocks.0.img_mlp.0"
     weight = torch.zeros(768, 128, dtype=torch.bfloat16)
     file = edited(
@@ -120,13 +120,13 @@ def test_missing_input_scales_may_come_from_the_full_file(data: Path) -> None:
 
 def test_scales_of_other_weights_are_refused(data: Path, tmp_path: Path) -> None:
     key = "double_blocks.0.txt_mlp.0.weight_scale_2"
-    other = edited(
+    different = edited(
         data / FULL,
         tmp_path / "a.safetensors",
         lambda tensors: tensors.update({key: torch.tensor(0.5)}),
     )
     with pytest.raises(BadRequest, match=r"txt_mlp\.0\.weight_scale_2 is .* in "):
-        Checkpoint.open(data / MIXED, scales_from=other)
+        Checkpoint.open(data / MIXED, scales_from=different)
 
 
 def test_a_file_without_the_missing_scales_is_refused(data: Path) -> None:
@@ -140,7 +140,7 @@ BLOCK_LINEAR = re.compile(
 
 
 def quantized_header(model: str, scheme: str) -> Header:
-    """The header of a full-size file whose blocks' linears are quantized as Black Forest Labs has them."""
+    """Return the header of a full-size file with the linears of blocks quantized."""
     fixture = read_fixture(model)
     plain = header_of(expand(fixture["original"]), fixture["config"])
     tensors = {}

@@ -1,4 +1,4 @@
-"""ComfyUI's files: golden values, notes and markers, `scaled_fp8`, padding, and what ModelOpt writes in their name."""
+"""ComfyUI's files: golden values, metadata, markers, `scaled_fp8`, padding, ModelOpt's variant."""
 
 import json
 from pathlib import Path
@@ -29,19 +29,19 @@ MODELOPT_FILE = f"modelopt_flux1_nvfp4_comfyfile/checkpoint/{WEIGHTS}"
 TILED = Layout("high_first", "tiles_128x4")
 
 
-def marker(**note: object) -> torch.Tensor:
-    return torch.tensor(list(json.dumps(note).encode()), dtype=torch.uint8)
+def marker(**config: object) -> torch.Tensor:
+    return torch.tensor(list(json.dumps(config).encode()), dtype=torch.uint8)
 
 
 def weight(rows: int, columns: int) -> torch.Tensor:
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows)) * 0.1
 
 
-def kitchen(layout: str, matrix: torch.Tensor, **note: object) -> dict[str, torch.Tensor]:
-    """One layer X as comfy-kitchen and ComfyUI write it."""
+def kitchen(layout: str, matrix: torch.Tensor, **config: object) -> dict[str, torch.Tensor]:
+    """Return a layer X as comfy-kitchen and ComfyUI write it."""
     scale = {"scale": matrix.abs().amax() / 2688} if "NVFP4" in layout else {}
     stored = QuantizedTensor.from_float(matrix, layout, **scale).state_dict("X.weight")
-    return stored | {"X.comfy_quant": marker(**note)}
+    return stored | {"X.comfy_quant": marker(**config)}
 
 
 def saved(
@@ -52,7 +52,7 @@ def saved(
     return file
 
 
-def test_each_layer_has_the_scheme_of_its_note(data: Path) -> None:
+def test_each_layer_has_the_scheme_of_its_metadata(data: Path) -> None:
     linears = opened(data / QWEN_FILE)[1].linears
     assert linears["transformer_blocks.0.attn.to_q"].scheme is NVFP4
     assert linears["transformer_blocks.0.attn.to_q"].layout == TILED
@@ -66,11 +66,11 @@ def test_scales_of_padded_shape_prove_their_tiles(data: Path) -> None:
     evidence = opened(data / QWEN_FILE)[1].evidence
     assert evidence[0].startswith("codes high first: as comfy-kitchen writes nvfp4, not verified")
     assert evidence[1].startswith(
-        "scales tiles 128x4: implied, 8 have a shape that allows nothing else"
+        "scales tiles 128x4: implied, the shapes in 8 layers allow no other order"
     )
 
 
-def test_notes_in_the_header_do_as_well_as_markers(data: Path, tmp_path: Path) -> None:
+def test_metadata_in_the_header_equals_markers(data: Path, tmp_path: Path) -> None:
     with_markers = opened(data / QWEN_FILE)[1]
     tensors = load_file(data / QWEN_FILE)
     layers = {
@@ -79,21 +79,21 @@ def test_notes_in_the_header_do_as_well_as_markers(data: Path, tmp_path: Path) -
         if key.endswith(".comfy_quant")
     }
     kept = {key: value for key, value in tensors.items() if not key.endswith(".comfy_quant")}
-    note = json.dumps({"format_version": "1.0", "layers": layers})
+    metadata = json.dumps({"format_version": "1.0", "layers": layers})
     assert (
-        opened(saved(tmp_path, kept, {"_quantization_metadata": note}))[1].linears
+        opened(saved(tmp_path, kept, {"_quantization_metadata": metadata}))[1].linears
         == with_markers.linears
     )
 
 
 @pytest.mark.parametrize("prefix", ["model.diffusion_model.", "diffusion_model.", "transformer."])
-@pytest.mark.parametrize("in_note", [True, False])
-def test_names_may_have_a_prefix_and_notes_leave_it_out(
-    tmp_path: Path, prefix: str, in_note: bool
+@pytest.mark.parametrize("in_metadata", [True, False])
+def test_names_may_have_a_prefix_that_metadata_omits(
+    tmp_path: Path, prefix: str, in_metadata: bool
 ) -> None:
     stored = kitchen("TensorCoreNVFP4Layout", weight(32, 64), format="nvfp4")
     del stored["X.comfy_quant"]
-    layers = {(prefix if in_note else "") + "X": {"format": "nvfp4"}}
+    layers = {(prefix if in_metadata else "") + "X": {"format": "nvfp4"}}
     file = saved(
         tmp_path,
         {prefix + key: value for key, value in stored.items()},
@@ -149,21 +149,21 @@ def test_int8_equals_comfy_kitchen(tmp_path: Path, per_channel: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("note", "message"),
+    ("config", "message"),
     [
         ({"format": "int8_tensorwise", "convrot": True}, "convrot: its weights are rotated"),
         ({"format": "convrot_w4a4"}, "convrot_w4a4: its weights are rotated"),
         ({"format": "asym_w4a8_int8"}, "zero points"),
-        ({"format": "awq_w4a16"}, "ComfyUI's own"),
+        ({"format": "awq_w4a16"}, "specific to ComfyUI"),
         ({"format": "float8_e5m2"}, "two mantissa bits"),
     ],
 )
 def test_formats_that_are_not_read_are_refused_by_name(
-    tmp_path: Path, note: dict[str, object], message: str
+    tmp_path: Path, config: dict[str, object], message: str
 ) -> None:
     file = saved(
         tmp_path,
-        {"X.weight": torch.zeros(16, 16, dtype=torch.int8), "X.comfy_quant": marker(**note)},
+        {"X.weight": torch.zeros(16, 16, dtype=torch.int8), "X.comfy_quant": marker(**config)},
     )
     with pytest.raises(UnreadFormat, match=f"layer X has format .*{message}"):
         opened(file)
@@ -181,13 +181,13 @@ def test_an_unknown_format_lists_the_known_ones(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [b"{", b"[]", b"[" * 10_000])
-def test_a_note_that_is_no_object_is_an_error(tmp_path: Path, text: bytes) -> None:
-    note = torch.tensor(list(text), dtype=torch.uint8)
+def test_a_marker_that_is_no_object_is_an_error(tmp_path: Path, text: bytes) -> None:
+    stored = torch.tensor(list(text), dtype=torch.uint8)
     with pytest.raises(BrokenFile, match="comfy_quant"):
-        opened(saved(tmp_path, {"X.weight": torch.zeros(4, 4), "X.comfy_quant": note}))
+        opened(saved(tmp_path, {"X.weight": torch.zeros(4, 4), "X.comfy_quant": stored}))
 
 
-def test_a_note_that_is_no_bytes_is_an_error(tmp_path: Path) -> None:
+def test_a_marker_that_is_no_bytes_is_an_error(tmp_path: Path) -> None:
     stored = kitchen("TensorCoreNVFP4Layout", weight(32, 64), format="nvfp4") | {
         "Y.comfy_quant": torch.zeros(4)
     }
@@ -204,14 +204,14 @@ def test_half_of_a_low_rank_pair_is_not_enough_here_either(tmp_path: Path) -> No
         plain_parts(saved(tmp_path, stored))
 
 
-def test_a_note_may_ask_for_products_in_full_precision(tmp_path: Path) -> None:
+def test_metadata_may_request_full_precision(tmp_path: Path) -> None:
     stored = kitchen(
         "TensorCoreNVFP4Layout", weight(32, 64), format="nvfp4", full_precision_matrix_mult=True
     )
     assert not plain_parts(saved(tmp_path, stored))["X"].quantizes_activation
 
 
-def test_an_input_scale_beside_products_in_full_precision_is_ignored_with_its_reason(
+def test_an_input_scale_under_full_precision_is_ignored_with_its_reason(
     tmp_path: Path,
 ) -> None:
     stored = kitchen(
@@ -225,7 +225,7 @@ def test_an_input_scale_beside_products_in_full_precision_is_ignored_with_its_re
 @pytest.mark.parametrize(
     ("layout", "written"), [("TensorCoreMXFP8Layout", "mxfp8"), ("int8", "int8_tensorwise")]
 )
-def test_notes_that_only_comfyui_writes_outweigh_the_names(
+def test_metadata_that_only_comfyui_writes_outweighs_the_names(
     tmp_path: Path, layout: str, written: str
 ) -> None:
     """Black Forest Labs' names without a prefix, and no marker."""
@@ -235,8 +235,8 @@ def test_notes_that_only_comfyui_writes_outweigh_the_names(
     stored = kitchen(layout, matrix, format=written) if layout != "int8" else stored
     stored.pop("X.comfy_quant", None)
     tensors = {key.replace("X.", f"{module}."): value for key, value in stored.items()}
-    note = json.dumps({"layers": {module: {"format": written}}})
-    header, contents = opened(saved(tmp_path, tensors, {"_quantization_metadata": note}))
+    metadata = json.dumps({"layers": {module: {"format": written}}})
+    header, contents = opened(saved(tmp_path, tensors, {"_quantization_metadata": metadata}))
     assert contents.linears[module].scheme is SCHEME_OF_FORMAT[written]
     assert f"with layers in {written}" in detect_format(header).evidence
 
@@ -251,7 +251,7 @@ def test_nvfp4_scales_may_be_stored_as_bytes(tmp_path: Path) -> None:
 
 @pytest.fixture
 def padded(tmp_path: Path) -> tuple[Path, Path]:
-    """FLUX.2 72 wide under its makers' names, layers fused and padded, and the model that it was made from."""
+    """Return a FLUX.2 of width 72, fused and padded under BFL's names, and its base model."""
     torch.manual_seed(0)
     heads = {"attention_head_dim": 24, "num_attention_heads": 3, "axes_dims_rope": (6, 6, 6, 6)}
     model = Flux2Transformer2DModel(
@@ -272,7 +272,7 @@ def padded(tmp_path: Path) -> tuple[Path, Path]:
     return saved(tmp_path, tensors), tmp_path / "base"
 
 
-def test_a_base_tells_the_padding_of_fused_layers_too(padded: tuple[Path, Path]) -> None:
+def test_a_base_shows_the_padding_of_fused_layers(padded: tuple[Path, Path]) -> None:
     file, base = padded
     checkpoint, reference = mezzotint.open(file, base=base), mezzotint.open(base)
     assert "layout measured on 4 layers" in checkpoint.evidence
@@ -281,7 +281,7 @@ def test_a_base_tells_the_padding_of_fused_layers_too(padded: tuple[Path, Path])
         assert torch.linalg.norm(weight - original) < 0.12 * torch.linalg.norm(original)
 
 
-def test_padding_is_sound_beside_the_base(padded: tuple[Path, Path]) -> None:
+def test_padding_agrees_with_the_base(padded: tuple[Path, Path]) -> None:
     file, base = padded
     report = mezzotint.verify(file, base)
     assert report.exit_code == 0
@@ -291,7 +291,7 @@ def test_padding_is_sound_beside_the_base(padded: tuple[Path, Path]) -> None:
 def legacy(
     matrix: torch.Tensor, elements: int = 1, input_scale: float | None = None
 ) -> dict[str, torch.Tensor]:
-    """One layer X of a `scaled_fp8` file."""
+    """Return a layer X of a `scaled_fp8` file."""
     scale = matrix.abs().amax() / 448
     stored = {
         "scaled_fp8": torch.zeros(elements).to(torch.float8_e4m3fn),
@@ -311,7 +311,7 @@ def legacy(
         (2, None, False, False),
     ],
 )
-def test_scaled_fp8_says_how_inputs_are_rounded(
+def test_scaled_fp8_decides_whether_inputs_are_quantized(
     tmp_path: Path, elements: int, input_scale: float | None, static: bool, quantizes: bool
 ) -> None:
     matrix = weight(32, 64)
@@ -332,7 +332,7 @@ def test_scaled_fp8_without_a_scale_is_an_error(tmp_path: Path) -> None:
 
 
 def modelopt_row_col(tensors: dict[str, torch.Tensor]) -> None:
-    """ModelOpt's `row_col` padding: packed columns and scale columns to multiples of 16, then tiles."""
+    """Pad as ModelOpt's `row_col`: packed columns and scale columns to multiples of 16."""
     for key in [key for key in tensors if key.endswith(".weight_scale_2")]:
         name = key.removesuffix(".weight_scale_2")
         rows, packed = tensors[f"{name}.weight"].shape
@@ -384,7 +384,7 @@ def test_modelopts_scales_may_be_left_in_rows(data: Path, tmp_path: Path) -> Non
     assert_stands_for(weights, data / "modelopt_flux1_nvfp4/expected.safetensors", EXACT)
 
 
-def test_what_no_part_tells_of_padding_the_model_does(data: Path, tmp_path: Path) -> None:
+def test_the_model_shows_padding_that_no_part_shows(data: Path, tmp_path: Path) -> None:
     config = json.loads((data / "base/flux1/config.json").read_text()) | {"in_channels": 24}
     (tmp_path / "config.json").write_text(json.dumps(config))
     torch.manual_seed(0)

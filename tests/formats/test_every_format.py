@@ -1,4 +1,4 @@
-"""Detect, generate with, convert, and generate again: every format of every family."""
+"""Every format of every family: detect it, generate, convert it, and generate again."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +16,10 @@ from support.checkpoint_makers import MAKERS
 from support.pipeline_cases import PROMPTS, Case
 
 COSINE = {"diffusers": 1.0, "makers": 1.0, "nunchaku int4": 0.9}
-"""Least agreement of the latents with BF16's; of all others 0.97."""
+"""Minimum cosine of the latents with those of BF16; 0.97 for formats that are not listed."""
 
 
-def painted(case: Case, transformer: Path) -> Tensor:
+def generated_latents(case: Case, transformer: Path) -> Tensor:
     pipe = mezzotint.load(case.folder, transformer=transformer, device="cpu")
     return generate(pipe, PROMPTS, sampling=case.sampling, check_output=False).latents
 
@@ -40,13 +40,13 @@ def test_a_file_generates_and_its_conversion_generates_the_same(
     file = MAKERS[name][form](case, tmp_path / "made")
     checkpoint = Checkpoint.open(file)
     assert checkpoint.report.problems == ()
-    latents = painted(case, file)
+    latents = generated_latents(case, file)
     record_support("load", checkpoint)
     assert latent_cosine(case.result.latents, latents) >= COSINE.get(form, 0.97) - 1e-6
     record_support("run", checkpoint)
     report = mezzotint.convert(file, tmp_path / "mz", base=case.folder)
     assert not report.transforms
-    assert torch.equal(painted(case, tmp_path / "mz"), latents)
+    assert torch.equal(generated_latents(case, tmp_path / "mz"), latents)
     record_support("convert", checkpoint)
     for shown in ("load", "run"):
         record_support(shown, Checkpoint.open(tmp_path / "mz"))

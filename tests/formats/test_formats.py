@@ -1,4 +1,4 @@
-"""Which format a file is, on which evidence, and what is refused."""
+"""Detection: the format of a file, its evidence, and files that are refused."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def test_golden_files_are_detected(data: Path, path: str, name: str, evidence: s
     assert set(found.declined) == set(formats()) - {name}
 
 
-def test_modelopts_comfy_file_is_told_from_comfys_own(data: Path) -> None:
+def test_modelopts_comfy_file_differs_from_comfyuis(data: Path) -> None:
     file = data / "modelopt_flux1_nvfp4_comfyfile/checkpoint" / WEIGHTS
     found = detect_format(read_header(file))
     layouts = {
@@ -58,7 +58,7 @@ def test_the_tensors_decide_what_is_quantized(nvfp4: Path) -> None:
     assert "proj_out.weight" in contents.plain
 
 
-def test_config_that_lies_names_both(data: Path) -> None:
+def test_config_that_contradicts_the_tensors_names_both(data: Path) -> None:
     header = read_header(data / "broken_config_lies_about_algo/checkpoint")
     with pytest.raises(UnknownFormat, match="declares FP8, and the tensors are NVFP4"):
         detect_format(header).format.contents(header)

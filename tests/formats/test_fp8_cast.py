@@ -1,4 +1,4 @@
-"""Weights cast to FP8 without scales, and files that look like that because theirs are lost."""
+"""Weights cast to FP8 without scales, and files that lost their scales."""
 
 import json
 from collections.abc import Callable
@@ -29,8 +29,8 @@ def plain_demo() -> dict[str, Tensor]:
 def folder_of(tensors: dict[str, Tensor], folder: Path, **config: object) -> Path:
     folder.mkdir()
     save_file(tensors, folder / WEIGHTS)
-    own = json.loads((resolve("demo") / "transformer/config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(own | config))
+    model = json.loads((resolve("demo") / "transformer/config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(model | config))
     return folder
 
 
@@ -40,7 +40,7 @@ def matrices(tensors: dict[str, Tensor]) -> list[str]:
 
 @pytest.fixture
 def demo_cast(tmp_path: Path) -> Path:
-    """The built-in model, its matrices cast and the rest in BF16."""
+    """Return the built-in model with its matrices cast and the rest in BF16."""
     tensors = plain_demo()
     return folder_of(
         tensors | {name: tensors[name].to(E4M3) for name in matrices(tensors)}, tmp_path / "cast"
@@ -65,7 +65,7 @@ def test_the_weights_are_the_codes_themselves_and_inputs_are_left_alone(demo_cas
 def test_compare_passes_matrices_and_names_what_is_too_small_for_fp8(
     demo_cast: Path, tmp_path: Path
 ) -> None:
-    """A bias of a hundredth has hardly a digit in e4m3 without a scale."""
+    """Values near 0.01 keep hardly one digit in e4m3 without a scale."""
     tensors = {name: value.to(E4M3) for name, value in plain_demo().items()}
     sources = [f"matrices={demo_cast}", f"all={folder_of(tensors, tmp_path / 'whole')}"]
     comparison = compare(
@@ -106,7 +106,7 @@ def test_lost_scales_of_a_makers_file_are_named(data: Path, tmp_path: Path) -> N
     ],
     ids=["scale", "dtype", "scaled_fp8"],
 )
-def test_what_is_beside_says_that_it_is_no_cast(
+def test_tensors_and_declarations_that_no_cast_has(
     demo_cast: Path, change: dict[str, Tensor], reason: str | None
 ) -> None:
     save_file(load_file(demo_cast / WEIGHTS) | change, demo_cast / WEIGHTS)
@@ -128,17 +128,17 @@ def test_a_declared_quantization_is_not_overruled(tmp_path: Path, demo_cast: Pat
         Checkpoint.open(folder)
 
 
-def test_other_components_are_left_aside(tmp_path: Path) -> None:
+def test_other_components_are_skipped(tmp_path: Path) -> None:
     tensors = {
         f"model.diffusion_model.{name}": value.to(E4M3) for name, value in plain_demo().items()
     }
-    others = {
+    skipped = {
         "text_encoders.t5xxl.a.weight": torch.ones(8, 8).to(E4M3),
         "vae.b.weight": torch.ones(2, 2, 3, 3).to(E4M3),
     }
-    save_file(tensors | others, tmp_path / "a.safetensors")
+    save_file(tensors | skipped, tmp_path / "a.safetensors")
     checkpoint = Checkpoint.open(tmp_path / "a.safetensors")
-    assert set(checkpoint.report.ignored) == set(others)
+    assert set(checkpoint.report.ignored) == set(skipped)
     assert {f"{module}.weight" for module in checkpoint.modules} == set(matrices(plain_demo()))
 
 

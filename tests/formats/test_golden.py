@@ -1,4 +1,4 @@
-"""Every golden case through Mezzotint's own doors: what sound ones stand for, and the diagnosis of broken ones."""
+"""Every golden case: valid ones have the golden values, broken ones get their diagnosis."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def test_layers_have_diffusers_names_and_the_golden_weights(data: Path, case: Go
 
 @each_case
 def test_layers_have_the_golden_biases(data: Path, case: Golden) -> None:
-    """ModelOpt's cases give none: those are in the products."""
+    """ModelOpt's cases have none; the golden outputs include theirs."""
     checkpoint, expected = opened(data, case)
     for module in checkpoint.modules:
         if f"{module}.bias" in expected:
@@ -48,10 +48,10 @@ def test_layers_have_the_golden_biases(data: Path, case: Golden) -> None:
 
 
 @each_case
-def test_loaded_layers_give_the_golden_products(
+def test_loaded_layers_return_the_golden_outputs(
     data: Path, record_support: RecordSupport, case: Golden
 ) -> None:
-    """2e-6: the golden products were summed in float64."""
+    """The tolerance is 2e-6, because the golden outputs were summed in float64."""
     model, report = loaded(data, case)
     expected = load_file(data / case.expected)
     assert set(quant_linears(model)) <= set(expected_modules(expected))
@@ -92,19 +92,19 @@ def test_whole_models_in_float32_equal_the_golden_ones(
     assert_near(output, expected, 1e-5, name)
 
 
-def told_by_inspect(data: Path, case: str) -> str:
+def reported_by_inspect(data: Path, case: str) -> str:
     report = mezzotint.inspect(data / case)
     return "\n".join((report.evidence, *report.problems, *report.notes))
 
 
-def told_by_verify(data: Path, case: str) -> str:
+def reported_by_verify(data: Path, case: str) -> str:
     report = mezzotint.verify(data / case)
     return "\n".join(
         f"{finding.where} {finding.message}" for finding in report.findings if finding.severity
     )
 
 
-def told_by_load(data: Path, case: str) -> str:
+def reported_by_load(data: Path, case: str) -> str:
     report = loaded_as_stored(data / case)
     return "\n".join((report.evidence, *report.events))
 
@@ -116,51 +116,64 @@ def loaded_as_stored(path: Path) -> LoadReport:
     return load(plan(checkpoint, model), model, Placement(torch.device("cpu")), torch.bfloat16)
 
 
-INSPECT, VERIFY, LOAD = told_by_inspect, told_by_verify, told_by_load
+INSPECT, VERIFY, LOAD = reported_by_inspect, reported_by_verify, reported_by_load
 SINGLE = "single_transformer_blocks.0"
 BROKEN = {
     "config_lies_about_algo": r"config\.json declares FP8, and the tensors are NVFP4",
-    "duplicate_key_across_shards": r"context_embedder\.bias is stored twice: in .*00001-of.* and in .*00002-of",
+    "duplicate_key_across_shards": (
+        r"context_embedder\.bias is stored twice: in .*00001-of.* and in .*00002-of"
+    ),
     "header_length_lie": r"says that its header has 1,000,000,000 bytes, and the file has 95,928",
     "malicious_pickle": r"backbone\.pt: asks for posix\.system, .* no code in the file was run",
     "missing_input_scale": rf"{SINGLE}\.norm\.linear\.input_scale is not there",
-    "missing_shard": r"00002-of-00002\.safetensors.*(not there|missing)|not there: .*00002-of-00002\.safetensors",
+    "missing_shard": (
+        r"00002-of-00002\.safetensors.*(not there|missing)"
+        r"|not there: .*00002-of-00002\.safetensors"
+    ),
     "missing_weight_scale": rf"{SINGLE}\.attn\.to_q\.weight_scale is not there",
     "nan_scale": rf"{SINGLE}\.attn\.to_q\.weight_scale holds a value that is not finite",
-    "nibble_swapped_comfy": r"codes: numbers alone cannot tell .*; name the BF16 model as a base to be certain",
-    "stale_index_beside_single_file": r"names .*(not there|missing).*,.* diffusion_pytorch_model\.safetensors",
-    "truncated_shard": r"00002-of-00002\.safetensors: is truncated: its header promises 41,988 bytes",
-    "wrong_shape_scale": rf"{SINGLE}\.attn\.to_v\.weight_scale has shape \[32, 1\], expected \[32, 2\]",
+    "nibble_swapped_comfy": (
+        r"codes: values alone cannot tell .*; name the BF16 model as a base to be certain"
+    ),
+    "stale_index_beside_single_file": (
+        r"names .*(not there|missing).*,.* diffusion_pytorch_model\.safetensors"
+    ),
+    "truncated_shard": (
+        r"00002-of-00002\.safetensors: is truncated: its header promises 41,988 bytes"
+    ),
+    "wrong_shape_scale": (
+        rf"{SINGLE}\.attn\.to_v\.weight_scale has shape \[32, 1\], expected \[32, 2\]"
+    ),
     "zero_size_file": r"the file is empty \(0 bytes\)",
 }
-"""{case: the diagnosis that its README.json asks for, in our words}"""
+"""{case: pattern of the diagnosis that its README.json requires}"""
 BLIND = {
     ("nan_scale", INSPECT): "it reads no weights",
     ("nibble_swapped_comfy", VERIFY): "without a base",
 }
 
 
-@pytest.mark.parametrize("tell", [INSPECT, VERIFY, LOAD])
+@pytest.mark.parametrize("diagnose", [INSPECT, VERIFY, LOAD])
 @pytest.mark.parametrize("case", BROKEN)
 def test_every_broken_case_gets_its_diagnosis(
     data: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     case: str,
-    tell: Callable[[Path, str], str],
+    diagnose: Callable[[Path, str], str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     try:
-        told = tell(data, f"broken_{case}/checkpoint")
+        found = diagnose(data, f"broken_{case}/checkpoint")
     except MezzotintError as error:
-        told = str(error)
-    assert bool(re.search(BROKEN[case], told)) == ((case, tell) not in BLIND), told
+        found = str(error)
+    assert bool(re.search(BROKEN[case], found)) == ((case, diagnose) not in BLIND), found
     assert not list(tmp_path.iterdir()), "a payload was run"
     assert not list(data.rglob("GOLDEN_PICKLE_EXECUTED"))
 
 
 def test_only_what_the_cases_allow_is_loaded(data: Path) -> None:
-    """Errors stop the load; a stale index is an event, an unproven order of nibbles is in the report."""
+    """A stale index is an event, and an assumed order of nibbles is evidence; others are errors."""
     runs = []
     for case in BROKEN:
         try:

@@ -1,4 +1,4 @@
-"""How a layout is settled where the header does not prove it: against a base, by statistics, or not at all."""
+"""Layouts that the header does not prove: measured against a base, inferred, or assumed."""
 
 import re
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_swapped_nibbles_are_found_with_a_base_and_undone(data: Path) -> None:
     checkpoint = Checkpoint.open(data / SWAPPED, base=data / "base/qwenimage")
     assert nvfp4_layouts(checkpoint) == {LOW}
     assert (
-        "against what its format would have (codes high first, scales tiles 128x4)"
+        "unlike the format's usual layout (codes high first, scales tiles 128x4)"
         in checkpoint.evidence
     )
     expected = data / "comfy_qwenimage_mixed_nvfp4_fp8/expected.safetensors"
@@ -68,7 +68,7 @@ def test_inspect_prints_what_was_measured(data: Path) -> None:
 def test_a_right_layout_is_confirmed(data: Path, file: str, base: str, layout: Layout) -> None:
     checkpoint = Checkpoint.open(data / file, base=data / base)
     assert nvfp4_layouts(checkpoint) == {layout}
-    assert "against what its format" not in checkpoint.evidence
+    assert "unlike the format" not in checkpoint.evidence
     assert not checkpoint.contents.assumed
 
 
@@ -84,10 +84,10 @@ def test_a_base_of_other_weights_is_refused(data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("codes", ["high_first", "low_first"])
 @pytest.mark.parametrize("scales", ["tiles_128x4", "row_major"])
-def test_blocks_that_are_all_about_as_large_are_told_apart_too(
+def test_layouts_of_blocks_of_similar_size_are_found(
     data: Path, tmp_path: Path, codes: str, scales: str
 ) -> None:
-    """Freshly initialised weights: scales in the wrong order cost little more than rounding does."""
+    """In untrained weights, scales in the wrong order cost little more than quantization."""
     base, random = load_file(data / "base/flux1" / WEIGHTS), torch.Generator().manual_seed(7)
     stored = {}
     for name in ("attn.to_q", "attn.to_k", "ff.net.0.proj", "ff.net.2"):
@@ -119,16 +119,16 @@ def test_a_base_of_another_size_is_refused(data: Path, tmp_path: Path) -> None:
     }
     save_file(tensors, tmp_path / WEIGHTS)
     with pytest.raises(
-        UnknownFormat, match=r"has no unquantized layer that matches transformer_blocks\.0\."
+        UnknownFormat, match=r"has no unquantized layer with the shape of transformer_blocks\.0\."
     ):
         Checkpoint.open(data / COMFY, base=tmp_path)
 
 
-def test_random_weights_tell_nothing_and_that_is_said(data: Path) -> None:
+def test_random_weights_show_no_layout_and_evidence_says_so(data: Path) -> None:
     checkpoint = Checkpoint.open(data / SWAPPED)
     assert nvfp4_layouts(checkpoint) == {HIGH}
     assert checkpoint.contents.assumed == {"codes"}
-    assert "codes: numbers alone cannot tell" in checkpoint.evidence
+    assert "codes: values alone cannot tell" in checkpoint.evidence
     assert "name the BF16 model as a base to be certain" in checkpoint.evidence
 
 
@@ -171,7 +171,7 @@ def test_links_with_unusable_scales_are_odd(orderly: Path, tmp_path: Path) -> No
 
 @pytest.fixture
 def orderly(data: Path, tmp_path: Path) -> Path:
-    """A ComfyUI file of weights as training leaves them: rows and columns have sizes, which linked layers share."""
+    """Return a ComfyUI file with weights like trained ones: connected layers share sizes."""
     tensors = load_file(data / "base/flux1" / WEIGHTS)
     random = torch.Generator().manual_seed(5)
     block = "transformer_blocks.0."
@@ -219,12 +219,12 @@ def test_swapped_nibbles_show_in_trained_weights(orderly: Path, tmp_path: Path) 
     swapped = edited(orderly, tmp_path / "swapped.safetensors", lambda tensors: each(tensors, swap))
     checkpoint = Checkpoint.open(swapped)
     assert nvfp4_layouts(checkpoint) == {LOW}
-    assert "against what its format would have" in checkpoint.evidence
+    assert "unlike the format's usual layout" in checkpoint.evidence
     for name, weight in weights(checkpoint).items():
         assert torch.equal(weight.parts["codes"], right[name].parts["codes"])
 
 
-def test_scales_that_lie_in_rows_show_in_trained_weights(orderly: Path, tmp_path: Path) -> None:
+def test_row_major_scales_show_in_trained_weights(orderly: Path, tmp_path: Path) -> None:
     right = weights(Checkpoint.open(orderly))
 
     def untile(tensors: dict[str, torch.Tensor], key: str) -> None:

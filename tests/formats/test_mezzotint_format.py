@@ -1,4 +1,4 @@
-"""Mezzotint's own format, line by line of docs/formats/mezzotint.md."""
+"""Mezzotint's format, rule by rule of docs/formats/mezzotint.md."""
 
 import hashlib
 import json

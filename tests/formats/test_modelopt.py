@@ -82,7 +82,7 @@ def test_what_the_algorithm_calls_for_is_missed(svd: Path, suffix: str) -> None:
         contents.linears[key.rpartition(".")[0]].check(header)
 
 
-def test_an_input_scale_beside_a_bf16_weight_is_left_over(svd: Path) -> None:
+def test_an_input_scale_of_a_bf16_weight_is_unclaimed(svd: Path) -> None:
     rewrite(svd, lambda tensors: tensors.update({"proj_out.input_scale": torch.tensor(2.0)}))
     with pytest.raises(UnexpectedTensor, match=r"proj_out\.input_scale is left over"):
         load_flux(svd)
@@ -106,17 +106,17 @@ def nested(folder: Path, algo: str) -> None:
     del config["quantization_config"]
     (folder / "config.json").write_text(json.dumps(config))
     declared = {"quant_algo": algo, "exclude_modules": ["proj_out"], "kv_cache_quant_algo": None}
-    note = {"producer": {"name": "modelopt", "version": "0.47.0"}, "quantization": declared}
-    (folder / "hf_quant_config.json").write_text(json.dumps(note))
+    declaration = {"producer": {"name": "modelopt", "version": "0.47.0"}, "quantization": declared}
+    (folder / "hf_quant_config.json").write_text(json.dumps(declaration))
 
 
-def test_the_nested_file_beside_the_weights_is_read(nvfp4: Path) -> None:
+def test_the_nested_declaration_is_read(nvfp4: Path) -> None:
     flat = opened(nvfp4)[1]
     nested(nvfp4, "NVFP4")
     assert opened(nvfp4)[1].linears == flat.linears
 
 
-def test_a_nested_declaration_that_lies_names_the_file(nvfp4: Path) -> None:
+def test_a_false_nested_declaration_names_the_file(nvfp4: Path) -> None:
     nested(nvfp4, "FP8")
     with pytest.raises(
         UnknownFormat, match=r"hf_quant_config\.json declares FP8, and the tensors are NVFP4"
@@ -137,9 +137,9 @@ def test_two_declarations_must_agree(nvfp4: Path) -> None:
 def test_what_is_of_no_use_in_a_declaration_says_nothing(
     nvfp4: Path, key: str, value: object
 ) -> None:
-    sound = opened(nvfp4)[1]
+    unchanged = opened(nvfp4)[1]
     declare(nvfp4, {key: value})
-    assert opened(nvfp4)[1].linears == sound.linears
+    assert opened(nvfp4)[1].linears == unchanged.linears
 
 
 def declare(folder: Path, entries: dict[str, object]) -> None:
@@ -150,22 +150,22 @@ def declare(folder: Path, entries: dict[str, object]) -> None:
 
 
 def test_a_group_without_quantized_inputs_may_say_so_by_null(nvfp4: Path) -> None:
-    sound = opened(nvfp4)[1]
+    unchanged = opened(nvfp4)[1]
     declare(nvfp4, {"config_groups": {"group_0": {"input_activations": None}, "group_1": None}})
-    assert opened(nvfp4)[1].linears == sound.linears
+    assert opened(nvfp4)[1].linears == unchanged.linears
 
 
 def test_parts_without_their_weight_are_named_without_a_config_of_the_model(nvfp4: Path) -> None:
-    """The layer's other parts would pass for tensors that are stored as they are."""
+    """Without the check, the layer's other parts would count as unquantized tensors."""
     layer = "transformer_blocks.0.attn.to_q"
     rewrite(nvfp4, lambda tensors: tensors.pop(f"{layer}.weight"))
     config = json.loads((nvfp4 / "config.json").read_text())
     del config["_class_name"]
     (nvfp4 / "config.json").write_text(json.dumps(config))
-    said = f"{layer}.weight_scale belongs to no quantized layer; {layer} has no weight"
-    assert any(said in missing for missing in mezzotint.inspect(nvfp4).problems)
+    problem = f"{layer}.weight_scale belongs to no quantized layer; {layer} has no weight"
+    assert any(problem in missing for missing in mezzotint.inspect(nvfp4).problems)
     findings = mezzotint.verify(nvfp4).findings
-    assert any(finding.severity == 2 and said in finding.message for finding in findings)
+    assert any(finding.severity == 2 and problem in finding.message for finding in findings)
 
 
 def test_codes_that_are_no_matrix_are_an_error(nvfp4: Path) -> None:
@@ -182,7 +182,7 @@ def test_codes_that_are_no_matrix_are_an_error(nvfp4: Path) -> None:
         contents.linears[layer].check(header)
 
 
-def test_the_producer_stands_for_a_method_that_is_not_named(nvfp4: Path) -> None:
+def test_the_producer_replaces_a_missing_method(nvfp4: Path) -> None:
     config = json.loads((nvfp4 / "config.json").read_text())
     del config["quantization_config"]["quant_method"]
     (nvfp4 / "config.json").write_text(json.dumps(config))
@@ -238,7 +238,7 @@ def test_an_algorithm_that_is_not_known_is_refused(nvfp4: Path) -> None:
         opened(nvfp4)
 
 
-def test_weight_only_layers_want_no_input_scale(nvfp4: Path) -> None:
+def test_weight_only_layers_need_no_input_scale(nvfp4: Path) -> None:
     rewrite(
         nvfp4,
         lambda tensors: [tensors.pop(key) for key in list(tensors) if key.endswith("input_scale")],
@@ -257,13 +257,11 @@ VARIANTS = {
     "modelopt_w4a16": (NVFP4, 0.12),
     "modelopt_awq": (NVFP4, 0.12),
 }
-"""{export: (its scheme, relative error of rounding to it)}; reading it wrongly costs ten times as much."""
+"""{export: (scheme, its relative error)}; a wrong reading has ten times the error."""
 
 
 @pytest.mark.parametrize("case", VARIANTS)
-def test_every_other_algorithm_stands_for_the_weights_it_was_made_from(
-    data: Path, case: str
-) -> None:
+def test_every_algorithm_is_close_to_its_source_weights(data: Path, case: str) -> None:
     scheme, error = VARIANTS[case]
     weight = plain_parts(data / "oracles" / case)[ORACLE_LAYER]
     assert weight.scheme is scheme
@@ -277,8 +275,8 @@ def test_every_other_algorithm_stands_for_the_weights_it_was_made_from(
     assert torch.linalg.norm(decoded - base) <= error * torch.linalg.norm(base)
 
 
-def test_int8_products_equal_modelopts_own_simulation(data: Path) -> None:
-    """1e-3: ModelOpt simulates with smoothed weights that it has rounded to BF16."""
+def test_int8_outputs_equal_modelopts_simulation(data: Path) -> None:
+    """The tolerance is 1e-3, because ModelOpt simulates with smoothed weights in BF16."""
     samples = load_file(data / "oracles/modelopt_int8_samples.safetensors")
     weight = plain_parts(data / "oracles/modelopt_int8")[ORACLE_LAYER]
     y = INT8.linear(samples["x"], weight.parts, quantize=True) + weight.parts["bias"].float()

@@ -1,4 +1,4 @@
-"""ModelOpt's ranges beside unquantized weights, and .pt files that are more, or less, than data."""
+"""ModelOpt's ranges of unquantized weights, and .pt files that are damaged or hostile."""
 
 import fnmatch
 import io
@@ -36,7 +36,7 @@ PAYLOAD = "GOLDEN_PICKLE_EXECUTED"
 
 @pytest.fixture
 def calibrated(data: Path, tmp_path: Path) -> Path:
-    """ModelOpt's folder with an unquantized hf: BF16 weights, the list of ignored layers, and backbone.pt."""
+    """Return ModelOpt's folder: BF16 weights, a list of ignored layers, and backbone.pt."""
     folder = tmp_path / "export"
     shutil.copytree(data / "base/flux1", folder / "hf")
     shutil.copy((data / HF).parent / "config.json", folder / "hf/config.json")
@@ -46,7 +46,7 @@ def calibrated(data: Path, tmp_path: Path) -> Path:
 
 
 def without_profile(folder: Path) -> None:
-    """Take away the model's class, by which the layers that stay BF16 are known."""
+    """Remove the model's class, which decides the layers that stay BF16."""
     config = json.loads((folder / "hf/config.json").read_text())
     del config["_class_name"]
     (folder / "hf/config.json").write_text(json.dumps(config))
@@ -109,7 +109,7 @@ def is_linear(module: torch.nn.Module) -> bool:
 
 
 def test_layers_that_modelopt_switched_off_are_not_quantized(data: Path, calibrated: Path) -> None:
-    """Their ranges are in backbone.pt all the same."""
+    """Their ranges are in backbone.pt nevertheless."""
     described = CONTAINER.read(calibrated / "ckpt/backbone.pt").content["model_state_dict"]
     assert "proj_out.weight_quantizer._amax" in described
     (calibrated / "hf/config.json").write_text((data / "base/flux1/config.json").read_text())
@@ -130,7 +130,7 @@ def test_a_list_of_ignored_layers_is_kept_to(data: Path, tmp_path: Path) -> None
     contents = Checkpoint.open(tmp_path).contents
     assert list(contents.linears) == ["transformer_blocks.0.attn.to_q"]
     assert contents.ignored["proj_out.weight_quantizer._amax"].startswith(
-        "the configuration lists its layer"
+        "the configuration ignores its layer"
     )
 
 
@@ -140,7 +140,7 @@ def test_ranges_may_come_from_a_file_that_is_named(data: Path, calibrated: Path)
     assert named.contents.linears == found.contents.linears
     assert named.detected.format.name == "modelopt_calibration"
     assert (
-        "13 layers are quantized as they are read, 7 with ranges stay as they are" in named.evidence
+        "13 layers are quantized as they are read, 7 with ranges stay unquantized" in named.evidence
     )
 
 
@@ -158,7 +158,7 @@ def test_quantized_weights_need_no_ranges(data: Path) -> None:
 
 
 def test_only_modelopts_rounding_gives_modelopts_codes() -> None:
-    """Without the rounding to BF16 in between, one code in some hundred differs."""
+    """Without rounding to BF16 first, about one code in a hundred differs."""
     weight = torch.randn(256, 256, generator=torch.Generator().manual_seed(0)).bfloat16()
     scale = weight.abs().amax().float() / 448
     straight = (weight.float() / scale).to(torch.float8_e4m3fn)
@@ -174,9 +174,6 @@ def test_ranges_for_another_format_are_refused(calibrated: Path) -> None:
         Unsupported, match=r"weight_quantizer is not calibrated for FP8, its num_bits is \(2, 1\)"
     ):
         Checkpoint.open(calibrated)
-
-
-# ---------------------------------------------------------------------------------------------- .pt files
 
 
 def repack(file: Path, change: Any) -> None:
@@ -251,7 +248,7 @@ def test_a_pickle_that_would_take_forever_is_refused_at_once(tmp_path: Path) -> 
         b"\x8e" + b"\xff" * 7 + b"\x00a.",
     ],
 )
-def test_a_length_that_lies_reserves_nothing(tmp_path: Path, program: bytes) -> None:
+def test_a_false_length_reserves_no_memory(tmp_path: Path, program: bytes) -> None:
     file = archived(tmp_path / "a.pt", program)
     with suppress(BrokenFile):
         assert CONTAINER.read(file).content is None

@@ -1,4 +1,4 @@
-"""Nunchaku's files: golden weights and biases, golden samples, the same bytes written back, and what is refused."""
+"""Nunchaku's files: golden values, the same bytes written back, and what is refused."""
 
 import json
 import shutil
@@ -87,18 +87,18 @@ def test_a_linear_in_two_pieces_names_the_parts_of_each(data: Path) -> None:
 
 @each_case
 def test_quantized_inputs_stay_near_the_golden_samples(data: Path, case: str, path: str) -> None:
-    """4-bit inputs lose up to a quarter on these numbers, which no layer was smoothed for; a wrong sign loses all."""
+    """4-bit inputs have errors of up to 0.25 here, because smoothing does not fit these samples."""
     expected = load_file(data / case / "expected.safetensors")
     model, _ = loaded(Checkpoint.open(data / path), torch.float32, "as_stored")
     for name, layer in quant_linears(model).items():
         y, wanted = layer(expected[f"{name}.x"].float()), expected[f"{name}.y"]
-        weight_only = all(product.scheme is AWQ_W4A16 for product in layer.sublayers)
-        if any("shift" in dict(product.named_buffers()) for product in layer.sublayers):
+        weight_only = all(sublayer.scheme is AWQ_W4A16 for sublayer in layer.sublayers)
+        if any("shift" in dict(sublayer.named_buffers()) for sublayer in layer.sublayers):
             continue  # their inputs come from a GELU, and these samples are negative half the time
         assert relative(y, wanted) <= (1e-6 if weight_only else 0.3), name
 
 
-def test_shifted_layers_round_the_output_of_a_gelu_well(data: Path) -> None:
+def test_shifted_layers_quantize_the_output_of_a_gelu_well(data: Path) -> None:
     layer = quant_linears(
         loaded(Checkpoint.open(golden(data, FLUX_INT4)), torch.float32, "as_stored")[0]
     )["transformer_blocks.0.ff.net.2"]
@@ -130,7 +130,7 @@ def test_the_whole_model_equals_one_with_the_decoded_weights(data: Path) -> None
 
 @pytest.mark.parametrize("case", list(CASES))
 def test_the_same_bytes_are_written_back(data: Path, case: str) -> None:
-    """Split into the model's linears, fused again and packed: every tensor, AWQ, vectors and smooth_orig included."""
+    """Layers are split, fused again and packed; every tensor is compared, smooth_orig included."""
     stored, written = (
         load_file(golden(data, case)),
         as_nunchaku(Checkpoint.open(golden(data, case))),
@@ -140,11 +140,13 @@ def test_the_same_bytes_are_written_back(data: Path, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", list(CASES))
-def test_the_metadata_says_what_nunchakus_own_says(data: Path, case: str) -> None:
+def test_metadata_equals_nunchakus(data: Path, case: str) -> None:
     checkpoint = Checkpoint.open(golden(data, case))
     config, modules = checkpoint.header.config, list(checkpoint.contents.linears)
     scheme = next(
-        own.scheme for own in checkpoint.contents.linears.values() if own.scheme is not AWQ_W4A16
+        linear.scheme
+        for linear in checkpoint.contents.linears.values()
+        if linear.scheme is not AWQ_W4A16
     )
     written = metadata(
         family_by_transformer(config["_class_name"], "").nunchaku, scheme, 32, modules
@@ -163,7 +165,7 @@ def round_to_nearest(weight: Tensor, group: int) -> Tensor:
 
 
 def test_weights_are_as_near_to_the_base_as_a_right_reading_is(data: Path) -> None:
-    """A wrong reading stays under loose bounds; 1.5 times the error of plain rounding tells them apart."""
+    """Loose bounds would accept a wrong reading; 1.5 times round-to-nearest's error does not."""
     checkpoint = Checkpoint.open(golden(data, FLUX_INT4))
     base = load_file(data / "base/nunchaku_flux1/diffusion_pytorch_model.safetensors")
     for module in checkpoint.modules:
@@ -174,7 +176,7 @@ def test_weights_are_as_near_to_the_base_as_a_right_reading_is(data: Path) -> No
 
 @pytest.mark.parametrize("part", ["smooth", "proj_down", "codes", "block_scale"])
 def test_a_wrong_reading_is_farther_from_the_base(data: Path, part: str) -> None:
-    """One part at a time left in fragment order, or its scales read as [g][n]."""
+    """One part at a time stays in fragment order, or scales are read as [g][n]."""
     checkpoint = Checkpoint.open(golden(data, FLUX_INT4))
     base = load_file(data / "base/nunchaku_flux1/diffusion_pytorch_model.safetensors")
     module = "transformer_blocks.0.attn.to_out.0"
@@ -204,7 +206,7 @@ def test_a_wrong_reading_is_farther_from_the_base(data: Path, part: str) -> None
         ("single_transformer_blocks.0.out_proj.qweight", r"out_proj\.|proj_out"),
     ],
 )
-def test_any_tensor_that_is_taken_away_is_missed(
+def test_any_missing_tensor_is_an_error(
     data: Path, tmp_path: Path, stored: str, message: str
 ) -> None:
     file = changed(
@@ -257,7 +259,7 @@ def test_a_scale_that_int4_layers_do_not_have_is_left_over(data: Path, tmp_path:
 
 
 @pytest.mark.parametrize("shape", [(), (512, 128)])
-def test_a_weight_that_stands_there_twice_is_an_error(
+def test_a_weight_that_is_stored_twice_is_an_error(
     data: Path, tmp_path: Path, shape: tuple[int, ...]
 ) -> None:
     extra = {"transformer_blocks.0.mlp_fc1.weight": torch.ones(shape).bfloat16()}
@@ -289,9 +291,7 @@ def test_scales_in_another_shape_are_refused(data: Path, tmp_path: Path) -> None
         loaded(Checkpoint.open(file), torch.bfloat16, "bf16")
 
 
-def test_the_tensors_tell_rank_and_precision_whatever_the_metadata_says(
-    data: Path, tmp_path: Path
-) -> None:
+def test_the_tensors_decide_rank_and_precision(data: Path, tmp_path: Path) -> None:
     tensors = load_file(golden(data, FLUX_NVFP4))
     save_file(
         tensors,
@@ -308,8 +308,8 @@ def test_evidence_names_what_was_found(data: Path) -> None:
     found = detect_format(read_header(golden(data, FLUX_INT4)))
     assert found.format.name == "nunchaku"
     assert (
-        "3 AWQ W4A16 and 12 SVDQuant INT4 layers under Nunchaku's v1 names, rank 32 by their proj_up"
-        in found.evidence
+        "3 AWQ W4A16 and 12 SVDQuant INT4 layers under Nunchaku's v1 names, "
+        "rank 32 by their proj_up" in found.evidence
     )
     assert "declared by quantization_config in the header" in found.evidence
     legacy = detect_format(read_header(data / LEGACY))
@@ -325,12 +325,10 @@ def test_without_metadata_the_order_is_inferred_from_the_codes(
     )
     found = detect_format(read_header(file))
     assert found.format.name == "nunchaku"
-    assert "100% of its groups reach the largest code read as fragments" in found.evidence
+    assert "100% of its groups contain the largest code if read as fragments" in found.evidence
 
 
-def test_the_configuration_in_the_header_wins_over_a_file_beside_it(
-    data: Path, tmp_path: Path
-) -> None:
+def test_the_configuration_in_the_header_takes_precedence(data: Path, tmp_path: Path) -> None:
     file = Path(shutil.copy(golden(data, FLUX_INT4), tmp_path))
     (tmp_path / "config.json").write_text('{"_class_name": "Other"}')
     assert read_header(file).config["_class_name"] == "FluxTransformer2DModel"
@@ -364,7 +362,7 @@ def test_what_nunchaku_cannot_hold_is_refused(data: Path) -> None:
     shifted = QuantTensor(
         right.scheme, right.layout, right.shape, {**right.parts, "shift": torch.tensor(0.171875)}
     )
-    with pytest.raises(Unsupported, match="Nunchaku computes it with None"):
+    with pytest.raises(Unsupported, match="Nunchaku computes the layer with None"):
         nunchaku_tensors("a", shifted, v1=True)
 
 

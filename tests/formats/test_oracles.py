@@ -1,8 +1,8 @@
-"""Other people's quantizers on the same matrices: what they decode we decode, and where they differ is known by number.
+"""Other quantizers on the same matrices: they decode alike, and their differences are counted.
 
-comfy-kitchen and diffusers run here; ModelOpt's and torchao's outputs were made by
-tests/data/oracles/make_modelopt.py and
-make_torchao.py. docs/formats/nvfp4.md gives the reasons for the differences that are counted here.
+comfy-kitchen and diffusers run here. The outputs of ModelOpt and torchao were made by
+make_modelopt.py and make_torchao.py in tests/data/oracles. docs/formats/nvfp4.md gives the reasons
+for the differences.
 """
 
 from dataclasses import dataclass
@@ -28,13 +28,13 @@ NAMES += ("one_row", "odd_rows", "odd_tiles")
 
 @dataclass(frozen=True)
 class Quantized:
-    """An NVFP4 matrix as one tool makes it, row-major and low nibble first."""
+    """An NVFP4 matrix that a tool quantized, row-major and low nibble first."""
 
     codes: Tensor
     block_scale: Tensor
 
     def differences(self, other: "Quantized") -> tuple[int, int]:
-        """How many block scales differ, and how many values of codes (0 and -0 are the same value)."""
+        """Count the block scales and the values of codes that differ; 0 and -0 are equal."""
         scales = self.block_scale.float() != other.block_scale.float()
         values = unpack_e2m1(self.codes) != unpack_e2m1(other.codes)
         return int(scales.sum()), int(values.sum())
@@ -100,7 +100,7 @@ def test_comfy_kitchen_and_diffusers_quantize_alike(matrix: Tensor, global_scale
 
 MODELOPT = {"outlier": (127, 0), "wide": (56, 117), "zeros": (35, 0)}
 TORCHAO = {"midpoints": (0, 768), "outlier": (127, 0), "wide": (72, 221), "zeros": (35, 0)}
-"""{matrix: (block scales of 128, values of 2048) that are not as comfy-kitchen has them}; in the others none differ"""
+"""{matrix: (block scales of 128, values of 2048) that differ from comfy-kitchen}; others: none."""
 
 
 @pytest.mark.parametrize(("tool", "known"), [("modelopt_nvfp4", MODELOPT), ("torchao", TORCHAO)])
@@ -116,7 +116,7 @@ def test_quantizers_differ_at_underflow_and_midpoints_only(
 def test_where_scales_differ_they_have_underflowed(
     tool: str, name: str, matrix: Tensor, global_scale: Tensor
 ) -> None:
-    """ModelOpt clamps scales to 2^-9, the smallest e4m3 number, torchao to 2^-6, its smallest normal one."""
+    """ModelOpt clamps scales to 2^-9, the smallest e4m3; torchao to 2^-6, the smallest normal."""
     ours, theirs = (
         by_kitchen(matrix, global_scale).block_scale.float(),
         stored(tool, name).block_scale.float(),
@@ -127,9 +127,7 @@ def test_where_scales_differ_they_have_underflowed(
     assert bool((theirs[differ] > ours[differ]).all())
 
 
-def test_our_inputs_are_rounded_as_comfy_kitchen_rounds(
-    matrix: Tensor, global_scale: Tensor
-) -> None:
+def test_inputs_are_quantized_as_in_comfy_kitchen(matrix: Tensor, global_scale: Tensor) -> None:
     ours = NVFP4.quantize_activation(matrix, {"input_scale": global_scale})
     assert torch.equal(ours, by_kitchen(matrix, global_scale).decoded(global_scale))
 
@@ -176,7 +174,7 @@ def test_fp8_rows_equal_diffusers(matrix: Tensor) -> None:
 
 
 def test_dynamic_int8_inputs_equal_comfy_kitchen(name: str, matrix: Tensor) -> None:
-    """Down to comfy-kitchen's smallest scale, 1e-30; ours goes on."""
+    """comfy-kitchen's smallest scale is 1e-30; ours has no minimum."""
     codes, scale = comfy_kitchen.quantize_int8_rowwise(matrix)
     if name == "tiny":
         assert bool((scale == 1e-30).all())
@@ -199,8 +197,8 @@ def test_nvfp4_of_any_size_decodes_as_comfy_kitchen_does(
     theirs = comfy_kitchen.dequantize_nvfp4(codes, scale, tiles, torch.float32, hi_first=False)[
         :rows, :columns
     ]
-    own = Quantized(codes[:rows, :pairs], from_tiles(tiles, rows, -(-columns // 16)))
-    assert torch.equal(own.decoded(scale), theirs)
+    read = Quantized(codes[:rows, :pairs], from_tiles(tiles, rows, -(-columns // 16)))
+    assert torch.equal(read.decoded(scale), theirs)
 
 
 @settings(max_examples=40)

@@ -1,4 +1,4 @@
-"""Row-major SVDQuant, made from Nunchaku's golden files: vectors row-major or left in fragment order."""
+"""Row-major SVDQuant from Nunchaku's golden files, with vectors in both orders."""
 
 import re
 import shutil
@@ -83,7 +83,7 @@ def test_nunchaku_to_rows_and_back_is_lossless(data: Path, tmp_path: Path) -> No
 
 
 def test_outer_scales_of_one_come_and_go(data: Path, tmp_path: Path) -> None:
-    """Row-major files hold wcscales and wtscale both; Nunchaku's hold the one that is not 1."""
+    """Row-major files have wcscales and wtscale; Nunchaku's have only the one that is not 1."""
     rows = as_rows(
         Checkpoint.open(golden(data, FLUX)), tmp_path / "a.safetensors", False, CONVERSION
     )
@@ -96,7 +96,7 @@ def test_outer_scales_of_one_come_and_go(data: Path, tmp_path: Path) -> None:
     assert not any(key.endswith("wcscales") and "qkv" not in key for key in written)
 
 
-def test_bytes_lie_row_by_row(data: Path, tmp_path: Path) -> None:
+def test_bytes_are_row_major(data: Path, tmp_path: Path) -> None:
     source = Checkpoint.open(golden(data, FLUX))
     tensors = load_file(as_rows(source, tmp_path / "a.safetensors", False, CONVERSION))
     parts = source.parts("transformer_blocks.0.ff.net.2")
@@ -109,12 +109,12 @@ def test_bytes_lie_row_by_row(data: Path, tmp_path: Path) -> None:
 
 
 def test_codes_that_a_converter_left_in_fragments_are_noticed(data: Path, tmp_path: Path) -> None:
-    """Declared row-major, and its INT4 codes are not."""
+    """The file declares row-major, and its INT4 codes are in fragment order."""
     metadata = {"conversion": '{"layout": "row_major"}'}
     save_file(load_file(golden(data, ZIMAGE)), tmp_path / "a.safetensors", metadata)
     found = detect_format(read_header(tmp_path / "a.safetensors"))
     assert found.format.name == "nunchaku"
-    assert "conversion in the header declares row-major, inferred from" in found.evidence
+    assert "conversion in the header declares row-major; inferred from" in found.evidence
 
 
 def test_the_configuration_may_declare_it(data: Path, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_the_configuration_may_declare_it(data: Path, tmp_path: Path) -> None:
     assert "declared by quant_method svdquant in config.json" in found.evidence
 
 
-def test_an_order_that_cannot_be_told_is_said_to_be_assumed(data: Path, tmp_path: Path) -> None:
+def test_an_undecidable_order_is_reported_as_assumed(data: Path, tmp_path: Path) -> None:
     file = as_rows(Checkpoint.open(golden(data, ZIMAGE)), tmp_path / "a.safetensors", False, VLLM)
 
     def flatten(tensors: dict[str, torch.Tensor]) -> None:
@@ -141,14 +141,15 @@ def test_an_order_that_cannot_be_told_is_said_to_be_assumed(data: Path, tmp_path
                 tensors[key] = torch.ones_like(tensors[key])
 
     changed(file, tmp_path / "b.safetensors", flatten)
-    assert "not to be told" in detect_format(read_header(tmp_path / "b.safetensors")).evidence
+    assert (
+        "vectors assumed row-major"
+        in detect_format(read_header(tmp_path / "b.safetensors")).evidence
+    )
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_base_weights_settle_the_order_of_the_vectors(
-    data: Path, tmp_path: Path, packed: bool
-) -> None:
-    """Whatever the file declares."""
+def test_base_weights_decide_the_order_of_vectors(data: Path, tmp_path: Path, packed: bool) -> None:
+    """The base decides even against the declaration of the file."""
     source = Checkpoint.open(golden(data, FLUX))
     file = as_rows(source, tmp_path / "a.safetensors", packed, CONVERSION)
     rows = Checkpoint.open(file, base=data / "base/nunchaku_flux1")
@@ -176,18 +177,18 @@ def test_layers_smaller_than_a_fragment_have_but_one_order(
     assert "measured" not in rows.evidence
 
 
-def test_weights_of_another_model_settle_nothing(data: Path, tmp_path: Path) -> None:
+def test_weights_of_another_model_decide_nothing(data: Path, tmp_path: Path) -> None:
     file = as_rows(Checkpoint.open(golden(data, FLUX)), tmp_path / "a.safetensors", False, VLLM)
     base = Path(shutil.copytree(data / "base/nunchaku_flux1", tmp_path / "base"))
     rewrite(
         base,
         lambda tensors: tensors.update({name: value.flip(-1) for name, value in tensors.items()}),
     )
-    with pytest.raises(UnknownFormat, match="in neither order of the vectors"):
+    with pytest.raises(UnknownFormat, match="in neither order of vectors"):
         Checkpoint.open(file, base=base)
 
 
-def test_a_smooth_of_ones_tells_nothing_and_needs_nothing(data: Path, tmp_path: Path) -> None:
+def test_a_smooth_of_ones_leaves_the_order_open(data: Path, tmp_path: Path) -> None:
     """Vectors that are constant within runs of 16 are the same in both orders."""
     file = as_rows(Checkpoint.open(golden(data, FLUX)), tmp_path / "a.safetensors", False, VLLM)
     rows = Checkpoint.open(file)
@@ -207,7 +208,9 @@ def test_a_smooth_of_ones_tells_nothing_and_needs_nothing(data: Path, tmp_path: 
             {f"{m}.weight": flat.weight(m).bfloat16() for m in rows.modules}
         ),
     )
-    assert "which does not tell" in Checkpoint.open(tmp_path / "b.safetensors", base=base).evidence
+    assert (
+        "which does not decide" in Checkpoint.open(tmp_path / "b.safetensors", base=base).evidence
+    )
 
 
 def test_a_missing_smooth_is_an_error_and_not_a_guess(data: Path, tmp_path: Path) -> None:
@@ -230,16 +233,16 @@ def test_shifted_and_awq_layers_are_refused(data: Path) -> None:
             row_major_tensors(module, checkpoint.read(module)[0])
 
 
-def test_halves_of_a_swiglu_lie_gate_first(data: Path) -> None:
+def test_halves_of_a_swiglu_are_gate_first(data: Path) -> None:
     checkpoint = Checkpoint.open(golden(data, ZIMAGE))
-    held = families()["zimage"].nunchaku.stored_layers(checkpoint.modules, row_major=True)[
+    fused = families()["zimage"].nunchaku.stored_layers(checkpoint.modules, row_major=True)[
         "layers.0.feed_forward.w13"
     ]
-    assert [module for module, _ in held] == [
+    assert [module for module, _ in fused] == [
         "layers.0.feed_forward.w1",
         "layers.0.feed_forward.w3",
     ]
-    weight = fuse_stored_linear([checkpoint.read(module)[piece] for module, piece in held])
+    weight = fuse_stored_linear([checkpoint.read(module)[piece] for module, piece in fused])
     gate = checkpoint.parts("layers.0.feed_forward.w1")["codes"]
     assert torch.equal(
         row_major_tensors("a", weight)["a.qweight"][: len(gate)].view(torch.uint8), gate

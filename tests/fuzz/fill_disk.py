@@ -1,8 +1,9 @@
-"""Fill the disk under a running conversion, look at what is there, free it again, and compare the bytes.
+"""Fill the disk during a conversion, check the output, free the disk, and compare the bytes.
 
-FOLDER is on a small file system, which is filled for good: `mount -t tmpfs -o size=250m tmpfs FOLDER`. Each trial takes
-every free byte once a certain share of the output is written. The conversion must stop with CannotWrite and leave the
-old output as it was; when there is room again, a second run must end byte-identical, leaving nothing beside it.
+FOLDER must be on a small file system: `mount -t tmpfs -o size=250m tmpfs FOLDER`. Each trial fills
+the disk when a certain share of the output is written. The conversion must raise CannotWrite and
+leave the old output unchanged. With free space again, a second run must write identical bytes, and
+leave no other files.
 """
 
 import argparse
@@ -64,7 +65,7 @@ def trial(source: Path, folder: Path, share: float, expected: dict[str, str]) ->
     if message:
         mezzotint.convert(source, output, shard_bytes=SHARD_BYTES, overwrite=True)
     assert digest(output) == expected, "the restart ended with other bytes"
-    assert not leftovers(output), f"left behind: {leftovers(output)}"
+    assert not leftovers(output), f"files left: {leftovers(output)}"
     shutil.rmtree(output)
     return {"share": share, "message": message}
 
@@ -75,7 +76,7 @@ def small_output(folder: Path) -> None:
 
 
 def too_small(source: Path, folder: Path) -> str:
-    """What is said where the output cannot fit, before a byte of it is written."""
+    """Check the error if the output cannot fit, which is raised before a byte is written."""
     ballast = folder / "ballast"
     size = sum(file.stat().st_size for file in source.glob("*.safetensors"))
     with ballast.open("wb") as stream:
@@ -95,7 +96,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", type=Path)
-    parser.add_argument("folder", type=Path, help="on a small file system, of its own")
+    parser.add_argument("folder", type=Path, help="on a small, separate file system")
     parser.add_argument("--points", type=int, default=20)
     parser.add_argument(
         "--record", action="store_true", help="add a row to benchmarks/results/robustness.jsonl"

@@ -1,23 +1,21 @@
-"""Inspect real checkpoints whose headers say what they should not, and still are sound safetensors headers.
+"""Inspect real checkpoints with wrong entries in valid safetensors headers.
 
-Where `fuzz_headers.py` asks what is a header, this asks what is in it: tensors are renamed, taken away, exchanged,
-given another shape of as many bytes or another dtype of the same size, and notes are cut. Each file is read, or refused
-by a named error.
+`fuzz_headers.py` mutates the bytes of headers; this mutates their content. Tensors are renamed,
+removed, swapped, or get another shape of as many bytes or another dtype of the same size, and
+metadata is truncated. Each file must be read, or rejected with a specific error.
 """
 
-import argparse
 import json
 import random
-import shutil
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from fuzz.command import run_from_command_line
 from mezzotint.checkpoint import inspect
 from mezzotint.errors import MezzotintError
 from mezzotint.verification import verify
-from support import results_log
 
 SECONDS = 5.0
 VERIFIED = 0.2
@@ -132,7 +130,7 @@ def mutate(content: bytes, chance: random.Random) -> bytes:
 
 
 def fuzz(sources: list[Path], folder: Path, number: int, seed: int) -> dict[str, Any]:
-    """Inspect `number` changed files beside their own config.json; any error not of Mezzotint's own passes through."""
+    """Inspect `number` mutated files next to their config.json; other errors are raised."""
     chance = random.Random(seed)
     counts: Counter[str] = Counter()
     contents = {source: source.read_bytes() for source in sources}
@@ -158,27 +156,7 @@ def fuzz(sources: list[Path], folder: Path, number: int, seed: int) -> dict[str,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "sources", type=Path, nargs="+", help="checkpoints, each one safetensors file"
-    )
-    parser.add_argument("--number", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--folder", type=Path, required=True, help="where to write; what fails is left there"
-    )
-    parser.add_argument(
-        "--record", action="store_true", help="add a row to benchmarks/results/robustness.jsonl"
-    )
-    arguments = parser.parse_args()
-    arguments.folder.mkdir(parents=True)
-    figures = fuzz(arguments.sources, arguments.folder, arguments.number, arguments.seed)
-    shutil.rmtree(arguments.folder)
-    print(json.dumps(figures))
-    if arguments.record:
-        results_log.append("robustness", "changed checkpoints, inspected", figures)
+    run_from_command_line(__doc__, "changed checkpoints, inspected", fuzz, number=10_000)
 
 
 if __name__ == "__main__":

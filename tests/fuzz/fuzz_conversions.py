@@ -1,17 +1,16 @@
-"""Convert real checkpoints that were changed: what is written is what `load` would accept, and the same numbers.
+"""Convert mutated real checkpoints, and check that `load` accepts the output with equal values.
 
-Each file is changed as `fuzz_checkpoints.py` does it, and converted without a base. A conversion may succeed only where
-the file's own model accepts every tensor, and the output stands for the very numbers that the input stands for.
+Each file is mutated as in `fuzz_checkpoints.py` and converted without a base. A conversion may only
+succeed if the file's own model accepts every tensor and the output has the values of the input.
 """
 
-import argparse
 import json
 import random
 import shutil
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,20 +18,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fuzz.command import run_from_command_line
 from fuzz.fuzz_checkpoints import mutate
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.conversion import convert
 from mezzotint.errors import MezzotintError
 from mezzotint.loading import plan
-from support import results_log
 
 TARGETS = ("bf16", "mezzotint")
 PROGRESS = 500
 """After how many files the counts are printed."""
 
 
-def fuzz(sources: Sequence[Path], folder: Path, number: int, seed: int) -> dict[str, Any]:
-    """Convert `number` changed files; any error not of Mezzotint's own, and any lie, passes through."""
+def fuzz(sources: list[Path], folder: Path, number: int, seed: int) -> dict[str, Any]:
+    """Convert `number` mutated files; raise errors of other classes and wrong outputs."""
     chance = random.Random(seed)
     counts: Counter[str] = Counter()
     for index in range(number):
@@ -92,33 +91,37 @@ def compare(
     rounded: torch.dtype | None,
     layers: Any,
 ) -> None:
-    """Assert that both are the same numbers, NaN included; layers that were decoded are rounded once."""
+    """Assert equal values, NaN included; dequantized layers may be rounded once."""
     assert read.keys() == written.keys()
     for name, value in read.items():
         layer, _, _ = name.rpartition(".")
-        own, other = value.float(), written[name].float()
-        exact = torch.equal(own.nan_to_num(7.0), other.nan_to_num(7.0))
+        expected, found = value.float(), written[name].float()
+        exact = torch.equal(expected.nan_to_num(7.0), found.nan_to_num(7.0))
         once = layer in layers and (rounded or written[name].dtype) is torch.bfloat16
         assert exact or (
-            once and torch.equal(own.bfloat16().float().nan_to_num(7.0), other.nan_to_num(7.0))
+            once and torch.equal(expected.bfloat16().float().nan_to_num(7.0), found.nan_to_num(7.0))
         ), name
 
 
-def _lay_config(source: Path, folder: Path, beside: bool) -> bool:
-    """Whether the source's config.json is laid beside the file: where it says how that is quantized, or `beside` does.
+def _lay_config(source: Path, folder: Path, with_config: bool) -> bool:
+    """Copy the source's config.json next to the file, and return whether it is there.
 
-    Without it, a file that has lost an optional layer is a whole model of the family that never had that layer.
+    It is copied if it declares the quantization, or if `with_config` is set.
+
+    Without it, a file that lost an optional layer is a valid model that never had that layer.
     """
-    config, own = folder / "config.json", source.with_name("config.json")
+    config, stored = folder / "config.json", source.with_name("config.json")
     config.unlink(missing_ok=True)
-    if own.is_file() and (beside or "quantization_config" in json.loads(own.read_text())):
-        shutil.copy(own, config)
+    if stored.is_file() and (
+        with_config or "quantization_config" in json.loads(stored.read_text())
+    ):
+        shutil.copy(stored, config)
     return config.is_file()
 
 
 @cache
 def _true_model(source: Path) -> nn.Module | None:
-    """The model that a source was made from, by its own configuration or by the shapes of its tensors."""
+    """Return the model of a source, by its configuration or by the shapes of its tensors."""
     try:
         return Checkpoint.open(source).model()
     except MezzotintError:
@@ -126,28 +129,8 @@ def _true_model(source: Path) -> nn.Module | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "sources", type=Path, nargs="+", help="checkpoints, each one safetensors file"
-    )
-    parser.add_argument("--number", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--folder", type=Path, required=True, help="where to write; what fails is left there"
-    )
-    parser.add_argument(
-        "--record", action="store_true", help="add a row to benchmarks/results/robustness.jsonl"
-    )
-    arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    arguments.folder.mkdir(parents=True)
-    figures = fuzz(arguments.sources, arguments.folder, arguments.number, arguments.seed)
-    shutil.rmtree(arguments.folder)
-    print(json.dumps(figures))
-    if arguments.record:
-        results_log.append("robustness", "changed checkpoints, converted", figures)
+    run_from_command_line(__doc__, "changed checkpoints, converted", fuzz, number=10_000)
 
 
 if __name__ == "__main__":

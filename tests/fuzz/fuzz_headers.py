@@ -1,4 +1,4 @@
-"""Read mutated safetensors headers: each is refused by a named error or read, within limits of time and memory.
+"""Read mutated safetensors headers: each is read or rejected, with limited time and memory.
 
 Every header that is accepted is also given to `safetensors.safe_open`, which must accept it too.
 """
@@ -152,7 +152,7 @@ def mutate_text(text: bytes, chance: random.Random) -> bytes:
 
 
 def accepts(file: Path) -> bool:
-    """Whether Mezzotint reads the header; any error that is not one of its own passes through."""
+    """Return whether Mezzotint reads the header; errors of other classes are raised."""
     try:
         read_header(file)
     except CheckpointError:

@@ -1,12 +1,11 @@
-"""Read pipelines whose index or one of whose configurations is not what it should be.
+"""Read pipelines with a mutated index or configuration.
 
-An entry is exchanged for a hostile value, renamed, taken away or repeated, or the file's bytes are cut, doubled and
-changed. Each pipeline is read, checked and planned, or refused by a named error. Models are built in a share of the
-cases, because that takes most of the time: one in `BUILD` builds the component whose configuration was changed, one in
-`LOAD` loads the whole pipeline.
+An entry is replaced by a hostile value, renamed, removed or repeated, or the file's bytes are
+truncated, doubled or changed. Each pipeline must be read, checked and planned, or rejected with a
+specific error. Models are built in a share of the cases, because that takes most of the time: one
+in `BUILD` builds the component with the mutated configuration, one in `LOAD` the whole pipeline.
 """
 
-import argparse
 import copy
 import json
 import random
@@ -23,13 +22,13 @@ import diffusers
 import torch
 import transformers
 
+from fuzz.command import run_from_command_line
 from mezzotint.errors import MezzotintError
 from mezzotint.generation.component_files import check_component
 from mezzotint.generation.component_loading import load_component
 from mezzotint.generation.pipeline import load
 from mezzotint.generation.pipeline_index import read_index
 from mezzotint.generation.source import PipelineSource, index_sampling
-from support import results_log
 
 SECONDS = 5.0
 MEMORY = 500 * 2**20
@@ -172,7 +171,7 @@ def mutate(content: bytes, chance: random.Random) -> bytes:
 
 
 def attempt(folder: Path, file: Path, chance: random.Random) -> None:
-    """Read the pipeline as every command does, and build what was changed, or all of it, in a share of the cases."""
+    """Read the pipeline as every command does, and build a component or all in some cases."""
     index = read_index(folder)
     index_sampling(index)
     component, build = index.components.get(file.parent.name), chance.randrange(BUILD) == 0
@@ -205,8 +204,8 @@ def fuzz(sources: list[Path], folder: Path, number: int, seed: int) -> dict[str,
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(number):
         pipeline = chance.choice(copies)
-        own = chance.random() < 0.4
-        file = pipeline / INDEX if own else chance.choice([*pipeline.glob("*/*config.json")])
+        use_index = chance.random() < 0.4
+        file = pipeline / INDEX if use_index else chance.choice([*pipeline.glob("*/*config.json")])
         before = file.read_bytes()
         after = mutate(before, chance)
         file.write_bytes(after)
@@ -234,27 +233,8 @@ def fuzz(sources: list[Path], folder: Path, number: int, seed: int) -> dict[str,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("sources", type=Path, nargs="+", help="folders of small pipelines")
-    parser.add_argument("--number", type=int, default=100_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--folder", type=Path, required=True, help="where to write the changed copies"
-    )
-    parser.add_argument(
-        "--record", action="store_true", help="add a row to benchmarks/results/robustness.jsonl"
-    )
-    arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    started = time.monotonic()
-    figures = fuzz(arguments.sources, arguments.folder, arguments.number, arguments.seed)
-    figures["seconds"] = round(time.monotonic() - started, 1)
-    shutil.rmtree(arguments.folder)
-    print(json.dumps(figures))
-    if arguments.record:
-        results_log.append("robustness", "mutated pipelines", figures)
+    run_from_command_line(__doc__, "mutated pipelines", fuzz, number=100_000)
 
 
 if __name__ == "__main__":

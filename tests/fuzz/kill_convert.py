@@ -1,7 +1,8 @@
-"""Kill a conversion at random moments, look at what is there, restart it, and compare the bytes.
+"""Kill a conversion at random moments, check the output, restart it, and compare the bytes.
 
-Each trial forks a child that converts, kills it with SIGKILL after a random time, and checks that the output is absent,
-old or complete; then a second run must redo at most one shard and end byte-identical, leaving nothing beside it.
+Each trial kills a child process that converts after a random time. The output must be absent, old
+or complete. A second run must redo at most one shard, write identical bytes, and leave no other
+files.
 """
 
 import argparse
@@ -27,7 +28,7 @@ SHARD_BYTES = 3 * 10**6
 
 @dataclass
 class Trial:
-    """What was found after one kill."""
+    """The state after one kill."""
 
     seconds: float
     killed: bool
@@ -58,7 +59,7 @@ def leftovers(output: Path) -> list[str]:
 
 
 def begun_shards(output: Path) -> int:
-    """How many shards the interrupted run has left, whole or not."""
+    """Return how many shards, complete or not, the killed run has written."""
     return len(list(output.parent.glob(f".{output.name}.partial-*/*.safetensors")))
 
 
@@ -75,7 +76,7 @@ def trial(
     redone = begun - resumed
     assert redone <= 1, f"{begun} shards were begun and only {resumed} were kept"
     assert digest(output) == expected, "the restart ended with other bytes"
-    assert not leftovers(output), f"left behind: {leftovers(output)}"
+    assert not leftovers(output), f"files left: {leftovers(output)}"
     shutil.rmtree(output)
     return Trial(seconds, killed, state, redone, resumed)
 

@@ -1,4 +1,4 @@
-"""Headers that are mutated, cut or enormous: refused by name, or accepted where safetensors accepts them too."""
+"""Mutated, truncated or enormous headers: rejected, or accepted if safetensors accepts them too."""
 
 import json
 import struct

@@ -1,4 +1,4 @@
-"""`mezzotint generate`: images as PNG, videos as MP4 or frames, and what is refused before anything is loaded."""
+"""`mezzotint generate`: images as PNG, videos as MP4 or frames, and early errors."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ from support.pipeline_cases import Case
 
 @pytest.fixture(autouse=True)
 def _disable_output_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random weights generate noise, and the output guard objects rightly; here it is the files that are looked at."""
+    """Random weights generate noise, which the output check rejects; only files matter here."""
     monkeypatch.setattr("mezzotint.generation.generate.find_problems", lambda _frames, _latents: ())
 
 
@@ -51,9 +51,9 @@ def test_a_image_is_a_png_that_holds_its_parameters(
     output = tmp_path / "fox.png"
     result = run("a red fox", "--model", cases("zimage").folder, "--size", "32x16", "-o", output)
     assert result.stdout == f"{output}\n"
-    with Image.open(output) as picture:
-        assert picture.size == (32, 16)
-        assert json.loads(picture.info["mezzotint"])["prompt"] == "a red fox"
+    with Image.open(output) as image:
+        assert image.size == (32, 16)
+        assert json.loads(image.info["mezzotint"])["prompt"] == "a red fox"
 
 
 def test_a_video_is_an_mp4(cases: Callable[[str], Case], tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_frames_survive_the_mp4(tmp_path: Path) -> None:
     difference = frames_of(tmp_path / "a.mp4", 64, 64).astype(int) - np.stack(
         [np.array(frame) for frame in frames]
     )
-    assert np.abs(difference).mean() < 8, "H.264 at this quality, colours at half the resolution"
+    assert np.abs(difference).mean() < 8, "H.264 at this quality, colors at half the resolution"
 
 
 def test_odd_frames_do_not_fit_into_an_mp4(tmp_path: Path) -> None:

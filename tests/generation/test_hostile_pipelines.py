@@ -26,11 +26,13 @@ from mezzotint.errors import (
     UnknownFormat,
     Unsupported,
 )
+from mezzotint.families import Sampling
 from mezzotint.families.building import bounded, build_meta_model
 from mezzotint.generation.component_loading import load_component
 from mezzotint.generation.generate import generate
 from mezzotint.generation.pipeline import recommended_sampling
 from mezzotint.generation.pipeline_index import read_index
+from mezzotint.generation.sampling_file import SamplingFile
 from mezzotint.generation.source import PipelineSource
 from mezzotint.quality.candidate import parse_sources
 from mezzotint.quality.compare import compare
@@ -71,10 +73,10 @@ def load(folder: Path) -> Any:
         (b'{"_class_name": 5}', "_class_name"),
         (b'{"_class_name": ["pipeline", "MyPipeline"]}', "_class_name"),
         (b'{"_class_name": "../FluxPipeline"}', "_class_name"),
-        (b'{"_class_name": "utils"}', "is no class of diffusers"),
-        (b'{"_class_name": "NoSuchPipeline"}', "no class of diffusers .*newer one"),
-        (b'{"_class_name": "FluxTransformer2DModel"}', "no pipeline of diffusers"),
-        (b'{"_class_name": "FluxModularPipeline"}', "no pipeline of diffusers"),
+        (b'{"_class_name": "utils"}', "is not a class of diffusers"),
+        (b'{"_class_name": "NoSuchPipeline"}', "not a class of diffusers .*newer one"),
+        (b'{"_class_name": "FluxTransformer2DModel"}', "not a pipeline of diffusers"),
+        (b'{"_class_name": "FluxModularPipeline"}', "not a pipeline of diffusers"),
         (b'{"_class_name": "FluxPipeline"}', "has no .*scheduler"),
     ],
 )
@@ -107,14 +109,14 @@ def test_an_index_that_is_none_is_refused(demo: Path, content: bytes, message: s
             ["diffusers_modules", "mine"],
             "of library diffusers_modules, .*code that comes with a pipeline is never run",
         ),
-        (["diffusers", "utils"], "is no class of diffusers"),
-        (["transformers", "pipeline"], "is no class of transformers"),
-        (["transformers", "__file__"], "is no class of transformers"),
-        (["transformers", "NoSuchModel"], "is no class of transformers"),
-        (["transformers", "AutoModel"], "is no component"),
-        (["diffusers", "AutoModel"], "is no component"),
-        (["diffusers", "FluxPipeline"], "is no component"),
-        (["transformers", "PreTrainedConfig"], "is no component"),
+        (["diffusers", "utils"], "is not a class of diffusers"),
+        (["transformers", "pipeline"], "is not a class of transformers"),
+        (["transformers", "__file__"], "is not a class of transformers"),
+        (["transformers", "NoSuchModel"], "is not a class of transformers"),
+        (["transformers", "AutoModel"], "not a component"),
+        (["diffusers", "AutoModel"], "not a component"),
+        (["diffusers", "FluxPipeline"], "not a component"),
+        (["transformers", "PreTrainedConfig"], "not a component"),
     ],
 )
 def test_a_component_that_is_no_class_is_refused(demo: Path, entry: Any, message: str) -> None:
@@ -131,7 +133,7 @@ def test_the_name_of_a_component_is_a_folder_in_the_pipeline(demo: Path, name: s
     (demo.parent / "outside").mkdir()
     edit(demo / INDEX, **{name: list(TEXT)})
     for read in (read_index, lambda folder: pipeline_hash(read_index(folder), ())):
-        with pytest.raises(BrokenFile, match="is no name of a component's folder"):
+        with pytest.raises(BrokenFile, match="is not a component's folder name"):
             read(demo)
 
 
@@ -406,6 +408,11 @@ def test_a_tokenizer_that_is_none_is_named(demo: Path) -> None:
         ({"guidance": float("inf")}, "guidance: "),
         ({"guidance": float("nan")}, "guidance: "),
         ({"guidance": -1.0}, "guidance: "),
+        ({"guidance_2": float("nan")}, "guidance_2: "),
+        ({"true_cfg_scale": "4"}, "true_cfg_scale: "),
+        ({"negative_prompt": ["blur"]}, "negative_prompt: "),
+        ({"negative_prompt": "blur " * 10_000}, "negative_prompt: "),
+        ({"flow_shift": 0}, "flow_shift: "),
         ({"num_frames": 10**7}, "num_frames: "),
         ({"fps": 0}, "fps: "),
         ({"max_sequence_length": 10**9}, "max_sequence_length: "),
@@ -423,6 +430,25 @@ def test_settings_of_a_pipeline_are_bounded(
 def test_settings_of_a_pipeline_stand_above_its_familys(demo: Path) -> None:
     (demo / "sampling.json").write_text('{"steps": 3, "guidance": 2}')
     assert (recommended_sampling(demo).steps, recommended_sampling(demo).guidance) == (3, 2.0)
+
+
+def test_every_setting_of_a_pipeline_can_stand_in_its_file(demo: Path) -> None:
+    settings = Sampling(
+        height=32,
+        width=64,
+        steps=3,
+        guidance=2.0,
+        max_sequence_length=64,
+        num_frames=5,
+        fps=8,
+        negative_prompt="blurred",
+        true_cfg_scale=1.5,
+        guidance_2=3.0,
+        flow_shift=5.0,
+    )
+    (demo / "sampling.json").write_text(json.dumps(vars(settings)))
+    assert recommended_sampling(demo) == settings
+    assert set(SamplingFile.model_fields) == set(vars(settings))
 
 
 @pytest.mark.parametrize(
@@ -592,13 +618,13 @@ def test_what_a_pipeline_raises_is_one_error_and_what_a_caller_raises_is_the_cal
         generate(load(demo), ["a cat"], sampling=recommended_sampling(demo), on_step=stop)
 
 
-def test_a_refused_fusion_leaves_the_model_whole() -> None:
+def test_a_forbidden_fusion_does_not_change_the_model() -> None:
     pipe = mezzotint.load("demo", transformer="demo-fp8", device="cpu")
     model = pipe.transformer
     before = [name for name, _ in model.named_modules()]
     attention = model.transformer_blocks[0].attn
     for fuse in (model.fuse_qkv_projections, attention.fuse_projections):
-        with pytest.raises(Unsupported, match=r"layers of this .* are quantized"):
+        with pytest.raises(Unsupported, match=r"cannot fuse the quantized layers"):
             fuse()
     assert [name for name, _ in model.named_modules()] == before
     assert not attention.fused_projections

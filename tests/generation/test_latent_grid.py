@@ -1,4 +1,4 @@
-"""Sizes that a model cannot generate are refused with the nearest that it can, and a prompt that is cut is noted."""
+"""Invalid sizes raise an error with the nearest valid ones; a truncated prompt causes a note."""
 
 import json
 from collections.abc import Callable
@@ -45,7 +45,7 @@ GRIDS = {
         (32, 32, 4),
     ),
 }
-"""As published; the entries that a configuration leaves out are the class's defaults."""
+"""Published configurations; entries that they omit have the class's defaults."""
 
 
 def config(folder: Path, component: str) -> dict[str, Any]:
@@ -103,13 +103,13 @@ def test_what_is_not_refused_is_whole_cells_and_what_is_names_sizes_that_are(
 
 
 @pytest.mark.parametrize(
-    ("size", "said"), [("100", "96 and 104"), ("64x60", "56 and 64"), ("60x64", "56 and 64")]
+    ("size", "nearest"), [("100", "96 and 104"), ("64x60", "56 and 64"), ("60x64", "56 and 64")]
 )
-def test_a_size_that_would_be_rounded_is_refused(size: str, said: str, tmp_path: Path) -> None:
+def test_a_size_between_grid_cells_is_refused(size: str, nearest: str, tmp_path: Path) -> None:
     """--size 100 gave 96 x 96 pixels, with 100 among the parameters in the file."""
     done = run("generate", CAPTION, "--size", size, "-o", "a.png", cwd=tmp_path)
     assert done.returncode == 2
-    assert f"the nearest are {said}." in done.stderr
+    assert f"the nearest are {nearest}." in done.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -207,14 +207,14 @@ def test_a_prompt_that_is_cut_is_noted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_cut_prompt_is_noted_for_every_family(cases: Callable[[str], Case], name: str) -> None:
     case = cases(name)
-    painted = generate(
+    generated = generate(
         case.reference,
         ["x" * 600, "rain"],
         sampling=case.sampling.replace(steps=1),
         check_output=False,
     )
-    assert painted.notes
-    assert all(note.startswith(f"'{'x' * 60}...' is cut: tokenizer") for note in painted.notes)
+    assert generated.notes
+    assert all(note.startswith(f"'{'x' * 60}...' is cut: tokenizer") for note in generated.notes)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The output guard: everything broken is named, and sound images pass."""
+"""The output check: every kind of broken image is detected, and good images pass."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +38,7 @@ def generated_images(count: int) -> Iterator[Image.Image]:
 
 
 def decoded_noise(count: int) -> Iterator[Image.Image]:
-    """What the built-in model's decoder makes of the noise that every image starts from."""
+    """Yield the built-in model's decoded initial noise."""
     pipe = load(
         "demo", device="cpu", dtype=torch.float32
     )  # BF16 convolutions are 60 times slower without AVX-512
@@ -72,21 +72,21 @@ def noise(seed: int) -> dict[str, Image.Image]:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_noise_is_named(seed: int) -> None:
-    for kind, picture in noise(seed).items():
-        assert any("noise" in problem for problem in find_problems([picture], SOUND)), kind
+    for kind, image in noise(seed).items():
+        assert any("noise" in problem for problem in find_problems([image], SOUND)), kind
 
 
 def test_decoded_noise_is_named() -> None:
-    missed = [picture for picture in decoded_noise(200) if not find_problems([picture], SOUND)]
+    missed = [image for image in decoded_noise(200) if not find_problems([image], SOUND)]
     assert not missed
 
 
-@pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (127, 127, 127), (20, 200, 90)])
-def test_a_single_colour_is_named(colour: tuple[int, int, int]) -> None:
-    flat = np.broadcast_to(colour, (64, 64, 3))
+@pytest.mark.parametrize("color", [(0, 0, 0), (255, 255, 255), (127, 127, 127), (20, 200, 90)])
+def test_a_single_color_is_named(color: tuple[int, int, int]) -> None:
+    flat = np.broadcast_to(color, (64, 64, 3))
     dithered = flat + np.random.default_rng(0).integers(-1, 2, (64, 64, 3))
     for pixels in (flat, dithered):
-        assert f"a single color, RGB {', '.join(map(str, colour))}" in find_problems(
+        assert f"a single color, RGB {', '.join(map(str, color))}" in find_problems(
             [of(pixels)], SOUND
         )
 
@@ -113,18 +113,18 @@ def test_a_video_has_what_most_of_its_frames_have() -> None:
 
 @pytest.mark.parametrize("file", PHOTOGRAPHS, ids=lambda file: file.name)
 def test_photographs_pass(file: Path) -> None:
-    with Image.open(file) as picture:
-        assert find_problems([picture], SOUND) == ()
+    with Image.open(file) as image:
+        assert find_problems([image], SOUND) == ()
 
 
 def test_what_the_built_in_model_generates_passes() -> None:
-    assert [find_problems([picture], SOUND) for picture in generated_images(40)] == [()] * 40
+    assert [find_problems([image], SOUND) for image in generated_images(40)] == [()] * 40
 
 
 @pytest.mark.slow
 def test_at_most_one_of_1000_sound_images_is_named() -> None:
     """Found: none. 45 s on two cores."""
-    assert sum(bool(find_problems([picture], SOUND)) for picture in generated_images(1000)) <= 1
+    assert sum(bool(find_problems([image], SOUND)) for image in generated_images(1000)) <= 1
 
 
 @pytest.fixture
@@ -144,9 +144,9 @@ def test_generate_refuses_nan_and_gives_it_on_request(broken: Path) -> None:
     settings = recommended_sampling("demo").replace(steps=1)
     with pytest.raises(BadOutput, match=r"1 of 1 outputs are unusable: 'a large red circle.*NaN"):
         generate(pipe, [PROMPT], sampling=settings)
-    painting = generate(pipe, [PROMPT], sampling=settings, check_output=False)
-    assert "NaN" in painting.problems[0][0]
-    assert len(painting.images) == 1
+    generated = generate(pipe, [PROMPT], sampling=settings, check_output=False)
+    assert "NaN" in generated.problems[0][0]
+    assert len(generated.images) == 1
 
 
 @pytest.mark.parametrize("extra", [[], ["--grid"]])

@@ -1,4 +1,4 @@
-"""`generate`, `compare`, `bench` and `demo` write over what they have written themselves, and over nothing else."""
+"""`generate`, `compare`, `bench` and `demo` only overwrite files that Mezzotint wrote."""
 
 import json
 from pathlib import Path
@@ -19,44 +19,42 @@ from mezzotint.generation.image_io import save_png
 from mezzotint.generation.video_io import save_mp4
 from support.child_process import in_a_child, write_half
 
-PICTURE = Image.new("RGB", (32, 32), "red")
+IMAGE = Image.new("RGB", (32, 32), "red")
 PARAMETERS = {"prompt": "a", "seed": 0}
 
 
 def foreign_png(path: Path) -> None:
     info = PngImagePlugin.PngInfo()
     info.add_text("parameters", "a cat\nSteps: 20")
-    PICTURE.save(path, pnginfo=info)
+    IMAGE.save(path, pnginfo=info)
 
 
 @pytest.mark.parametrize("name", ["out.png", "out-1.png", "out-2-bad-output.png"])
-@pytest.mark.parametrize("kind", ["picture", "text", "empty", "link", "folder"])
-def test_a_picture_of_someone_else_is_not_written_over(
-    tmp_path: Path, name: str, kind: str
-) -> None:
+@pytest.mark.parametrize("kind", ["png", "text", "empty", "link", "folder"])
+def test_a_foreign_image_is_not_written_over(tmp_path: Path, name: str, kind: str) -> None:
     path, number = tmp_path / name, 1 if name == "out.png" else 2
-    save_png(PICTURE, tmp_path / "ours.png", PARAMETERS)
+    save_png(IMAGE, tmp_path / "ours.png", PARAMETERS)
     {
-        "picture": lambda: foreign_png(path),
+        "png": lambda: foreign_png(path),
         "text": lambda: path.write_text("mezzotint"),
         "empty": path.touch,
         "link": lambda: path.symlink_to("ours.png"),
         "folder": lambda: (path / "inside").mkdir(parents=True),
     }[kind]()
-    with pytest.raises(BadRequest, match=r"there, and not written by Mezzotint"):
+    with pytest.raises(BadRequest, match=r"was not written by Mezzotint"):
         check_generated(tmp_path / "out.png", number, "-bad-output")
 
 
-def test_our_own_pictures_and_videos_are_written_over(tmp_path: Path) -> None:
-    save_png(PICTURE, tmp_path / "out.png", PARAMETERS)
-    save_mp4([PICTURE] * 3, tmp_path / "out.mp4", 16, PARAMETERS)
+def test_our_own_images_and_videos_are_written_over(tmp_path: Path) -> None:
+    save_png(IMAGE, tmp_path / "out.png", PARAMETERS)
+    save_mp4([IMAGE] * 3, tmp_path / "out.mp4", 16, PARAMETERS)
     (tmp_path / "frames").mkdir()
     for name in ("out.png", "out.mp4", "frames", "new.png"):
         check_generated(tmp_path / name, 1, "-bad-output")
 
 
 def test_a_video_of_someone_else_is_not_ours(tmp_path: Path) -> None:
-    save_mp4([PICTURE] * 3, tmp_path / "comment.mp4", 16, {"title": "holiday"})
+    save_mp4([IMAGE] * 3, tmp_path / "comment.mp4", 16, {"title": "holiday"})
     (tmp_path / "text.mp4").write_bytes(b"\xa9cmt\0\0\0\x15data\0\0\0\1\0\0\0\0{{{{{")
     (tmp_path / "empty.mp4").touch()
     assert not any(is_generated(file) for file in tmp_path.iterdir())
@@ -76,8 +74,8 @@ def test_bench_appends_to_its_own_rows_only(tmp_path: Path, text: str) -> None:
     (tmp_path / "rows").write_text(text, encoding="latin-1")
     with pytest.raises(BadRequest, match="not written by Mezzotint"):
         check_rows(tmp_path / "rows")
-    (tmp_path / "own").write_text('{"case": {}, "call_ms": {}, "b": 1}\n' * 3)
-    for name in ("own", "new"):
+    (tmp_path / "rows").write_text('{"case": {}, "call_ms": {}, "b": 1}\n' * 3)
+    for name in ("rows", "new"):
         check_rows(tmp_path / name)
 
 
@@ -113,7 +111,7 @@ def test_our_own_report_is_written_over(tmp_path: Path) -> None:
         json.dumps({"schema": 1, "verdict": "pass", "noise_floor": {}})
     )
     (tmp_path / "report.md").write_text("# PASS")
-    save_png(PICTURE, tmp_path / "sheet.png", {})
+    save_png(IMAGE, tmp_path / "sheet.png", {})
     check_report(tmp_path, "runs")
 
 
@@ -121,12 +119,12 @@ def test_demo_replaces_its_own_sheet_and_table_only(tmp_path: Path) -> None:
     (tmp_path / "demo.json").write_text("{}")
     with pytest.raises(BadRequest, match=r"demo\.json"):
         check_sheet(tmp_path / "demo.png")
-    save_png(PICTURE, tmp_path / "demo.png", {"prompt": "mezzotint demo"})
+    save_png(IMAGE, tmp_path / "demo.png", {"prompt": "mezzotint demo"})
     check_sheet(tmp_path / "demo.png")
 
 
 def test_an_earlier_image_that_will_be_replaced_is_named(tmp_path: Path) -> None:
-    own = tmp_path / "a.png"
-    assert check_generated(own, 1, "-bad-output") == []
-    save_png(Image.new("RGB", (8, 8)), own, {"prompt": "p"})
-    assert check_generated(own, 1, "-bad-output") == [own]
+    image = tmp_path / "a.png"
+    assert check_generated(image, 1, "-bad-output") == []
+    save_png(Image.new("RGB", (8, 8)), image, {"prompt": "p"})
+    assert check_generated(image, 1, "-bad-output") == [image]

@@ -1,4 +1,4 @@
-"""Every family end to end, on pipelines with random weights: as diffusers runs it, and quantized."""
+"""Every family end to end with random weights: as diffusers runs it, and quantized."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +31,7 @@ COSINE = {"fp8": 0.995, "nvfp4": 0.98}
 
 def same(one: GenerationResult, other: GenerationResult) -> bool:
     frames = [[*p.images, *(frame for video in p.videos for frame in video)] for p in (one, other)]
-    pixels = [[picture.tobytes() for picture in pictures] for pictures in frames]
+    pixels = [[image.tobytes() for image in images] for images in frames]
     return torch.equal(one.latents, other.latents) and pixels[0] == pixels[1] and len(pixels[0]) > 0
 
 
@@ -48,9 +48,9 @@ def test_bf16_is_bit_identical_to_diffusers(cases: Callable[[str], Case], name: 
         assert mine.keys() == theirs.keys()
         assert {k: v.dtype for k, v in mine.items()} == {k: v.dtype for k, v in theirs.items()}
         assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
-    painting = generate(ours, PROMPTS, sampling=case.sampling, check_output=False)
-    assert same(painting, case.result)
-    assert not torch.equal(painting.latents[0], painting.latents[1])
+    generated = generate(ours, PROMPTS, sampling=case.sampling, check_output=False)
+    assert same(generated, case.result)
+    assert not torch.equal(generated.latents[0], generated.latents[1])
 
 
 @pytest.mark.parametrize("method", COSINE)
@@ -64,13 +64,13 @@ def test_quantized_transformers_run_end_to_end(
         for expert, largest in case.largest.items()
     }
     pipe = case.load(**exported)
-    painting = generate(pipe, PROMPTS, sampling=case.sampling, check_output=False)
+    generated = generate(pipe, PROMPTS, sampling=case.sampling, check_output=False)
     for expert, largest in case.largest.items():
         assert quant_linears(getattr(pipe, expert)).keys() == largest.keys()
         assert largest.keys() == linears(getattr(case.reference, expert)).keys()
-    assert torch.isfinite(painting.latents).all()
-    assert not same(painting, case.result)
-    assert latent_cosine(case.result.latents, painting.latents) > COSINE[method]
+    assert torch.isfinite(generated.latents).all()
+    assert not same(generated, case.result)
+    assert latent_cosine(case.result.latents, generated.latents) > COSINE[method]
 
 
 @pytest.mark.parametrize("name", ORIGINAL)
@@ -141,7 +141,7 @@ def test_makers_settings_follow_the_variant(cases: Callable[[str], Case]) -> Non
 
 @pytest.mark.parametrize("name", ["wan_a14b", "wan_ti2v"])
 def test_a_video_has_its_frames(cases: Callable[[str], Case], name: str) -> None:
-    painting = cases(name).result
-    assert not painting.images
-    assert [len(video) for video in painting.videos] == [5, 5]
-    assert painting.videos[0][0].size == (32, 32)
+    generated = cases(name).result
+    assert not generated.images
+    assert [len(video) for video in generated.videos] == [5, 5]
+    assert generated.videos[0][0].size == (32, 32)

@@ -23,7 +23,7 @@ from mezzotint.fast.passes.attention import (
     bf16_attention,
     set_attention,
 )
-from mezzotint.fast.passes.attention_layers import _use_fp8
+from mezzotint.fast.passes.attention_processors import _use_fp8
 from mezzotint.generation.generate import generate
 from mezzotint.generation.pipeline import load, recommended_sampling
 from mezzotint.generation.schedule import StepSchedule, apply_schedule
@@ -61,29 +61,29 @@ def test_what_is_written_is_read(first: int, last: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "2", "2,1", "-1+2", "2+1+0", "a+b", "2 + 1"])
-def test_what_is_no_schedule_is_refused(text: str) -> None:
-    with pytest.raises(BadRequest, match="is no step schedule"):
+def test_an_invalid_schedule_is_an_error(text: str) -> None:
+    with pytest.raises(BadRequest, match="is not a step schedule"):
         StepSchedule.parse(text)
 
 
 @pytest.mark.parametrize("make", [fp8_tensor, nvfp4_tensor], ids=["fp8", "nvfp4"])
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_unquantized_inputs_are_those_of_bf16_activations(make: Any, compiled: bool) -> None:
-    layer, unrounded = QuantLinear(make()), QuantLinear(make(), activations=BF16_ACTIVATIONS)
+    layer, unquantized = QuantLinear(make()), QuantLinear(make(), activations=BF16_ACTIVATIONS)
     x = torch.randn(3, layer.in_features, generator=torch.Generator().manual_seed(1))
-    product = torch.compile(layer, fullgraph=True, backend="aot_eager") if compiled else layer
-    rounded = product(x)
+    run = torch.compile(layer, fullgraph=True, backend="aot_eager") if compiled else layer
+    quantized = run(x)
     with unquantized_activations(layer):
-        assert torch.equal(product(x), unrounded(x))
+        assert torch.equal(run(x), unquantized(x))
         with use_backend(layer, "reference"):
             assert modes_of(layer).key == ("reference", True, False)
-            assert torch.equal(product(x), unrounded(x))
-    assert not torch.equal(rounded, unrounded(x))
-    assert torch.equal(product(x), rounded)
+            assert torch.equal(run(x), unquantized(x))
+    assert not torch.equal(quantized, unquantized(x))
+    assert torch.equal(run(x), quantized)
     assert modes_of(layer).key == DEFAULT
 
 
-def test_a_layer_whose_inputs_are_not_rounded_stays_on_its_backend() -> None:
+def test_a_layer_whose_inputs_are_not_quantized_stays_on_its_backend() -> None:
     assert QuantLinear(fp8_tensor(), activations=BF16_ACTIVATIONS).bf16_activation_backend is None
 
 
@@ -160,7 +160,7 @@ def test_attention_has_steps_of_its_own_and_those_of_the_layers() -> None:
 
 
 def emulated_fp8_attention() -> AttentionBackend:
-    """FP8 attention that runs on a CPU: its operands are rounded as for the kernel, the rest is exact."""
+    """FP8 attention on a CPU: operands are quantized as for the kernel, the rest is exact."""
 
     def exact(
         query: Tensor,
@@ -205,7 +205,7 @@ def test_bf16_attention_replaces_fp8_attention(monkeypatch: pytest.MonkeyPatch) 
 def test_bf16_attention_in_three_steps_takes_away_most_of_fp8_attentions_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """FP8 attention emulated: queries, keys and values are rounded as for the kernel, and the rest is exact."""
+    """Emulate FP8 attention: Q, K and V are quantized as for the kernel, the rest is exact."""
 
     def exact(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
         out: Tensor = ATTENTION_BACKENDS["sdpa"].run(q.float(), k.float(), v.float(), mask, scale)
@@ -222,8 +222,8 @@ def test_bf16_attention_in_three_steps_takes_away_most_of_fp8_attentions_error(
         for text in ("8+0", "0+0", "1+1", "2+1")
     }
     errors = {
-        text: float((own - latents["8+0"]).flatten(1).square().mean(1).sqrt().mean())
-        for text, own in latents.items()
+        text: float((result - latents["8+0"]).flatten(1).square().mean(1).sqrt().mean())
+        for text, result in latents.items()
     }
     print({text: f"{error:.4f}" for text, error in errors.items()})
     assert 0 < errors["2+1"] < errors["1+1"] < errors["0+0"]
@@ -281,7 +281,7 @@ def test_a_candidate_may_have_a_schedule() -> None:
     _, plain, ends = parse_sources("demo", ["demo-nvfp4", "demo-nvfp4,bf16_steps=2+1"])
     assert (plain.schedule, ends.schedule) == (StepSchedule(), StepSchedule(2, 1))
     _, wrong = parse_sources("demo", ["demo-nvfp4,bf16_steps=2"])
-    with pytest.raises(BadRequest, match="is no step schedule"):
+    with pytest.raises(BadRequest, match="is not a step schedule"):
         wrong.check()
 
 
@@ -299,8 +299,8 @@ def test_generate_takes_a_schedule_and_says_so_in_the_image(tmp_path: Path) -> N
     )
     file = tmp_path / "a.png"
     assert run(*asked, "1+0", "-o", str(file)).returncode == 0
-    with Image.open(file) as picture:
-        assert "1+0" in json.dumps(picture.info)
+    with Image.open(file) as image:
+        assert "1+0" in json.dumps(image.info)
     done = run(*asked, "1", "-o", str(tmp_path / "b.png"))
-    assert (done.returncode, "is no step schedule" in done.stderr) == (2, True)
+    assert (done.returncode, "is not a step schedule" in done.stderr) == (2, True)
     assert not (tmp_path / "b.png").exists()

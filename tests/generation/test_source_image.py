@@ -1,4 +1,4 @@
-"""Images that are edited: which pipelines take one, that it arrives as it is, and that it is accounted for."""
+"""Image editing: which pipelines take an image, that it arrives unchanged, and is recorded."""
 
 import hashlib
 import io
@@ -34,17 +34,17 @@ EDITS = ("flux1_kontext", "flux2", "flux2_klein", "wan_i2v", "wan_ti2v")
 
 @pytest.fixture
 def source_image(tmp_path: Path) -> Path:
-    IMAGE_SIZE.save(tmp_path / "picture.png")
-    return tmp_path / "picture.png"
+    IMAGE_SIZE.save(tmp_path / "image.png")
+    return tmp_path / "image.png"
 
 
-def edit(pipe: Any, case: Case, *pictures: Image.Image) -> torch.Tensor:
+def edit(pipe: Any, case: Case, *images: Image.Image) -> torch.Tensor:
     return generate(
         pipe,
-        PROMPTS[: len(pictures)],
+        PROMPTS[: len(images)],
         sampling=case.sampling,
         check_output=False,
-        source_images=pictures,
+        source_images=images,
     ).latents
 
 
@@ -85,7 +85,7 @@ def test_the_image_is_what_diffusers_own_call_is_given(
     ours = edit(case.load(), case, IMAGE_SIZE, OTHER)
     assert torch.equal(ours[:1], last[0])
     assert not torch.equal(ours[1:], edit(case.reference, case, OTHER, IMAGE_SIZE)[1:]), (
-        "the picture is not looked at"
+        "the image has no effect"
     )
 
 
@@ -110,7 +110,7 @@ def test_a_quantized_transformer_edits_near_bf16(
 def test_qwen_image_edit_is_given_the_image_too(
     cases: Callable[[str], Case], tmp_path: Path, kind: str
 ) -> None:
-    """In memory: what `load` would read beside the transformer needs torchvision. Measured: 0.999."""
+    """In memory, because `load` needs torchvision for other components. Measured: 0.999."""
     case = cases("qwenimage")
     copy = export(case.reference.transformer, case.largest["transformer"], "fp8", tmp_path / "fp8")
     pipes = [
@@ -130,8 +130,8 @@ def test_kontext_generates_the_size_that_is_asked_for(
             cases("flux1_kontext"), *given, "--size", size, "-o", tmp_path / "a.png"
         )
         assert result.exit_code == 0, result.exception
-        with Image.open(tmp_path / "a.png") as painted:
-            assert painted.size == ((48, 32) if size == "48x32" else (32, 32))
+        with Image.open(tmp_path / "a.png") as image:
+            assert image.size == ((48, 32) if size == "48x32" else (32, 32))
 
 
 def test_without_a_size_the_image_gives_the_shape() -> None:
@@ -161,8 +161,8 @@ def test_the_image_is_among_the_parameters(
         "image": str(source_image),
         "image_sha256": hashlib.sha256(source_image.read_bytes()).hexdigest(),
     }
-    with Image.open(tmp_path / "a.png") as painted:
-        parameters = json.loads(painted.info["mezzotint"])
+    with Image.open(tmp_path / "a.png") as image:
+        parameters = json.loads(image.info["mezzotint"])
     for entries in (json.loads(result.stdout), parameters):
         assert {key: entries[key] for key in expected} == expected
 
@@ -199,7 +199,7 @@ def test_a_image_too_many_or_too_few_is_refused_before_anything_is_loaded(
         )
 
 
-def test_who_takes_a_image_is_said_by_the_signature() -> None:
+def test_pipelines_that_take_an_image_are_found_by_their_signature() -> None:
     for known in source_image_pipelines():
         check_source_image(getattr(diffusers, f"{known.name}Pipeline"), has_source_image=True)
     for name in ("FluxKontextPipeline", "Flux2Pipeline", "FluxPipeline"):
@@ -223,7 +223,7 @@ def test_a_library_that_diffusers_lacks_is_named(monkeypatch: pytest.MonkeyPatch
 def test_warmup_edits_too(
     cases: Callable[[str], Case], source_image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wan's image to video does nothing without an image; that compiling is quicker later is a GPU's to show."""
+    """Wan's image to video needs an image. Only a GPU can show that compiling speeds it up."""
     monkeypatch.setattr("mezzotint.cli.warmup.speed_up_pipeline", lambda _pipe, _attention: None)
     command = [
         "warmup",
@@ -255,9 +255,9 @@ def test_a_image_is_read_upright_and_without_alpha(tmp_path: Path) -> None:
     assert np.unique(np.asarray(found).reshape(-1, 3), axis=0).tolist() == [[255, 0, 0]]
 
 
-def encoded(picture: Image.Image) -> bytes:
+def encoded(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -265,13 +265,15 @@ def encoded(picture: Image.Image) -> bytes:
     ("data", "message"),
     [
         (None, "no such image"),
-        (b"not a picture", "is not a complete image"),
+        (b"not an image", "is not a complete image"),
         (encoded(IMAGE_SIZE)[:150], "is not a complete image"),
         (encoded(Image.new("RGB", (63, 80))), "is 63 x 80 pixels"),
         (encoded(Image.new("RGB", (577, 72))), "is 577 x 72 pixels"),
     ],
 )
-def test_what_is_no_image_is_refused(tmp_path: Path, data: bytes | None, message: str) -> None:
+def test_an_invalid_source_image_is_an_error(
+    tmp_path: Path, data: bytes | None, message: str
+) -> None:
     if data is not None:
         (tmp_path / "a.png").write_bytes(data)
     with pytest.raises(BadRequest, match=message):

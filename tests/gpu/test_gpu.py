@@ -1,4 +1,4 @@
-"""What needs a CUDA device: `pytest -m gpu tests/gpu/test_gpu.py`."""
+"""Tests that need a CUDA device: `pytest -m gpu tests/gpu/test_gpu.py`."""
 
 import copy
 import importlib
@@ -12,7 +12,7 @@ from torch._inductor.utils import run_and_get_code
 
 from mezzotint.errors import BadRequest
 from mezzotint.fast import speed_up
-from mezzotint.fast.fp8_linear import SplitQuantizedInputLinear
+from mezzotint.fast.fp8_layers import SplitQuantizedInputLinear
 from mezzotint.fast.passes.attention import ATTENTION_BACKENDS
 from mezzotint.fast.runtime.cuda_graphs import CudaGraphRunner
 from mezzotint.fast.runtime.readback import read_back
@@ -58,7 +58,7 @@ def _nothing_compiled_before() -> None:
 def test_scaled_mm_agrees_with_reference_on_flux_sizes(
     shape: tuple[int, int], compiled: bool
 ) -> None:
-    """5e-3: the output is rounded to BF16 (1.7e-3), and the tensor cores accumulate with fewer bits than float32."""
+    """5e-3: the output is rounded to BF16 (1.7e-3), and tensor cores accumulate with fewer bits."""
     layer = QuantLinear(with_bias(fp8_tensor(*shape), torch.randn(shape[0]))).to("cuda")
     assert layer.selection.backend.name == "scaled_mm"
     x = torch.randn(4608, shape[1], device="cuda").bfloat16()
@@ -119,7 +119,8 @@ def test_fp8_demo_agrees_with_reference_at_every_step(compiled: bool, dtype: tor
         pipe.transformer.compile_repeated_blocks(fullgraph=True)
     errors = [relative_error(a, b) for a, b in zip(steps_from(pipe, calls), expected, strict=True)]
     print(
-        f"demo-fp8 on scaled_mm, {dtype}, compiled={compiled}: relative error of the latents {max(errors):.2e}"
+        f"demo-fp8 on scaled_mm, {dtype}, compiled={compiled}: "
+        f"relative error of the latents {max(errors):.2e}"
     )
     assert max(errors) <= 1e-2
 
@@ -136,7 +137,7 @@ def test_reference_compiles_whole_blocks(name: str) -> None:
 
 
 def test_a_free_run_stays_at_the_noise_floor_of_the_reference() -> None:
-    """The floor: the reference against itself, its first latents changed by one part in a million."""
+    """The floor is the error of the reference when its first latents change by 1e-6."""
     pipe = load("demo", transformer="demo-fp8", device="cuda", dtype=torch.float32)
     with use_backend(pipe.transformer, "reference"):
         expected = generate(pipe, PROMPTS).latents
@@ -147,7 +148,8 @@ def test_a_free_run_stays_at_the_noise_floor_of_the_reference() -> None:
         handle.remove()
     error = relative_error(generate(pipe, PROMPTS).latents, expected)
     print(
-        f"demo-fp8, free run of 8 steps: scaled_mm {error:.2e}, reference against itself {floor:.2e}"
+        f"demo-fp8, free run of 8 steps: scaled_mm {error:.2e}, "
+        f"reference against itself {floor:.2e}"
     )
     assert error <= 2 * floor
 
@@ -155,8 +157,10 @@ def test_a_free_run_stays_at_the_noise_floor_of_the_reference() -> None:
 @pytest.mark.parametrize("shape", [(3072, 3072), (9216, 3072), (3072, 15360), (48, 128)])
 @pytest.mark.parametrize("name", four_bits.all_of(16, 64))
 def test_dequant_fp8_kernel_equals_its_reference(name: str, shape: tuple[int, int]) -> None:
-    """Bit for bit; with a low-rank branch, whose sums are in another order, but for one number in a thousand, and
-    that by one step of FP8."""
+    """Bit for bit, except with a low-rank branch, whose sums are in another order.
+
+    Then one number in a thousand may differ by one step of FP8.
+    """
     weight = four_bits.all_of(*shape)[name].to(torch.device("cuda"))
     weight = replace(weight, prepared=DEQUANT_FP8.prepare(weight))
     kernel, definition = (
@@ -176,7 +180,7 @@ def test_dequant_fp8_kernel_equals_its_reference(name: str, shape: tuple[int, in
 def test_four_bits_on_hopper_are_closer_to_bf16_than_four_bit_inputs(
     name: str, compiled: bool
 ) -> None:
-    """What runs here rounds inputs to FP8; what the checkpoint means, emulated by `reference`, to 4 bits."""
+    """The backend quantizes inputs to FP8; the checkpoint specifies 4 bits, as in `reference`."""
     weight = four_bits.all_of(3072, 3072)[name]
     layer = QuantLinear(weight).to("cuda")
     assert layer.selection.backend.name == "dequant_fp8"
@@ -191,7 +195,8 @@ def test_four_bits_on_hopper_are_closer_to_bf16_than_four_bit_inputs(
         native = relative_error(layer(x), exact)
     fast = relative_error((torch.compile(layer, fullgraph=True) if compiled else layer)(x), exact)
     print(
-        f"{name} compiled={compiled}: error against BF16 inputs {fast:.2e}, with 4-bit inputs {native:.2e}"
+        f"{name} compiled={compiled}: error against BF16 inputs {fast:.2e}, "
+        f"with 4-bit inputs {native:.2e}"
     )
     assert fast <= native
 
@@ -229,7 +234,7 @@ def test_norm_rope_kernel_equals_its_reference(fp8: bool, with_text: bool) -> No
 
 @pytest.mark.parametrize("activation", ["gelu", "swiglu", "none"])
 @pytest.mark.parametrize(
-    ("rows", "depth", "plain", "active", "room"),
+    ("rows", "depth", "plain", "active", "reserved"),
     [
         (4608, 3072, 9216, 12288, 3072),
         (4096, 3840, 0, 10240, 0),
@@ -248,11 +253,11 @@ def test_fp8_gemm_act_kernel_equals_its_reference(
     depth: int,
     plain: int,
     active: int,
-    room: int,
+    reserved: int,
     by_row: str,
     biased: bool,
 ) -> None:
-    """Tensor cores add with fewer bits than float32, which moves some results to the next code of FP8."""
+    """Tensor cores add with fewer bits than float32, which changes some FP8 codes by one step."""
     if isinstance(reason := unavailable_reason(Target.of(best_device())), str):
         pytest.skip(reason)
     if (activation == "none") != (active == 0):
@@ -267,20 +272,21 @@ def test_fp8_gemm_act_kernel_equals_its_reference(
         torch.rand(out if by_row in ("codes", "both") else 1, device="cuda") + 0.5
     ) * unit
     inverse = None if activation == "none" else torch.tensor([50.0], device="cuda")
-    given = (x, codes, bias, input_scale, weight_scale, inverse, activation, plain, room)
-    (got, rounded), (expected, codes_expected) = (
+    given = (x, codes, bias, input_scale, weight_scale, inverse, activation, plain, reserved)
+    (got, quantized), (expected, codes_expected) = (
         run(*given) for run in (fp8_gemm_act, fp8_gemm_act_reference)
     )
     errors = {"plain": relative_error(got.float(), expected.float())} if plain else {}
     if active:
-        errors["rounded"] = relative_error(
-            rounded[:, room:].float(), codes_expected[:, room:].float()
+        errors["quantized"] = relative_error(
+            quantized[:, reserved:].float(), codes_expected[:, reserved:].float()
         )
     print(
-        f"{activation}, {rows} x {depth}, {plain} + {active}, by row {by_row}, bias {biased}: {errors}"
+        f"{activation}, {rows} x {depth}, {plain} + {active}, "
+        f"by row {by_row}, bias {biased}: {errors}"
     )
     assert errors.get("plain", 0) < 4e-3
-    assert errors.get("rounded", 0) < 1.5e-2
+    assert errors.get("quantized", 0) < 1.5e-2
 
 
 @pytest.mark.parametrize("by_row", [False, True])
@@ -296,48 +302,51 @@ def test_joint_fp8_gemm_equals_two_gemms(by_row: bool) -> None:
         weight_scale = (torch.rand(768 if by_row else 1, device="cuda") + 0.5) / 1000
         sides.append((x, scale, codes, weight_scale, torch.randn(768, device="cuda").bfloat16()))
     got = joint_fp8_gemm(*sides[0], *sides[1])
-    for (x, scale, codes, weight_scale, bias), own in zip(
+    for (x, scale, codes, weight_scale, bias), output in zip(
         sides, (got[:, :77], got[:, 77:]), strict=True
     ):
         exact = (x.float().flatten(0, 1) * scale) @ (
             codes.float() * weight_scale.reshape(-1, 1)
         ).t() + bias.float()
-        assert relative_error(own.flatten(0, 1).float(), exact) < 4e-3
+        assert relative_error(output.flatten(0, 1).float(), exact) < 4e-3
 
 
 def test_quantize_into_writes_the_prefix_only() -> None:
     importlib.import_module("mezzotint.kernels.ops.quantize_activation.op")
-    left, inverse = (
+    x, inverse = (
         torch.randn(77, 208, device="cuda").bfloat16()[:, :64] * 20,
         torch.tensor([50.0], device="cuda"),
     )
     wide = round_e4m3(torch.randn(77, 192, device="cuda"))
     after = wide[:, 64:].float()
-    torch.ops.mezzotint.quantize_into(left, inverse, wide)
-    assert torch.equal(wide[:, :64].float(), round_e4m3(left.float() * inverse).float())
+    torch.ops.mezzotint.quantize_into(x, inverse, wide)
+    assert torch.equal(wide[:, :64].float(), round_e4m3(x.float() * inverse).float())
     assert torch.equal(wide[:, 64:].float(), after)
 
 
 @pytest.mark.parametrize("activation", ["gelu", "swiglu"])
-@pytest.mark.parametrize(("rows", "beside"), [(4608, 3072), (4096, 0), (77, 64), (1, 0)])
+@pytest.mark.parametrize(("rows", "prefix_columns"), [(4608, 3072), (4096, 0), (77, 64), (1, 0)])
 def test_activation_quantize_kernel_equals_its_reference(
-    rows: int, beside: int, activation: str
+    rows: int, prefix_columns: int, activation: str
 ) -> None:
-    """But for one number in a thousand, by one step of FP8, where the activation differs in its last bit. SwiGLU's
-    result is rounded to BF16, and with it the largest of a row: 2^-8 of it, if that bit decides.
+    """One number in a thousand may differ by one step of FP8, if its activation differs by one bit.
+
+    The result of SwiGLU is rounded to BF16, so the largest value of a row may differ by 2^-8.
     """
     importlib.import_module("mezzotint.kernels.ops.quantize_activation.op")
     torch.manual_seed(0)
     x = torch.randn(rows, 21504, device="cuda").bfloat16()[:, :20480] * 3
-    left = torch.randn(rows, beside, device="cuda").bfloat16() if beside else None
-    (codes, scale), (expected, own) = (
-        run(x, left, activation)
+    prefix = torch.randn(rows, prefix_columns, device="cuda").bfloat16() if prefix_columns else None
+    (codes, scale), (expected, expected_scale) = (
+        run(x, prefix, activation)
         for run in (torch.ops.mezzotint.activation_quantize, activation_quantize_reference)
     )
-    torch.testing.assert_close(scale, own, rtol=2**-7 if activation == "swiglu" else 1e-5, atol=0)
-    apart = (codes.view(torch.uint8).int() - expected.view(torch.uint8).int()).abs()
-    assert int(apart[expected.float() != 0].max()) <= 1
-    assert (apart != 0).float().mean() <= 1e-3
+    torch.testing.assert_close(
+        scale, expected_scale, rtol=2**-7 if activation == "swiglu" else 1e-5, atol=0
+    )
+    distance = (codes.view(torch.uint8).int() - expected.view(torch.uint8).int()).abs()
+    assert int(distance[expected.float() != 0].max()) <= 1
+    assert (distance != 0).float().mean() <= 1e-3
 
 
 @pytest.mark.parametrize("name", ["demo-fp8", "demo-nvfp4"])
@@ -345,8 +354,10 @@ def test_activation_quantize_kernel_equals_its_reference(
 def test_a_fast_demo_agrees_with_the_same_layers_one_by_one_at_every_step(
     name: str, resident: str
 ) -> None:
-    """2e-2: joined products, attention in one pass and FlashAttention 3 each round elsewhere, and inputs are rounded to
-    FP8 after that; see docs/numerics.md."""
+    """2e-2: fused GEMMs, single-pass attention and FlashAttention 3 each round differently.
+
+    Inputs are quantized to FP8 after that; see docs/numerics.md.
+    """
     pipe = load("demo", transformer=name, device="cuda", resident=resident)
     calls = record_calls(pipe)
     expected = steps_from(pipe, calls)
@@ -355,7 +366,8 @@ def test_a_fast_demo_agrees_with_the_same_layers_one_by_one_at_every_step(
     assert report.uses_cuda_graphs
     errors = [relative_error(a, b) for a, b in zip(steps_from(pipe, calls), expected, strict=True)]
     print(
-        f"{name} resident {resident}, fast ({report.attention}): relative error of the latents {max(errors):.2e}"
+        f"{name} resident {resident}, fast ({report.attention}): "
+        f"relative error of the latents {max(errors):.2e}"
     )
     assert max(errors) <= 2e-2
 
@@ -366,9 +378,10 @@ def test_a_fast_demo_agrees_with_the_same_layers_one_by_one_at_every_step(
 def test_a_fast_layer_in_two_pieces_agrees_with_the_pieces_one_by_one(
     data: Path, name: str, resident: str
 ) -> None:
-    """As near to exact inputs as one by one, over several images: of one, whose latents are 1024 numbers, the error
-    varies by 15 % with how numbers happen to be rounded. proj_mlp is joined to q, k, v once no smoothing of its own is
-    left, in FP8.
+    """The error is that of separate layers, over several images.
+
+    One image has 1024 latent values, and its error varies by 15 % with the rounding. proj_mlp is
+    fused with q, k and v once it has no smoothing left, in FP8.
     """
     model, inputs = published(data, name, resident, "cuda")
     calls = [
@@ -381,11 +394,12 @@ def test_a_fast_layer_in_two_pieces_agrees_with_the_pieces_one_by_one(
     assert (report.fused_groups, report.fused_activations) == (2 + 1, 2 + 1)
     assert isinstance(model.single_transformer_blocks[0].proj_out, SplitQuantizedInputLinear)
     fast = [model(**call)[0] for call in calls]
-    error, own = (relative_error(torch.cat(results), exact) for results in (fast, expected))
+    error, separate = (relative_error(torch.cat(results), exact) for results in (fast, expected))
     print(
-        f"{name} resident {resident}, fast ({report.attention}): {error:.2e} from exact inputs, one by one {own:.2e}"
+        f"{name} resident {resident}, fast ({report.attention}): "
+        f"{error:.2e} from exact inputs, one by one {separate:.2e}"
     )
-    assert error < 1.1 * own
+    assert error < 1.1 * separate
 
 
 def test_a_norm_is_one_kernel_that_keeps_its_rows_and_may_come_from_the_cache() -> None:
@@ -411,8 +425,11 @@ def test_a_norm_is_one_kernel_that_keeps_its_rows_and_may_come_from_the_cache() 
 
 @pytest.mark.parametrize("name", ["demo-fp8", "demo-nvfp4"])
 def test_modulation_worked_out_ahead_is_that_of_each_step(name: str) -> None:
-    """Equal, because a step's products have as many rows with the others as without them. 2e-2: against layers in the
-    call, where the compiler does not round what SiLU gives before it is rounded to FP8."""
+    """The tables of all steps and of one step are equal, because their GEMMs have as many rows.
+
+    2e-2: against layers in the call, where the compiler does not round the result of SiLU before
+    it is quantized to FP8.
+    """
     pipe, in_the_call = (
         load("demo", transformer=name, device="cuda", resident="stored") for _ in range(2)
     )
@@ -433,7 +450,8 @@ def test_modulation_worked_out_ahead_is_that_of_each_step(name: str) -> None:
     compared = zip(steps_from(pipe, calls), steps_from(in_the_call, calls), strict=True)
     errors = [relative_error(a, b) for a, b in compared]
     print(
-        f"{name}, modulation ahead: relative error of the latents against layers in the call {max(errors):.2e}"
+        f"{name}, precomputed modulation: "
+        f"relative error of the latents against layers in the call {max(errors):.2e}"
     )
     assert max(errors) <= 2e-2
 
@@ -461,7 +479,7 @@ def test_a_fast_model_in_bf16_computes_what_diffusers_does(
         assert relative_error(result(fast, given | {step: given[step][:1]}), expected) <= 3e-2
         with torch.inference_mode():
             assert relative_error(result(other, given), expected) <= 3e-2
-    assert not [record for record in caplog.records if "recorded anew" in record.message]
+    assert not [record for record in caplog.records if "recorded again" in record.message]
 
 
 def test_a_recorded_transformer_follows_another_backend() -> None:
@@ -503,10 +521,10 @@ def test_recordings_share_their_memory_and_keep_out_of_each_others_way() -> None
     inputs = [torch.randn(rows, 4096, device="cuda") for rows in (16384, 8192, 12288, 4096)]
     expected = [(x @ weight).relu() @ weight for x in inputs]
     graphs(inputs[0])
-    held = torch.cuda.memory_reserved()
+    before = torch.cuda.memory_reserved()
     for x in inputs[1:]:
         graphs(x)
-    assert torch.cuda.memory_reserved() - held < 2 * inputs[0].nbytes + sum(
+    assert torch.cuda.memory_reserved() - before < 2 * inputs[0].nbytes + sum(
         x.nbytes for x in inputs
     )
     for place in (1, 2, 3, 0, 2, 0, 1, 3):
@@ -535,7 +553,8 @@ def test_a_recording_is_made_anew_when_weights_were_moved(caplog: pytest.LogCapt
     for _ in range(2):
         torch.testing.assert_close(graphs(x), model(x))
     assert [record.message for record in caplog.records] == [
-        "the model's weights are others, or elsewhere, since its calls were recorded: they are recorded anew"
+        "the model's weights were replaced or moved since its calls were recorded: "
+        "they are recorded again"
     ] * 2
     assert elsewhere.isnan().all()
     with pytest.raises(BadRequest, match="called with a tensor on cpu"):
@@ -554,7 +573,7 @@ def test_a_flag_is_read_before_what_follows_it_is_done() -> None:
         assert wait() == value
         early.append(not torch.cuda.current_stream().query())
     assert all(early[1:]), (
-        "waits for the products too; the first time, while kernels are loaded, it may"
+        "waits for the GEMMs too; the first time, while kernels are loaded, it may"
     )
 
 

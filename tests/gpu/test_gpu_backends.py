@@ -1,6 +1,7 @@
-"""Every backend that can run on this GPU, with the libraries that are installed: `pytest -m gpu -s` this file.
+"""Every backend that can run on this GPU with the installed libraries: `pytest -m gpu -s FILE`.
 
-What passes here may go into VERIFIED (kernels/verified.py); what cannot run is skipped with the backend's own reason.
+Backends that pass may be added to VERIFIED (kernels/verified.py). Backends that cannot run are
+skipped, with their reason.
 """
 
 from functools import cache
@@ -36,8 +37,10 @@ CALLS = [
 def test_a_backend_that_can_run_here_agrees_with_reference(
     backend: str, name: str, shape: tuple[int, int], rows: int, compiled: bool
 ) -> None:
-    """5e-3 where the input is left alone: weights and output are rounded to BF16, 1.7e-3 each, and sums are in another
-    order. 1e-2 where it is rounded to 4 bits: kernels may break ties between two codes as they like.
+    """5e-3 if the input is not quantized, 1e-2 if it is quantized to 4 bits.
+
+    Weights and output are rounded to BF16, 1.7e-3 each, and sums are in another order. With 4-bit
+    inputs, kernels may round ties between two codes either way.
     """
     weight: QuantTensor = forms(*shape)[name].to(best_device())
     answer = get_backend(backend).can(

@@ -1,4 +1,4 @@
-"""Hub ids: headers by byte ranges, weights only when they are loaded, and everything from the cache when offline."""
+"""Hub ids: headers by byte ranges, weights only when loading, and only the cache when offline."""
 
 import json
 import os
@@ -37,7 +37,7 @@ KLEIN = "makers/klein"
 
 
 def klein(folder: Path) -> Path:
-    """FLUX.2 klein 4B at full size in its makers' names: a true header, and 7.8 GB of zeros that take no room."""
+    """Write FLUX.2 klein 4B in full size with original names: a real header, and a sparse file."""
     sparse.write(
         folder,
         sparse.full_size("flux2-klein-4b", "original"),
@@ -81,7 +81,7 @@ def test_inspecting_reads_headers_and_nothing_else(hub: Hub, name: str) -> None:
 def test_of_every_format_only_headers_are_read(
     hub: Hub, data: Path, tmp_path: Path, name: str
 ) -> None:
-    """And of markers their own bytes, where the header does not say the same."""
+    """The bytes of markers are read too, if the header does not contain their content."""
     hub.repositories["makers/full"] = sparse.FORMATS[name](tmp_path / "full", data)
     report = inspect("makers/full")
     if name not in sparse.WIDENED:
@@ -108,7 +108,7 @@ def header_bytes(file: Path) -> int:
 def test_what_only_numbers_tell_is_assumed_until_a_file_is_loaded(
     hub: Hub, data: Path, tmp_path: Path, case: str, order: str
 ) -> None:
-    """A Nunchaku file that does not say what it is, under its own name and that of the other order."""
+    """A Nunchaku file without a statement of its order, and the same file in the other order."""
     hub.repositories["makers/svdq"] = tmp_path / "svdq"
     metadata = {"conversion": '{"layout": "row_major"}'} if case == "row-major" else {}
     tensors = load_file(golden(data, "nunchaku_zimage_int4_r32"))
@@ -118,10 +118,12 @@ def test_what_only_numbers_tell_is_assumed_until_a_file_is_loaded(
     assert "codes" in checkpoint.contents.assumed
     assert f"codes assumed {order.replace('_', '-')}" in checkpoint.evidence
     assert hub.served["makers/svdq", "a.safetensors"] < 100_000
-    own = Component(
+    component = Component(
         "transformer", "diffusers", "ZImageTransformer2DModel", tmp_path / "transformer"
     )
-    index = PipelineIndex(tmp_path, {}, ZImagePipeline, {"transformer": own}, ("transformer",), ())
+    index = PipelineIndex(
+        tmp_path, {}, ZImagePipeline, {"transformer": component}, ("transformer",), ()
+    )
     config = json.loads(read_header(golden(data, "nunchaku_zimage_int4_r32")).metadata["config"])
     (tmp_path / "svdq/config.json").write_text(json.dumps(config))
     checkpoint = open_transformer("transformer", "makers/svdq", index)
@@ -240,18 +242,18 @@ def test_a_pipelines_own_transformer_comes_from_the_hub(
         (f"{KLEIN}/other.safetensors", "no such file or folder"),
     ],
 )
-def test_what_the_hub_has_not_is_said(hub: Hub, name: str, message: str) -> None:
+def test_a_missing_file_on_the_hub_is_an_error(hub: Hub, name: str, message: str) -> None:
     with pytest.raises(NotACheckpoint, match=message):
         Checkpoint.open(name)
 
 
-def test_a_hub_out_of_reach_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(HubError, match="the Hub cannot be reached"):
         Checkpoint.open(KLEIN)
 
 
-def test_what_is_not_in_the_cache_is_said_when_offline(
+def test_offline_a_missing_cache_entry_is_an_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)

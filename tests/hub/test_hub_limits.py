@@ -197,13 +197,13 @@ def test_a_small_file_is_read_from_a_server_that_sends_it_whole(hub: Hub, file: 
 def test_what_a_server_says_is_escaped_and_short(
     hub: Hub, file: HubPath, caplog: pytest.LogCaptureFixture, call: str, code: int
 ) -> None:
-    said = "\x1b[31mred\x9b" + "long" * 5000
+    text = "\x1b[31mred\x9b" + "long" * 5000
     headers = {
-        "X_Error_Message": said,
-        "X_HF_Warning": f"topic{call}{code};{said}",
-        "X_Request_Id": said,
+        "X_Error_Message": text,
+        "X_HF_Warning": f"topic{call}{code};{text}",
+        "X_Request_Id": text,
     }
-    break_server(hub, call, status(code, said.encode(), **headers), persistent=True)
+    break_server(hub, call, status(code, text.encode(), **headers), persistent=True)
     with pytest.raises(MezzotintError) as raised:
         perform(call, file)
     assert len(str(raised.value)) < 500

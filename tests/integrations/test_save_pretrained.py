@@ -1,4 +1,4 @@
-"""What diffusers saves of a loaded model: Mezzotint and diffusers read it, or saving is refused."""
+"""Models that diffusers saves: Mezzotint and diffusers read them, or saving raises an error."""
 
 import copy
 import json
@@ -33,11 +33,11 @@ FORMS = {
     "zimage": ("row-major",),
     "qwenimage": ("comfy nvfp4",),
 }
-"""{pipeline: formats}: every scheme, layers in pieces, scales in tiles, and inputs rounded in each way."""
+"""{pipeline: formats}: all schemes, split layers, tiled scales, and all input quantizations."""
 
 
 def contents(model: nn.Module) -> dict[str, Any]:
-    """Everything that a model's results depend on: the bytes of its tensors, and how its layers use them."""
+    """Return everything that determines a model's results: tensors, and how its layers use them."""
     made: dict[str, Any] = {
         name: (value.dtype, tuple(value.shape), value.reshape(-1).view(torch.uint8).tolist())
         for name, value in model.state_dict().items()
@@ -75,7 +75,7 @@ def test_what_is_saved_is_read_by_both(
     assert contents(ours) == contents(theirs) == contents(model)
 
 
-def test_a_saved_pipeline_paints_the_same(tmp_path: Path) -> None:
+def test_a_saved_pipeline_generates_the_same(tmp_path: Path) -> None:
     pipe = demo()
     expected = latents(pipe)
     pipe.save_pretrained(tmp_path / "saved")

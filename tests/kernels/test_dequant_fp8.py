@@ -1,5 +1,6 @@
 """The FP8 form of 4-bit weights: the reference of the kernel, and weights converted at load."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -24,10 +25,11 @@ from mezzotint.kernels.ops.dequant_fp8.reference import dequant_fp8_reference, p
 from mezzotint.loading import Placement
 from mezzotint.loading.residency import choose_residency
 from mezzotint.nn import QuantLinear, quant_linears
-from mezzotint.schemes import AWQ_W4A16, FP8, NVFP4, SVDQUANT_INT4, SVDQUANT_NVFP4
+from mezzotint.schemes import AWQ_W4A16, FP8, NVFP4, SVDQUANT_INT4, SVDQUANT_NVFP4, Scheme
 from mezzotint.schemes.awq import encode_awq
 from mezzotint.schemes.fp8 import encode_fp8
 from mezzotint.schemes.nvfp4 import encode_nvfp4
+from mezzotint.schemes.scheme import Parts
 from mezzotint.schemes.svdquant_int4 import encode_svdquant_int4
 from mezzotint.tensor import PLAIN, QuantTensor, concat_rows
 from support import four_bit_weights as four_bits
@@ -53,7 +55,7 @@ def test_fp8_codes_are_the_nearest_to_the_dequantized_weight(name: str) -> None:
 
 
 def test_small_matrix_dequantizes_to_known_bytes() -> None:
-    """The row maxima 6 * 2 = 12 and 3 * 0.5 = 1.5 become 448. e4m3(448) is 0x7E, and 224 is 0x76."""
+    """The row maxima 6 * 2 = 12 and 3 * 0.5 = 1.5 become 448: e4m3 0x7E. 224 is 0x76."""
     codes = torch.tensor([[0x57, 0x00] + [0] * 6, [0x35, 0x0D] + [0] * 6], dtype=torch.uint8)
     scales = torch.tensor([[2.0], [0.5]]).to(torch.float8_e4m3fn)
     parts = {"codes": codes, "block_scale": scales, "global_scale": torch.tensor(1.0)}
@@ -128,7 +130,9 @@ def test_concatenated_weights_keep_their_global_scales_per_row() -> None:
         (AWQ_W4A16, encode_awq, 0.09),
     ],
 )
-def test_encoding_error_of_gaussian_weights(scheme, encode, error) -> None:  # type: ignore[no-untyped-def]
+def test_encoding_error_of_gaussian_weights(
+    scheme: Scheme, encode: Callable[[torch.Tensor], Parts], error: float
+) -> None:
     weights = four_bits.random(256, 512, seed=5)
     assert relative_error(scheme.decode(encode(weights)), weights) < error
     assert torch.equal(scheme.decode(encode(torch.zeros(16, 64))), torch.zeros(16, 64))
@@ -163,7 +167,7 @@ def test_residency_fp8_converts_and_is_reported() -> None:
     layers = quant_linears(pipe.transformer)
     assert {layer.sublayers[0].scheme.name for layer in layers.values()} == {"fp8"}
     (event,) = [event for event in pipe.load_report.events if "became FP8" in event]
-    assert event.startswith(f"{len(layers)} layers")
+    assert event.startswith(f"{len(layers)} 4-bit layers")
 
 
 def test_cpu_keeps_stored_bits_unless_requested() -> None:
@@ -176,7 +180,7 @@ def test_cpu_keeps_stored_bits_unless_requested() -> None:
         choose_residency(Placement(torch.device("cpu"), "fp8"), [spec], 0, QUANTIZED_ACTIVATIONS)
         == "fp8"
     )
-    with pytest.raises(BadRequest, match="resident is 'both'"):
+    with pytest.raises(BadRequest, match="there is no residency mode 'both'"):
         choose_residency(Placement(torch.device("cpu"), "both"), [spec], 0, QUANTIZED_ACTIVATIONS)
 
 

@@ -216,9 +216,9 @@ def test_backend_override_lasts_as_long_as_its_block() -> None:
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ("magic", "no backend is called 'magic'"),
-        ({"nvfp4": "magic"}, "no backend is called 'magic'"),
-        ({"nvfp": "reference"}, "no scheme is called 'nvfp'"),
+        ("magic", "there is no backend 'magic'"),
+        ({"nvfp4": "magic"}, "there is no backend 'magic'"),
+        ({"nvfp": "reference"}, "there is no scheme 'nvfp'"),
     ],
 )
 def test_choice_of_an_unknown_backend_or_scheme_is_an_error(

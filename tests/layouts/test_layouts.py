@@ -1,4 +1,4 @@
-"""Bytes before and after: golden tables, offsets from NVIDIA's description, and shapes that are no whole tiles."""
+"""Scale tiles and nibble order: golden files, NVIDIA's documented offsets, partial tiles."""
 
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def test_nibbles_equal_comfy_kitchen(data: Path) -> None:
     st.integers(1, 12),
     st.sampled_from([PLAIN, COMFY, Layout("low_first", "tiles_128x4")]),
 )
-def test_every_layout_leads_back_to_the_same_bytes(rows: int, groups: int, layout: Layout) -> None:
+def test_conversion_to_a_layout_and_back_is_exact(rows: int, groups: int, layout: Layout) -> None:
     random = torch.Generator().manual_seed(rows * 13 + groups)
     parts = {
         "codes": torch.randint(0, 256, (rows, groups * 8), generator=random, dtype=torch.uint8),

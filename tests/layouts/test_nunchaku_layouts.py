@@ -1,4 +1,4 @@
-"""Nunchaku's fragments and AWQ's words against the bytes that DeepCompressor's and tinychat's own packers wrote."""
+"""Nunchaku's fragments and AWQ's words against files that DeepCompressor and tinychat packed."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -67,13 +67,13 @@ def test_vectors_equal_the_real_packer(data: Path) -> None:
     assert torch.equal(stored.parts["bias"], after)
 
 
-def test_a_run_of_sixteen_is_stored_in_the_order_of_the_threads() -> None:
+def test_sixteen_rows_are_stored_in_thread_order() -> None:
     stored = nunchaku.to_vector_fragments(torch.arange(128).unsqueeze(1)).flatten()
     assert stored[:16].tolist() == [0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15]
 
 
-def test_scales_lie_by_tile_and_not_by_group() -> None:
-    """The stored shape [G, N] is nominal: the second group of the first 128 rows follows the first at once."""
+def test_scales_are_stored_by_tile_not_by_group() -> None:
+    """The stored shape [G, N] is nominal: group 1 of the first 128 rows follows their group 0."""
     scales = torch.zeros(256, 2)
     scales[0, 1] = 1
     assert nunchaku.to_vector_fragments(scales).flatten().nonzero().item() == 128
@@ -118,7 +118,9 @@ def awq_weight(rows: int, columns: int) -> QuantTensor:
     ],
     ids=["int4", "nvfp4", "int4 padded", "nvfp4 padded", "rows", "awq"],
 )
-def test_every_layout_leads_back_to_the_same_parts(tensor: QuantTensor, layout: Layout) -> None:
+def test_conversion_to_a_layout_and_back_keeps_every_part(
+    tensor: QuantTensor, layout: Layout
+) -> None:
     stored = convert(tensor, layout)
     for name, part in stored.parts.items():
         plain = plain_shape(tensor.scheme, layout, name, tensor.shape, tuple(part.shape))
@@ -141,12 +143,12 @@ def test_padding_is_neutral() -> None:
     assert padded["smooth"][192:].eq(1).all()
 
 
-def test_a_part_that_lies_otherwise_than_the_layout_says_has_no_plain_shape() -> None:
+def test_part_of_another_layout_has_no_plain_shape() -> None:
     assert plain_shape(SVDQUANT_INT4, INT4, "block_scale", (256, 128), (256, 2)) is None
     assert plain_shape(SVDQUANT_INT4, INT4, "proj_down", (256, 128), (32, 128)) is None
 
 
-def test_a_layout_says_what_it_is() -> None:
+def test_layout_as_text() -> None:
     assert str(PLAIN) == "codes low first, scales row major"
     assert (
         str(NVFP4)

@@ -68,8 +68,8 @@ def is_layer(name: str, value: Tensor) -> bool:
     return "blocks" in name and name.endswith(".weight") and value.ndim == 2
 
 
-def note(**said: object) -> Tensor:
-    return torch.tensor(list(json.dumps(said).encode()), dtype=torch.uint8)
+def note(**entries: object) -> Tensor:
+    return torch.tensor(list(json.dumps(entries).encode()), dtype=torch.uint8)
 
 
 def scaled(
@@ -355,7 +355,7 @@ def test_the_marker_of_qwen_image_edit_2511(
     ):
         plan(checkpoint, qwen())
     report = mezzotint.convert(file, tmp_path / "out")
-    assert any(marker in said for said in report.notes)
+    assert any(marker in text for text in report.notes)
     assert not any(marker in name for name in read_header(tmp_path / "out").tensors)
 
 
@@ -538,8 +538,8 @@ def test_a_format_that_is_not_read_is_named_in_one_line(
     kept = {key: value for key, value in weights.items() if key not in tensors}
     file = saved(tmp_path / "in", kept | tensors)
     if declared:
-        said = {"_class_name": "QwenImageTransformer2DModel", "quantization_config": declared}
-        (file.parent / "config.json").write_text(json.dumps(said))
+        config = {"_class_name": "QwenImageTransformer2DModel", "quantization_config": declared}
+        (file.parent / "config.json").write_text(json.dumps(config))
     with pytest.raises(UnreadFormat, match=name) as caught:
         Checkpoint.open(file)
     assert "\n" not in caught.value.message
@@ -650,7 +650,7 @@ def test_a_rule_that_cannot_be_followed_is_an_error(
 
 
 @pytest.mark.parametrize(
-    ("entries", "said"),
+    ("entries", "message"),
     [
         ({"swap_weight_nibbles": True}, "swap_weight_nibbles True, but codes are low first"),
         ({"checkpoint_weight_scale_layout": "swizzled"}, "swizzled, but scales are row major"),
@@ -666,13 +666,13 @@ def test_a_rule_that_cannot_be_followed_is_an_error(
     ],
 )
 def test_a_configuration_that_is_not_true_is_named(
-    nvfp4: Path, entries: dict[str, object], said: str
+    nvfp4: Path, entries: dict[str, object], message: str
 ) -> None:
     config = json.loads((nvfp4 / "config.json").read_text())
     config["quantization_config"] |= entries
     (nvfp4 / "config.json").write_text(json.dumps(config))
     found = Checkpoint.open(nvfp4).contradictions
-    assert (found and said in found[0]) if said else found == ()
+    assert (found and message in found[0]) if message else found == ()
     assert set(found) <= set(inspect(nvfp4).notes)
 
 

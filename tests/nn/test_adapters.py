@@ -64,7 +64,7 @@ def test_what_does_not_fit_is_refused() -> None:
             layer.set_adapter("style", *wrong)
     with pytest.raises(BadRequest, match="no adapter called"):
         layer.remove_adapter("style")
-    with pytest.raises(BadRequest, match="no name"):
+    with pytest.raises(BadRequest, match="not a valid name"):
         layer.set_adapter("a.b", down, up)
 
 

@@ -1,4 +1,4 @@
-"""Threads with pipelines of their own, or with one together: each image is what it is alone."""
+"""Threads with separate pipelines or a shared one generate the images that each generates alone."""
 
 import copy
 import threading
@@ -40,11 +40,11 @@ MODES: dict[str, Callable[[nn.Module], AbstractContextManager[None]]] = {
 
 
 def in_threads(*functions: Callable[[], Any]) -> list[Any]:
-    """What the functions return, each from a thread of its own, all at once."""
+    """Return the results of the functions, each called in its own thread at the same time."""
     results: dict[int, Any] = {}
     threads = [
-        threading.Thread(target=lambda own=own, place=place: results.update({place: own()}))
-        for place, own in enumerate(functions)
+        threading.Thread(target=lambda index=index, call=call: results.update({index: call()}))
+        for index, call in enumerate(functions)
     ]
     for thread in threads:
         thread.start()
@@ -100,19 +100,19 @@ def test_compiled_code_sees_the_modes_of_its_model(make: Callable[[], Any]) -> N
     x = torch.randn(3, layer.in_features)
     plain = layer(x)
     with unquantized_activations(layer):
-        unrounded = layer(x)
-    assert not torch.equal(plain, unrounded)
+        unquantized = layer(x)
+    assert not torch.equal(plain, unquantized)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
 
     for _ in range(2):
         assert torch.equal(compiled(x), plain)
         with unquantized_activations(layer):
-            assert torch.equal(compiled(x), unrounded)
-            assert torch.equal(torch.cat(in_threads(lambda: compiled(x))), unrounded)
+            assert torch.equal(compiled(x), unquantized)
+            assert torch.equal(torch.cat(in_threads(lambda: compiled(x))), unquantized)
 
 
 def test_compiled_blocks_are_compiled_once_for_each_mode() -> None:
-    """All blocks and models share the code: guards are on the modes' values, not on whose they are."""
+    """All blocks and models share the code: torch.compile guards on the values of their modes."""
     torch.compiler.reset()
     counter = CompileCounter()
     blocks = [nn.Sequential(QuantLinear(fp8_tensor(64, 64, seed))) for seed in range(4)]
@@ -132,7 +132,7 @@ def test_compiled_blocks_are_compiled_once_for_each_mode() -> None:
 
 
 def latents(pipe: Any, seed: int, bf16_steps: StepSchedule = NO_STEPS, **given: Any) -> Tensor:
-    painting = generate(
+    generated = generate(
         pipe,
         PROMPT,
         seeds=[seed],
@@ -141,7 +141,7 @@ def latents(pipe: Any, seed: int, bf16_steps: StepSchedule = NO_STEPS, **given: 
         bf16_steps=bf16_steps,
         **given,
     )
-    return painting.latents
+    return generated.latents
 
 
 def test_threads_with_pipelines_of_their_own_do_not_change_each_others_images() -> None:
@@ -195,11 +195,12 @@ def test_a_model_whose_modes_another_thread_has_changed_generates_nothing() -> N
 
 
 def test_threads_with_one_pipeline_take_turns() -> None:
-    """And each has its own schedule."""
+    """Each thread has its own schedule."""
     pipe = load("demo", transformer="demo-nvfp4", device="cpu")
     schedules = (StepSchedule(), StepSchedule(1, 0), StepSchedule(2, 0))
     calls = [
-        lambda seed=seed, own=own: latents(pipe, seed, own) for seed, own in enumerate(schedules)
+        lambda seed=seed, steps=steps: latents(pipe, seed, steps)
+        for seed, steps in enumerate(schedules)
     ]
     expected = [call() for call in calls]
     assert all(map(torch.equal, in_threads(*calls), expected))
@@ -239,7 +240,7 @@ class Interrupted(nn.Module):
 
 
 def test_calls_of_a_fast_model_are_one_after_another() -> None:
-    """Its layers keep a product from one call to the next, which another thread's call would replace."""
+    """Its layers cache an output between calls, which another thread's call would replace."""
     running, waiting = threading.Event(), threading.Event()
     model = Interrupted([lambda: (running.set(), waiting.wait(0.2))])
     model.forward = Serial(model.forward)  # type: ignore[method-assign]
@@ -255,4 +256,4 @@ def test_calls_of_a_fast_model_are_one_after_another() -> None:
 
     got = in_threads(lambda: call(0), lambda: call(1))
     assert ended == [0, 1]
-    assert all(torch.equal(own, model(x)) for own, x in zip(got, xs, strict=True))
+    assert all(torch.equal(y, model(x)) for y, x in zip(got, xs, strict=True))

@@ -1,4 +1,4 @@
-"""What `layer.weight` of a quantized layer reads as, and that nothing can be written to it."""
+"""`layer.weight` of a quantized layer can be read, but not written to."""
 
 import copy
 import io
@@ -73,15 +73,15 @@ def test_copies_are_ordinary_tensors(layer: Any) -> None:
     file = io.BytesIO()
     torch.save(layer.weight, file)
     file.seek(0)
-    for own in (
+    for copied in (
         layer.weight.clone(),
         copy.deepcopy(layer.weight),
         layer.weight + 0,
         torch.load(file),
     ):
-        assert type(own) is Tensor
-        assert torch.equal(own, values(layer))
-        own.zero_()
+        assert type(copied) is Tensor
+        assert torch.equal(copied, values(layer))
+        copied.zero_()
     assert layer.weight.abs().sum() > 0
 
 
@@ -137,7 +137,7 @@ WRITES: dict[str, Callable[[Any], Any]] = {
     "itself, cast to its dtype": lambda layer: layer.weight.to(layer.weight.dtype).zero_(),
     "out": lambda layer: torch.add(layer.weight, 1, out=layer.weight),
     "a list of tensors": lambda layer: torch._foreach_add_([layer.weight], 1),
-    "initialised": lambda layer: nn.init.zeros_(layer.weight),
+    "initialized": lambda layer: nn.init.zeros_(layer.weight),
     "a parameter of it": lambda layer: nn.Parameter(layer.weight).data.zero_(),
     "its memory": lambda layer: layer.weight.untyped_storage().fill_(0),
     "its address": lambda layer: layer.weight.data_ptr(),
@@ -174,16 +174,16 @@ class Asks(nn.Module):
         self.layer: Any = layer
 
     def forward(self, x: Tensor) -> Tensor:
-        own: Tensor = self.layer(x.to(self.layer.weight.dtype))
-        return own
+        output: Tensor = self.layer(x.to(self.layer.weight.dtype))
+        return output
 
 
 def test_compiled_code_may_look_at_it(layer: Any) -> None:
     x = torch.randn(3, layer.in_features)
     compiled = torch.compile(Asks(layer), fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(x), Asks(layer)(x))
-    product = torch.compile(
+    compiled = torch.compile(
         lambda x: F.linear(x, layer.weight.float()), fullgraph=True, backend="aot_eager"
     )
-    assert torch.equal(product(x), F.linear(x, values(layer).float()))
+    assert torch.equal(compiled(x), F.linear(x, values(layer).float()))
     assert isinstance(layer.weight, DecodedWeight)

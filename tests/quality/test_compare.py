@@ -1,4 +1,4 @@
-"""The comparison: what it measures, what it decides, what it writes, and that it can be interrupted."""
+"""`compare`: measurements, verdicts, output files, and interruption."""
 
 import json
 import re
@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, prompts: str) -> tuple[Path, 
 def generated(
     output: Path, model: dict[str, Any], prompt: str, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(pixels, latents of all steps) that a report's model left under runs/, found by what its files say."""
+    """Return (pixels, latents of all steps) of a report's model, found under runs/ by its files."""
     for file in output.glob("runs/*/run.json"):
         if json.loads(file.read_text())["identity"] == model["identity"]:
             for entry in file.parent.glob("*.json"):
@@ -111,10 +112,10 @@ def test_the_report_has_what_its_schema_promises(done: tuple[Path, dict[str, Any
 
 def test_what_is_resident_is_reported(done: tuple[Path, dict[str, Any]]) -> None:
     _, report = done
-    held = [model["resident"] for model in (report["reference"], *report["candidates"])]
-    assert [round(one["bits_per_weight"], 1) for one in held] == [16.0, 8.5, 5.2]
-    assert held[0]["quantized_share"] == 0
-    assert held[1]["bytes"]["float8_e4m3fn"] > 7e6
+    resident = [model["resident"] for model in (report["reference"], *report["candidates"])]
+    assert [round(one["bits_per_weight"], 1) for one in resident] == [16.0, 8.5, 5.2]
+    assert resident[0]["quantized_share"] == 0
+    assert resident[1]["bytes"]["float8_e4m3fn"] > 7e6
     assert report["candidates"][0]["claims"] == ["config.json: FP8"]
 
 
@@ -200,7 +201,7 @@ def test_a_printed_page_has_the_tables_that_are_folded_on_a_screen(
     )
 
 
-def test_weights_that_could_not_be_checked_are_said_to_be(
+def test_weights_that_could_not_be_checked_are_reported(
     done: tuple[Path, dict[str, Any]],
 ) -> None:
     candidate = done[1]["candidates"][0]
@@ -230,7 +231,7 @@ def without_times(report: Path) -> str:
 
 
 class Killed(BaseException):
-    """Stands for a signal."""
+    """Stand-in for a signal."""
 
 
 def test_a_killed_run_goes_on_and_reports_the_same(tmp_path: Path, prompts: str) -> None:
@@ -258,7 +259,7 @@ def test_a_killed_run_goes_on_and_reports_the_same(tmp_path: Path, prompts: str)
 @pytest.mark.slow
 @pytest.mark.parametrize("images", [5, 30, 60])
 def test_a_run_that_is_killed_by_the_system_goes_on(tmp_path: Path, images: int) -> None:
-    """SIGKILL once so many images of 96 are there. 50 s each on two cores; found: the same report."""
+    """SIGKILL after so many of 96 images. 50 s each on two cores; found: the same report."""
     command = [
         sys.executable,
         "-m",
@@ -315,15 +316,15 @@ def test_bf16_that_claims_fp8_fails(tmp_path: Path, prompts: str) -> None:
     assert comparison.verdict == "fail"
     claimed, bits, share = comparison.candidates[0].reasons
     assert (
-        claimed
-        == "it claims to be quantized (config.json: FP8), and all its weights are resident as bfloat16"
+        claimed == "it claims to be quantized (config.json: FP8), "
+        "and all its weights are resident as bfloat16"
     )
     assert bits == "16.0 bits per weight are resident, and the gate allows at most 10"
     assert share.startswith("0% of the linear layers' weights are resident quantized")
 
 
 def test_a_wrong_layer_that_the_images_do_not_show_fails(tmp_path: Path, prompts: str) -> None:
-    """Scales of one layer in tiles, and read as rows: over 24 prompts its drift is that of a sound copy, 0.38."""
+    """Tiled scales of one layer, read as rows: over 24 prompts, its drift is a good copy's."""
     module = "transformer_blocks.1.attn.to_add_out"
     faulty = plant(Fault("tiled", "demo-nvfp4", module, scales_tiled), tmp_path / "faulty")
     sound, wrong = compared(
@@ -336,7 +337,7 @@ def test_a_wrong_layer_that_the_images_do_not_show_fails(tmp_path: Path, prompts
     assert any(reason.startswith("1 of ") and module in reason for reason in wrong["reasons"])
 
 
-def test_weights_are_held_against_a_quantized_reference_with_what_that_rounds(
+def test_weights_are_compared_with_a_quantized_reference_and_its_rounding(
     tmp_path: Path,
 ) -> None:
     def weights(reference: str, candidate: str) -> WeightCheck | None:
@@ -361,7 +362,7 @@ def test_weights_are_held_against_a_quantized_reference_with_what_that_rounds(
     )
     assert weights("demo", str(other)) is None
     gate = Gate("mine", (), max_wrong_weights=0)
-    (reason,) = gate.reasons({}, {}, held(), None)
+    (reason,) = gate.reasons({}, {}, resident_weights(), None)
     assert reason.startswith("the weights cannot be compared with the reference's")
 
 
@@ -469,7 +470,7 @@ def test_the_sets_have_24_prompts_of_every_kind() -> None:
         assert len(read_prompts(name)) == 24
     subjects = {prompt.category for prompt in read_prompts("default")}
     assert subjects >= {
-        "text in the picture",
+        "text in the image",
         "fine texture",
         "dark scenes",
         "saturated colour",
@@ -492,7 +493,7 @@ def test_prompt_files_that_cannot_be_are_refused(tmp_path: Path, text: str, mess
 
 
 def test_prompt_files_of_other_editors_are_read(tmp_path: Path) -> None:
-    """With a byte order mark, ends of lines as on Windows, an indented heading, and letters of any script."""
+    """With a byte order mark, Windows line ends, an indented heading, and letters of any script."""
     file = tmp_path / "prompts.txt"
     file.write_bytes("\ufeffa cat\r\n\r\n  # signs\r\n  日本語の猫 <b>\r\n".encode())
     assert [(prompt.text, prompt.category) for prompt in read_prompts(str(file))] == [
@@ -511,10 +512,10 @@ def test_what_cannot_be_kept_is_not_generated(tmp_path: Path, prompts: str) -> N
     for output in (file, file / "report"):
         with pytest.raises(BadRequest, match=f"-o is {output}, and this folder cannot be created"):
             compared(output, prompts, "demo-fp8")
-    with pytest.raises(BadRequest, match="no backend is called 'none'"):
+    with pytest.raises(BadRequest, match="there is no backend 'none'"):
         compared(tmp_path / "report", prompts, "demo-fp8,backend=none")
     for option, message in (
-        ({"device": "tpu9"}, "no kind of device is called 'tpu9'"),
+        ({"device": "tpu9"}, "there is no device 'tpu9'"),
         ({"device": "cuda:99"}, "device is 'cuda:99', and PyTorch finds no such device here"),
         ({"frames": 5}, "--frames is for videos"),
     ):
@@ -524,8 +525,9 @@ def test_what_cannot_be_kept_is_not_generated(tmp_path: Path, prompts: str) -> N
 
 
 def test_metrics_that_were_not_asked_for_are_null(tmp_path: Path, prompts: str) -> None:
-    done = run("compare", "demo", "demo-fp8", "-o", "report", "--prompts", prompts, "--steps", "1", "--seeds", "2",
-               "--metrics", "psnr, flip", "--device", "cpu", cwd=tmp_path)  # fmt: skip
+    options = {"-o": "report", "--steps": "1", "--seeds": "2", "--device": "cpu"}
+    options |= {"--prompts": prompts, "--metrics": "psnr, flip"}
+    done = run("compare", "demo", "demo-fp8", *chain.from_iterable(options.items()), cwd=tmp_path)
     assert done.returncode in (0, 1), done.stderr
     (candidate,) = json.loads((tmp_path / "report/report.json").read_text())["candidates"]
     assert candidate["metrics"].keys() == METRICS.keys()
@@ -536,13 +538,13 @@ def test_metrics_that_were_not_asked_for_are_null(tmp_path: Path, prompts: str) 
     }
 
 
-def held(**changes: Any) -> Resident:
-    """What a model holds that is NVFP4 but for a quarter in BF16."""
+def resident_weights(**changes: Any) -> Resident:
+    """Return resident weights in NVFP4, except for a quarter in BF16."""
     return replace(Resident({}, {}, 0.75, 7.4, 4.5, 0), **changes)
 
 
 def test_what_is_kept_in_bf16_does_not_change_the_profile(tmp_path: Path) -> None:
-    """NVFP4 with its modulations in BF16 takes 7.6 bits a weight, and is no worse for it; BF16 is not NVFP4."""
+    """NVFP4 with modulations in BF16 takes 7.6 bits per weight, and is still NVFP4; BF16 is not."""
     convert("demo-nvfp4", tmp_path / "kept", keep_bf16=["*norm*"], base="demo")
     (candidate,) = parse_sources("demo", [str(tmp_path / "kept")])[1:]
     found = measure_resident(candidate.load(torch.device("cpu")).pipe)
@@ -550,10 +552,11 @@ def test_what_is_kept_in_bf16_does_not_change_the_profile(tmp_path: Path) -> Non
     gate = read_gate(profile_for(found.quantized_bits, ["NVFP4"]))
     assert gate.name == "w4"
     assert list(gate._resident_reasons(found)) == []
-    assert list(gate._resident_reasons(held(quantized_share=0.4))) == [
-        "40% of the linear layers' weights are resident quantized, and the gate requires at least 50%"
+    assert list(gate._resident_reasons(resident_weights(quantized_share=0.4))) == [
+        "40% of the linear layers' weights are resident quantized, "
+        "and the gate requires at least 50%"
     ]
-    assert next(gate._resident_reasons(held(quantized_bits=8.5))).startswith(
+    assert next(gate._resident_reasons(resident_weights(quantized_bits=8.5))).startswith(
         "8.5 bits per weight are resident"
     )
 
@@ -561,7 +564,8 @@ def test_what_is_kept_in_bf16_does_not_change_the_profile(tmp_path: Path) -> Non
 def test_a_gate_is_a_file_of_limits(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(
-        "max_bits_per_weight = 5\n[limits.psnr]\nmin = 30\nmax_drift = 0.5\n[limits.lpips]\nmax = 0.1\n"
+        "max_bits_per_weight = 5\n[limits.psnr]\nmin = 30\nmax_drift = 0.5\n"
+        "[limits.lpips]\nmax = 0.1\n"
     )
     gate = read_gate(str(file))
     assert gate == Gate(
@@ -571,7 +575,9 @@ def test_a_gate_is_a_file_of_limits(tmp_path: Path) -> None:
     )
     metrics, drift = {"psnr": 29.0, "lpips": None}, {"psnr": 0.5}
     assert list(
-        gate.reasons(metrics, drift, held(quantized_bits=5.5, unit_input_scales=3), None)
+        gate.reasons(
+            metrics, drift, resident_weights(quantized_bits=5.5, unit_input_scales=3), None
+        )
     ) == [
         "5.5 bits per weight are resident, and the gate allows at most 5",
         "mean PSNR is 29.0, and the gate requires at least 30",
@@ -603,7 +609,7 @@ def test_gates_that_cannot_be_are_refused(tmp_path: Path, text: str, message: st
         read_gate(str(file))
 
 
-def test_an_optional_limit_is_left_out_and_said_to_be(
+def test_a_skipped_optional_limit_is_reported(
     done: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     file = tmp_path / "mine.toml"
@@ -612,7 +618,7 @@ def test_an_optional_limit_is_left_out_and_said_to_be(
     )
     gate = read_gate(str(file)).without(["st_lpips", "lpips"])
     assert gate == Gate("mine", (Limit("lpips", "max", 0.1),), skipped=("st_lpips",))
-    assert list(gate.reasons({"lpips": None}, {}, held(), None)) == [
+    assert list(gate.reasons({"lpips": None}, {}, resident_weights(), None)) == [
         "mean LPIPS could not be computed, and the gate requires at most 0.1"
     ]
     judged = done[1]["candidates"][0] | {"gate": gate.to_dict()}
@@ -643,7 +649,7 @@ def test_drift_is_0_at_other_kernels_and_1_at_another_seed() -> None:
 
 
 def test_the_interval_is_the_bootstraps_over_prompts() -> None:
-    """For the mean of n values it is close to 1.96 standard errors; seeds of one prompt count as one."""
+    """A mean of n values has close to 1.96 standard errors; seeds of one prompt count as one."""
     values = np.random.default_rng(1).normal(30, 4, 200)
     scores = [
         Score(prompt, seed, {"psnr": float(value)}, {}, 0, {})

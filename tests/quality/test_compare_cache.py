@@ -1,4 +1,4 @@
-"""What `compare` has generated counts only if it is what was written, and one process at a time works in a folder."""
+"""`compare` only uses stored images that it wrote, and locks its folder for one process."""
 
 import json
 import os
@@ -171,7 +171,7 @@ def test_an_edited_run_json_is_not_believed(folder: Path) -> None:
 
 
 def test_another_models_run_is_not_believed(folder: Path) -> None:
-    """A whole folder of the built-in model where that of its FP8 copy belongs, and requests of it in there."""
+    """The folder of the built-in model in place of that of its FP8 copy, and requests for it."""
     _, candidate = parse_sources("demo", ["demo-fp8"])
     run, count = generate_run_outputs(folder, candidate)
     assert count == 2
@@ -211,7 +211,7 @@ def test_temporary_files_of_a_killed_process_are_removed(folder: Path) -> None:
 def test_a_killed_video_goes_on(
     cases: Callable[[str], Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A temporary frame that a kill left behind is no frame, and neither is what an earlier try has written."""
+    """A temporary frame of a killed run is no frame, and nor is a frame of an earlier attempt."""
     case = cases("wan_ti2v")
     (candidate,) = parse_sources(str(case.folder), [])
     sampling = recommended_sampling(candidate.model).replace(
@@ -261,7 +261,10 @@ def test_a_record_is_what_was_written_or_nothing(tmp_path: Path) -> None:
 
 def test_a_second_process_is_told_who_is_in_the_folder(tmp_path: Path) -> None:
     with lock_folder(tmp_path):
-        expected = rf"process {os.getpid()} on .* is comparing in this folder(.|\n)*a separate folder for each with -o"
+        expected = (
+            rf"process {os.getpid()} on .* is comparing in this folder(.|\n)*"
+            "a separate folder for each with -o"
+        )
         with pytest.raises(BadRequest, match=expected), lock_folder(tmp_path):
             pass
     with lock_folder(tmp_path):

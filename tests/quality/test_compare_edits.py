@@ -1,4 +1,4 @@
-"""A comparison of models that edit: the source image reaches every model, the key of a stored run, and the report."""
+"""Comparisons of edits: the source image is in every generation, stored run's key and report."""
 
 import hashlib
 import json
@@ -38,7 +38,7 @@ def prompts(tmp_path: Path) -> Path:
 
 
 def compared(case: Case, output: Path, prompts: Path, image: Path, **options: Any) -> Comparison:
-    """Against its own FP8 copy, stored beside the prompts."""
+    """Compare with an FP8 copy, stored next to the prompts."""
     copy = prompts.parent / "fp8"
     if not copy.exists():
         export(case.reference.transformer, case.largest["transformer"], "fp8", copy)
@@ -72,13 +72,13 @@ def test_every_model_edits_the_image_and_the_report_shows_it(
         assert torch.equal(found, expected.latents)
     write_report(comparison, tmp_path / "report")
     entries = json.loads((tmp_path / "report/report.json").read_text())["settings"]["prompts"]
-    own = prompts.parent / "own.png"
+    image = prompts.parent / "own.png"
     assert entries == [
         {
             "text": "make it night",
             "category": "light",
-            "image": str(own),
-            "image_sha256": sha256(own),
+            "image": str(image),
+            "image_sha256": sha256(image),
         },
         {
             "text": "make it red",
@@ -122,10 +122,10 @@ def test_without_a_size_the_first_image_gives_the_shape(
     cases: Callable[[str], Case], tmp_path: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = cases("flux1_kontext")
-    own = case.sampling.replace(height=96)
+    sampling = case.sampling.replace(height=96)
     monkeypatch.setattr(
         "mezzotint.generation.source.index_sampling",
-        lambda _, image: own.with_aspect_ratio(*image.size),
+        lambda _, image: sampling.with_aspect_ratio(*image.size),
     )
     comparison = compared(case, tmp_path / "report", prompts, tmp_path / "other.png", size=None)
     assert (comparison.settings.sampling.width, comparison.settings.sampling.height) == (128, 64)

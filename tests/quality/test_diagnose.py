@@ -1,4 +1,4 @@
-"""`diagnose`: where a candidate is wrong and why; the causes one by one; what is recorded; the command."""
+"""`diagnose`: where a candidate is wrong and why, each cause, recordings, and the command."""
 
 import json
 import shutil
@@ -64,7 +64,7 @@ def test_a_planted_fault_is_found_and_its_cause_named(tmp_path: Path, fault: Fau
 
 
 def test_what_was_never_quantized_comes_before_its_layers(tmp_path: Path) -> None:
-    """BF16 weights that were decoded from FP8: each is a little off, and the file is not what it says."""
+    """BF16 weights, decoded from FP8, have a small error each, and the file claims to be FP8."""
     faulty = plant(Fault("decoded", "bf16", "", lambda tensors, _module: None), tmp_path / "faulty")
     rewrite(
         faulty,
@@ -115,7 +115,7 @@ def test_a_wrong_bias_of_a_quantized_layer_is_named(tmp_path: Path) -> None:
 
 
 def test_a_fault_in_every_layer_is_named_in_every_layer(tmp_path: Path) -> None:
-    """What a reader does wrong it does everywhere: no layer stands out then."""
+    """A reader's mistake affects all layers, so that no layer is an outlier."""
 
     def swap_all(tensors: dict[str, Tensor], _module: str) -> None:
         for name in [name for name, value in tensors.items() if value.dtype == torch.uint8]:
@@ -250,7 +250,7 @@ def test_vectors_in_fragments_are_told_either_way(stored: Callable[[Tensor], Ten
 def test_shift_and_scale_are_told_among_the_parts_of_a_modulation(
     module: str, order: tuple[int, ...]
 ) -> None:
-    """AdaLN gives (scale, shift), (shift, scale, gate) or two of the latter; only shift and scale may be exchanged."""
+    """Parts: (scale, shift), or (shift, scale, gate) once or twice; shift and scale are found."""
     weight = matrix(rows=6 * 32)
     chunks = weight.chunk(len(order))
     parts = encode_fp8(torch.cat([chunks[i] for i in order]))

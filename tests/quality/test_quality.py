@@ -25,18 +25,18 @@ from mezzotint.quality.metrics.image import (
     unavailable,
 )
 
-PICTURES = {"astronaut": astronaut()[:200, :256], "chelsea": chelsea()[:200, :256]}
+IMAGES = {"astronaut": astronaut()[:200, :256], "chelsea": chelsea()[:200, :256]}
 
 
 def pair(name: str) -> tuple[Image.Image, Image.Image]:
     """A photograph, and the same with noise and a darker corner."""
-    pixels = PICTURES[name]
+    pixels = IMAGES[name]
     changed = pixels + np.random.default_rng(0).normal(0, 6, pixels.shape)
     changed[:64, :64] *= 0.7
     return Image.fromarray(pixels), Image.fromarray(np.clip(changed, 0, 255).astype(np.uint8))
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", IMAGES)
 def test_psnr_and_ssim_are_those_of_scikit_image(name: str) -> None:
     reference, candidate = pair(name)
     r, c = np.asarray(reference), np.asarray(candidate)
@@ -52,12 +52,12 @@ def test_psnr_and_ssim_are_those_of_scikit_image(name: str) -> None:
     assert found["ssim"] == [pytest.approx(expected, abs=1e-5)]
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", IMAGES)
 def test_flip_is_that_of_flip_evaluator_on_files(tmp_path: Path, name: str) -> None:
     sides = pair(name)
     paths = [tmp_path / f"{side}.png" for side in "rc"]
-    for picture, path in zip(sides, paths, strict=True):
-        picture.save(path)
+    for image, path in zip(sides, paths, strict=True):
+        image.save(path)
     error, mean, _ = flip_evaluator.evaluate(*map(str, paths), "LDR")
     assert image_metrics([sides[0]], [sides[1]], ["flip"])["flip"] == [
         pytest.approx(mean, rel=1e-5)
@@ -80,7 +80,7 @@ def contrast_and_similarity(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, n
 
 
 def test_ms_ssim_is_the_product_over_five_scales() -> None:
-    """Wang, Simoncelli, Bovik 2003: contrast and structure at four scales, similarity at the fifth."""
+    """Wang, Simoncelli, Bovik 2003: contrast and structure at four scales, SSIM at the fifth."""
     sides = [side.crop((0, 0, 192, 192)) for side in pair("astronaut")]
     planes = [np.asarray(side, float).transpose(2, 0, 1) / 255 for side in sides]
     expected = 1.0
@@ -96,7 +96,7 @@ def test_ms_ssim_is_the_product_over_five_scales() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", IMAGES)
 def test_mae_is_in_levels(name: str) -> None:
     reference, candidate = pair(name)
     expected = np.abs(np.asarray(reference, float) - np.asarray(candidate, float)).mean()
@@ -112,8 +112,8 @@ def test_every_frame_has_its_number() -> None:
 
 
 def test_equal_images_are_perfect() -> None:
-    picture = pair("chelsea")[0]
-    found = image_metrics([picture], [picture], [metric.name for metric in IMAGE_METRICS])
+    image = pair("chelsea")[0]
+    found = image_metrics([image], [image], [metric.name for metric in IMAGE_METRICS])
     assert found["psnr"] == [EQUAL_PSNR]
     assert all(
         METRICS[name].distance(value) == pytest.approx(0, abs=1e-9)
@@ -153,9 +153,12 @@ ST_LPIPS = {
     ),
     "inverted": ((ramp(64, 64), 255 - ramp(64, 64)), 0.8845146894454956),
 }
-"""{case: (pair, value)}. The values are of `stlpips_pytorch.stlpips.LPIPS(net="alex", variant="shift_tolerant")` of
-stlpips-pytorch 0.0.2, its own code and weights, with `normalize=True`: run once on a CPU with PyTorch 2.13.0, and empty
-modules in place of torchvision, torchsummary and IPython, which it imports and does not need for this network."""
+"""{case: (pair, value)}, with values of stlpips-pytorch 0.0.2.
+
+The call was `stlpips_pytorch.stlpips.LPIPS(net="alex", variant="shift_tolerant")` with
+`normalize=True`, on a CPU with PyTorch 2.13.0, with empty modules in place of torchvision,
+torchsummary and IPython, which the package imports but does not need for this network.
+"""
 
 
 @pytest.mark.parametrize("name", ST_LPIPS)
@@ -187,8 +190,8 @@ def test_st_lpips_needs_its_weights_and_sides(
     monkeypatch.setattr(st_lpips, "PACKAGE", "no-such-package")
     reason = unavailable(["st_lpips"], (64, 64))["st_lpips"]
     assert (
-        reason
-        == "needs the package no-such-package, which is not installed: pip install 'mezzotint[perceptual]'"
+        reason == "needs the package no-such-package, which is not installed: "
+        "pip install 'mezzotint[perceptual]'"
     )
     assert image_metrics(*[[Image.new("RGB", (64, 64))]] * 2, ["st_lpips"]) == {}
     monkeypatch.undo()

@@ -29,7 +29,10 @@ from support.modelopt_exporter import export
 from support.pipeline_cases import Case
 
 PROMPT = "a small green triangle on a yellow background"
-HOSTILE = "<img src=x onerror=alert(1)> \x1b[31mred\u202e](http://a.b) | `c` **d** www.e.f @g \udcff</script>"
+HOSTILE = (
+    "<img src=x onerror=alert(1)> \x1b[31mred\u202e](http://a.b) "
+    "| `c` **d** www.e.f @g \udcff</script>"
+)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +55,7 @@ def folder_of(comparison: Comparison) -> Path:
 
 
 def named(comparison: Comparison, name: str) -> Comparison:
-    """The same, its candidate called otherwise."""
+    """Return the comparison with another name of the candidate."""
     (judged,) = comparison.candidates
     run = replace(judged.run, candidate=replace(judged.run.candidate, name=name))
     prompts = (replace(comparison.settings.prompts[0], category=name),)
@@ -263,7 +266,7 @@ def test_a_command_line_is_quoted_and_leaves_out_what_was_not_given() -> None:
 
 @pytest.mark.parametrize("name", ["word " * 60, "extraordinarily" * 20, "", "a b"])
 def test_names_on_a_sheet_do_not_overlap(name: str) -> None:
-    """Between two columns, and between names and images, stays a gap; letters overhang by a pixel."""
+    """A gap remains between columns and between names and images; letters overhang by a pixel."""
     side = 96
     black = Image.new("RGB", (side, side))
     found = np.asarray(contact_sheet([[black, black], [black, black]], [name, name], [name, name]))
@@ -292,7 +295,7 @@ def test_a_long_name_is_cut_with_dots() -> None:
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437"])
 def test_a_terminal_of_any_encoding_gets_the_table(encoding: str) -> None:
-    """`compare` prints arrows and dashes; run in a process of its own, whose streams have that encoding."""
+    """`compare` prints arrows and dashes; run in a process whose streams have this encoding."""
     code = (
         "from mezzotint.cli.encoding import print_in_any_encoding as p; p();"
         "print('PSNR dB ↑ – ≥ 猫 \\udcff'); import sys; print('↓', file=sys.stderr)"

@@ -200,7 +200,7 @@ def test_folders_change_places_where_the_system_cannot_exchange_them(
     assert hidden(tmp_path) == []
 
 
-def test_too_little_space_is_said_before_anything_is_written(
+def test_too_little_space_is_an_error_before_anything_is_written(
     nvfp4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
@@ -330,7 +330,7 @@ def fail(*_arguments: object, **_options: object) -> None:
 
 
 @pytest.mark.parametrize("exchange", [True, False])
-def test_nothing_has_changed_is_said_only_where_it_is_true(
+def test_the_error_says_nothing_has_changed_only_if_true(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
 ) -> None:
     path = tmp_path / "out"
@@ -440,7 +440,7 @@ def test_each_call_that_fails_leaves_the_old_output_or_the_new_one(
 
 
 def outcome(plan: Output) -> str:
-    """What is said of an attempt to write."""
+    """Return the message of an attempt to write."""
     try:
         write(plan)
     except CannotWrite as error:

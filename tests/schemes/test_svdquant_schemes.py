@@ -1,4 +1,4 @@
-"""What SVDQuant's and AWQ's numbers mean, and how their inputs are rounded, on numbers worked out by hand."""
+"""Decoding and input quantization of SVDQuant and AWQ, on examples computed by hand."""
 
 import torch
 
@@ -56,7 +56,7 @@ def test_int4_input_scales_are_stored_in_bf16() -> None:
 
 
 def test_nvfp4_input_codes_come_from_the_scale_before_it_is_rounded() -> None:
-    """amax 6.36 gives the scale 1.06, stored as 1.0: 3.6 / 1.06 rounds to 3, and 3.6 / 1.0 would round to 4."""
+    """amax 6.36 has scale 1.06, stored as 1.0: 3.6 / 1.06 rounds to 3, but 3.6 / 1.0 to 4."""
     x = torch.zeros(1, 16)
     x[0, :2] = torch.tensor([6.36, 3.6])
     assert SVDQUANT_NVFP4.quantize_activation is not None

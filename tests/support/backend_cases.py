@@ -25,14 +25,16 @@ def joined(out: int, in_: int) -> QuantTensor:
 
 def with_channels(out: int, in_: int) -> QuantTensor:
     """Nunchaku's NVFP4 of fused q, k and v: a scale for each row, and one for the matrix."""
-    own = four_bits.svdquant(SVDQUANT_NVFP4, out, in_)
+    weight = four_bits.svdquant(SVDQUANT_NVFP4, out, in_)
     scale = (four_bits.random(out, seed=5).abs() + 0.5).bfloat16()
-    return own.with_parts({**own.parts, "channel_scale": scale}, PLAIN)
+    return weight.with_parts({**weight.parts, "channel_scale": scale}, PLAIN)
 
 
 def smoothed_exactly(weight: QuantTensor) -> QuantTensor:
-    """The same weight with its smoothing rounded to powers of two, so that no input is at another code for having been
-    smoothed in BF16 and not in float32."""
+    """Round the smoothing to powers of two.
+
+    Smoothing an input is then exact in BF16 as in float32, and gives the same codes.
+    """
     names = {"smooth", "pre_quant_scale"} & set(weight.parts)
     powers = {name: torch.exp2(torch.log2(weight.parts[name].float()).round()) for name in names}
     return weight.with_parts(
@@ -43,7 +45,8 @@ def smoothed_exactly(weight: QuantTensor) -> QuantTensor:
 def all_forms(out: int, in_: int) -> dict[str, QuantTensor]:
     others = {"nvfp4, joined": joined(out, in_), "svdquant_nvfp4, by row": with_channels(out, in_)}
     return {
-        name: smoothed_exactly(own) for name, own in (four_bits.all_of(out, in_) | others).items()
+        name: smoothed_exactly(weight)
+        for name, weight in (four_bits.all_of(out, in_) | others).items()
     }
 
 
@@ -72,12 +75,12 @@ QUANTIZES_AS_NVFP4 = ("comfy_kitchen", "flashinfer")
 
 
 def sample(rows: int = ROWS, in_: int = IN) -> Tensor:
-    """What a layer is given, within the range of the static scales once it is smoothed; BF16 [1, rows, in]."""
+    """Return an input within the range of the static scales after smoothing: BF16 [1, rows, in]."""
     return (four_bits.random(1, rows, in_, seed=9).clamp(-4, 4) / 3).bfloat16()
 
 
 def as_standard_nvfp4(weight: QuantTensor) -> QuantTensor:
-    """SVDQuant NVFP4 with inputs rounded as NVFP4's are, in units of 1, instead of as Nunchaku rounds them."""
+    """Convert SVDQuant NVFP4 to NVFP4 with an input scale of 1, instead of Nunchaku's scales."""
     one = torch.ones_like(weight.parts["global_scale"])
     parts = dict(weight.parts) | {"input_scale": one}
     parts["global_scale"] = parts["global_scale"] * parts.pop("channel_scale", one).float()
@@ -85,7 +88,7 @@ def as_standard_nvfp4(weight: QuantTensor) -> QuantTensor:
 
 
 def expected(backend: str, weight: QuantTensor, x: Tensor) -> Tensor:
-    """What `reference` makes of x, float32, its input rounded as the backend is to round it."""
+    """Return the output of `reference` in float32, with inputs quantized as in the backend."""
     if backend in QUANTIZES_AS_NVFP4 and weight.scheme is SVDQUANT_NVFP4:
         weight = as_standard_nvfp4(weight)
     activations = BF16_ACTIVATIONS if backend in BF16_INPUT else QUANTIZED_ACTIVATIONS

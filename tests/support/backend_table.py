@@ -23,7 +23,7 @@ SHAPE = (256, 384)
 
 
 def spec(scheme: Scheme, *optional: str, dynamic: bool = True) -> WeightSpec:
-    """A layer's outline with the parts that every layer of the scheme has, and some of the others."""
+    """Return a layer's outline with the scheme's required parts and some of its optional ones."""
     parts = {name: scheme.part(name).shapes(*SHAPE)[0] for name in (*scheme.parts, *optional)}
     return WeightSpec(scheme, SHAPE, parts, dynamic)
 
@@ -43,7 +43,7 @@ COLUMNS = {"CPU": Target("cpu"), **GPU_GENERATIONS}
 
 
 def able(weight: WeightSpec, target: Target) -> Iterator[Backend]:
-    """The chosen backend, and then those that would be, without it; the two that can everything only where chosen."""
+    """Yield the selected backend, then its successors; universal ones only if selected."""
     chosen = select(weight, target).backend
     yield chosen
     for backend in sorted(all_backends().values(), key=lambda one: -one.priority):

@@ -110,7 +110,7 @@ NOTES = {"fp8": "float8_e4m3fn", "nvfp4": "nvfp4", "mxfp8": "mxfp8"}
 
 
 def kitchen(case: Case, method: str) -> dict[str, Tensor]:
-    """The makers' names, every matrix of a block as comfy-kitchen writes it; inputs have dynamic scales."""
+    """Return original names, with each matrix of a block as comfy-kitchen writes it."""
     tensors = original(case)
     for name, weight in list(tensors.items()):
         module = name.removesuffix(".weight")
@@ -185,7 +185,10 @@ def bitsandbytes(case: Case, folder: Path) -> Path:
 
 
 def svdquant(case: Case, scheme: Scheme, folder: Path, modulation: bool = False) -> Checkpoint:
-    """The blocks' linears as SVDQuant that Nunchaku could hold, in Mezzotint's own format; modulation in AWQ or not."""
+    """Write the blocks' linears as SVDQuant layers that Nunchaku supports, in Mezzotint's format.
+
+    modulation   write the modulation layers in AWQ
+    """
     model, config = (
         case.reference.transformer,
         json.loads(case.reference.transformer.to_json_string()),
@@ -234,7 +237,7 @@ def _pieces(module: str, weight: Tensor, bias: Tensor | None, scheme: Scheme) ->
 
 
 def _awq(weight: Tensor) -> QuantTensor:
-    """With a bias of nothing, as not every number less 1 is a BF16 number."""
+    """The bias is zero, because not every number less 1 is a BF16 number."""
     return QuantTensor(
         AWQ_W4A16,
         PLAIN,
@@ -244,7 +247,7 @@ def _awq(weight: Tensor) -> QuantTensor:
 
 
 def _svdquant(stored: str, weight: Tensor, bias: Tensor | None, scheme: Scheme) -> QuantTensor:
-    """Round-to-nearest beside a low-rank branch whose proj_down all layers of an input share, as fused ones must."""
+    """Round to nearest, with a low-rank branch; layers with the same input share proj_down."""
     out, in_ = weight.shape
     chance = torch.Generator().manual_seed(in_)
     smooth = (torch.rand(in_, generator=chance) + 0.5).bfloat16()
@@ -289,8 +292,8 @@ def nunchaku(scheme: Scheme) -> Maker:
 
 def row_major(case: Case, folder: Path) -> Path:
     checkpoint = svdquant(case, SVDQUANT_NVFP4, folder / "plain")
-    said = replace(checkpoint, header=replace(checkpoint.header, config=bare(checkpoint)))
-    return as_rows(said, folder / FILE, False, {"layout": "row_major"})
+    declared = replace(checkpoint, header=replace(checkpoint.header, config=bare(checkpoint)))
+    return as_rows(declared, folder / FILE, False, {"layout": "row_major"})
 
 
 def bare(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -329,4 +332,4 @@ MAKERS: dict[str, dict[str, Maker]] = {
     "zimage": ALL_FAMILIES | SVDQUANT,
     "qwenimage": ALL_FAMILIES | SVDQUANT | INT4_FAMILIES,
 }
-"""{pipeline: {format: maker}}; the tiny Z-Image is 96 wide, and a group of SVDQuant INT4 has 64 columns."""
+"""{pipeline: {format: maker}}; Z-Image is 96 wide, but a group of SVDQuant INT4 has 64 columns."""

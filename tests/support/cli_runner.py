@@ -12,7 +12,7 @@ from mezzotint.cli import main
 
 
 def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """The command in this process, which spares each test the seconds that importing PyTorch and diffusers takes."""
+    """Run a command in this process, which saves the seconds of importing PyTorch and diffusers."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     with ExitStack() as stack:
         stack.enter_context(pytest.MonkeyPatch.context()).setattr(

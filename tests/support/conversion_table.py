@@ -23,11 +23,11 @@ PAGE = ROOT / "docs/conversions.md"
 BEGIN, END = "<!-- tests/support/conversion_table.py -->\n", "<!-- end -->\n"
 DATA = ROOT / "tests/data"
 ROWS_OF = {"nunchaku_zimage_int4_r32": (), "nunchaku_flux1_nvfp4_r32": ("*norm*.linear",)}
-"""{golden case that is converted to a row-major file: layers that have to be left in BF16 for it}"""
+"""{golden case to convert to a row-major file: layers that must stay BF16}"""
 
 
 def sources(case: Case, folder: Path) -> Iterator[Path]:
-    """A small file of each format and algorithm; Nunchaku's are the golden ones, as their AWQ layers matter."""
+    """Yield a small file of each format and algorithm; golden ones for Nunchaku's AWQ layers."""
     for name, make in MAKERS[case.name].items():
         if name not in SVDQUANT and not name.startswith("nunchaku"):
             yield make(case, folder / name)
@@ -38,7 +38,7 @@ def sources(case: Case, folder: Path) -> Iterator[Path]:
 
 
 def outcomes(source: Path, folder: Path) -> dict[str, str | list[str]]:
-    """{target: "lossless", the transforms, or the reasons of a refusal}; what is called lossless is compared."""
+    """Return {target: "lossless", transforms, or reasons of an error}, and verify lossless ones."""
     found: dict[str, str | list[str]] = {}
     for to in targets():
         try:
@@ -57,12 +57,12 @@ def outcomes(source: Path, folder: Path) -> dict[str, str | list[str]]:
 
 
 def same_numbers(one: Checkpoint, other: Checkpoint) -> bool:
-    """Whether two checkpoints stand for the same weights, tensor for tensor, and round the same layers' inputs."""
+    """Return whether two checkpoints have equal weights and quantize the same layers' inputs."""
     if set(one.modules) != set(other.modules) or set(one.plain) != set(other.plain):
         return False
     same_layers = all(
         torch.equal(one.weight(module), other.weight(module))
-        and rounds(one, module) == rounds(other, module)
+        and quantizes_activation(one, module) == quantizes_activation(other, module)
         for module in one.modules
     )
     return same_layers and all(
@@ -70,14 +70,15 @@ def same_numbers(one: Checkpoint, other: Checkpoint) -> bool:
     )
 
 
-def rounds(checkpoint: Checkpoint, module: str) -> list[bool]:
+def quantizes_activation(checkpoint: Checkpoint, module: str) -> list[bool]:
+    """Return, for each piece of a layer, whether its input is quantized."""
     return [piece.quantizes_activation for piece in checkpoint.outline(module).pieces]
 
 
 def table(case: Case, folder: Path) -> str:
-    """Markdown: a row for each format and algorithm, a column for each target, and the numbered reasons below.
+    """Return Markdown with a row per format and algorithm and a column per target, then reasons.
 
-    A Mezzotint file has no row of its own: each source's goes where the source itself went, or AssertionError.
+    A Mezzotint file has no row, because it must convert as its source does, or AssertionError.
     """
     reasons: dict[str, int] = {}
     lines: dict[str, None] = {}
@@ -90,13 +91,13 @@ def table(case: Case, folder: Path) -> str:
         fact = Fact.of("convert", Checkpoint.open(source))
         lines[f"| {fact.format} | {fact.scheme} | {' | '.join(cells)} |"] = None
     head = [f"| from | algorithm | {' | '.join(targets())} |", "|---" * (2 + len(targets())) + "|"]
-    notes = [f"{number}. {reason}" for reason, number in reasons.items()]
+    notes = [f"{number}. {_sentence(reason)}" for reason, number in reasons.items()]
     return "\n".join(
         [
             *head,
             *lines,
             "",
-            "A dash is a refusal, before anything is written; why, said of a layer or of all together:",
+            "A dash means the target cannot store some layers, so nothing is written. Reasons:",
             "",
             *notes,
             "",
@@ -110,8 +111,13 @@ def _cell(outcome: str | list[str], reasons: dict[str, int]) -> str:
     return "– " + ", ".join(str(reasons.setdefault(reason, len(reasons) + 1)) for reason in outcome)
 
 
+def _sentence(reason: str) -> str:
+    """Add a subject to a reason that begins with a verb, because a report names the layer first."""
+    return f"a layer {reason}" if reason.split()[0] in ("is", "has", "follows") else reason
+
+
 def in_page() -> str:
-    """The table as it stands on the page."""
+    """Return the table that the page shows."""
     return PAGE.read_text().partition(BEGIN)[2].partition(END)[0]
 
 

@@ -14,21 +14,22 @@ FAMILIES = (
     "TYPER_",
     "_TYPER_",
 )
-"""How names begin of what decides where models come from, how much is printed, and how."""
+"""Prefixes of variables that decide where models come from, and what is printed."""
 SINGLE = ("FORCE_COLOR", "GITHUB_ACTIONS", "LINES", "NO_COLOR", "PY_COLORS", "TERMINAL_WIDTH")
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
-"""In capitals too; the Hub of tests is on this machine."""
-OWN = {"COLUMNS": "120", "TERM": "xterm"}
+"""Also in capitals; the Hub of the tests is on this machine."""
+TERMINAL = {"COLUMNS": "120", "TERM": "xterm"}
 
 
-def settle(environment: MutableMapping[str, str], home: str) -> None:
-    """Leave nothing in an environment that steers libraries or printing, and give tests a terminal of their own, and
-    `home` as the folder of huggingface_hub's cache and token.
+def isolate(environment: MutableMapping[str, str], home: str) -> None:
+    """Remove all variables that affect libraries or printing, and set a terminal for tests.
 
-    To be called before huggingface_hub is imported, which reads its settings once.
+    Call this before importing huggingface_hub, which reads its settings once.
+
+    home   folder for huggingface_hub's cache and token
     """
     for name in list(environment):
         if name.startswith(FAMILIES) or name in SINGLE or name.lower() in PROXIES:
             del environment[name]
-    environment.update(OWN)
+    environment.update(TERMINAL)
     environment["HF_HOME"] = home

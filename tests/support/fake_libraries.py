@@ -1,8 +1,9 @@
-"""Stand-ins for the libraries that backends rest on, on the CPU: each function does what its library documents of it.
+"""Fakes of the libraries that backends call, on the CPU, with the documented behavior.
 
-A stand-in takes its arguments by the signature that was recorded of the real function (tests/data/signatures.json,
-tests/data/record_signatures.py), so that a call which does not bind to that is an error here too. comfy-kitchen's
-reference code reads the bytes of NVFP4. The index maps pinned by Nunchaku's golden file read those of Nunchaku.
+A fake has the recorded signature of the real function (tests/data/signatures.json,
+tests/data/record_signatures.py), so that a call with wrong arguments is an error here too. NVFP4
+is decoded with comfy-kitchen's reference code. Nunchaku's layouts are decoded with the index maps
+that its golden file verifies.
 """
 
 import functools
@@ -43,7 +44,7 @@ SIGNATURES = {"torch.nn.functional.scaled_mm": inspect.signature(torch.nn.functi
 
 
 def install(monkeypatch: pytest.MonkeyPatch, functions: dict[str, Callable[..., Any]]) -> list[str]:
-    """Make {path: stand-in} importable, and every library count as installed; returns the paths as they are called."""
+    """Make {path: fake} importable, and all libraries installed; return the called paths."""
     monkeypatch.setattr(OptionalLibrary, "unavailable_reason", lambda _: None)
     calls: list[str] = []
     for path, function in functions.items():
@@ -183,7 +184,7 @@ def humming_config(
 
 
 def humming_transform(config: HummingConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Checks what Humming's schema for NVFP4 checks; its order of bytes is its own, and nothing is moved here."""
+    """Check what Humming's schema for NVFP4 checks; its byte order is private, and not emulated."""
     rows, columns = config["shape_n"], config["shape_k"]
     seen = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
     assert seen == {
@@ -219,14 +220,14 @@ def _(layer_config: str, inputs: Tensor, weight: Tensor, *_: Tensor) -> Tensor:
 def nunchaku_quantize(
     input: Tensor, lora_down: Tensor, smooth: Tensor, fp4: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows grow to a multiple of 256. What Nunchaku packs of the input is handed on as real numbers."""
+    """Pad rows to a multiple of 256, and return dequantized inputs instead of packed ones."""
     rows = torch.zeros(-(-len(input) // 256) * 256, input.shape[1])
     rows[: len(input)] = input.float()
     divisor = nunchaku.from_vector_fragments(smooth.unsqueeze(0)).squeeze(1).float()
     scheme = SVDQUANT_NVFP4 if fp4 else SVDQUANT_INT4
     assert scheme.quantize_activation is not None
-    rounded = scheme.quantize_activation(rows / divisor, {})
-    return rounded, torch.ones(1), rows @ nunchaku.from_down_fragments(lora_down).float().T
+    quantized = scheme.quantize_activation(rows / divisor, {})
+    return quantized, torch.ones(1), rows @ nunchaku.from_down_fragments(lora_down).float().T
 
 
 def nunchaku_gemm(
@@ -241,7 +242,7 @@ def nunchaku_gemm(
     fp4: bool,
     wcscales: Tensor | None,
 ) -> None:
-    """psum * wcscales + bias + lora_act lora_up^T, written into `out`, which has the rows of the input alone."""
+    """Write psum * wcscales + bias + lora_act lora_up^T to `out`, which has the input's rows."""
     assert wgt.dtype == torch.int8
     parts = {"codes": nunchaku.from_code_fragments(wgt), "global_scale": ONE}
     unpack = nunchaku.from_micro_fragments if fp4 else nunchaku.from_vector_fragments
@@ -274,4 +275,4 @@ LIBRARIES: dict[str, dict[str, Callable[..., Any]]] = {
         "nunchaku.ops.gemm.svdq_gemm_w4a4_cuda": nunchaku_gemm,
     },
 }
-"""{library: {what a backend imports: its stand-in}}; comfy-kitchen is itself, on a PyTorch that can multiply NVFP4."""
+"""{library: {function that a backend imports: fake}}; comfy-kitchen runs its own code."""

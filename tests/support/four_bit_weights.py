@@ -1,4 +1,4 @@
-"""4-bit layers with random weights, as each scheme is published, for the tests of what runs them."""
+"""4-bit layers with random weights, in the form in which each scheme is published."""
 
 import torch
 from torch import Tensor
@@ -23,14 +23,14 @@ def nvfp4(out: int, in_: int, static: bool = True) -> QuantTensor:
 
 
 def nvfp4_awq(out: int, in_: int) -> QuantTensor:
-    """ModelOpt's NVFP4_SVD: smoothing that the static scale was measured after, and a low-rank branch behind it."""
-    own = nvfp4(out, in_)
+    """Return ModelOpt's NVFP4_SVD: smoothing, a static scale of its output, a low-rank branch."""
+    weight = nvfp4(out, in_)
     parts = {
         "pre_quant_scale": random(in_, seed=2).abs() + 0.5,
         "lora_down": (random(RANK, in_, seed=3) * 0.1).bfloat16(),
         "lora_up": (random(out, RANK, seed=4) * 0.1).bfloat16(),
     }
-    return own.with_parts({**own.parts, **parts}, PLAIN)
+    return weight.with_parts({**weight.parts, **parts}, PLAIN)
 
 
 def svdquant(scheme: Scheme, out: int, in_: int) -> QuantTensor:
@@ -47,8 +47,8 @@ def svdquant(scheme: Scheme, out: int, in_: int) -> QuantTensor:
 
 def shifted(out: int, in_: int) -> QuantTensor:
     """Nunchaku's INT4 after a GELU, whose input is shifted to be positive."""
-    own = svdquant(SVDQUANT_INT4, out, in_)
-    return own.with_parts({**own.parts, "shift": torch.tensor(0.171875)}, PLAIN)
+    weight = svdquant(SVDQUANT_INT4, out, in_)
+    return weight.with_parts({**weight.parts, "shift": torch.tensor(0.171875)}, PLAIN)
 
 
 def all_of(out: int, in_: int) -> dict[str, QuantTensor]:

@@ -17,7 +17,7 @@ from support.nunchaku_files import golden
 def published(
     data: Path, name: str, resident: str = "stored", device: str = "cpu"
 ) -> tuple[Any, dict[str, Any]]:
-    """FLUX.1 as Nunchaku's files have it: the single block's proj_out in two pieces, whose inputs are scaled by row."""
+    """Load a FLUX.1 of Nunchaku; proj_out of a single block has two pieces, with scales per row."""
     checkpoint = Checkpoint.open(golden(data, name))
     model: Any = build_meta_model("FluxTransformer2DModel", checkpoint.header.config)
     load_model(

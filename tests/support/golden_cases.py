@@ -20,7 +20,7 @@ QWEN = "base/qwenimage/config.json"
 
 @dataclass(frozen=True)
 class Golden:
-    """A checkpoint with the values it stands for; `config` is what the file does not carry itself."""
+    """A checkpoint with its expected values; `config` is the configuration that the file lacks."""
 
     path: str
     expected: str

@@ -36,7 +36,7 @@ KLEIN = FLUX2_DEV | {
     "num_single_layers": 2,
     "timestep_guidance_channels": 64,
 }
-"""The configurations of the models that the cases of Black Forest Labs were made from: the files have none."""
+"""Configurations of the models of Black Forest Labs' cases, which their files lack."""
 
 
 def opened(path: Path) -> tuple[Header, Contents]:
@@ -60,7 +60,7 @@ def expected_modules(expected: dict[str, Tensor]) -> list[str]:
 
 
 def assert_stands_for(weights: dict[str, QuantTensor], case: Path, tolerance: float) -> None:
-    """Each weight's values, bias and sample product are those of the golden case; so is the list of modules."""
+    """Assert the golden case's modules, and each weight's values, bias and sample output."""
     expected = load_file(case)
     assert sorted(weights) == sorted(expected_modules(expected))
     for name, weight in weights.items():
@@ -77,7 +77,7 @@ def assert_stands_for(weights: dict[str, QuantTensor], case: Path, tolerance: fl
 
 
 def assert_near(values: Tensor, wanted: Tensor, tolerance: float, name: str) -> None:
-    """Bit for bit with EXACT, else |values - wanted| <= tolerance * |wanted| (Frobenius)."""
+    """Assert equal bits with EXACT, else |values - wanted| <= tolerance * |wanted| (Frobenius)."""
     if tolerance == EXACT:
         assert torch.equal(values, wanted), name
     else:

@@ -1,7 +1,7 @@
 """Header fixtures: the tensors of a full-size checkpoint, in a few kB.
 
-A fixture is {name: shape} for tensors that stand alone, and {pattern: [count, shape]} where `*` in the pattern
-stands for each of `count` blocks that are alike.
+A fixture is {name: shape} for single tensors, and {pattern: [count, shape]} for equal tensors of
+`count` blocks, where `*` in the pattern stands for the block's number.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A Hub of one machine: the endpoints that huggingface_hub asks, over folders on disk, counting the bytes it serves."""
+"""A local Hub: the endpoints that huggingface_hub uses, over folders, counting the bytes served."""
 
 import gzip
 import json
@@ -21,10 +21,10 @@ class Hub(ThreadingHTTPServer):
     """Serves {repository: folder} under 127.0.0.1.
 
     served   {(repository, file): bytes}
-    ranges   whether ranges are answered; `sent` lists (file, start, end) of all that was
-    tokens   what was sent for authorization
-    faults   {"list", "HEAD" or "GET": answers to the next such requests instead of the right one}; the last
-             one stays if `persistent`
+    ranges   whether range requests are supported; `sent` lists (file, start, end) of all responses
+    tokens   the authorization headers received
+    faults   {"list", "HEAD" or "GET": responses to the next such requests instead of the right
+             ones}; with `persistent`, the last one is repeated
     """
 
     daemon_threads = True

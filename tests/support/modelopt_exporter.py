@@ -15,7 +15,7 @@ from support.checkpoint_edits import WEIGHTS
 E4M3_MAX, E2M1_MAX, INT8_MAX, GROUP = 448.0, 6.0, 127.0, 16
 RANK = 16
 MIDPOINTS = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0])
-"""Between the neighbouring magnitudes 0, 0.5, 1, 1.5, 2, 3, 4, 6 of E2M1."""
+"""Between the neighboring magnitudes 0, 0.5, 1, 1.5, 2, 3, 4, 6 of E2M1."""
 
 Quantizer = Callable[[Tensor, float], dict[str, Tensor]]
 
@@ -26,7 +26,7 @@ def linears(model: nn.Module) -> dict[str, nn.Linear]:
 
 @contextmanager
 def calibration(model: nn.Module) -> Iterator[dict[str, float]]:
-    """{linear: largest magnitude of its inputs} of all that runs through `model` while the context is open."""
+    """Yield {linear: largest magnitude of its inputs} of calls of `model` inside the context."""
     largest: dict[str, float] = {}
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -84,8 +84,8 @@ def nvfp4_awq(weight: Tensor, largest_input: float) -> dict[str, Tensor]:
 
 def nvfp4_svd(weight: Tensor, largest_input: float) -> dict[str, Tensor]:
     scale = smoothing(weight)
-    left, sizes, right = torch.linalg.svd(weight / scale.float(), full_matrices=False)
-    up, down = (left[:, :RANK] * sizes[:RANK]).bfloat16(), right[:RANK].bfloat16()
+    u, sizes, v = torch.linalg.svd(weight / scale.float(), full_matrices=False)
+    up, down = (u[:, :RANK] * sizes[:RANK]).bfloat16(), v[:RANK].bfloat16()
     rest = nvfp4(weight / scale.float() - up.float() @ down.float(), 1.5 * largest_input)
     return rest | {
         "pre_quant_scale": scale,
@@ -119,7 +119,7 @@ QUANTIZERS: dict[str, Quantizer] = {
 
 
 def export(model: nn.Module, largest: dict[str, float], method: str, folder: Path) -> Path:
-    """Write `model` with every linear that has run quantized; `largest` is what `calibration` gave."""
+    """Export `model`, with each linear of `largest` quantized; `largest` is from `calibration`."""
     tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
     for name in linears(model).keys() & largest.keys():
         parts = QUANTIZERS[method](tensors[f"{name}.weight"].float(), largest[name])
@@ -134,7 +134,7 @@ def export(model: nn.Module, largest: dict[str, float], method: str, folder: Pat
 
 
 def in_original_names(state: dict[str, Tensor], rules: list[tuple[str, str]]) -> dict[str, Tensor]:
-    """A transformer's tensors as its makers write them: renamed, attention joined, shift before scale."""
+    """Return a transformer's tensors in original form: renamed, QKV fused, shift before scale."""
     groups: dict[str, dict[str, Tensor]] = {}
     for name, tensor in state.items():
         original = name

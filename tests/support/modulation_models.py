@@ -18,15 +18,18 @@ TINY = {"flux1": tiny.flux1, "zimage": tiny.zimage, "qwenimage": tiny.qwenimage}
 
 
 ROWS = ("num_layers", "num_single_layers", "n_layers")
-"""Entries of config.json that say how many blocks there are."""
+"""Entries of config.json with the number of blocks of a row."""
 
 
 SCHEDULE = SimpleNamespace(timesteps=torch.linspace(1000, 100, 10))
-"""A scheduler, as far as `work_ahead` looks at one."""
+"""The part of a scheduler that precomputed modulation reads."""
 
 
 def transformer(name: str, blocks: int | None = None) -> Any:
-    """A family's tiny transformer with random weights, and with so many blocks in each row if that is said."""
+    """Return a family's tiny transformer with random weights.
+
+    blocks   number of blocks in each row, or None for the tiny model's
+    """
     torch.manual_seed(0)
     made = getattr(tiny, name)().transformer
     rows = {row: blocks for row in ROWS if row in made.config} if blocks else {}
@@ -52,17 +55,17 @@ def result(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
     return output if isinstance(output, Tensor) else torch.stack(output)
 
 
-def compiles(
-    name: str, blocks: int, ahead: bool, prepare: Callable[[Any], None] = lambda _model: None
+def count_graphs(
+    name: str, blocks: int, precompute: bool, prepare: Callable[[Any], None] = lambda _model: None
 ) -> int:
-    """Graphs that are compiled for a model, which `prepare` changes before that, and which computes the same."""
+    """Count the compiled graphs of a model that `prepare` changed, and check its results."""
     torch._dynamo.reset()
     plain = transformer(name, blocks)
     model = copy.deepcopy(plain)
     prepare(model)
     counter = CompileCounterWithBackend("aot_eager")
     compile_blocks(model, fullgraph=True, backend=counter)
-    if ahead:
+    if precompute:
         assert precompute_modulation(model, SCHEDULE) > 0
     for _ in range(2):
         inputs = arguments(name, plain)

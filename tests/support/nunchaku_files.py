@@ -45,8 +45,8 @@ def changed(
 def as_nunchaku(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """Every tensor of a Nunchaku file with the checkpoint's weights."""
     names, tensors = checkpoint.family.nunchaku, {}
-    for stored, held in names.stored_layers(checkpoint.modules).items():
-        weight = fuse_stored_linear([checkpoint.read(module)[piece] for module, piece in held])
+    for stored, members in names.stored_layers(checkpoint.modules).items():
+        weight = fuse_stored_linear([checkpoint.read(module)[piece] for module, piece in members])
         tensors |= nunchaku_tensors(stored, weight, v1=names.v1)
     return tensors | {
         names.stored_tensor(name): checkpoint.tensor(name) for name in checkpoint.plain
@@ -56,10 +56,10 @@ def as_nunchaku(checkpoint: Checkpoint) -> dict[str, Tensor]:
 def as_rows(
     checkpoint: Checkpoint, file: Path, vectors_packed: bool, conversion: dict[str, str]
 ) -> Path:
-    """A row-major file with the checkpoint's weights, AWQ layers in BF16; vectors may be left in fragment order."""
+    """Write a row-major file, with AWQ layers in BF16, and vectors in fragments if requested."""
     names, tensors = checkpoint.family.nunchaku, {}
-    for stored, held in names.stored_layers(checkpoint.modules, row_major=True).items():
-        weight = fuse_stored_linear([checkpoint.read(module)[piece] for module, piece in held])
+    for stored, members in names.stored_layers(checkpoint.modules, row_major=True).items():
+        weight = fuse_stored_linear([checkpoint.read(module)[piece] for module, piece in members])
         if weight.scheme is AWQ_W4A16:
             tensors |= {f"{stored}.weight": checkpoint.weight(stored).bfloat16()}
             tensors |= {f"{stored}.bias": checkpoint.bias(stored).bfloat16()}

@@ -20,13 +20,13 @@ PROMPTS = ["a red fox", "rain"]
 IMAGE_SIZE = Image.merge(
     "RGB", [Image.linear_gradient("L").rotate(turn).resize((96, 64)) for turn in (0, 90, 180)]
 )
-"""What is edited: 96 x 64, each colour growing in a direction of its own."""
+"""The image to edit: 96 x 64, each color increasing in another direction."""
 TOKENS = {"flux1": 48, "flux2": 300, "flux2_klein": 128, "zimage": 64}
 
 
 @dataclass
 class Case:
-    """A tiny pipeline on disk, diffusers' own reading of it, what that generates, and its largest inputs, by expert."""
+    """A tiny pipeline on disk, diffusers' copy of it, its result, and input maxima by expert."""
 
     name: str
     folder: Path
@@ -45,9 +45,9 @@ class Case:
 
 
 def small(name: str, folder: Path) -> Sampling:
-    own = recommended_sampling(folder)
-    frames = None if own.num_frames is None else 5
-    return own.replace(
+    recommended = recommended_sampling(folder)
+    frames = None if recommended.num_frames is None else 5
+    return recommended.replace(
         steps=2, height=32, num_frames=frames, max_sequence_length=TOKENS.get(name, 48)
     )
 
@@ -60,10 +60,10 @@ def run_and_watch(
         calibration(getattr(pipe, "transformer_2", None) or nn.Module()) as second,
     ):
         images = [IMAGE_SIZE] * len(PROMPTS) if name in tiny.EDITORS else None
-        painting = generate(
+        generated = generate(
             pipe, PROMPTS, sampling=sampling, check_output=False, source_images=images
         )
-    return painting, {"transformer": first} | ({"transformer_2": second} if second else {})
+    return generated, {"transformer": first} | ({"transformer_2": second} if second else {})
 
 
 def make_case(name: str, folder: Path) -> Case:

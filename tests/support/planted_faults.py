@@ -1,4 +1,4 @@
-"""Ten faults, each planted into a sound quantized copy of the built-in model: what a wrong reader or exporter would do.
+"""Ten faults of wrong readers or exporters, planted in an intact quantized built-in model.
 
 A fault touches one layer, or one block, so that its place can be asked for.
 """
@@ -56,7 +56,7 @@ def input_scale_of_one(tensors: Tensors, module: str) -> None:
 
 
 def halves_swapped(tensors: Tensors, module: str) -> None:
-    """Of the output features: shift and scale of AdaLN, gate and up of an MLP."""
+    """Swap halves of the output features: shift and scale of AdaLN, gate and up of an MLP."""
     for name in ("weight", "weight_scale", "bias"):
         value = tensors.get(f"{module}.{name}")
         if value is not None and value.ndim:
@@ -123,9 +123,9 @@ def sound(base: str, folder: Path) -> Path:
 
 
 def smoothed(folder: Path) -> Path:
-    """The built-in model as ModelOpt's NVFP4_AWQ: every quantized layer has a smooth vector, and is sound.
+    """Write the built-in model as ModelOpt's NVFP4_AWQ: all quantized layers have a smooth vector.
 
-    The vector is (largest weight / largest input)^1/2 of each channel, as SmoothQuant has it.
+    The vector is (largest weight / largest input)^1/2 of each channel, as in SmoothQuant.
     """
     tensors, config = (
         load_file(resolve("demo") / "transformer" / WEIGHTS),
@@ -147,7 +147,7 @@ def smoothed(folder: Path) -> Path:
 
 
 def channels() -> dict[str, Tensor]:
-    """{layer: largest magnitude of each of its input channels} of the blocks' layers while two images are generated."""
+    """Return {layer: largest magnitude per input channel} of the blocks' layers, for two images."""
     pipe = load("demo", device="cpu")
     largest: dict[str, Tensor] = {}
 

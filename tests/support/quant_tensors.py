@@ -36,6 +36,6 @@ def with_bias(tensor: QuantTensor, bias: torch.Tensor) -> QuantTensor:
 
 
 def dynamic(tensor: QuantTensor) -> QuantTensor:
-    """The same weight without its static input scale, its inputs to be rounded with one found at each call."""
+    """Return the weight without its static input scale, so that input scales are dynamic."""
     parts = {name: part for name, part in tensor.parts.items() if name != "input_scale"}
     return replace(tensor, parts=parts, dynamic_input=True)

@@ -10,7 +10,7 @@ from mezzotint.fast import FastTransformer, SpeedReport
 from mezzotint.fast.edits import ModelEdits
 from mezzotint.fast.fast_pass import PassContext
 from mezzotint.fast.passes.attention import ATTENTION_BACKENDS
-from mezzotint.fast.passes.attention_layers import replace_attn_processors
+from mezzotint.fast.passes.attention_processors import replace_attn_processors
 from mezzotint.fast.passes.cached_text_refiner import cache_text_refiner
 from mezzotint.fast.passes.deferred_residual import defer_residuals
 from mezzotint.fast.passes.fuse_linears import fuse_linears

@@ -1,4 +1,4 @@
-"""Rows of measurements: one JSON line a run in benchmarks/results, with the commit and the machine it came from."""
+"""Measurements: one JSON line per run in benchmarks/results, with its commit and machine."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def append(name: str, what: str, figures: dict[str, Any]) -> None:
 
 
 def command() -> str:
-    """How this program was called."""
+    """Return the command line of this program."""
     return " ".join([str(Path(sys.argv[0]).resolve().relative_to(ROOT)), *sys.argv[1:]])
 
 
@@ -48,4 +48,4 @@ def machine() -> str:
 
 
 COMMIT = commit()
-"""As it was when the program started: what is measured for an hour is not what is committed meanwhile."""
+"""The commit when the program started, in case a commit is made during a long measurement."""

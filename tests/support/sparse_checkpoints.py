@@ -1,4 +1,4 @@
-"""Checkpoints of full size that take no room on disk: true headers, over data that is a hole in the file."""
+"""Full-size checkpoints that need no disk space: real headers, and sparse files for the data."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -36,7 +36,7 @@ def write(
     (folder / "config.json").write_text(json.dumps(config))
     shards: list[Tensors] = [{}]
     for name, tensor in tensors.items():
-        if sum(own.nbytes for own in shards[-1].values()) + tensor.nbytes > SHARD_BYTES:
+        if sum(stored.nbytes for stored in shards[-1].values()) + tensor.nbytes > SHARD_BYTES:
             shards.append({})
         shards[-1][name] = tensor
     names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
@@ -78,7 +78,7 @@ def full_size(model: str, form: str) -> Tensors:
 
 
 def nvfp4(tensors: Tensors, target: str) -> tuple[Tensors, dict[str, Any], dict[str, str]]:
-    """The tensors with every matrix of a block in NVFP4 as a target of `convert` has it, its config and metadata."""
+    """Return tensors with NVFP4 blocks as a target of `convert` stores them, config, metadata."""
     writer, written, layers = targets()[target], {}, {}
     for name, tensor in tensors.items():
         module = name.removesuffix(".weight")
@@ -93,9 +93,13 @@ def nvfp4(tensors: Tensors, target: str) -> tuple[Tensors, dict[str, Any], dict[
             written |= {key: part if part.ndim else SCALE for key, part in parts.items()}
         else:
             written[name] = tensor
-    said = writer.declare(layers, written.keys() - layers.keys())
-    config = {} if said.quantization is None else {"quantization_config": said.quantization}
-    return written, config, dict(said.metadata)
+    declaration = writer.declare(layers, written.keys() - layers.keys())
+    config = (
+        {}
+        if declaration.quantization is None
+        else {"quantization_config": declaration.quantization}
+    )
+    return written, config, dict(declaration.metadata)
 
 
 def _outline(out: int, in_: int) -> QuantTensor:
@@ -109,7 +113,7 @@ def _outline(out: int, in_: int) -> QuantTensor:
 
 
 def nunchaku(golden: Path, times: int, blocks: int) -> tuple[Tensors, dict[str, str]]:
-    """A golden file's SVDQuant layers `times` as wide, in `blocks` blocks of each kind; the rest as it is."""
+    """Return a golden file's SVDQuant layers, `times` as wide, in `blocks` blocks of each kind."""
     tensors: Tensors = {}
     infos = read_header(golden).tensors
     modules = {
@@ -153,14 +157,14 @@ def _comfy_markers(folder: Path, _data: Path) -> Path:
 def _nunchaku(metadata: Mapping[str, str] | None) -> Callable[[Path, Path], Path]:
     def make(folder: Path, data: Path) -> Path:
         case = "nunchaku_flux1_int4_r32"
-        tensors, own = nunchaku(data / case / "checkpoint" / CASES[case], 24, 38)
-        return write(folder, tensors, {}, own if metadata is None else metadata)
+        tensors, declared = nunchaku(data / case / "checkpoint" / CASES[case], 24, 38)
+        return write(folder, tensors, {}, declared if metadata is None else metadata)
 
     return make
 
 
 WIDENED = ("nunchaku", "nunchaku undeclared", "row-major")
-"""Files made of a tiny model's layers, widened: their other tensors are the tiny model's, and no model has both."""
+"""Files of a tiny model's layers, widened; the other tensors stay small, so no model fits."""
 FORMATS: dict[str, Callable[[Path, Path], Path]] = {
     "plain": _plain,
     "modelopt": _of_writer("flux2-dev", "diffusers", "modelopt"),

@@ -1,7 +1,8 @@
 """What passing tests have shown of checkpoints, and its table in docs/support.md.
 
-A test asks for `proves` and says what it has shown of a checkpoint. What family, format and scheme that is, the
-checkpoint tells itself. `pytest --readme` writes the table; without it, a whole run compares the page with the table.
+A test uses `record_support` to record what it has shown of a checkpoint; the checkpoint gives its
+family, format and scheme. `pytest --readme` writes the table; without it, a complete run compares
+the page with the table.
 """
 
 import json
@@ -39,7 +40,7 @@ class Fact:
 
 
 def _scheme(checkpoint: Checkpoint) -> str:
-    """What the file's makers call its scheme, or those that its layers have."""
+    """Return the file's own name of its scheme, or the schemes of its layers."""
     if checkpoint.detected.format is modelopt.FORMAT:
         return str(modelopt.declared_quantization(checkpoint.header)["quant_algo"])
     titles = {
@@ -68,7 +69,7 @@ def read_facts(folder: Path) -> set[Fact]:
 
 
 def table(facts: Iterable[Fact]) -> str:
-    """Markdown: a row for each format and scheme, a column for each family, in each cell the letters of what holds."""
+    """Return Markdown: a row per format and scheme, a column per family, letters as cells."""
     cells: dict[tuple[str, str], dict[str, set[str]]] = {}
     for fact in facts:
         cells.setdefault((fact.format, fact.scheme), {}).setdefault(fact.family, set()).add(

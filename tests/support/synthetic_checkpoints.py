@@ -1,4 +1,4 @@
-"""A ModelOpt NVFP4 checkpoint of FLUX.1's shapes with random numbers, for measuring; any size, written as a stream."""
+"""Write a ModelOpt NVFP4 checkpoint of FLUX.1's shapes with random values, of any size."""
 
 import argparse
 import json

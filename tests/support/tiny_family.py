@@ -1,4 +1,4 @@
-"""A family in one file: a small transformer, and everything that Mezzotint needs to know about it."""
+"""A family in one file: a small transformer, and everything that Mezzotint needs for it."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Pipelines of every family with random weights, small enough to build, save and run in about a second, offline."""
+"""Pipelines of every family with random weights, which build, save and run in about a second."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,8 @@ SPECIAL = [PAD, UNKNOWN, START, END, "<|im_start|>", "<|im_end|>"]
 CHAT = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}{% for part in message['content'] %}{{ part['text'] }}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% else %}{% for part in message['content'] %}{{ part['text'] }}{% endfor %}{% endif %}"
+    "<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 VOCABULARY = len(SPECIAL) + 256
@@ -68,7 +69,7 @@ def t5(model: str) -> Any:
 
 
 def decoder_config(layers: int) -> dict[str, Any]:
-    """What the language models share: 16 wide, one head."""
+    """Return the common configuration of the language models: 16 wide, one head."""
     sizes = {
         "hidden_size": 16,
         "intermediate_size": 16,
@@ -95,7 +96,7 @@ def mistral() -> Any:
 
 
 def qwen_vl() -> Any:
-    """Where a text has UNKNOWN, the patches of an image stand."""
+    """In a text, each UNKNOWN is replaced by patches of the image."""
     rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
     config = transformers.Qwen2_5_VLConfig(
         text_config=decoder_config(1) | {"rope_parameters": rope},
@@ -305,7 +306,7 @@ def qwenimage() -> Any:
 
 
 class QwenProcessor:
-    """Stands for Qwen2VLProcessor, which wants torchvision: one token of text for each four patches of the image."""
+    """Stand-in for Qwen2VLProcessor, which needs torchvision: a text token per four patches."""
 
     def __init__(self) -> None:
         self.tokenizer, self.patches = tokenizer(4096), transformers.Qwen2VLImageProcessorPil()
@@ -318,7 +319,7 @@ class QwenProcessor:
 
 
 def qwenimage_edit(kind: str, pipe: Any) -> Any:
-    """A pipeline of this class, in memory only, of what a pipeline that generates without an image is made of."""
+    """Return an edit pipeline of this class with the components of a text-to-image pipeline."""
     return getattr(diffusers, kind)(**pipe.components, processor=QwenProcessor())
 
 

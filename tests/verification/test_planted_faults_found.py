@@ -23,7 +23,8 @@ def test_every_fault_fails_and_every_sound_copy_passes(tmp_path: Path) -> None:
     comparison = compare("demo", sources, tmp_path / "report", device="cpu")
     for candidate in comparison.candidates:
         print(
-            f"{candidate.name} ({candidate.gate.name}): {candidate.verdict}; {'; '.join(candidate.reasons)}; "
+            f"{candidate.name} ({candidate.gate.name}): {candidate.verdict}; "
+            f"{'; '.join(candidate.reasons)}; "
             + ", ".join(
                 f"{name} {candidate.drift[name]:.2f}"
                 for name in ("latent_rmse_last", "psnr", "ssim")

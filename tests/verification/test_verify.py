@@ -1,4 +1,4 @@
-"""What `verify` finds: each damage by the check that is meant for it, and nothing in what is sound."""
+"""`verify` finds each damage with the intended check, and nothing in intact files."""
 
 import json
 import shutil
@@ -78,7 +78,7 @@ def test_a_sound_folder_of_shards_has_its_checksums_compared(shards: Path) -> No
 def test_each_damage_is_found_by_the_check_that_is_meant_for_it(
     data: Path, case: str, severity: int, check: str
 ) -> None:
-    """What is said of each stands in test_golden.py."""
+    """test_golden.py checks the messages."""
     report = mezzotint.verify(data / f"broken_{case}/checkpoint")
     assert report.exit_code == severity
     (finding,) = [finding for finding in report.findings if finding.severity == severity]
@@ -118,7 +118,7 @@ def test_nibbles_that_are_swapped_throughout_are_one_finding(data: Path) -> None
     (finding,) = [finding for finding in report.findings if finding.severity]
     assert (finding.severity, finding.check) == (Severity.BROKEN, "layout")
     assert "codes low first" in finding.message
-    assert "against what its format would have (codes high first" in finding.message
+    assert "unlike the format's usual layout (codes high first" in finding.message
     assert all(layer.cosine > 0.99 for layer in report.layers)
 
 
@@ -292,7 +292,7 @@ def test_an_outlier_among_the_layers_of_a_scheme_is_flagged() -> None:
 
 
 def test_an_outlier_as_small_as_rounding_to_fp8_is_none() -> None:
-    """Smoothing moves errors between columns: ModelOpt's INT8 exports have layers at three times the median."""
+    """Smoothing moves errors between columns: some INT8 layers have 3 times the median error."""
     errors = [LayerError(f"layer{i}", "int8", 0.0066 + i * 0.0001, 0.9999) for i in range(20)]
     assert (
         list(

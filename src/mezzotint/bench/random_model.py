@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from mezzotint.bench.shapes import published_model
-from mezzotint.errors import BadRequest, there_are
+from mezzotint.errors import require_known
 from mezzotint.families import Family, Sampling, family_by_transformer
 from mezzotint.families.building import build_meta_model
 from mezzotint.fast.passes.attention import ATTENTION_BACKENDS
@@ -60,13 +60,13 @@ class BenchCase:
 
     def __post_init__(self) -> None:
         published_model(self.model)
-        for what, name, known in (
+        for kind, name, known in (
             ("scheme", self.scheme, (BASELINE, *ENCODERS)),
-            ("attention", self.attention, tuple(ATTENTION_BACKENDS)),
-            ("residency", self.resident, RESIDENCY_MODES),
+            ("attention backend", self.attention, ATTENTION_BACKENDS),
+            ("residency mode", self.resident, RESIDENCY_MODES),
         ):
-            if name is not None and name not in known:
-                raise BadRequest(f"no {what} is called {name!r}", there_are(name, known))
+            if name is not None:
+                require_known(kind, name, known)
 
     @property
     def svdquant(self) -> bool:

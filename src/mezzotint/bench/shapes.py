@@ -1,6 +1,6 @@
 """Published models by the shapes of their layers; each family declares its own."""
 
-from mezzotint.errors import BadRequest, there_are
+from mezzotint.errors import require_known
 from mezzotint.families import families
 from mezzotint.families.family import PublishedModel
 
@@ -12,6 +12,5 @@ PUBLISHED_MODELS = {
 
 def published_model(name: str) -> PublishedModel:
     """Return the published model of this name; BadRequest lists those that exist."""
-    if name not in PUBLISHED_MODELS:
-        raise BadRequest(f"no model is called {name!r}", there_are(name, PUBLISHED_MODELS))
+    require_known("model", name, PUBLISHED_MODELS)
     return PUBLISHED_MODELS[name]

@@ -20,6 +20,7 @@ from mezzotint.formats import DetectedFormat, Header, StoredLinear, detect_forma
 from mezzotint.formats.companion_files import open_header
 from mezzotint.formats.components import transformer_alone
 from mezzotint.formats.renaming import Renames
+from mezzotint.formats.wrappers import unwrapped
 from mezzotint.hub import AnyPath
 from mezzotint.inspection import InspectReport, build_report
 from mezzotint.schemes import Shape
@@ -90,7 +91,7 @@ class Checkpoint(NamedContents):
 
     @classmethod
     def of(cls, header: Header) -> "Checkpoint":
-        header = transformer_alone(header)
+        header = transformer_alone(unwrapped(header))
         detected = detect_format(header)
         return cls(header, detected.format.contents(header), detected)
 

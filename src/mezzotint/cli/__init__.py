@@ -16,6 +16,7 @@ from mezzotint._version import VERSION
 from mezzotint.cli import bench, compare, convert, demo, diagnose, generate, inspect, verify, warmup
 from mezzotint.cli.encoding import print_in_any_encoding
 from mezzotint.cli.failures import CLOSED, Reported
+from mezzotint.cli.options import with_flat_signature
 
 SUMMARY = "Inspect, run, convert and verify quantized diffusion transformers."
 
@@ -54,7 +55,7 @@ for command in (
     warmup.warmup,
     demo.demo,
 ):
-    app.command(command.__name__, help=help_text(command))(command)
+    app.command(command.__name__, help=help_text(command))(with_flat_signature(command))
 
 
 def _print_version(requested: bool) -> None:

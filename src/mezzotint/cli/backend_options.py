@@ -14,8 +14,8 @@ def parse_backend_choice(values: Sequence[str]) -> str | dict[str, str] | None:
         return {scheme.replace("-", "_"): name for scheme, name in pairs} or None
     if len(values) > 1:
         raise BadRequest(
-            "--backend names a backend for all layers together with others",
-            "use SCHEME=NAME for each.",
+            "--backend is repeated, and one value names no scheme",
+            "give SCHEME=NAME for each.",
         )
     return values[0]
 

@@ -2,67 +2,73 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mezzotint.cli import checks
+from mezzotint.cli.checks import check_file
+from mezzotint.cli.names import BENCH_MODELS, BENCH_SCHEMES, RESIDENCY_MODES
+from mezzotint.cli.options import checked, checked_each
 from mezzotint.cli.outputs import check_rows, check_trace
+from mezzotint.cli.shared_options import AttentionOptions, json_option, kernel_option
+
+if TYPE_CHECKING:
+    from mezzotint.bench import BenchCase
 
 
-def bench(
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions(AttentionOptions):
+    """What to time, and where to save the results."""
+
     model: Annotated[
         str,
-        typer.Argument(
-            help=(
-                "Model: flux1-dev, flux2-dev, flux2-klein-4b, wan2.2-a14b, z-image-turbo "
-                "or qwen-image."
-            )
-        ),
-    ],
+        typer.Argument(help=f"Model: {BENCH_MODELS}.", callback=checked(BENCH_MODELS.check)),
+    ]
     scheme: Annotated[
-        list[str] | None,
+        list[str],
         typer.Option(
-            help=(
-                "Quantization scheme: fp8, nvfp4, svdquant-int4 or svdquant-nvfp4. "
-                "Repeatable \\[fp8]."
-            )
+            help=f"Quantization scheme: {BENCH_SCHEMES}. Repeatable.",
+            callback=checked_each(BENCH_SCHEMES.check),
         ),
-    ] = None,
+    ] = field(default_factory=lambda: ["fp8"])
     baseline: Annotated[
         bool, typer.Option(help="Also time compiled BF16 with cuDNN attention.")
-    ] = True,
-    attention: Annotated[
-        str | None,
-        typer.Option(
-            help="Attention backend: fa3, cudnn, sdpa or fa3_fp8 \\[the fastest BF16 one]."
-        ),
-    ] = None,
-    resident: Annotated[
-        str,
-        typer.Option(
-            help="stored: keep 4-bit weights in 4 bits. fp8: convert them to FP8 at load."
-        ),
-    ] = "stored",
-    steps: Annotated[int, typer.Option(min=1, help="Number of timed transformer calls.")] = 20,
+    ] = True
+    steps: Annotated[int, typer.Option(min=1, help="Number of timed transformer calls.")] = 20
     size: Annotated[
         int | None,
         typer.Option(help="Image height and width in pixels \\[the published benchmark size]."),
-    ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images per call.")] = 1,
+    ] = None
+    batch: Annotated[int, typer.Option(min=1, help="Images per call.")] = 1
     profile: Annotated[
-        Path | None, typer.Option(help="Write a Chrome trace of a few calls of the last scheme.")
-    ] = None,
+        Path | None,
+        typer.Option(
+            help="Write a Chrome trace of a few calls of the last scheme.",
+            callback=checked(lambda path: check_file("--profile", path)),
+        ),
+    ] = None
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Append one JSON line per row to this file."),
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the rows as JSON instead of a table.")
-    ] = False,
-) -> None:
+        typer.Option(
+            "--output",
+            "-o",
+            help="Append one JSON line per row to this file.",
+            callback=checked(lambda path: check_file("-o", path)),
+        ),
+    ] = None
+    as_json: Annotated[bool, json_option(help="Print the rows as JSON instead of a table.")] = False
+    resident: Annotated[
+        str,
+        kernel_option(
+            help="stored: keep 4-bit weights in 4 bits. fp8: convert them to FP8 at load.",
+            callback=checked(RESIDENCY_MODES.check),
+        ),
+    ] = "stored"
+
+
+def bench(options: BenchOptions) -> None:
     """Time a transformer at its real size with random weights, and show where the time goes.
 
     This command requires a GPU. It exits with 1 if a quantized model is slower than BF16.
@@ -75,33 +81,28 @@ def bench(
 
       mezzotint bench wan2.2-a14b --no-baseline --profile trace.json
     """
-    _check(model, scheme or (), resident, attention, profile, output)
+    _check_outputs(options)
     from mezzotint import bench as benches
     from mezzotint.errors import Unsupported
     from mezzotint.kernels import best_device
 
-    sampling = benches.published_model(model).sampling.replace(height=size)
-    cases = [
-        benches.BenchCase(model, name, sampling, batch, attention, resident)
-        for name in scheme or ["fp8"]
-    ]
-    if baseline:
-        cases.insert(0, benches.BenchCase(model, benches.BASELINE, sampling, batch))
+    cases = _cases(options)
     device = best_device()
     if device.type != "cuda":
         raise Unsupported("bench times GPU kernels, and no CUDA GPU was found")
     results: list[Any] = []
     rows: list[dict[str, Any]] = []
     for case in cases:
-        print(f"{model} {case.scheme}: building, compiling, timing", file=sys.stderr)
-        results.append(benches.measure(case, device, steps, profile if case is cases[-1] else None))
-        reference = results[0] if baseline else None
+        print(f"{case.model} {case.scheme}: building, compiling, timing", file=sys.stderr)
+        profile = options.profile if case is cases[-1] else None
+        results.append(benches.measure(case, device, options.steps, profile))
+        reference = results[0] if options.baseline else None
         rows.append(benches.row(results[-1], reference) | benches.machine(device))
-        if output is not None:
+        if options.output is not None:
             # Each row is written at once, so that an interrupted run keeps its results.
-            with output.open("a") as file:
+            with options.output.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
-    if as_json:
+    if options.as_json:
         print(json.dumps(rows, indent=2))
     else:
         _print(results)
@@ -112,26 +113,28 @@ def bench(
         raise typer.Exit(1)
 
 
-def _check(
-    model: str,
-    schemes: Sequence[str],
-    resident: str,
-    attention: str | None,
-    profile: Path | None,
-    output: Path | None,
-) -> None:
-    """Check all options before PyTorch is imported."""
-    checks.check_name("no model is called {!r}", model, checks.BENCH_MODELS)
-    for name in schemes:
-        checks.check_name("no scheme is called {!r}", name, checks.BENCH_SCHEMES)
-    checks.check_name("no residency is called {!r}", resident, checks.RESIDENT)
-    checks.check_kernels(None, attention=attention)
-    checks.check_file("--profile", profile)
-    checks.check_file("-o", output)
-    if output is not None:
-        check_rows(output)
-    if profile is not None:
-        check_trace(profile)
+def _check_outputs(options: BenchOptions) -> None:
+    """Raise BadRequest if an output would change a file that Mezzotint did not write."""
+    if options.output is not None:
+        check_rows(options.output)
+    if options.profile is not None:
+        check_trace(options.profile)
+
+
+def _cases(options: BenchOptions) -> list["BenchCase"]:
+    """Return what to time: BF16 first, unless --no-baseline, then every scheme."""
+    from mezzotint.bench import BASELINE, BenchCase, published_model
+
+    sampling = published_model(options.model).sampling.replace(height=options.size)
+    cases = [
+        BenchCase(
+            options.model, scheme, sampling, options.batch, options.attention, options.resident
+        )
+        for scheme in options.scheme
+    ]
+    if options.baseline:
+        cases.insert(0, BenchCase(options.model, BASELINE, sampling, options.batch))
+    return cases
 
 
 def _print(results: list[Any]) -> None:

@@ -1,95 +1,85 @@
 """`mezzotint compare`: measure how close a quantized model's images are to the BF16 model's."""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from mezzotint.cli import checks
+from mezzotint.cli.checks import (
+    check_candidate,
+    check_gate,
+    check_metrics,
+    check_writable,
+    parse_metrics,
+)
+from mezzotint.cli.names import METRICS
+from mezzotint.cli.options import checked, checked_each
 from mezzotint.cli.outputs import check_report
-from mezzotint.cli.size_option import parse_size
+from mezzotint.cli.shared_options import (
+    DeviceOptions,
+    PromptSetOptions,
+    Reference,
+    SamplingOptions,
+    json_option,
+)
 from mezzotint.errors import BadRequest
 from mezzotint.untrusted.escaping import message
 
 
-def compare(
-    reference: Annotated[
-        str,
-        typer.Argument(help="\\[NAME=]SOURCE\\[,OPTION=VALUE...]: a pipeline or a transformer."),
-    ],
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(PromptSetOptions, SamplingOptions, DeviceOptions):
+    """Which models to compare, with which images, and where to save the report."""
+
+    reference: Reference
     candidates: Annotated[
         list[str],
         typer.Argument(
             metavar="CANDIDATE...",
             help="One or more sources to compare with the reference, in the same form.",
+            callback=checked_each(check_candidate),
         ),
-    ],
+    ]
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", help="Folder for the report and the generated images."),
-    ],
-    model: Annotated[
-        str | None,
         typer.Option(
-            help=(
-                "Pipeline for sources that are only a transformer "
-                "\\[the reference, or the built-in model]."
-            )
+            "--output",
+            "-o",
+            help="Folder for the report and the generated images.",
+            callback=checked(lambda path: check_writable("-o", path)),
         ),
-    ] = None,
-    prompts: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE|default|demo|edit",
-            help=("File with one prompt per line, or a built-in set \\[the set for this model]."),
-        ),
-    ] = None,
-    image: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Image to edit, for prompts that name no image."),
-    ] = None,
-    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Images per prompt.")] = 1,
-    steps: Annotated[
-        int | None, typer.Option(min=1, max=1000, help="Denoising steps \\[the model's default].")
-    ] = None,
-    size: Annotated[
-        str | None,
-        typer.Option(metavar="N|WxH", help="Image size in pixels \\[as for `generate`]."),
-    ] = None,
-    guidance: Annotated[
-        float | None, typer.Option(min=0, help="Guidance scale \\[the model's default].")
-    ] = None,
-    frames: Annotated[
-        int | None, typer.Option(min=1, max=10_000, help="Video frames \\[the model's default].")
-    ] = None,
+    ]
+    seeds: Annotated[
+        int, typer.Option(min=1, max=1000, help="Seeds per prompt; each gives one image.")
+    ] = 1
     metrics: Annotated[
         str | None,
         typer.Option(
             metavar="NAME,...",
-            help="Image metrics: psnr, ssim, ms_ssim, flip, st_lpips, lpips, mae \\[all].",
+            help=f"Image metrics: {METRICS} \\[all].",
+            callback=checked(check_metrics),
         ),
-    ] = None,
+    ] = None
     gate: Annotated[
         str | None,
         typer.Option(
             metavar="strict|fp8|w4|FILE",
             help="Limits that a candidate must meet \\[the profile for its precision].",
+            callback=checked(check_gate),
         ),
-    ] = None,
+    ] = None
     resume: Annotated[
         bool,
         typer.Option(
             "--resume",
             help="Continue in a folder that is not empty. Generate only what is missing.",
         ),
-    ] = False,
-    device: Annotated[
-        str | None,
-        typer.Option(help="Device: cpu, cuda, cuda:1, ... \\[the GPU, if there is one]."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print report.json on stdout.")] = False,
-) -> None:
+    ] = False
+    as_json: Annotated[bool, json_option(help="Print report.json on stdout.")] = False
+
+
+def compare(options: CompareOptions) -> None:
     """Generate the same images with every model and compare each candidate with the reference.
 
     Each model is loaded once and freed before the next one. The folder gets report.html,
@@ -97,8 +87,9 @@ def compare(
     run continues, and a new candidate does not generate the reference's images again.
 
     A source is a value that `generate` accepts for --model or --transformer. An optional prefix
-    NAME= sets its name in the report. Optional suffixes set its options: backend, activations
-    (as_stored or bf16), resident, bf16_steps (such as 2+1) and transformer_2.
+    NAME= sets its name in the report. Optional suffixes, such as ",backend=reference", set its
+    options: backend, activations (as_stored or bf16), resident, bf16_steps (such as 2+1) and
+    transformer_2.
 
     Models that edit need a source image: --image, or an image after a tab in each line of
     --prompts.
@@ -119,21 +110,7 @@ def compare(
       mezzotint compare ./FLUX.1-dev fast=./flux1-fp8 slow=./flux1-fp8,backend=reference -o report
       --resume
     """
-    if output.is_dir() and any(output.iterdir()) and not resume:
-        raise BadRequest(
-            f"-o is {output}, and this folder is not empty",
-            "use --resume to continue in it, or name a new folder.",
-        )
-    selected = None if metrics is None else [name.strip() for name in metrics.split(",")]
-    for name in selected or ():
-        checks.check_name("there is no metric {!r}", name, checks.METRICS)
-    checks.check_candidates(reference, *candidates)
-    checks.check_sources(model)
-    checks.check_request(prompts, image, size)
-    checks.check_gate(gate)
-    checks.check_device(device)
-    checks.check_writable("-o", output)
-    check_report(output, "runs")
+    _check_folder(options.output, options.resume)
     from mezzotint.cli.output import Steps, quiet_libraries
 
     with Steps() as progress:
@@ -142,31 +119,40 @@ def compare(
         from mezzotint.quality.report import write_report
 
         comparison = run(
-            reference,
-            candidates,
-            output,
-            model=model,
-            prompts=prompts,
-            image=image,
-            seeds=seeds,
-            steps=steps,
-            size=parse_size(size),
-            guidance=guidance,
-            frames=frames,
-            metrics=selected,
-            gate=gate,
-            device=device,
+            options.reference,
+            options.candidates,
+            options.output,
+            model=options.model,
+            prompts=options.prompts,
+            image=options.image,
+            seeds=options.seeds,
+            size=options.sides,
+            frames=options.frames,
+            metrics=None if options.metrics is None else parse_metrics(options.metrics),
+            gate=options.gate,
+            device=options.device,
             on_image=lambda done, total, name: progress.say(name, done, total),
+            **options.settings,
         )
         progress.say("writing the report")
-        files = write_report(comparison, output)
-    if as_json:
+        files = write_report(comparison, options.output)
+    if options.as_json:
         print(files[1].read_text(encoding="utf-8"), end="")
     else:
         _print(comparison.to_dict())
         print(message(f"wrote {', '.join(map(str, files))}"), file=sys.stderr)
     if comparison.verdict != "pass":
         raise typer.Exit(1)
+
+
+def _check_folder(output: Path, resume: bool) -> None:
+    """Raise BadRequest if the folder holds files, unless an earlier comparison is continued."""
+    if output.is_dir() and any(output.iterdir()) and not resume:
+        raise BadRequest(
+            f"-o is {output}, and this folder is not empty",
+            "use --resume to continue in it, or name a new folder.",
+        )
+    check_report(output, "runs")
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -2,78 +2,69 @@
 
 import json
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from mezzotint.cli import checks
+from mezzotint.builtin import check_exists
+from mezzotint.cli.checks import check_writable
+from mezzotint.cli.names import TARGETS
+from mezzotint.cli.options import checked
 from mezzotint.cli.progress import byte_progress
+from mezzotint.cli.shared_options import CheckpointOptions, json_option
 
 
-def convert(
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="Checkpoint file, component folder, pipeline, Hub id, or demo-fp8, demo-nvfp4, ..."
-        ),
-    ],
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions(CheckpointOptions):
+    """What to convert, and what to write."""
+
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", help="Output folder; for comfy and nunchaku, output file."),
-    ],
-    to: Annotated[
-        str,
         typer.Option(
-            help="Target format: mezzotint, bf16, modelopt, comfy, nunchaku or row-major."
+            "--output",
+            "-o",
+            help="Output folder; for comfy and nunchaku, output file.",
+            callback=checked(lambda path: check_writable("-o", path)),
         ),
-    ] = "mezzotint",
+    ]
+    to: Annotated[
+        str, typer.Option(help=f"Target format: {TARGETS}.", callback=checked(TARGETS.check))
+    ] = "mezzotint"
     base: Annotated[
         str | None,
         typer.Option(
-            help="BF16 component of the same model, for --keep-bf16 and a missing configuration."
+            help="BF16 component of the same model. Supplies the layers of --keep-bf16, which are "
+            "decoded otherwise, and a missing configuration.",
+            callback=checked(check_exists),
         ),
-    ] = None,
-    scales_from: Annotated[
-        str | None,
-        typer.Option(help="Checkpoint to take missing input scales from."),
-    ] = None,
+    ] = None
     keep_bf16: Annotated[
-        list[str] | None,
-        typer.Option(metavar="GLOB", help="Layers to write unquantized. Repeatable."),
-    ] = None,
-    component: Annotated[
-        str | None,
-        typer.Option(help="Folder inside a pipeline, such as transformer_2 \\[transformer]."),
-    ] = None,
+        list[str], typer.Option(metavar="GLOB", help="Layers to write in BF16. Repeatable.")
+    ] = field(default_factory=list)
     merge_into: Annotated[
         str | None,
         typer.Option(
             metavar="PIPELINE",
             help="Pipeline to copy; the output is a copy with the converted component.",
+            callback=checked(check_exists),
         ),
-    ] = None,
-    rename: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="OLD=NEW",
-            help="Regular expression in tensor names, and its replacement. Repeatable.",
-        ),
-    ] = None,
+    ] = None
     shard_gb: Annotated[
-        float, typer.Option(min=0.001, help="Largest size of a shard in 10^9 bytes.")
-    ] = 4.0,
+        float, typer.Option(min=0.001, help="Largest size of a shard in GB (10^9 bytes).")
+    ] = 4.0
     overwrite: Annotated[
         bool,
         typer.Option(
             "--overwrite",
             help="Replace an earlier output when the new one is complete, and nothing else.",
         ),
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the report as JSON on stdout.")
-    ] = False,
-) -> None:
+    ] = False
+    as_json: Annotated[bool, json_option(help="Print the report as JSON on stdout.")] = False
+
+
+def convert(options: ConvertOptions) -> None:
     """Write a checkpoint in another format.
 
     The command fails before it writes anything if the target format cannot store a layer. The
@@ -97,30 +88,26 @@ def convert(
       mezzotint convert ./export --keep-bf16 "*.ff.net.*" --base ./FLUX.1 --merge-into ./FLUX.1
       -o ./FLUX.1-nvfp4
     """
-    checks.check_name("there is no target {!r}", to, checks.TARGETS)
-    checks.check_sources(source, base, scales_from, merge_into)
-    checks.check_writable("-o", output)
     from mezzotint.conversion import convert as run
-    from mezzotint.formats.renaming import read_renames
 
     with byte_progress("writing") as on_progress:
         report = run(
-            source,
-            output,
-            base=base,
-            to=to,
-            scales_from=scales_from,
-            keep_bf16=keep_bf16 or (),
-            component=component,
-            merge_into=merge_into,
-            shard_bytes=int(shard_gb * 1e9),
-            overwrite=overwrite,
-            rename=read_renames(rename or ()),
+            options.checkpoint,
+            options.output,
+            base=options.base,
+            to=options.to,
+            scales_from=options.scales_from,
+            keep_bf16=options.keep_bf16,
+            component=options.component,
+            merge_into=options.merge_into,
+            shard_bytes=int(options.shard_gb * 1e9),
+            overwrite=options.overwrite,
+            rename=options.renames,
             on_progress=on_progress,
         )
     for note in report.notes:
         print(f"note: {note}", file=sys.stderr)
-    if as_json:
+    if options.as_json:
         print(json.dumps(report.to_dict(), indent=2))
     else:
         _print(report)

@@ -2,32 +2,41 @@
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mezzotint.cli import checks
-from mezzotint.cli import generate_options as options
+from mezzotint.cli.checks import check_file
+from mezzotint.cli.options import checked
 from mezzotint.cli.outputs import check_sheet
+from mezzotint.cli.shared_options import DeviceOptions, json_option
 
 if TYPE_CHECKING:
     from mezzotint.demo import DemoResult
 
 
-def demo(
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions(DeviceOptions):
+    """Where to run, and where to save the images."""
+
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", help="Contact sheet. The table is written next to it as JSON."
+            "--output",
+            "-o",
+            help="Contact sheet. The table is written next to it as JSON.",
+            callback=checked(lambda path: check_file("-o", path)),
         ),
-    ] = Path("demo.png"),
-    device: options.Device = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the table as JSON on stdout.")
-    ] = False,
-) -> None:
+    ] = Path("demo.png")
+    as_json: Annotated[bool, json_option(help="Print the table as JSON on stdout.")] = False
+
+
+def demo(options: DemoOptions) -> None:
     """Generate six prompts with the built-in model in BF16, FP8 and NVFP4, and compare the images.
+
+    The table shows the size of the weights, and how close the images are to those in BF16.
 
     Examples:
 
@@ -35,8 +44,7 @@ def demo(
 
       mezzotint demo -o /tmp/demo.png --device cpu --json
     """
-    checks.check_file("-o", output)
-    checks.check_device(device)
+    output = options.output
     check_sheet(output)
     print("loading PyTorch and diffusers ...", file=sys.stderr)
     from mezzotint.cli.output import quiet_libraries
@@ -46,12 +54,12 @@ def demo(
     from mezzotint.generation.image_io import save_png
     from mezzotint.saving import atomic_write
 
-    result = run(device, lambda name: print(f"generating in {name} ...", file=sys.stderr))
+    result = run(options.device, lambda name: print(f"generating in {name} ...", file=sys.stderr))
     table = json.dumps(result.to_dict(), indent=2)
     save_png(result.sheet, output, {"prompt": "mezzotint demo"})
     with atomic_write(output.with_suffix(".json")) as temporary:
         temporary.write_text(table + "\n")
-    if as_json:
+    if options.as_json:
         print(table)
     else:
         _print(result)

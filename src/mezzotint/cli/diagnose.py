@@ -1,74 +1,54 @@
 """`mezzotint diagnose`: find the wrong layers of a quantized model, and the causes."""
 
 import json
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 
-from mezzotint.cli import checks
-from mezzotint.cli.size_option import parse_size
+from mezzotint.cli.checks import check_candidate
+from mezzotint.cli.options import checked
+from mezzotint.cli.shared_options import (
+    DeviceOptions,
+    PromptSetOptions,
+    Reference,
+    SizeOptions,
+    json_option,
+    sampling_option,
+)
 
 MAX_ROWS = 20
 """Number of suspects in the table; --json prints all."""
 
 
-def diagnose(
-    reference: Annotated[
-        str,
-        typer.Argument(help="\\[NAME=]SOURCE\\[,OPTION=VALUE...]: a pipeline or a transformer."),
-    ],
+@dataclass(frozen=True, kw_only=True)
+class DiagnoseOptions(PromptSetOptions, SizeOptions, DeviceOptions):
+    """Which models to compare, and what to measure."""
+
+    reference: Reference
     candidate: Annotated[
-        str, typer.Argument(help="Source to compare with the reference, in the same form.")
-    ],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help=(
-                "Pipeline for sources that are only a transformer "
-                "\\[the reference, or the built-in model]."
-            )
+        str,
+        typer.Argument(
+            help="Source to compare with the reference, in the same form.",
+            callback=checked(check_candidate),
         ),
-    ] = None,
-    prompts: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE|default|demo|edit",
-            help=(
-                "File with one prompt per line, or a built-in set "
-                "\\[the first prompt of the set for this model]."
-            ),
-        ),
-    ] = None,
-    image: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Image to edit, for prompts that name no image."),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise of every image.")] = 0,
-    steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps to record.")] = 2,
-    size: Annotated[
-        str | None,
-        typer.Option(metavar="N|WxH", help="Image size in pixels \\[as for `generate`]."),
-    ] = None,
-    frames: Annotated[
-        int | None, typer.Option(min=1, max=10_000, help="Video frames \\[the model's default].")
-    ] = None,
-    layers: Annotated[str, typer.Option(metavar="GLOB", help="Layers to diagnose.")] = "*",
+    ]
+    layers: Annotated[str, typer.Option(metavar="GLOB", help="Layers to diagnose.")] = "*"
     sensitivity: Annotated[
         bool,
         typer.Option(
             "--sensitivity",
             help="Measure instead which layers and steps gain most from BF16.",
         ),
-    ] = False,
-    device: Annotated[
-        str | None,
-        typer.Option(help="Device: cpu, cuda, cuda:1, ... \\[the GPU, if there is one]."),
-    ] = None,
+    ] = False
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print suspects and all layers as JSON on stdout.")
-    ] = False,
-) -> None:
+        bool, json_option(help="Print suspects and all layers as JSON on stdout.")
+    ] = False
+    seed: Annotated[int, sampling_option(min=0, help="Seed of the noise of every image.")] = 0
+    steps: Annotated[int, sampling_option(min=1, max=1000, help="Denoising steps to record.")] = 2
+
+
+def diagnose(options: DiagnoseOptions) -> None:
     """Find the wrong layers of a candidate, and name the cause of each fault.
 
     The reference generates an image, and the inputs of its layers are recorded. Then the layers of
@@ -76,10 +56,13 @@ def diagnose(
     against the inputs, and the output of the selected backend. A cause is named if undoing it
     restores the weight.
 
-    With --sensitivity, the command measures how much the transformer's error decreases if one role
-    of layers has the reference's weights. It ranks the roles by error reduction per byte. The
-    patterns are for `convert --keep-bf16`. It also runs one step at a time with BF16 activations,
-    and recommends a schedule for `generate --bf16-steps`.
+    Without --prompts, the command uses one prompt of the set for this model.
+
+    With --sensitivity, the command finds the layers that gain most from BF16. It gives one group of
+    layers at a time, such as "transformer_blocks.*.attn.to_q", the reference's weights, and ranks
+    the groups by error reduction per byte. Pass the best ones to `convert --keep-bf16`. It also
+    runs one step at a time with BF16 activations, and recommends a value for
+    `generate --bf16-steps`.
 
     Exits with 0 if nothing is suspicious, 1 if something is, 2 if the command could not run. With
     --sensitivity the exit code is never 1.
@@ -99,10 +82,6 @@ def diagnose(
 
       mezzotint diagnose ./wan2.2 ./high-fp8,transformer_2=./low-fp8 --size 832x480 --frames 17
     """
-    checks.check_candidates(reference, candidate)
-    checks.check_sources(model)
-    checks.check_request(prompts, image, size)
-    checks.check_device(device)
     from mezzotint.cli.output import Steps, quiet_libraries
 
     with Steps() as progress:
@@ -110,25 +89,25 @@ def diagnose(
         from mezzotint.quality.diagnose import diagnose as find
         from mezzotint.quality.sensitivity import sensitivity as rank
 
-        result: Any = (rank if sensitivity else find)(
-            reference,
-            candidate,
-            model=model,
-            prompts=prompts,
-            image=image,
-            seed=seed,
-            steps=steps,
-            size=parse_size(size),
-            frames=frames,
-            layers=layers,
-            device=device,
+        result: Any = (rank if options.sensitivity else find)(
+            options.reference,
+            options.candidate,
+            model=options.model,
+            prompts=options.prompts,
+            image=options.image,
+            seed=options.seed,
+            steps=options.steps,
+            size=options.sides,
+            frames=options.frames,
+            layers=options.layers,
+            device=options.device,
             on_progress=lambda done, total, what: progress.say(what, done, total),
         )
-    if as_json:
+    if options.as_json:
         print(json.dumps(result.to_dict(), indent=2))
     else:
-        (_print_gains if sensitivity else _print_suspects)(result)
-    if not sensitivity and result.suspects:
+        (_print_gains if options.sensitivity else _print_suspects)(result)
+    if not options.sensitivity and result.suspects:
         raise typer.Exit(1)
 
 

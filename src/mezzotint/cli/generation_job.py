@@ -1,10 +1,11 @@
 """One run of `generate`: its source and request, and what is saved while it runs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mezzotint.cli.generate_options import GenerateOptions
 from mezzotint.cli.output import Steps
 from mezzotint.cli.output_files import OutputFiles
 from mezzotint.families import Sampling
@@ -32,6 +33,7 @@ class Outcome:
 class GenerationJob:
     """What to generate, checked before any weight is read."""
 
+    options: GenerateOptions
     source: PipelineSource
     request: Request
     sampling: Sampling
@@ -39,32 +41,32 @@ class GenerationJob:
     source_image: SourceImage | None
 
     @classmethod
-    def plan(
-        cls,
-        source: PipelineSource,
-        prompts: Sequence[str],
-        seed: int,
-        image: Path | None,
-        settings: Mapping[str, Any],
-        bf16_steps: str,
-        bf16_attention_steps: str,
-    ) -> "GenerationJob":
-        """Make the request for prompts whose seeds follow `seed`. Raises MezzotintError."""
-        source_image = None if image is None else read_source_image(image)
+    def plan(cls, options: GenerateOptions) -> "GenerationJob":
+        """Open the model, and make a request with consecutive seeds. Raises MezzotintError."""
+        source = PipelineSource.open(
+            options.model,
+            options.transformers,
+            scales_from=options.scales_from,
+            rename=options.renames,
+        )
+        source_image = None if options.image is None else read_source_image(options.image)
         source.check_source_image(source_image is not None)
         pixels = None if source_image is None else source_image.to_pil
-        sampling = source.sampling(pixels, **settings)
-        seeds = tuple(seed + i for i in range(len(prompts)))
+        sampling = source.sampling(
+            pixels, num_frames=options.frames, **options.sides, **options.settings
+        )
+        prompts = options.repeated_prompts
+        seeds = tuple(options.seed + i for i in range(len(prompts)))
         request = Request(
             prompts,
             seeds,
             sampling,
             [pixels] * len(prompts),
-            StepSchedule.parse(bf16_steps),
-            StepSchedule.parse(bf16_attention_steps),
+            StepSchedule.parse(options.bf16_steps),
+            StepSchedule.parse(options.bf16_attention_steps),
             check_output=False,  # bad outputs are saved under another name, and reported at the end
         )
-        return cls(source, request, sampling, seeds, source_image)
+        return cls(options, source, request, sampling, seeds, source_image)
 
     @property
     def is_video(self) -> bool:
@@ -76,50 +78,47 @@ class GenerationJob:
         """Return the entries of the source image for parameters and reports."""
         return {} if self.source_image is None else self.source_image.to_dict()
 
-    def parameters(self, loaded: LoadedPipeline, names: Mapping[str, str | None]) -> dict[str, Any]:
-        """Return the parameters that all outputs share, as they are written into their files.
+    def run(self, loaded: LoadedPipeline, files: OutputFiles, progress: Steps) -> Outcome:
+        """Generate and save: each output as soon as it is made, or one contact sheet at the end."""
+        parameters = self._parameters(loaded)
+        if self.options.grid:
+            return self._run_sheet(loaded.pipe, files, parameters, progress)
+        paths = []
 
-        names   of the model and its transformers, as on the command line
-        """
+        def save(number: int, result: GenerationResult) -> None:
+            of_output = {"prompt": self.request.prompts[number], "seed": self.seeds[number]}
+            paths.append(files.save(number, result, of_output | parameters))
+
+        return Outcome(self._generate(loaded.pipe, progress, save), tuple(paths))
+
+    def _run_sheet(
+        self, pipe: Any, files: OutputFiles, parameters: Mapping[str, Any], progress: Steps
+    ) -> Outcome:
+        result = self._generate(pipe, progress, lambda _number, _result: None)
+        count = self.options.count
+        of_sheet = {
+            "prompt": " | ".join(self.options.prompts),
+            "seed": self.options.seed,
+            "count": count,
+        }
+        return Outcome(result, (files.save_sheet(result, count, {**of_sheet, **parameters}),))
+
+    def _parameters(self, loaded: LoadedPipeline) -> dict[str, Any]:
+        """Return the parameters that all outputs share, as they are written into their files."""
         schedules = {
             "bf16_steps": self.request.bf16_steps,
             "bf16_attention_steps": effective_attention_steps(loaded.pipe, self.request),
         }
-        second = {"transformer_2": names["transformer_2"]} if names["transformer_2"] else {}
+        second = self.options.transformer_2
         return {
-            "model": names["model"],
-            "transformer": names["transformer"],
+            "model": self.options.model,
+            "transformer": self.options.transformer,
             "format": loaded.reports["transformer"].format,
-            **second,
+            **({"transformer_2": second} if second else {}),
             **self.image_entries,
             **{name: str(steps) for name, steps in schedules.items() if steps != NO_STEPS},
             **{name: value for name, value in vars(self.sampling).items() if value is not None},
         }
-
-    def run(
-        self, pipe: Any, files: OutputFiles, parameters: Mapping[str, Any], progress: Steps
-    ) -> Outcome:
-        """Generate; save each output as soon as it is made."""
-        paths = []
-
-        def save(number: int, result: GenerationResult) -> None:
-            own = {"prompt": self.request.prompts[number], "seed": self.seeds[number]}
-            paths.append(files.save(number, result, own | dict(parameters)))
-
-        return Outcome(self._generate(pipe, progress, save), tuple(paths))
-
-    def run_sheet(
-        self,
-        pipe: Any,
-        files: OutputFiles,
-        parameters: Mapping[str, Any],
-        sheet: Mapping[str, Any],
-        progress: Steps,
-    ) -> Outcome:
-        """Generate all images, and save one contact sheet with `sheet["count"]` images per row."""
-        result = self._generate(pipe, progress, lambda _number, _result: None)
-        path = files.save_sheet(result, sheet["count"], dict(sheet) | dict(parameters))
-        return Outcome(result, (path,))
 
     def _generate(
         self, pipe: Any, progress: Steps, on_result: Callable[[int, GenerationResult], None]

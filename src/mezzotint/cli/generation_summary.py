@@ -19,14 +19,13 @@ def print_summary(
     files: OutputFiles,
     loaded: "LoadedPipeline",
     outcome: "Outcome",
-    as_json: bool,
 ) -> None:
     """Print files, notes and problems. Raises typer.Exit(1) if an output failed its check."""
     events = [event for report in loaded.reports.values() for event in report.events]
     events += [f"{path} replaces an earlier file that Mezzotint wrote" for path in files.replaced]
     for note in dict.fromkeys([*events, *outcome.result.notes]):
         print(message(f"note: {note}"), file=sys.stderr)
-    if as_json:
+    if job.options.as_json:
         print(json.dumps(_json_summary(job, loaded, outcome), indent=2))
     else:
         print("\n".join(str(path) for path in outcome.files))

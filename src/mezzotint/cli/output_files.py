@@ -20,7 +20,7 @@ class OutputFiles:
 
     path       as -o names it, or the default
     total      number of outputs
-    replaced   earlier files of Mezzotint's own that are replaced
+    replaced   earlier files, written by Mezzotint, that are replaced
     """
 
     path: Path

@@ -21,7 +21,7 @@ def check_generated(output: Path, total: int, bad_output_suffix: str) -> list[Pa
     output               the file, or folder of frames, that -o names
     total                number of outputs
     bad_output_suffix    added to the names of outputs that fail their check
-    Returns              earlier files of Mezzotint's own that will be replaced
+    Returns              earlier files, written by Mezzotint, that will be replaced
     """
     from mezzotint.saving import remove_leftovers
 

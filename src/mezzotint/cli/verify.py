@@ -1,49 +1,39 @@
-"""`mezzotint verify`: check whether a checkpoint is sound."""
+"""`mezzotint verify`: check whether a checkpoint is intact."""
 
 import json
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 
-from mezzotint.cli import checks
+from mezzotint.builtin import check_exists
+from mezzotint.cli.options import checked
 from mezzotint.cli.progress import byte_progress
+from mezzotint.cli.shared_options import CheckpointOptions, json_option
 
 COLORS = {"NOTE": "dim", "SUSPICIOUS": "yellow", "BROKEN": "red", "NOT_READ": "yellow"}
 VERDICT_COLORS = ("green", "yellow", "red", "yellow")
 
 
-def verify(
-    path: Annotated[
-        str,
-        typer.Argument(
-            help="Checkpoint file, component folder, pipeline, Hub id, or demo-fp8, demo-nvfp4, ..."
-        ),
-    ],
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions(CheckpointOptions):
+    """What to check, and what to compare it with."""
+
     base: Annotated[
-        str | None, typer.Option(help="Unquantized component to compare every layer with.")
-    ] = None,
-    scales_from: Annotated[
-        str | None, typer.Option(help="Checkpoint to take missing input scales from.")
-    ] = None,
-    component: Annotated[
         str | None,
-        typer.Option(help="Folder inside a pipeline, such as transformer_2 \\[transformer]."),
-    ] = None,
-    rename: Annotated[
-        list[str] | None,
         typer.Option(
-            metavar="OLD=NEW",
-            help="Regular expression in tensor names, and its replacement. Repeatable.",
+            help="Unquantized component to compare every layer with.",
+            callback=checked(check_exists),
         ),
-    ] = None,
+    ] = None
     repair: Annotated[
         bool,
         typer.Option("--repair", help="Download broken files again, if they came from the Hub."),
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the whole report as JSON on stdout.")
-    ] = False,
-) -> None:
+    ] = False
+    as_json: Annotated[bool, json_option(help="Print the whole report as JSON on stdout.")] = False
+
+
+def verify(options: VerifyOptions) -> None:
     """Check files, index, checksums, shapes, scales and weights of a checkpoint.
 
     With --base, also report each layer's error. Exits with 0 if the checkpoint is sound, 1 if
@@ -55,21 +45,19 @@ def verify(
 
       mezzotint verify ./flux1-nvfp4/transformer --base ./FLUX.1-dev/transformer --json
     """
-    checks.check_sources(path, base, scales_from)
-    from mezzotint.formats.renaming import read_renames
     from mezzotint.verification import verify as run
 
     with byte_progress("checking") as on_progress:
         report = run(
-            path,
-            base,
-            component=component,
-            scales_from=scales_from,
-            repair=repair,
-            rename=read_renames(rename or ()),
+            options.checkpoint,
+            options.base,
+            component=options.component,
+            scales_from=options.scales_from,
+            repair=options.repair,
+            rename=options.renames,
             on_progress=on_progress,
         )
-    if as_json:
+    if options.as_json:
         print(json.dumps(report.to_dict(), indent=2))
     else:
         _print(report)

@@ -1,15 +1,20 @@
 """`mezzotint warmup`: compile before the first request."""
 
 import time
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mezzotint.cli import checks
-from mezzotint.cli import generate_options as options
-from mezzotint.cli.backend_options import parse_backend_choice, speed_up_pipeline
-from mezzotint.cli.pipeline_source import open_source
+from mezzotint.builtin import check_exists
+from mezzotint.cli.backend_options import speed_up_pipeline
+from mezzotint.cli.options import checked, checked_each
+from mezzotint.cli.shared_options import (
+    FramesOptions,
+    KernelOptions,
+    TransformerOptions,
+    sampling_option,
+)
 from mezzotint.cli.size_option import parse_size
 
 if TYPE_CHECKING:
@@ -17,53 +22,52 @@ if TYPE_CHECKING:
     from mezzotint.generation.source import PipelineSource
 
 
-def warmup(
+@dataclass(frozen=True, kw_only=True)
+class WarmupOptions(TransformerOptions, FramesOptions, KernelOptions):
+    """What to compile."""
+
     model: Annotated[
-        str, typer.Argument(help="A diffusers pipeline: folder, Hub id, or 'demo'.")
-    ] = "demo",
-    transformer: options.Transformer = None,
-    transformer_2: options.Transformer2 = None,
+        str,
+        typer.Argument(
+            help="A diffusers pipeline: folder, Hub id, or 'demo'.", callback=checked(check_exists)
+        ),
+    ] = "demo"
     size: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="N|WxH", help="Size to compile for. Repeatable \\[the model's default]."
+        list[str],
+        sampling_option(
+            metavar="N|WxH",
+            help="Size to compile for. Repeatable \\[the model's default].",
+            callback=checked_each(parse_size),
         ),
-    ] = None,
-    image: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Image to edit, as for `generate`. Its tokens change what is compiled.",
-        ),
-    ] = None,
-    frames: options.Frames = None,
-    backend: options.Backend = None,
-    resident: options.Resident = None,
-    attention: options.Attention = None,
-    device: options.Device = None,
-) -> None:
+    ] = field(default_factory=list)
+
+
+def warmup(options: WarmupOptions) -> None:
     """Fill the compile cache for a model and its sizes, so that `--fast` starts in seconds.
+
+    The command compiles the model as `generate --fast` does, for one shape of inputs per size. The
+    number of frames and a source image change the shape too: name the same ones here.
 
     Examples:
 
       mezzotint warmup ./FLUX.1-dev --transformer ./flux1-dev-fp8 --size 1024 --size 1344x768
+
+      mezzotint warmup ./FLUX.1-Kontext-dev --image street.png
     """
-    checks.check_sources(model, transformer, transformer_2)
-    checks.check_kernels(backend, resident, attention)
-    checks.check_device(device)
-    checks.check_request(None, image, *(size or ()))
     from mezzotint.cli.output import quiet_libraries
 
     quiet_libraries()
     from mezzotint.fast import compile_cache_folder
     from mezzotint.generation.generate import generate
     from mezzotint.generation.pipeline import load_pipeline
+    from mezzotint.generation.source import PipelineSource
 
-    source = open_source(model, transformer, transformer_2)
-    requests = _requests(source, image, frames, [parse_size(one) for one in size or ()] or [{}])
-    choice = parse_backend_choice(backend or [])
-    pipe = load_pipeline(source, device, backend=choice, resident=resident).pipe
-    speed_up_pipeline(pipe, attention)
+    source = PipelineSource.open(options.model, options.transformers)
+    requests = _requests(source, options)
+    pipe = load_pipeline(
+        source, options.device, backend=options.backend_choice, resident=options.resident
+    ).pipe
+    speed_up_pipeline(pipe, options.attention)
     for name, request in requests.items():
         started = time.perf_counter()
         generate(pipe, request)
@@ -71,21 +75,19 @@ def warmup(
     print(f"compile cache: {compile_cache_folder()}")
 
 
-def _requests(
-    source: "PipelineSource",
-    image: Path | None,
-    frames: int | None,
-    sizes: list[dict[str, int]],
-) -> dict[str, "Request"]:
+def _requests(source: "PipelineSource", options: WarmupOptions) -> dict[str, "Request"]:
     """Return {size: a request of as few steps as call every transformer}. Raises MezzotintError."""
     from mezzotint.generation.request import Request
     from mezzotint.generation.source_image import read_source_image
 
-    pixels: Any = None if image is None else read_source_image(image).to_pil
+    pixels: Any = None if options.image is None else read_source_image(options.image).to_pil
     source.check_source_image(pixels is not None)
     # The second transformer runs in later steps, so that it needs a second step.
     steps = len(source.checkpoints)
-    settings = [source.sampling(pixels, steps=steps, num_frames=frames, **size) for size in sizes]
+    sizes = [parse_size(size) for size in options.size] or [{}]
+    settings = [
+        source.sampling(pixels, steps=steps, num_frames=options.frames, **size) for size in sizes
+    ]
     return {
         f"{sampling.width or sampling.height}x{sampling.height}": Request(
             ["a gray stone"],

@@ -1,4 +1,4 @@
-"""Files that store tensors, one module per container, and the question which one a file is."""
+"""File formats that store tensors, one module per container, and their detection."""
 
 from functools import cache
 
@@ -14,7 +14,6 @@ from mezzotint.containers.container import (
 )
 from mezzotint.containers.unread import SNIFF_BYTES, UNREAD_SUFFIXES, refuse_unread
 from mezzotint.discover import collect
-from mezzotint.errors import NotSafetensors
 from mezzotint.hub import AnyPath
 
 __all__ = [
@@ -27,7 +26,6 @@ __all__ = [
     "checkpoint_suffixes",
     "containers",
     "read_all",
-    "read_checkpoint_file",
     "read_container",
     "unread_suffixes",
 ]
@@ -40,12 +38,12 @@ def containers() -> dict[str, Container]:
 
 
 def checkpoint_suffixes() -> tuple[str, ...]:
-    """Return how names of files end that may hold a model's weights."""
-    return tuple(known.suffix for known in containers().values() if known.holds_checkpoints)
+    """Return the suffixes of files that may hold a model's weights."""
+    return tuple(suffix for known in containers().values() for suffix in known.suffixes)
 
 
 def unread_suffixes() -> tuple[str, ...]:
-    """Return how names of weight files end that are not read."""
+    """Return the suffixes of weight files that are not read."""
     return tuple(suffix for suffix in UNREAD_SUFFIXES if suffix not in checkpoint_suffixes())
 
 
@@ -57,30 +55,16 @@ def read_container(file: AnyPath) -> ContainerHeader:
     return container_of(file).read(file)
 
 
-def read_checkpoint_file(file: AnyPath) -> ContainerHeader:
-    """Read the header of a file that holds weights of a model.
-
-    Raises  BrokenFile, NotACheckpoint; NotSafetensors for a container without checkpoints
-    """
-    found = container_of(file)
-    if not found.holds_checkpoints:
-        raise NotSafetensors(
-            f"{file}: is {found.title}, not a safetensors file",
-            "use the safetensors version of the model.",
-        )
-    return found.read(file)
-
-
 def container_of(file: AnyPath) -> Container:
     """Return the container that the file's first bytes show.
 
-    A file that none recognizes counts as safetensors, whose reader then says what is damaged.
+    An unrecognized file is taken as safetensors, whose reader then names the damage.
 
     Raises  NotACheckpoint, NotSafetensors for a known kind of file that is not read
     """
-    for known in containers().values():
-        if known.sniff(file):
-            return known
-    with file.open("rb") as stream:
-        refuse_unread(file, stream.read(SNIFF_BYTES))
-    return safetensors.CONTAINER
+    found = next((known for known in containers().values() if known.sniff(file)), None)
+    # An .npz file is a zip archive as a .pt file is, and only its name tells them apart.
+    if found is None or file.name.endswith(unread_suffixes()):
+        with file.open("rb") as stream:
+            refuse_unread(file, stream.read(SNIFF_BYTES))
+    return safetensors.CONTAINER if found is None else found

@@ -73,7 +73,7 @@ class TensorInfo:
 
     dtype       a torch dtype, or a BlockType
     shape       logical shape; the values of a BlockType have `storage_shape`
-    start, end  its bytes in `file`: [start, end)
+    start, end  range [start, end) that `read_bytes` reads
     read_bytes  the container's reader
     """
 
@@ -88,6 +88,11 @@ class TensorInfo:
     @property
     def nbytes(self) -> int:
         return self.end - self.start
+
+    @property
+    def file_range(self) -> tuple[int, int] | None:
+        """Range [start, end) of `file` that stores the values as they are, None if none does."""
+        return (self.start, self.end) if self.read_bytes is read_range else None
 
     @property
     def storage_dtype(self) -> torch.dtype:
@@ -157,30 +162,26 @@ class ContainerHeader:
 class Container(Protocol):
     """One kind of file.
 
-    title              what an error calls such a file, with its article
-    suffix             how names of such files end, to list the weights of a folder
-    holds_checkpoints  whether a model's weights are read from it, or companion data alone
+    title      name in error messages, with its article
+    suffixes   suffixes of such files, to list the weights of a folder
     """
 
     name: str
     title: str
-    suffix: str
-    holds_checkpoints: bool
+    suffixes: tuple[str, ...]
 
     def sniff(self, path: AnyPath) -> bool:
         """Return whether the first bytes are those of such a file; a damaged file may be one."""
         ...
 
     def read(self, path: AnyPath) -> ContainerHeader:
-        """Read the header. Raises BrokenFile where it contradicts itself or the file's size."""
+        """Read the header. Raises BrokenFile if it contradicts itself or the file's size."""
         ...
 
 
 def element_count(shape: Sequence[int]) -> int | None:
-    """Return how many elements a tensor of this shape has, None where no tensor can have it.
-
-    The loop stops at the limit: a header can state sides whose product takes minutes to compute.
-    """
+    """Return the number of elements of a shape, or None if no tensor can have that shape."""
+    # The loop stops at the limit, because the product of a malicious shape can take minutes.
     if len(shape) > MAX_RANK:
         return None
     count = 1

@@ -9,7 +9,7 @@ Source: https://github.com/python/cpython/blob/3.12/Lib/pickletools.py
 
 import pickletools
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -40,7 +40,7 @@ SIZES = {
     "BINPUT": 100,
     "LONG_BINPUT": 140,
 }
-"""Bytes of memory that an instruction's result takes, its slot in a container included; else 8."""
+"""Bytes of memory of an instruction's result, including its slot in a container; others have 8."""
 
 STORAGES = {
     "BFloat16Storage": torch.bfloat16,
@@ -62,7 +62,7 @@ KEY_TYPES = (str, int, float, type(None))
 
 
 class UnsafePickle(Exception):
-    """The pickle uses something that no description of tensors needs; the message says what."""
+    """The pickle uses a feature that no description of tensors needs; the message names it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +105,15 @@ def _tensor(storage: object, offset: Any, shape: Any, stride: Any, *_: object) -
     return TensorDescription(storage, offset, shape, stride)
 
 
+def _tensor_of_bytes(
+    storage: object, offset: Any, shape: Any, stride: Any, _grad: object, _hooks: object, dtype: Any
+) -> TensorDescription:
+    """Describe a tensor of a dtype without a storage class of its own, such as FP8."""
+    if not isinstance(storage, Storage) or not isinstance(dtype, torch.dtype):
+        raise UnsafePickle("a tensor is described by something other than a storage and a dtype")
+    return _tensor(replace(storage, dtype=dtype), offset, shape, stride)
+
+
 def _parameter(data: object, *_: object) -> object:
     return data
 
@@ -121,11 +130,12 @@ CONSTRUCTORS: Mapping[str, Callable[..., Any]] = {
     "collections OrderedDict": _dictionary,
     "torch Size": _size,
     "torch._utils _rebuild_tensor_v2": _tensor,
+    "torch._utils _rebuild_tensor_v3": _tensor_of_bytes,
     "torch._utils _rebuild_parameter": _parameter,
 }
 VALUES: Mapping[str, torch.dtype] = {
     f"torch {name}": dtype for name, dtype in (STORAGES | DTYPES).items()
-}
+} | {"torch.storage UntypedStorage": torch.uint8}
 """{name that a file may use: its substitute}; PyTorch's own objects are never used."""
 
 
@@ -182,13 +192,13 @@ class PickleInterpreter:
 
     def append(self, items: list[Any]) -> None:
         if not isinstance(self.stack[-1], list):
-            raise TypeError("it appends to what is no list")
+            raise TypeError("it appends to an object that is not a list")
         self.stack[-1].extend(items)
 
     def set_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if not isinstance(target, dict) or len(items) % 2:
-            raise TypeError("it sets items of what is no dictionary")
+            raise TypeError("it sets items of an object that is not a dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not isinstance(key, KEY_TYPES):
                 raise UnsafePickle(f"has a dictionary key that is a {type(key).__name__}")
@@ -220,7 +230,7 @@ class PickleInterpreter:
             identity if isinstance(identity, tuple) and len(identity) == 5 else (None,) * 3
         )
         if kind != "storage" or not isinstance(dtype, torch.dtype) or not isinstance(key, str):
-            raise UnsafePickle("refers to something outside that is no storage")
+            raise UnsafePickle("refers to an external object that is not a storage")
         self.push(Storage(dtype, key))
 
 

@@ -52,8 +52,7 @@ DTYPES = {
 class Safetensors:
     name = "safetensors"
     title = "a safetensors file"
-    suffix = ".safetensors"
-    holds_checkpoints = True
+    suffixes: tuple[str, ...] = (".safetensors",)
 
     def sniff(self, path: AnyPath) -> bool:
         # The format has no magic number: the header's length must fit, and JSON must follow it.

@@ -1,4 +1,4 @@
-"""PyTorch's own files (.pt), read as data: no code in them is ever called.
+"""PyTorch's own files (.pt, .pth, .ckpt, .bin), read as data: no code in them is ever called.
 
 A .pt file is a zip archive of uncompressed entries. `data.pkl` describes the tensors; `data/0`,
 `data/1`, ... hold their bytes, which are read by offset.
@@ -37,9 +37,7 @@ DIRECTORY_END = 2**16 + 22 + 76
 class TorchZip:
     name = "torch_zip"
     title = "a zip archive, as torch.save writes them"
-    suffix = ".pt"
-    # Only ModelOpt's calibration comes in such files; no published model needs more.
-    holds_checkpoints = False
+    suffixes: tuple[str, ...] = (".pt", ".pth", ".ckpt", ".bin")
 
     def sniff(self, path: AnyPath) -> bool:
         with path.open("rb") as stream:
@@ -102,7 +100,7 @@ class TorchTensors(Mapping[str, TensorInfo]):
         return len(self.described)
 
     def __getitem__(self, name: str) -> TensorInfo:
-        """Raises BrokenFile if the tensor is not contiguous, or ends outside its storage."""
+        """Return a tensor. Raises BrokenFile unless it is contiguous and inside its storage."""
         described = self.described[name]
         size, count = described.storage.dtype.itemsize, element_count(described.shape)
         if count is None:

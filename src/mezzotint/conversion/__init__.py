@@ -29,7 +29,7 @@ from mezzotint.conversion.provenance import (
     source_info,
 )
 from mezzotint.conversion.reading import files_read, tensor_files
-from mezzotint.errors import BadRequest, join_names, there_are
+from mezzotint.errors import join_names, require_known
 from mezzotint.formats import targets
 from mezzotint.formats.renaming import Renames
 from mezzotint.formats.writers.writer import ModelInfo, Target, Writer
@@ -149,8 +149,7 @@ def convert(
 
 
 def _target(to: str) -> Target:
-    if to not in targets():
-        raise BadRequest(f"there is no target {to!r}", there_are(to, targets()))
+    require_known("target", to, targets())
     return targets()[to]
 
 

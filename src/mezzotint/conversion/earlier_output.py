@@ -6,9 +6,9 @@ from typing import Any
 
 from mezzotint.builtin import PIPELINE_INDEX
 from mezzotint.containers import safetensors
+from mezzotint.containers.shard_index import INDEX_SUFFIX
 from mezzotint.conversion.provenance import PIPELINE, SIDECAR, STEM, VERSION_KEY
 from mezzotint.errors import MezzotintError
-from mezzotint.formats.weight_files import INDEX_SUFFIX
 from mezzotint.saving import other_files
 from mezzotint.untrusted.json import read_object
 

@@ -12,6 +12,9 @@ from typing import Any
 
 from mezzotint._version import VERSION
 from mezzotint.checkpoint import Checkpoint
+from mezzotint.containers import read_container
+from mezzotint.containers.container import read_range
+from mezzotint.containers.shard_index import INDEX_SUFFIX
 from mezzotint.hub import local_copy
 from mezzotint.saving import Shard, ShardRecord, weight_index
 
@@ -35,11 +38,11 @@ def source_info(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _file_info(file: Path) -> dict[str, Any]:
-    with file.open("rb") as stream:
-        # A safetensors header follows its length, 8 bytes in little-endian order.
-        prefix = stream.read(8)
-        header = hashlib.sha256(prefix + stream.read(int.from_bytes(prefix, "little"))).hexdigest()
-    info = {"name": file.name, "size": file.stat().st_size, "header_sha256": header}
+    size = file.stat().st_size
+    # Every container puts its header, or most of it, in front of the first tensor.
+    end = min((tensor.start for tensor in read_container(file).tensors.values()), default=size)
+    header = hashlib.sha256(read_range(file, 0, end)).hexdigest()
+    info = {"name": file.name, "size": size, "header_sha256": header}
     # Hashing a whole file takes long. The Hub's cache names large files by their SHA-256.
     blob = file.resolve().name
     is_sha256 = len(blob) == SHA256_LENGTH and all(digit in "0123456789abcdef" for digit in blob)
@@ -85,7 +88,7 @@ def write_metadata_files(
     )
     if len(shards) > 1:
         stem = shards[0].name.removeprefix(prefix).rpartition("-of-")[0].rpartition("-")[0]
-        _write_json(component / f"{stem}.safetensors.index.json", weight_index(shards, prefix))
+        _write_json(component / f"{stem}{INDEX_SUFFIX}", weight_index(shards, prefix))
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

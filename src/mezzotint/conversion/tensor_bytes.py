@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mezzotint.containers import TensorInfo
 from mezzotint.hub import local_copy
-from mezzotint.saving import FileRange
+from mezzotint.saving import Block, FileRange
 from mezzotint.schemes import Scheme
 from mezzotint.tensor import QuantTensor, dequantize_pieces
 
@@ -17,11 +17,14 @@ MAX_DEQUANTIZED_NUMBERS = 2**22
 """Largest number of weights that are dequantized at once, to limit memory."""
 
 
-def copy_tensor(info: TensorInfo) -> Iterator[FileRange]:
-    """Yield the file ranges of a stored tensor, whose bytes are copied unchanged."""
-    file = local_copy(info.file)
-    for start in range(info.start, info.end, BLOCK_BYTES):
-        yield FileRange(file, start, min(BLOCK_BYTES, info.end - start))
+def copy_tensor(info: TensorInfo) -> Iterator[Block]:
+    """Yield a stored tensor's bytes unchanged: ranges of its file, or its values if it has none."""
+    if info.file_range is None:
+        yield from tensor_bytes(info.read())
+        return
+    file, (first, end) = local_copy(info.file), info.file_range
+    for start in range(first, end, BLOCK_BYTES):
+        yield FileRange(file, start, min(BLOCK_BYTES, end - start))
 
 
 def copy_scale(info: TensorInfo, scheme: Scheme, part: str) -> Iterator[memoryview]:

@@ -1,7 +1,6 @@
 """A family's diffusers model on the meta device, from a configuration or from tensors' shapes.
 
-What a configuration asks for is bounded before anything is allocated, and every failure is an error
-that names the file.
+The size of a model is limited before anything is allocated, and every error names the file.
 """
 
 import importlib

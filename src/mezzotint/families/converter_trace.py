@@ -72,7 +72,7 @@ def _piece(name: str, rows: Tensor, names: list[str], starts: list[int], repeat:
     """Return the piece of a stored tensor with these row numbers."""
     if len(rows) % repeat:
         raise ShapeMismatch(
-            f"{name} would get {len(rows)} / {repeat} rows, which is no whole number"
+            f"{name} would get {len(rows)} / {repeat} rows, which is not an integer"
         )
     rows = rows[::repeat]
     number = bisect_right(starts, int(rows[0])) - 1

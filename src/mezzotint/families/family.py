@@ -1,4 +1,4 @@
-"""What a model family declares: everything that the rest of Mezzotint needs to know about it."""
+"""The declaration of a model family: everything that Mezzotint needs to know about it."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -203,7 +203,7 @@ class Family:
         return unused | flags
 
     def flags_of(self, shapes: Shapes) -> dict[str, str]:
-        """Return {stored flag: entry of config.json} of empty tensors, which may lack the prefix."""
+        """Return {stored flag: entry of config.json} of empty tensors; they may lack the prefix."""
         entries = {
             name: self.flags.get(name.rpartition(".")[2])
             for name, shape in shapes.items()

@@ -50,7 +50,7 @@ def sampling(index: Config, _config: Config) -> Sampling:
 
 
 def arguments(sampling: Sampling, prompts: int) -> dict[str, Any]:
-    """Return arguments with true CFG and an empty negative prompt, as there is no guidance embedder."""
+    """Return arguments with true CFG and an empty negative prompt; no guidance embedder exists."""
     image = image_arguments(sampling, prompts)
     guidance = image.pop("guidance_scale")
     return image | {"true_cfg_scale": guidance, "negative_prompt": [" "] * prompts}

@@ -68,7 +68,7 @@ class Recipe:
     """How `fast` speeds up a family's transformer. An empty recipe leaves all of this to diffusers.
 
     attn_processors   {diffusers processor class: kind}, a key of
-                      `mezzotint.fast.passes.attention_layers.PROCESSORS`
+                      `mezzotint.fast.passes.attention_processors.PROCESSORS`
     feed_forward      the feed-forward module
     single_block      the module with attention and feed-forward in parallel
     residual_blocks   repeated blocks that can defer their last addition

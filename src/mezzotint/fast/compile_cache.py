@@ -14,7 +14,7 @@ def compile_cache_folder() -> Path:
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-    default = os.path.abspath(default_cache_dir())  # noqa: PTH100, the spelling PyTorch writes
+    default = os.path.abspath(default_cache_dir())  # noqa: PTH100, the form that PyTorch writes
     if not folder or folder == default:
         user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         folder = os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(user_cache / "mezzotint/inductor")

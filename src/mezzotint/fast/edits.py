@@ -19,13 +19,13 @@ class ModelEdits:
     def __init__(self) -> None:
         self._undo: list[Callable[[], None]] = []
 
-    def set(self, owner: Any, **attributes: Any) -> None:
+    def set(self, owner: object, **attributes: Any) -> None:
         """Set attributes of a module or of another object."""
         for name, value in attributes.items():
             self.save(owner, name)
             setattr(owner, name, value)
 
-    def save(self, owner: Any, name: str) -> None:
+    def save(self, owner: object, name: str) -> None:
         """Record an attribute, so that `undo` restores it whatever happens to it."""
         previous = _own_attribute(owner, name)
         self._undo.append(lambda: _restore(owner, name, previous))
@@ -44,15 +44,16 @@ class ModelEdits:
             self._undo.pop()()
 
 
-def _own_attribute(owner: Any, name: str) -> Any:
+def _own_attribute(owner: object, name: str) -> Any:
     """Return an attribute of the object itself, or ABSENT if at most the class has it."""
+    # nn.Module keeps submodules and buffers in tables, not among its attributes.
     for table in (vars(owner), *(vars(owner).get(kind, {}) for kind in ("_modules", "_buffers"))):
         if name in table:
             return table[name]
     return ABSENT
 
 
-def _restore(owner: Any, name: str, previous: Any) -> None:
+def _restore(owner: object, name: str, previous: Any) -> None:
     if previous is not ABSENT:
         setattr(owner, name, previous)
     elif _own_attribute(owner, name) is not ABSENT:

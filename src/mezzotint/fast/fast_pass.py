@@ -77,7 +77,7 @@ class Pass:
     """One step of `speed_up`. A module of `mezzotint.fast.passes` declares one as PASS.
 
     name          key in SpeedReport.skipped
-    after         passes that must run first; the comment beside it says why
+    after         passes that must run first; a comment at the attribute says why
     needs_gpu     True if the pass is skipped without a CUDA GPU
     compile_only  True if the pass also runs with `compile_only`
     """
@@ -98,6 +98,13 @@ class Pass:
     def apply(self, model: nn.Module, context: PassContext) -> Applied | Skipped:
         """Change the model in place through `context.edits`, or say why not."""
         raise NotImplementedError
+
+
+def repeated_block_classes(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the classes whose instances `compile_repeated_blocks` compiles."""
+    # Every model of diffusers has the attribute, and nn.Module's type hints cannot know it.
+    classes: tuple[str, ...] = tuple(getattr(model, "_repeated_blocks"))  # noqa: B009
+    return classes
 
 
 def recipe_of(model: nn.Module) -> Recipe:

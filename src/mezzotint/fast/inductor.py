@@ -26,7 +26,10 @@ def inductor_backend(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., 
     """Compile a graph; the signature is that of a torch.compile backend."""
     with (
         V.set_choices_handler(PersistentRowChoices()),
-        torch.compiler.config.patch(cache_key_tag=f"mezzotint {VERSION}"),  # type: ignore[attr-defined]
+        # Inductor's cache does not know our choices, so another version must not find its kernels.
+        torch.compiler.config.patch(  # type: ignore[attr-defined]
+            cache_key_tag=f"mezzotint {VERSION}"
+        ),
     ):
         table = select_decomp_table() | DECOMPOSITIONS
         compiled: Any = compile_fx(
@@ -44,6 +47,7 @@ class PersistentRowChoices(InductorChoices):
 
     @staticmethod
     def should_use_persistent_reduction(features: Any, cooperative_reduction: bool) -> bool:
+        # A dynamic length is a symbol, which cannot be compared here.
         row = features.reduction_numel
         fits: bool = (
             row.is_number

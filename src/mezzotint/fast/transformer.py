@@ -75,7 +75,7 @@ def speed_up(
 
     The first call compiles, once per input shape; the log warns of every shape but the first.
     Compiled kernels are kept in `compile_cache_folder`, so the next process starts in seconds. When
-    weights are replaced or moved, calls are recorded anew, which the log says. In-place changes to
+    weights are replaced or moved, calls are recorded again, as the log says. In-place changes to
     weights are not detected, nor are changes to other state, such as the scale of a LoRA. Threads
     that call the model take turns.
 
@@ -100,6 +100,7 @@ def speed_up(
         scheduler=scheduler,
         compile_only=compile_only,
     )
+    # This sets the folder, and Inductor and Triton read it when they compile.
     fields: dict[str, Any] = {"compile_cache": str(compile_cache_folder())}
     return FastTransformer(model, SpeedReport(**fields | _run_passes(model, context)), context)
 

@@ -1,7 +1,10 @@
 """ComfyUI's metadata: one JSON object per quantized layer states the format of the layer.
 
-The objects are in the header (`_quantization_metadata`: {"layers": {"X": {"format": "nvfp4"}}}) or in
-marker tensors X.comfy_quant (uint8, the JSON text). Some headers omit the prefix of the names.
+The objects are in one of two places:
+
+header   `_quantization_metadata`: {"layers": {"X": {"format": "nvfp4"}}}; some omit the prefix of X
+tensor   X.comfy_quant, uint8: the JSON text
+
 Source: https://github.com/comfyanonymous/ComfyUI/blob/master/comfy/quant_ops.py
 """
 
@@ -14,7 +17,7 @@ import torch
 from mezzotint.containers import TensorInfo, read_all
 from mezzotint.errors import BrokenFile, MissingTensor, UnreadFormat
 from mezzotint.families.naming_scheme import PREFIXES
-from mezzotint.formats.components import COMFY_NOTE
+from mezzotint.formats.components import COMFY_METADATA
 from mezzotint.formats.contents import MAX_PADDING, StoredLinear
 from mezzotint.formats.header import Header
 from mezzotint.formats.readers.modelopt import SUFFIXES, optional_keys
@@ -33,7 +36,7 @@ UNSUPPORTED_FORMATS = {
     "convrot_w4a4": "its weights are rotated by Hadamard matrices",
     "asym_w4a8_int8": "its 4-bit weights have zero points",
     "int8_blockwise": "it has one scale per block, not per row",
-    "awq_w4a16": "its packing of 4-bit weights is ComfyUI's own",
+    "awq_w4a16": "its packing of 4-bit weights is specific to ComfyUI",
 }
 COMFY_LAYOUT = Layout(codes="high_first", scales="tiles_128x4")
 """The order in which comfy-kitchen writes 4-bit codes and block scales."""
@@ -47,19 +50,19 @@ def marker_tensors(header: Header) -> dict[str, str]:
 def layer_configs(header: Header) -> dict[str, Mapping[str, Any]]:
     """Return {module in the file: its metadata}, from the header and from marker tensors."""
     found: dict[str, Mapping[str, Any]] = {}
-    if COMFY_NOTE in header.metadata:
-        where = f"{header.path}: {COMFY_NOTE}"
-        layers = parse_object(header.metadata[COMFY_NOTE], where).get("layers", {})
+    if COMFY_METADATA in header.metadata:
+        where = f"{header.path}: {COMFY_METADATA}"
+        layers = parse_object(header.metadata[COMFY_METADATA], where).get("layers", {})
         if not isinstance(layers, dict) or not all(
-            isinstance(note, dict) for note in layers.values()
+            isinstance(config, dict) for config in layers.values()
         ):
             raise BrokenFile(f"{where} has layers that are not objects")
-        found |= {_stored_name(header, module): note for module, note in layers.items()}
-    written = [header.tensors[key] for key in marker_tensors(header)]
+        found |= {_stored_name(header, module): config for module, config in layers.items()}
+    markers = [header.tensors[key] for key in marker_tensors(header)]
     if not header.local:  # On the Hub, each marker that is read costs a request.
-        written = [info for info in written if info.name.removesuffix(MARKER) not in found]
-    _check_markers(written)
-    for info, text in zip(written, read_all(written), strict=True):
+        markers = [info for info in markers if info.name.removesuffix(MARKER) not in found]
+    _check_markers(markers)
+    for info, text in zip(markers, read_all(markers), strict=True):
         found[info.name.removesuffix(MARKER)] = parse_object(
             bytes(text.flatten().tolist()), f"{info.file}: {info.name}", MAX_MARKER
         )
@@ -85,14 +88,14 @@ def _check_markers(infos: Sequence[TensorInfo]) -> None:
         )
 
 
-def linear_from_config(header: Header, module: str, note: Mapping[str, Any]) -> StoredLinear:
+def linear_from_config(header: Header, module: str, config: Mapping[str, Any]) -> StoredLinear:
     """Return the layer that an entry of the metadata describes, in comfy-kitchen's layout."""
-    scheme = _scheme(header, module, note)
+    scheme = _scheme(header, module, config)
     if f"{module}.weight" not in header.tensors:
         raise MissingTensor(
             f"{header.path}: the metadata names layer {module}, and {module}.weight is not there"
         )
-    full_precision = bool(note.get("full_precision_matrix_mult"))
+    full_precision = bool(config.get("full_precision_matrix_mult"))
     return comfy_kitchen_linear(header, module, scheme, dynamic=not full_precision)
 
 
@@ -124,8 +127,9 @@ def comfy_kitchen_linear(
 def trim_padding(header: Header, linear: StoredLinear) -> StoredLinear:
     """Return the linear with its true shape, as far as unpadded parts show it.
 
-    comfy-kitchen and ModelOpt pad both sides of the codes to multiples of 16 or 32. The bias has the
-    true number of output features, and pre_quant_scale of input features. The model tells the rest.
+    comfy-kitchen and ModelOpt pad both sides of the codes to multiples of 16 or 32. The bias shows
+    the true number of output features, and pre_quant_scale that of input features. Loading compares
+    the shape with the model, which decides where these parts are absent.
     """
     if linear.scheme.group == 1:
         return linear
@@ -138,31 +142,34 @@ def trim_padding(header: Header, linear: StoredLinear) -> StoredLinear:
 
 
 def _length(header: Header, key: str | None) -> int | None:
+    """Return the length of a vector in the file, None for any other tensor."""
     info = header.tensors.get(key or "")
     return info.shape[0] if info is not None and len(info.shape) == 1 else None
 
 
 def _stored_name(header: Header, module: str) -> str:
+    """Return the module's name with the prefix that the tensors have."""
     names = (prefix + module for prefix in ("", *PREFIXES))
     return next((name for name in names if f"{name}.weight" in header.tensors), module)
 
 
-def _scheme(header: Header, module: str, note: Mapping[str, Any]) -> Scheme:
-    written = str(note.get("format"))
-    if written in UNSUPPORTED_FORMATS:
+def _scheme(header: Header, module: str, config: Mapping[str, Any]) -> Scheme:
+    """Return the scheme of a layer's format. Raises UnreadFormat for a format that is not read."""
+    name = str(config.get("format"))
+    if name in UNSUPPORTED_FORMATS:
         raise UnreadFormat(
-            f"{header.path}: layer {module} has format {written}: {UNSUPPORTED_FORMATS[written]}"
+            f"{header.path}: layer {module} has format {name}: {UNSUPPORTED_FORMATS[name]}"
         )
-    if note.get("convrot"):
-        said = (
-            f"format {written} with convrot"
-            if "format" in note
+    if config.get("convrot"):
+        found = (
+            f"format {name} with convrot"
+            if "format" in config
             else "convrot and no format (INT8-Fast)"
         )
-        raise UnreadFormat(f"{header.path}: layer {module} has {said}: its weights are rotated")
-    if written not in SCHEME_OF_FORMAT:
+        raise UnreadFormat(f"{header.path}: layer {module} has {found}: its weights are rotated")
+    if name not in SCHEME_OF_FORMAT:
         raise UnreadFormat(
-            f"{header.path}: layer {module} has format {shown(written)}, "
+            f"{header.path}: layer {module} has format {shown(name)}, "
             f"expected {' or '.join(SCHEME_OF_FORMAT)}"
         )
-    return SCHEME_OF_FORMAT[written]
+    return SCHEME_OF_FORMAT[name]

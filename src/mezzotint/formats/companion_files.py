@@ -43,7 +43,7 @@ def hf_folder(path: AnyPath) -> AnyPath:
 
 
 def _with_companion(header: Header, path: AnyPath) -> Header:
-    """Add what the file at `path` holds: a torch.save file has ranges, any other input scales."""
+    """Add the ranges of a torch.save file, or the input scales of any other file."""
     companion = read_container(path) if path.is_file() else None
     if companion is not None and companion.content is not None:
         return with_calibration(header, path, companion)
@@ -51,7 +51,7 @@ def _with_companion(header: Header, path: AnyPath) -> Header:
 
 
 def with_input_scales(header: Header, companion: Header) -> Header:
-    """Add the input scales that only `companion` has, for layers that both files store alike.
+    """Add the input scales that only `companion` has, for layers of equal dtype and shape.
 
     Raises  BadRequest if there are none to add, or if the weights of the two files differ
     """
@@ -76,7 +76,7 @@ def with_input_scales(header: Header, companion: Header) -> Header:
 
 
 def _same_weight(header: Header, companion: Header, key: str) -> bool:
-    """Return whether both files store the weight of an input scale's layer in one dtype and shape."""
+    """Return whether both files store the layer's weight in one dtype and shape."""
     name = key.removesuffix(INPUT_SCALE) + ".weight"
     first, second = header.tensors.get(name), companion.tensors.get(name)
     return (

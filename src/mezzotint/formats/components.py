@@ -12,12 +12,13 @@ from dataclasses import replace
 from mezzotint.families.naming_scheme import PREFIXES
 from mezzotint.formats.header import Header
 
-COMFY_NOTE = "_quantization_metadata"
+COMFY_METADATA = "_quantization_metadata"
 OTHER_COMPONENTS = re.compile(
-    r"(vae|audio_vae|vocoder|first_stage_model|cond_stage_model|conditioner|model_ema|text_encoders?(_\d+)?|"
-    r"text_model|te\d*|clip(_[a-z0-9]+)?|t5(xxl)?|umt5(xxl)?|image_encoder|vision_model|tokenizer(_\d+)?)\."
+    r"(vae|audio_vae|vocoder|first_stage_model|cond_stage_model|conditioner|model_ema|"
+    r"text_encoders?(_\d+)?|text_model|te\d*|clip(_[a-z0-9]+)?|t5(xxl)?|umt5(xxl)?|"
+    r"image_encoder|vision_model|tokenizer(_\d+)?)\."
 )
-"""Beginnings of the names of other components, where the transformer's have no prefix."""
+"""Names of other components, in files where the transformer's names have no prefix."""
 REASON = "belongs to another component"
 
 
@@ -31,7 +32,7 @@ def transformer_alone(header: Header) -> Header:
         return header
     tensors = {name: info for name, info in header.tensors.items() if name not in skipped}
     modules = {name.rpartition(".")[0] for name in skipped}
-    metadata = with_noted_layers(
+    metadata = with_renamed_layers(
         header.metadata, lambda module: None if module in modules else module
     )
     return replace(
@@ -54,7 +55,7 @@ def _is_other(header: Header, name: str, prefix: str) -> bool:
     )
 
 
-def with_noted_layers(
+def with_renamed_layers(
     metadata: Mapping[str, str], rename: Callable[[str], str | None]
 ) -> Mapping[str, str]:
     """Rename the layers in ComfyUI's metadata; layers that `rename` maps to None are dropped.
@@ -62,15 +63,15 @@ def with_noted_layers(
     Metadata that is not JSON is returned unchanged: the reader refuses it later.
     """
     try:
-        note = json.loads(metadata.get(COMFY_NOTE, "null"))
+        declared = json.loads(metadata.get(COMFY_METADATA, "null"))
     except (ValueError, RecursionError):
         return metadata
-    layers = note.get("layers") if isinstance(note, dict) else None
+    layers = declared.get("layers") if isinstance(declared, dict) else None
     if not isinstance(layers, dict):
         return metadata
-    named = {rename(module): said for module, said in layers.items()}
+    named = {rename(module): config for module, config in layers.items()}
     named.pop(None, None)
-    rest = {key: value for key, value in metadata.items() if key != COMFY_NOTE}
+    rest = {key: value for key, value in metadata.items() if key != COMFY_METADATA}
     return rest | (
-        {COMFY_NOTE: json.dumps(note | {"layers": named})} if named or not layers else {}
+        {COMFY_METADATA: json.dumps(declared | {"layers": named})} if named or not layers else {}
     )

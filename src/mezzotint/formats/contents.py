@@ -137,7 +137,7 @@ class StoredLinear:
         return not self.problem(header)
 
     def scale_problem(self, header: Header) -> str:
-        """Read the scales of a complete layer; return what is wrong with them, or an empty string."""
+        """Read the scales of a complete layer; return the problem with them, or an empty string."""
         try:
             for part in self.keys:
                 if self.part(part).scale:
@@ -180,7 +180,7 @@ class StoredLinear:
 
     def read_rows(self, header: Header, first: int, last: int) -> QuantTensor:
         """Return output features [first, last), plain, reading only the scale tiles they are in."""
-        # Block scales may lie in tiles of 128 rows: a slice has to begin and end with a tile.
+        # Block scales may be in tiles of 128 rows, so the rows that are read are whole tiles.
         start, stop = first // TILE_ROWS * TILE_ROWS, -(-last // TILE_ROWS) * TILE_ROWS
         infos = dict(header.tensors)
         for part, key in self.keys.items():
@@ -201,7 +201,8 @@ class StoredLinear:
         return ShapeMismatch(
             f"{where} has shape {list(have)}, "
             f"expected {' or '.join(str(list(shape)) for shape in allowed)} "
-            f"({self.scheme.part(part).meaning}, {self.scheme.title} of {self.shape[0]} x {self.shape[1]})",
+            f"({self.scheme.part(part).meaning}, {self.scheme.title} of "
+            f"{self.shape[0]} x {self.shape[1]})",
             "run `mezzotint inspect PATH` to see how the file is laid out.",
         )
 
@@ -260,7 +261,7 @@ class Contents:
 
 
 class Format(Protocol):
-    """One on-disk format. `detect` reads headers first; `contents` may raise CheckpointError."""
+    """One on-disk format. `contents` may raise CheckpointError."""
 
     name: str
     title: str
@@ -271,26 +272,27 @@ class Format(Protocol):
 
 
 PART_SUFFIXES = (
-    *(
-        ".weight_scale",
-        ".weight_scale_2",
-        ".input_scale",
-        ".scale_weight",
-        ".scale_input",
-        ".pre_quant_scale",
-    ),
-    *(
-        ".svdquant_lora_a",
-        ".svdquant_lora_b",
-        ".qweight",
-        ".wscales",
-        ".wzeros",
-        ".wcscales",
-        ".wtscale",
-    ),
-    *(".smooth", ".smooth_factor", ".lora_down", ".lora_up", ".proj_down", ".proj_up"),
+    ".weight_scale",
+    ".weight_scale_2",
+    ".input_scale",
+    ".scale_weight",
+    ".scale_input",
+    ".pre_quant_scale",
+    ".svdquant_lora_a",
+    ".svdquant_lora_b",
+    ".qweight",
+    ".wscales",
+    ".wzeros",
+    ".wcscales",
+    ".wtscale",
+    ".smooth",
+    ".smooth_factor",
+    ".lora_down",
+    ".lora_up",
+    ".proj_down",
+    ".proj_up",
 )
-"""Endings of tensor names that only parts of quantized layers have, in any format."""
+"""Suffixes of tensor names that only parts of quantized layers have, in any format."""
 
 
 def unclaimed_parts(header: Header, contents: Contents) -> dict[str, str]:

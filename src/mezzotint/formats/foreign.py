@@ -110,7 +110,9 @@ def _in_blocks(weight: Shape, scale: Shape) -> bool:
     if len(sides) != 2 or 0 in sides:
         return False
     whole = all(
-        -(-own // -(-own // part)) == part for own, part in zip(weight, sides, strict=True) if own
+        -(-size // -(-size // blocks)) == blocks
+        for size, blocks in zip(weight, sides, strict=True)
+        if size
     )
     return whole and (sides[1] > 1 or 1 < sides[0] < weight[0])
 
@@ -177,7 +179,7 @@ def _declared(header: Header) -> Iterator[tuple[str, str]]:
         elif method == "modelopt" and "quant_type" in declared and "quant_algo" not in declared:
             yield (
                 "config.json: quant_method modelopt with quant_type",
-                "diffusers' own ModelOpt checkpoints",
+                "diffusers' ModelOpt checkpoints",
             )
     for key in header.metadata:
         if key.startswith(("mflux", "mlx_")):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mezzotint.containers import TensorInfo, read_checkpoint_file
+from mezzotint.containers import TensorInfo, read_container
 from mezzotint.errors import BrokenFile, NotACheckpoint, UnexpectedTensor
 from mezzotint.formats.weight_files import weight_files
 from mezzotint.hub import AnyPath, HubPath
@@ -78,7 +78,7 @@ def header_of_files(
     tensors: dict[str, TensorInfo] = {}
     metadata: dict[str, str] = {}
     for file in files:
-        contained = read_checkpoint_file(file)
+        contained = read_container(file)
         _merge(tensors, contained.tensors)
         metadata |= contained.metadata
     config = _config_in(metadata) or _read_config(config_folder / "config.json")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from mezzotint.containers import TensorInfo
 from mezzotint.errors import BadRequest
-from mezzotint.formats.components import with_noted_layers
+from mezzotint.formats.components import with_renamed_layers
 from mezzotint.formats.header import Header
 
 Renames = Mapping[str, str]
@@ -56,7 +56,7 @@ def renamed(header: Header, rules: Renames) -> Header:
 
     number = sum(name != new for name, new in names.items())
     note = f"{number} tensors renamed by {', '.join(f'{old}={new}' for old, new in rules.items())}"
-    metadata = with_noted_layers(header.metadata, follow)
+    metadata = with_renamed_layers(header.metadata, follow)
     return replace(header, tensors=tensors, metadata=metadata, notes=(*header.notes, note))
 
 

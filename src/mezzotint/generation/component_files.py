@@ -9,8 +9,8 @@ import os
 from pathlib import Path
 
 from mezzotint.containers import safetensors, torch_zip
+from mezzotint.containers.shard_index import weight_map
 from mezzotint.errors import BrokenFile, NotACheckpoint
-from mezzotint.formats.weight_files import weight_map
 from mezzotint.generation.pipeline_index import Component, check_link
 from mezzotint.untrusted.config_limits import RESTORE, check_config
 from mezzotint.untrusted.json import read_object

@@ -8,11 +8,13 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from diffusers import DiffusionPipeline
+
 from mezzotint.errors import BadRequest
 
 ENTRIES = ("flow_shift", "shift")
 """Names of the setting in configurations of diffusers' schedulers (UniPC, FlowMatchEuler)."""
-HINT = "leave out --flow-shift."
+HINT = "leave out flow_shift (--flow-shift)."
 
 
 def flow_shift_entry(scheduler: type[Any], config: Mapping[str, Any]) -> str:
@@ -31,7 +33,7 @@ def flow_shift_entry(scheduler: type[Any], config: Mapping[str, Any]) -> str:
     return entry
 
 
-def with_flow_shift(pipe: Any, flow_shift: float | None) -> Any:
+def with_flow_shift(pipe: DiffusionPipeline, flow_shift: float | None) -> DiffusionPipeline:
     """Return the pipeline, or a shallow copy with this flow shift. Raises BadRequest.
 
     The copy leaves the scheduler of the pipeline unchanged for other requests and threads.

@@ -7,6 +7,7 @@ from typing import Any, Unpack
 
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline
 from PIL.Image import Image
 from torch import Tensor
 
@@ -42,7 +43,7 @@ OnStep = Callable[[int, Tensor], None]
 
 
 def generate(
-    pipe: Any,
+    pipe: DiffusionPipeline,
     prompts: Request | Sequence[str],
     *,
     on_step: OnStep = lambda _step, _latents: None,
@@ -65,7 +66,7 @@ def generate(
 
 
 def generate_stream(
-    pipe: Any,
+    pipe: DiffusionPipeline,
     request: Request,
     *,
     on_step: OnStep = lambda _step, _latents: None,
@@ -95,7 +96,7 @@ def generate_stream(
 class _PipelineCall:
     """One call of a pipeline: one image or video."""
 
-    pipe: Any
+    pipe: DiffusionPipeline
     prompt: str
     seed: int
     arguments: dict[str, Any]
@@ -109,7 +110,7 @@ class _PipelineCall:
         trajectory: list[Tensor] = []
 
         def step_done(
-            _pipe: Any, step: int, _timestep: Any, values: dict[str, Tensor]
+            _pipe: DiffusionPipeline, step: int, _timestep: Any, values: dict[str, Tensor]
         ) -> dict[str, Tensor]:
             trajectory[:] = [values["latents"]]
             on_step(step, values["latents"])
@@ -139,7 +140,7 @@ class _PipelineCall:
 
 
 def _run_calls(
-    pipe: Any,
+    pipe: DiffusionPipeline,
     calls: Sequence[_PipelineCall],
     request: Request,
     on_step: OnStep,
@@ -159,7 +160,7 @@ def _run_calls(
 
 
 def _run_call(
-    pipe: Any,
+    pipe: DiffusionPipeline,
     call: _PipelineCall,
     schedules: tuple[StepSchedule, StepSchedule],
     on_step: OnStep,
@@ -185,14 +186,14 @@ def _count(on_step: OnStep, offset: int, step: int, latents: Tensor) -> None:
     on_step(offset + step, latents)
 
 
-def effective_attention_steps(pipe: Any, request: Request) -> StepSchedule:
+def effective_attention_steps(pipe: DiffusionPipeline, request: Request) -> StepSchedule:
     """Return the steps that run FP8 attention in BF16; none where no attention is in FP8."""
     is_fp8 = any(map(uses_fp8_attention, transformers_of(pipe).values()))
     return request.bf16_attention_steps if is_fp8 else NO_STEPS
 
 
 def _prepare_call(
-    pipe: Any, prompt: str, seed: int, image: Image | None, sampling: Sampling
+    pipe: DiffusionPipeline, prompt: str, seed: int, image: Image | None, sampling: Sampling
 ) -> _PipelineCall:
     """Choose the pipeline and its arguments. Raises BadRequest, Unsupported."""
     pipe = with_flow_shift(_pipeline_for(pipe, image is not None), sampling.flow_shift)
@@ -203,7 +204,7 @@ def _prepare_call(
     return _PipelineCall(pipe, prompt, seed, arguments, sampling)
 
 
-def _pipeline_for(pipe: Any, has_source_image: bool) -> Any:
+def _pipeline_for(pipe: DiffusionPipeline, has_source_image: bool) -> DiffusionPipeline:
     """Return the pipeline, or one of its components for a source image (Wan 2.2 TI2V-5B)."""
     wanted = select_pipeline_class(type(pipe), pipe.config, has_source_image)
     check_source_image(wanted, has_source_image)
@@ -214,7 +215,7 @@ def _pipeline_for(pipe: Any, has_source_image: bool) -> Any:
     return with_image
 
 
-def _named_failures(pipe: Any) -> convert_errors:
+def _named_failures(pipe: DiffusionPipeline) -> convert_errors:
     where = f"{type(pipe).__name__} of {pipe.config.get('_name_or_path') or 'this process'}"
     hint = "its text encoder, transformer and VAE may be of different models."
     return convert_errors(where, "generating failed", hint, Unsupported, PIPELINE_ERRORS)

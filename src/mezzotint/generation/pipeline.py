@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from PIL.Image import Image
 from torch import nn
 
@@ -38,7 +39,7 @@ class LoadedPipeline:
     reports   {component: what was loaded, and how} of its transformers
     """
 
-    pipe: Any
+    pipe: DiffusionPipeline
     reports: Mapping[str, LoadReport]
 
 
@@ -53,7 +54,7 @@ def load(
     resident: str | None = None,
     scales_from: str | AnyPath | None = None,
     rename: Renames | None = None,
-) -> Any:
+) -> DiffusionPipeline:
     """Load a diffusers pipeline with a transformer from another checkpoint, quantized or not.
 
     model           folder or Hub id of a diffusers pipeline, or "demo"
@@ -119,7 +120,7 @@ def load_pipeline(
     return LoadedPipeline(pipe, reports)
 
 
-def transformers_of(pipe: Any) -> dict[str, nn.Module]:
+def transformers_of(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
     """Return {component: transformer} of a loaded pipeline."""
     modules = {name: getattr(pipe, name, None) for name in TRANSFORMERS}
     return {name: module for name, module in modules.items() if module is not None}
@@ -161,7 +162,9 @@ def _load_others(
     return {name: load_component(index.components[name], dtype) for name in names}
 
 
-def _assemble(index: PipelineIndex, components: Mapping[str, Any], dtype: torch.dtype) -> Any:
+def _assemble(
+    index: PipelineIndex, components: Mapping[str, Any], dtype: torch.dtype
+) -> DiffusionPipeline:
     """Make the pipeline of these components, with the settings of its index."""
     where, name = f"{index.folder / PIPELINE_INDEX}", index.pipeline.__name__
     # diffusers must be told about components that are absent, or it looks for their folders.

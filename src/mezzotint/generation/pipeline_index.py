@@ -72,7 +72,7 @@ class Component:
     def cls(self) -> Any:
         """Return the class of diffusers or transformers.
 
-        Raises  UnknownFormat if it does not exist or is no component; Unsupported if it lacks a
+        Raises  UnknownFormat if it does not exist or is not a component; Unsupported if it lacks a
                 library
         """
         where = f"{self.folder.parent / PIPELINE_INDEX}: {self.name}"
@@ -88,7 +88,7 @@ class Component:
             issubclass(found, getattr(self._module, base)) for base in CONFIG_FILES[self.library]
         ):
             raise UnknownFormat(
-                f"{where} is {self.class_name}, a class of {self.library} that is no component",
+                f"{where} is {self.class_name}, a class of {self.library}, but not a component",
                 RESTORE,
             )
         return found
@@ -183,7 +183,7 @@ def named_class(module: ModuleType, name: str, where: str) -> Any:
         found = getattr(module, name, None) if NAME.fullmatch(name) else None
     if not isinstance(found, type):
         raise UnknownFormat(
-            f"{where} is {name[:100]!r}, which is no class of {module.__name__} "
+            f"{where} is {name[:100]!r}, which is not a class of {module.__name__} "
             f"{module.__version__}",
             f"{RESTORE} A class that is newer than the library needs a newer one.",
         )
@@ -230,7 +230,7 @@ def _pipeline_class(name: str, where: AnyPath) -> type[Any]:
     found: type[Any] = named_class(diffusers, name, f"{where}: its pipeline class")
     if not issubclass(found, diffusers.DiffusionPipeline):
         raise UnknownFormat(
-            f"{where}: its pipeline class is {name}, which is no pipeline of diffusers", RESTORE
+            f"{where}: its pipeline class is {name}, which is not a pipeline of diffusers", RESTORE
         )
     return found
 
@@ -252,7 +252,7 @@ def _components(
         if name.startswith("_") or not (isinstance(value, list) or name in expected):
             continue
         if not NAME.fullmatch(name):
-            raise BrokenFile(f"{where}: {name[:100]!r} is no name of a component's folder", RESTORE)
+            raise BrokenFile(f"{where}: {name[:100]!r} is not a component's folder name", RESTORE)
         if value == [None, None]:
             continue
         if not (

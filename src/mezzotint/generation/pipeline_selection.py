@@ -45,7 +45,7 @@ def check_source_image(pipeline: type[Any], has_source_image: bool) -> None:
     parameters = inspect.signature(pipeline.__call__).parameters
     _check_arguments(pipeline.__name__, parameters)
     _check_image(pipeline.__name__, parameters, has_source_image)
-    for library in {own.library for own in _known(pipeline.__name__) if own.library}:
+    for library in {edit.library for edit in _known(pipeline.__name__) if edit.library}:
         if find_spec(library) is None:
             raise Unsupported(
                 f"{pipeline.__name__} needs {library}, which is not installed",
@@ -80,7 +80,7 @@ def _check_image(
     needed = parameter is not None and (
         parameter.default is inspect.Parameter.empty or IMAGE_TO_IMAGE in parameters
     )
-    if not has_source_image and (needed or any(own.required for own in _known(name))):
+    if not has_source_image and (needed or any(edit.required for edit in _known(name))):
         raise BadRequest(
             f"{name} needs a source image, and none was given", "name one with --image."
         )

@@ -4,6 +4,8 @@ import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from diffusers import DiffusionPipeline
+
 from mezzotint.families import Sampling
 
 TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
@@ -12,7 +14,9 @@ SHOWN = 60
 """Maximum characters of a prompt in a note."""
 
 
-def cut_prompts(pipe: Any, prompts: Sequence[str], sampling: Sampling) -> tuple[str, ...]:
+def cut_prompts(
+    pipe: DiffusionPipeline, prompts: Sequence[str], sampling: Sampling
+) -> tuple[str, ...]:
     """Return one sentence for each prompt and tokenizer that cuts it.
 
     A chat template that the pipeline adds is not counted.
@@ -22,7 +26,7 @@ def cut_prompts(pipe: Any, prompts: Sequence[str], sampling: Sampling) -> tuple[
     )
 
 
-def _notes(pipe: Any, prompt: str, sampling: Sampling) -> Iterator[str]:
+def _notes(pipe: DiffusionPipeline, prompt: str, sampling: Sampling) -> Iterator[str]:
     shown = prompt if len(prompt) <= SHOWN else f"{prompt[:SHOWN]}..."
     for name, tokenizer in _tokenizers(pipe).items():
         limit, count = _limit(pipe, name, tokenizer, sampling), _count(tokenizer, prompt)
@@ -30,13 +34,13 @@ def _notes(pipe: Any, prompt: str, sampling: Sampling) -> Iterator[str]:
             yield f"{shown!r} is cut: {name} reads {limit} tokens, and it has {count}"
 
 
-def _tokenizers(pipe: Any) -> dict[str, Any]:
+def _tokenizers(pipe: DiffusionPipeline) -> dict[str, Any]:
     """Return the tokenizers by name, including those inside processors of text and images."""
     found = {name: getattr(pipe, name, None) for name in TOKENIZERS}
     return {name: getattr(own, "tokenizer", own) for name, own in found.items() if own is not None}
 
 
-def _limit(pipe: Any, name: str, tokenizer: Any, sampling: Sampling) -> int:
+def _limit(pipe: DiffusionPipeline, name: str, tokenizer: Any, sampling: Sampling) -> int:
     """Return how many tokens a tokenizer reads.
 
     The first of several tokenizers is CLIP's, which always reads its own number.

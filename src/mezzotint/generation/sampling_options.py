@@ -13,11 +13,12 @@ PARAMETERS = {
     "guidance_2": "guidance_scale_2",
 }
 """{field of Sampling: parameter of a diffusers pipeline}"""
-CLI_OPTIONS = {
-    "negative_prompt": "--negative-prompt",
-    "true_cfg_scale": "--true-cfg",
-    "guidance_2": "--guidance-2",
+HINTS = {
+    "negative_prompt": "leave out negative_prompt (--negative-prompt).",
+    "true_cfg_scale": "leave out true_cfg_scale (--true-cfg).",
+    "guidance_2": "leave out guidance_2 (--guidance-2).",
 }
+"""{field of Sampling: hint}; the field may come from the API, sampling.json or the option"""
 GUIDANCE_THRESHOLDS = {"ZImagePipeline": 0.0}
 """{pipeline: guidance above which it uses the negative prompt}; others compare with 1."""
 
@@ -34,13 +35,11 @@ def call_arguments(
     parameters = inspect.signature(pipeline.__call__).parameters
     for field, parameter in PARAMETERS.items():
         if getattr(sampling, field) is not None and parameter not in parameters:
-            raise BadRequest(
-                f"{pipeline.__name__} takes no {parameter}", f"leave out {CLI_OPTIONS[field]}."
-            )
+            raise BadRequest(f"{pipeline.__name__} takes no {parameter}", HINTS[field])
     if sampling.guidance_2 is not None and config.get("boundary_ratio") is None:
         raise BadRequest(
             "guidance_2 is for a second transformer, and this pipeline has only one",
-            "leave out --guidance-2.",
+            HINTS["guidance_2"],
         )
     arguments = family.pipeline_arguments(sampling, 1) | _guidance_arguments(sampling)
     _check_negative_prompt(pipeline.__name__, arguments, sampling)
@@ -73,8 +72,8 @@ def _check_negative_prompt(pipeline: str, arguments: Mapping[str, Any], sampling
     name, default = ("true_cfg_scale", 1.0) if is_true_cfg else ("guidance_scale", 0.0)
     scale, threshold = arguments.get(name, default), GUIDANCE_THRESHOLDS.get(pipeline, 1.0)
     if scale <= threshold:
-        option = "--true-cfg" if is_true_cfg else "--guidance"
+        setting = "true_cfg_scale (--true-cfg)" if is_true_cfg else "guidance (--guidance)"
         raise BadRequest(
             f"{pipeline} ignores the negative prompt, because its {name} is {scale:g}",
-            f"give {option} a value above {threshold:g}, or leave out --negative-prompt.",
+            f"give {setting} a value above {threshold:g}, or {HINTS['negative_prompt']}",
         )

@@ -25,7 +25,7 @@ class StepSchedule:
         numbers = PATTERN.fullmatch(text)
         if numbers is None:
             raise BadRequest(
-                f"{text!r} is no step schedule",
+                f"{text!r} is not a step schedule",
                 "write FIRST+LAST: 2+1 for the first two steps and the last.",
             )
         return cls(*map(int, numbers.groups()))
@@ -42,7 +42,6 @@ NO_STEPS = StepSchedule()
 FP8_ATTENTION_STEPS = StepSchedule(2, 1)
 """Steps that run FP8 attention in BF16 by default.
 
-Early steps set the composition and the last one sets the detail, so errors there are visible. These
-three
-steps remove most of the error of FP8 attention; see tests/test_schedule.py.
+Early steps set the composition and the last one sets the detail, so errors there are visible.
+These three steps remove most of the error of FP8 attention; see tests/generation/test_schedule.py.
 """

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from diffusers import DiffusionPipeline
 from torch import nn
 
 from mezzotint.errors import BadRequest
@@ -38,7 +39,7 @@ _adding = threading.Lock()
 
 
 @contextmanager
-def alone(pipe: Any) -> Iterator[None]:
+def alone(pipe: DiffusionPipeline) -> Iterator[None]:
     """Hold the scheduler and transformers of a pipeline; wait while another thread holds them.
 
     Raises   BadRequest if this thread holds them already, or another one set a transformer's modes

@@ -202,7 +202,7 @@ AnyPath = Path | HubPath
 
 
 def hub_path(name: str) -> HubPath | Path | None:
-    """Return the path of an id `owner/name[/path][@revision]`, or None if `name` is no valid id.
+    """Return the path of an id `owner/name[/path][@revision]`, or None if `name` is not a valid id.
 
     In offline mode, return the folder in huggingface_hub's cache.
 

@@ -201,7 +201,7 @@ def _bound_response(response: "httpx2.Response") -> None:
         response.headers.get("X-Linked-ETag") or response.headers.get("ETag") or ""
     ):
         # huggingface_hub uses the ETag as the name of the cached file.
-        raise HubError(f"{limits.what}: the Hub's ETag is no valid file name", CHECK_ENDPOINT)
+        raise HubError(f"{limits.what}: the Hub's ETag is not a valid file name", CHECK_ENDPOINT)
 
 
 def _bound_body(response: "httpx2.Response", limits: Limits) -> None:

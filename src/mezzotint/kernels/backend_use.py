@@ -49,6 +49,7 @@ def merge_uses(uses: Iterable[BackendUse]) -> tuple[BackendUse, ...]:
     """Merge equal uses and sum their layers."""
     groups: dict[object, list[BackendUse]] = {}
     for use in uses:
+        # Layers of one scheme and backend may differ in why others declined, such as their shape.
         declined, libraries = tuple(use.declined.items()), tuple(use.libraries.items())
         key = (use.scheme, use.backend, declined, use.verified, libraries)
         groups.setdefault(key, []).append(use)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import cache
 
 from mezzotint.discover import collect
-from mezzotint.errors import BadRequest, there_are
+from mezzotint.errors import require_known
 from mezzotint.kernels.backend import Backend
 from mezzotint.schemes import Scheme, schemes
 
@@ -23,16 +23,14 @@ def all_backends() -> dict[str, Backend]:
 
 def get_backend(name: str) -> Backend:
     """Return the backend with this name. Raise BadRequest if there is none."""
-    if name not in all_backends():
-        raise BadRequest(f"no backend is called {name!r}", there_are(name, all_backends()))
+    require_known("backend", name, all_backends())
     return all_backends()[name]
 
 
 def check_backend_choice(choice: BackendChoice) -> None:
     """Raise BadRequest if a backend or scheme name does not exist."""
     for scheme in choice if isinstance(choice, Mapping) else ():
-        if scheme not in schemes():
-            raise BadRequest(f"no scheme is called {scheme!r}", there_are(scheme, schemes()))
+        require_known("scheme", scheme, schemes())
     for name in choice.values() if isinstance(choice, Mapping) else filter(None, [choice]):
         get_backend(name)
 

@@ -30,6 +30,8 @@ def _transform(x: Tensor, parts: Parts) -> Tensor:
     """Apply shift, smoothing and rotation in float32, if the layer has any."""
     if not {"shift", "smooth", "pre_quant_scale", "rotation"} & set(parts):
         return x
+    # The kernels read x's dtype. Rounding to it moves some inputs to the next code, see
+    # docs/numerics.md; smoothing in that dtype would round once more.
     return transform_activation(x, parts).to(x.dtype)
 
 
@@ -37,6 +39,7 @@ def _scaled_gemm(gemm: Gemm, z: Tensor, row_factor: Tensor | None, bias: Tensor 
     """Run the GEMM; a row factor [out] scales its output before the bias is added."""
     if row_factor is None:
         return gemm(z, bias)
+    # The bias is in units of the output, so the GEMM cannot add it before the factor.
     y = (gemm(z, None) * row_factor).to(z.dtype)
     return y if bias is None else y + bias
 

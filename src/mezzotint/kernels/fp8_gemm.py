@@ -64,7 +64,8 @@ def fp8_gemm(
     if x_scale.numel() > 1 or weight_scale.numel() > 1:
         if not supports_row_scales(x_quantized.device):
             return _gemm_then_scale(x_quantized, x_scale * weight_scale, codes, bias, dtype, out)
-        # cuBLASLt applies row scales to both operands or to neither.
+        # cuBLASLt applies row scales to both operands or to neither, and PyTorch requires them to
+        # be contiguous.
         x_scale = x_scale.expand(x_quantized.shape[0], 1).contiguous()
         weight_scale = weight_scale.expand(1, codes.shape[0]).contiguous()
     # cuBLASLt cannot add a bias to a float32 GEMM, nor a bias of another dtype.
@@ -103,11 +104,14 @@ def _scaled_mm(
     output = {} if out is None else {"out": out}
     return torch._scaled_mm(
         x_quantized,
-        codes.t(),
+        codes.t(),  # column-major, as cuBLASLt's FP8 GEMM requires on Ada and Hopper
         scale_a=x_scale,
         scale_b=weight_scale,
         bias=bias,
         out_dtype=dtype,
+        # Partial sums are not promoted to a higher precision in between: faster, and accurate
+        # enough compared with FP8 (docs/numerics.md). cuBLAS calls the option
+        # CUBLASLT_MATMUL_DESC_FAST_ACCUM: https://docs.nvidia.com/cuda/cublas/.
         use_fast_accum=True,
         **output,
     )

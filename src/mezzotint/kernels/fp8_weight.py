@@ -34,6 +34,7 @@ def has_fp8_weight(weight: QuantTensor, backend: str) -> bool:
 
     The input must need no other transform before it is quantized.
     """
+    # Elsewhere `prepare_scales` merges pre_quant_scale into the columns of the matrix.
     scaled_first = weight.scheme is FP8 or has_static_input(weight.parts)
     return backend in FP8_BACKENDS and not (scaled_first and "pre_quant_scale" in weight.parts)
 
@@ -99,6 +100,7 @@ def fp8_weight_scale(weight: QuantTensor) -> Tensor:
 
     It is [1] with a static input scale, otherwise [out].
     """
+    # With a static input scale, `prepare_scales` gives every row the same scale.
     scale = weight.prepared["scale"]
     return scale[:1] if has_static_input(weight.parts) else scale
 

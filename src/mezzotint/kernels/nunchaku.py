@@ -121,6 +121,7 @@ def w4a4(
     from nunchaku.ops.gemm import svdq_gemm_w4a4_cuda
     from nunchaku.ops.quantize import svdq_quantize_w4a4_act_fuse_lora_cuda
 
+    # Only NVFP4 has e4m3 block scales; INT4's are 16-bit numbers in x's dtype.
     fp4 = block_scale.dtype == torch.float8_e4m3fn
     x_quantized, x_scales, down = svdq_quantize_w4a4_act_fuse_lora_cuda(
         x.contiguous(), lora_down=proj_down.to(x.dtype), smooth=smooth.to(x.dtype), fp4=fp4
@@ -136,7 +137,7 @@ def w4a4(
         lora_up=proj_up.to(x.dtype),
         bias=None if bias is None else bias.to(x.dtype),
         fp4=fp4,
-        wcscales=row_scale,
+        wcscales=row_scale,  # the global scale is merged into it, so `alpha` stays 1
     )
     return y
 

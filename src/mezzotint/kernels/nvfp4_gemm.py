@@ -54,6 +54,7 @@ def split_outer_scale(weight: QuantTensor) -> dict[str, Tensor]:
 
 def activation_global_scale(z: Tensor, weight: QuantTensor) -> Tensor:
     """Return the global scale of the quantized input, float32 []; 1 for SVDQuant, without one."""
+    # Nunchaku's kernels store the block scales of inputs as e4m3 without a second scale.
     if weight.scheme is SVDQUANT_NVFP4:
         return torch.ones((), dtype=torch.float32, device=z.device)
     return scheme.input_unit(z, weight.parts)

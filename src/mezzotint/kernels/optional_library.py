@@ -52,4 +52,5 @@ class OptionalLibrary:
     def _has_submodule(self, folders: list[str] | None) -> bool:
         if not self.expected_submodule:
             return True
+        # `importlib.util.find_spec` would import the package to look into it.
         return PathFinder.find_spec(self.expected_submodule, folders or []) is not None

@@ -54,7 +54,7 @@ def select(
     libraries: dict[str, str] = {}
     selected: Backend | None = None
     for backend in _candidates(weight, backend_name):
-        if selected is not None:
+        if selected is not None:  # reports list the slower backends too
             declined[backend.name] = f"{selected.name} is preferred"
             continue
         answer = backend.can(weight, target, activations)

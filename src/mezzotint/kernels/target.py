@@ -63,7 +63,7 @@ def resolve_device(name: str | torch.device | None) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise BadRequest(
-            f"no kind of device is called {name!r}", "use a name such as cpu, cuda or cuda:1."
+            f"there is no device {name!r}", "use a name such as cpu, cuda or cuda:1."
         ) from error
     best = best_device()
     count = torch.accelerator.device_count() if device.type == best.type else 0

@@ -37,6 +37,8 @@ def plain_shape(
     arranged = part_layout(layout, part)
     if arranged is None:
         return stored
+    # Padding is not invertible: several plain shapes may have the same stored one. So try each
+    # shape that the scheme allows.
     plain = _plain_shapes(scheme, part, shape, stored)
     return next((shape for shape in plain if stored in arranged.stored(shape)), None)
 
@@ -66,7 +68,8 @@ def _plain_shapes(
     """Return the shapes of a plain part; its rank, if any, is the last length of `stored`."""
     rank = stored[-1] if stored else 0
     return tuple(
-        tuple(rank if n == ANY_RANK else n for n in own) for own in scheme.part(part).shapes(*shape)
+        tuple(rank if n == ANY_RANK else n for n in plain)
+        for plain in scheme.part(part).shapes(*shape)
     )
 
 

@@ -24,18 +24,18 @@ def to_code_fragments(codes: Tensor) -> Tensor:
     stay one 32-bit word, so the permutation moves whole bytes.
     """
     rows, half = codes.shape
-    words = codes.view(
-        rows // WARP, 8, 2, 8, half * 2 // TILE_K, 2, 4, 4
-    )  # nt np n1 nl kt k1 kl byte
+    # Axes: nt np n1 nl kt k1 kl byte. The 32 lanes of a warp are 8 nl x 4 kl, as the instruction
+    # mma.m16n8k64 wants its operand B. A lane's four words (n1, k1) become adjacent, so that it
+    # loads them as 16 bytes. Fragments: https://docs.nvidia.com/cuda/parallel-thread-execution/
+    words = codes.view(rows // WARP, 8, 2, 8, half * 2 // TILE_K, 2, 4, 4)
     return words.permute(0, 4, 1, 3, 6, 2, 5, 7).reshape(rows, half).view(torch.int8)
 
 
 def from_code_fragments(packed: Tensor) -> Tensor:
     """Inverse of `to_code_fragments`."""
     rows, half = packed.shape
-    words = packed.view(torch.uint8).view(
-        rows // WARP, half * 2 // TILE_K, 8, 8, 4, 2, 2, 4
-    )  # nt kt np nl kl n1 k1
+    # Axes: nt kt np nl kl n1 k1 byte.
+    words = packed.view(torch.uint8).view(rows // WARP, half * 2 // TILE_K, 8, 8, 4, 2, 2, 4)
     return words.permute(0, 2, 5, 3, 1, 6, 4, 7).reshape(rows, half)
 
 
@@ -46,6 +46,8 @@ def to_vector_fragments(values: Tensor) -> Tensor:
     order 0 1 8 9 2 3 10 11 4 5 12 13 6 7 14 15.
     """
     rows, groups = values.shape
+    # The accumulators of mma give each lane two adjacent output features of every eight. With two
+    # such eights together, a lane loads its four numbers (axes 2 and 4) as 8 bytes.
     return (
         values.view(rows // WARP, 8, 2, 4, 2, groups)
         .permute(0, 5, 1, 3, 2, 4)
@@ -69,6 +71,8 @@ def to_micro_fragments(scales: Tensor) -> Tensor:
     Memory is [N/128][K/64][8 l][4 q][4 p][4 j], where the row is 32 p + 8 q + l.
     """
     rows, groups = scales.shape
+    # The block-scaled mma reads the four scales (j) of a row's 64 columns as one 32-bit word. Each
+    # lane has four such words (p), loaded as 16 bytes.
     return (
         scales.view(rows // WARP, 4, 4, 8, groups // 4, 4)
         .permute(0, 4, 3, 2, 1, 5)
@@ -86,6 +90,8 @@ def from_micro_fragments(packed: Tensor) -> Tensor:
 def to_up_fragments(up: Tensor) -> Tensor:
     """Convert proj_up [N, R] to 16 x 16 fragments of the same shape."""
     rows, ranks = up.shape
+    # Lanes are 8 rows x 4 pairs of ranks, as in `to_code_fragments`. BF16 numbers are four times as
+    # wide as codes, so the tile of 16 bytes per lane is 16 x 16.
     return (
         up.view(rows // 16, 2, 8, ranks // 16, 2, 4, 2)
         .permute(0, 3, 2, 5, 1, 4, 6)
@@ -106,6 +112,7 @@ def from_up_fragments(packed: Tensor) -> Tensor:
 def to_down_fragments(down: Tensor) -> Tensor:
     """Convert proj_down [R, K] to [K, R] in 16 x 16 fragments, whose rows are ranks."""
     ranks, columns = down.shape
+    # Ranks are the output features of this GEMM, so they take the place of the rows in proj_up.
     return (
         down.view(ranks // 16, 2, 8, columns // 16, 2, 4, 2)
         .permute(3, 0, 2, 5, 1, 4, 6)
@@ -130,9 +137,8 @@ def to_awq_words(codes: Tensor) -> Tensor:
     nibbles = torch.stack((codes & 0xF, codes >> 4), dim=-1).view(
         rows // 4, 4, half * 2 // 64, 2, 4, 8
     )
-    nibbles = nibbles.permute(0, 2, 1, 3, 5, 4).reshape(
-        -1, 2
-    )  # row block, column block, row, half, k % 8, nibble
+    # Axes after it: row block, column block, row, half, k % 8, nibble.
+    nibbles = nibbles.permute(0, 2, 1, 3, 5, 4).reshape(-1, 2)
     return (nibbles[:, 0] | nibbles[:, 1] << 4).view(torch.int32).view(rows // 4, half)
 
 

@@ -94,12 +94,14 @@ def _fragments(
 
 
 WARP, RANKS = nunchaku.WARP, nunchaku.RANKS
+# Files differ in how far they pad the columns before they make tiles, so several shapes are valid.
 TILES = PartLayout(
     to_tiles,
     lambda tiles: from_tiles(tiles, *tiles.shape),
     lambda shape: tuple(padded_shape(shape[0], columns) for columns in _paddings(shape[1])),
 )
 BY_GROUP = PartLayout(_transpose, _transpose, _transposed)
+# DeepCompressor pads the groups to 16; other files have only those that the layer needs.
 AWQ_GROUPS = PartLayout(
     pack=lambda plain: _transpose(pad(plain, (1, nunchaku.AWQ_GROUPS), 0)),
     unpack=_transpose,
@@ -128,6 +130,8 @@ TILED_CODES: Mapping[str, PartLayout] = {
     "high_first": PartLayout(swap_nibbles, swap_nibbles, _padded),
     "low_first": PartLayout(_identity, _identity, _padded),
 }
+# Padding must not change the result: codes and low-rank factors of 0 add nothing. Scales and
+# smoothing are padded with 1, as in DeepCompressor, because the input is divided by the smoothing.
 SCALES: Mapping[str, PartLayout] = {
     "tiles_128x4": TILES,
     "by_group": BY_GROUP,

@@ -24,6 +24,7 @@ def to_tiles(scales: Tensor) -> Tensor:
     padded = scales.new_zeros(padded_shape(rows, columns))
     padded[:rows, :columns] = scales
     words = _as_words(padded)
+    # Rows r, r + 32, r + 64 and r + 96 become adjacent: four words of four scales, 16 bytes.
     tiles = words.view(padded.shape[0] // TILE_ROWS, 4, 32, padded.shape[1] // TILE_COLUMNS, -1)
     return tiles.permute(0, 3, 2, 1, 4).reshape(words.shape).view(scales.dtype)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mezzotint.errors import BadRequest, there_are
+from mezzotint.errors import require_known
 
 AS_STORED_BITS, FP8 = "stored", "fp8"
 RESIDENCY_MODES = (AS_STORED_BITS, FP8)
@@ -26,9 +26,6 @@ class Placement:
     offload: str = "none"
 
     def __post_init__(self) -> None:
-        if self.residency is not None and self.residency not in RESIDENCY_MODES:
-            raise BadRequest(
-                f"resident is {self.residency!r}", there_are(self.residency, RESIDENCY_MODES)
-            )
-        if self.offload not in OFFLOAD_MODES:
-            raise BadRequest(f"offload is {self.offload!r}", there_are(self.offload, OFFLOAD_MODES))
+        if self.residency is not None:
+            require_known("residency mode", self.residency, RESIDENCY_MODES)
+        require_known("offload mode", self.offload, OFFLOAD_MODES)

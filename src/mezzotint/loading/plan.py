@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from mezzotint.checkpoint import Checkpoint
-from mezzotint.errors import BadRequest, there_are
+from mezzotint.errors import require_known
 from mezzotint.kernels import ACTIVATION_MODES, QUANTIZED_ACTIVATIONS
 
 
@@ -24,10 +24,7 @@ def plan(
 
     Raises  BadRequest, MissingTensor, UnexpectedTensor, ShapeMismatch, UnknownFormat
     """
-    if activations not in ACTIVATION_MODES:
-        raise BadRequest(
-            f"activations is {activations!r}", there_are(activations, ACTIVATION_MODES)
-        )
+    require_known("activation mode", activations, ACTIVATION_MODES)
     if activations != QUANTIZED_ACTIVATIONS:
         checkpoint = checkpoint.without_input_scales()
     return LoadPlan(checkpoint.placed(model), activations)

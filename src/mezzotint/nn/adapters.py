@@ -53,7 +53,7 @@ def adapter_key(name: str, member: int | None = None) -> str:
     Raises   BadRequest if the name is empty or has a dot, which module names cannot have
     """
     if not name or "." in name:
-        raise BadRequest(f"{name!r} is no name of an adapter", "use a name without dots.")
+        raise BadRequest(f"{name!r} is not a valid name of an adapter", "use a name without dots.")
     return f"adapter_{name}" if member is None else f"adapter_{name}@{member}"
 
 

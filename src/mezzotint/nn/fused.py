@@ -84,7 +84,7 @@ class FusedLinearSlice(HasWeight):
 
 
 def fuse_layers(layers: Sequence[QuantLinear]) -> QuantLinear:
-    """Return one layer that computes what these do, their output features in order. Adapters are kept.
+    """Return one layer that computes these layers; adapters and the order of features are kept.
 
     Raises   ShapeMismatch if backends differ, or values that a fused weight has only once
     """

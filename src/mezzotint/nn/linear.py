@@ -130,10 +130,15 @@ class QuantLinear(HasWeight):
         """Return the bias that goes with `dequantize`, float32 [out]."""
         return self.scheme.dequantize_bias(self.plain_weight().parts)
 
-    def plain_weight(self) -> QuantTensor:
-        """Return the weight with its parts in the plain layout, including the bias."""
-        weight = layouts.convert(replace(self.quant_weight, prepared={}), PLAIN)
-        bias = {} if self.bias is None else {"bias": self.bias.detach()}
+    def plain_weight(self, device: torch.device | None = None) -> QuantTensor:
+        """Return the weight with its parts in the plain layout, including the bias.
+
+        device   where to convert it, None for the layer's device; on the meta device, only shapes
+                 and dtypes are computed
+        """
+        device = device or self._device()
+        weight = layouts.convert(replace(self.quant_weight, prepared={}).to(device), PLAIN)
+        bias = {} if self.bias is None else {"bias": self.bias.detach().to(device)}
         return weight.with_parts({**weight.parts, **bias}, PLAIN)
 
     def set_adapter(self, name: str, down: Tensor, up: Tensor, scale: float = 1.0) -> None:

@@ -125,7 +125,7 @@ def use_backend(model: nn.Module, name: str) -> Iterator[None]:
 def unquantized_activations(model: nn.Module) -> Iterator[None]:
     """Leave the inputs of a model's quantized linears in BF16 while the context is open.
 
-    Each call dequantizes the weight: the weight-only or reference backend runs, and prepares nothing.
+    Each call dequantizes the weight. The weight-only or the reference backend runs, unprepared.
 
     Raises   BadRequest if another thread runs the model or has changed its modes
     """

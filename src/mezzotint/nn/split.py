@@ -84,7 +84,7 @@ def make_linear(
 
 
 def quant_linears(model: nn.Module) -> dict[str, QuantLinear | SplitLinear]:
-    """Return {module name: layer} of all quantized linears in a model; pieces count as one layer."""
+    """Return {module name: layer} of all quantized linears; pieces count as one layer."""
     found: dict[str, QuantLinear | SplitLinear] = {}
     for name, module in model.named_modules():
         if isinstance(module, QuantLinear | SplitLinear) and name.rpartition(".")[0] not in found:

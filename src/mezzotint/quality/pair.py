@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -14,6 +14,34 @@ from mezzotint.kernels import resolve_device
 from mezzotint.quality.candidate import ModelSpec, parse_sources
 from mezzotint.quality.layers import TransformerPair
 from mezzotint.quality.prompts import Prompt, prompts_for
+
+STEPS = 2
+"""Denoising steps by default."""
+
+
+class PairSettings(TypedDict, total=False):
+    """The keyword arguments that `diagnose` and `sensitivity` share.
+
+    model     pipeline for sources that are only a transformer; None for the reference
+    prompts   a set or a file; None selects the first prompt of the set for the model
+    image     file of the source image for prompts that name no image
+    seed      of the noise of every image
+    steps     denoising steps per image
+    size      {"width": pixels, "height": pixels}; None selects the model's default
+    frames    of each video; None selects the model's default
+    layers    glob that selects layers, such as "*.ff.*"
+    device    None selects the best one
+    """
+
+    model: str | None
+    prompts: str | None
+    image: str | Path | None
+    seed: int
+    steps: int
+    size: Mapping[str, int] | None
+    frames: int | None
+    layers: str
+    device: str | torch.device | None
 
 
 @dataclass(frozen=True)
@@ -46,19 +74,20 @@ class ModelPair:
 def open_pair(
     reference: str,
     candidate: str,
-    model: str | None,
-    prompts: str | None,
-    image: str | Path | None,
-    seed: int,
-    steps: int,
-    layers: str,
-    device: str | torch.device | None,
+    *,
+    model: str | None = None,
+    prompts: str | None = None,
+    image: str | Path | None = None,
+    seed: int = 0,
+    steps: int = STEPS,
     size: Mapping[str, int] | None = None,
     frames: int | None = None,
+    layers: str = "*",
+    device: str | torch.device | None = None,
 ) -> ModelPair:
-    """Open both models without reading a weight.
+    """Open both models without reading a weight. `PairSettings` documents the arguments.
 
-    The arguments are the arguments of `diagnose`. Raises MezzotintError if they do not fit.
+    Raises   MezzotintError if the models do not fit together, or an argument does not fit them
     """
     first, second = parse_sources(reference, [candidate], model)
     chosen = prompts_for([first.source, second.source], prompts, image)[: None if prompts else 1]

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from diffusers import DiffusionPipeline
 from torch import nn
 
 from mezzotint.checkpoint import Checkpoint
@@ -51,7 +52,7 @@ def quantization_claim(path: AnyPath) -> str | None:
     return None if note is None else f"{note} in the file's metadata"
 
 
-def measure_resident(pipe: Any) -> Resident:
+def measure_resident(pipe: DiffusionPipeline) -> Resident:
     """Measure the resident weights of a pipeline's transformers."""
     transformers = transformers_of(pipe).values()
     quantized = [layer for model in transformers for layer in quant_linears(model).values()]

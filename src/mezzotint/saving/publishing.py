@@ -81,7 +81,8 @@ def _in_two_steps(new: Path, path: Path) -> Path:
     old = replaced_path(path)
     if os.path.lexists(old):
         raise BadRequest(
-            f"{old}: already exists, and is no earlier output", "move it elsewhere and try again."
+            f"{old}: already exists, but is not an earlier output",
+            "move it, and try again.",
         )
     path.rename(old)
     try:

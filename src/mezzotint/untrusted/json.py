@@ -24,10 +24,10 @@ def read_object(path: AnyPath, limit: int = MAX_BYTES) -> dict[str, Any]:
     """Return the JSON object of a file.
 
     limit    most bytes
-    Raises   BrokenFile if it is no file, is too large or too deep, or holds no JSON object in UTF-8
+    Raises   BrokenFile if it is not a file, too large or too deep, or not a JSON object in UTF-8
     """
     if not path.is_file():
-        raise BrokenFile(f"{path}: is no file, expected a JSON object", HINT)
+        raise BrokenFile(f"{path}: is not a file, expected a JSON object", HINT)
     _check_size(path.stat().st_size, path, limit)
     local = path if isinstance(path, Path) else path.fetch()
     with local.open("rb") as stream:
@@ -60,7 +60,9 @@ def parse_object(content: bytes | str, where: object, limit: int = MAX_BYTES) ->
 
 def _check_size(size: int, where: object, limit: int) -> None:
     if size > limit:
-        raise BrokenFile(f"{where}: has {size:,} bytes, and the limit for JSON is {limit:,}", HINT)
+        raise BrokenFile(
+            f"{where}: has {size:,} bytes, more than the {limit:,} allowed for JSON", HINT
+        )
 
 
 def _check_number_of_values(text: str, where: object) -> None:

@@ -7,17 +7,11 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, NonNegativeInt, StringConstraints
 
+from mezzotint.containers.shard_index import index_of, is_file_name, single_of, weight_map
 from mezzotint.errors import CheckpointError, UnexpectedTensor
 from mezzotint.formats import Header
 from mezzotint.formats.header import header_of_files
-from mezzotint.formats.weight_files import (
-    index_of,
-    is_file_name,
-    list_weight_files,
-    single_of,
-    weight_map,
-    without_variants,
-)
+from mezzotint.formats.weight_files import list_weight_files, without_variants
 from mezzotint.saving.stream import hash_file
 from mezzotint.untrusted.json import read_object
 from mezzotint.untrusted.schema import Entries, validated

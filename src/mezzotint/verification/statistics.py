@@ -146,7 +146,7 @@ def _blocks(info: TensorInfo) -> Iterator[tuple[TensorInfo, bool]]:
 
 def _next_data(info: TensorInfo, start: int) -> int:
     """Return the offset of the next data after `start`; `start` if the file system cannot tell."""
-    if not isinstance(info.file, Path):
+    if info.file_range is None or not isinstance(info.file, Path):
         return start
     handle = os.open(info.file, os.O_RDONLY)
     try:

@@ -1,8 +1,8 @@
-"""Write tests/data/headers: names, dtypes and shapes of every family's checkpoints at full size, and no weights.
+"""Write tests/data/headers: names, dtypes and shapes of full-size checkpoints, without weights.
 
-Each model's file holds its transformer's configuration and two forms: "diffusers", taken from the model itself on the
-meta device, and "original", whose names are those of the makers' own files (ComfyUI's for Z-Image and Qwen-Image).
-The original names are written here by hand from the makers' code, so that they check diffusers' converters.
+Each model's file holds the transformer's configuration and two forms. "diffusers" is the model on
+the meta device. "original" has the names of the original files (ComfyUI's for Z-Image and
+Qwen-Image). They are written by hand from the original code, to check diffusers' converters.
 
     PYTHONPATH=src:tests python tests/data/headers/make.py
 """
@@ -63,7 +63,7 @@ EXTRA = {"z-image-turbo": {"model.diffusion_model.norm_final.weight": (3840,)}}
 
 
 def renamed(shapes: Shapes, rules: Iterable[tuple[str, str]]) -> Shapes:
-    """The same tensors under the makers' names; those that come to share a name are joined along their rows."""
+    """Return the tensors under original names; tensors with equal names are joined by rows."""
     found: Shapes = {}
     for name, (rows, *rest) in shapes.items():
         for pattern, replacement in rules:

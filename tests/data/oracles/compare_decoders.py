@@ -1,8 +1,8 @@
-"""Decode what other tools quantize, and count where Mezzotint's numbers are not theirs, bit for bit.
+"""Decode the output of other tools, and count the values that differ from Mezzotint's.
 
-A development tool; it needs nvidia-modelopt 0.47 and torchao 0.18 beside the suite's own comfy-kitchen and diffusers,
-and runs on the CPU. The matrices are random in size, in spread and in what makes them hard: zero rows and blocks,
-outliers, exact midpoints between values, numbers near the ends of float32.
+This development tool runs on the CPU. It needs nvidia-modelopt 0.47 and torchao 0.18, in addition
+to comfy-kitchen and diffusers. The matrices have random sizes and ranges, and difficult values:
+zero rows and blocks, outliers, midpoints between values, and values near the limits of float32.
 """
 
 import argparse
@@ -134,7 +134,7 @@ def by_diffusers(matrix: Tensor) -> Iterator[Pair]:
 
 
 def compare(number: int, seed: int) -> dict[str, object]:
-    """How many values were compared, and how many differ, by tool and scheme."""
+    """The numbers of compared and of different values, by tool and scheme."""
     values: Counter[str] = Counter()
     differ: Counter[str] = Counter()
     for matrix in matrices(number, seed):

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Write the golden outputs of NVIDIA ModelOpt that the suite compares with: tests/data/oracles/modelopt_*.
+"""Write the golden outputs of NVIDIA ModelOpt for the tests: tests/data/oracles/modelopt_*.
 
-A development tool; it needs nvidia-modelopt 0.47 and diffusers, and runs on the CPU.
+This development tool needs nvidia-modelopt 0.47 and diffusers, and runs on the CPU.
 
     modelopt_int8, modelopt_w4a16, modelopt_awq/
-        what export_hf_checkpoint makes of a tiny FLUX.1 with random weights
+        the output of export_hf_checkpoint for a tiny FLUX.1 with random weights
     modelopt_int8_samples.safetensors, ...
         for one layer, its BF16 weights before quantization, an input x, and for INT8 the output
         of ModelOpt's own simulation
     modelopt_nvfp4.safetensors
-        adversarial matrices with ModelOpt's codes, block scales, global scale and its own decoded values
+        difficult matrices with ModelOpt's codes, block scales, global scale and decoded values
 """
 
 import json
@@ -42,7 +42,7 @@ EMBEDDERS = ("x_embedder", "context_embedder", "time_text_embed", "norm_out", "p
 def nvfp4_on_cpu(
     matrix: torch.Tensor, block_size: int, amax: torch.Tensor, *_: int
 ) -> torch.Tensor:
-    """ModelOpt's simulation of NVFP4 by its PyTorch class, because its kernel for that needs CUDA."""
+    """Simulate ModelOpt's NVFP4 with its PyTorch class, because its kernel needs CUDA."""
     double_scale = amax.amax().float() / (6 * 448)
     quantized, scale, double_scale = NVFP4QTensor.quantize(
         matrix, block_size, weights_scaling_factor_2=double_scale

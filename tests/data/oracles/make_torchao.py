@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Write torchao's quantization of the oracle matrices: tests/data/oracles/torchao.safetensors.
 
-A development tool; it needs torchao 0.18, runs on the CPU, and takes the matrices from modelopt_nvfp4.safetensors
-(make_modelopt.py). For each matrix:
+This development tool needs torchao 0.18, runs on the CPU, and reads the matrices of
+modelopt_nvfp4.safetensors (make_modelopt.py). For each matrix:
 
-    NAME.codes, .block_scale, .decoded    NVFP4 with the global scale that ModelOpt uses, low nibble first
+    NAME.codes, .block_scale, .decoded    NVFP4 with ModelOpt's global scale, low nibble first
     NAME.tiles                            those block scales in the order that cuBLASLt reads
     NAME.mxfp8_codes, .mxfp8_scale        MXFP8 with scales rounded up (RCEIL), as bytes
 """

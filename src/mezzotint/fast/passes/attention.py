@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mezzotint.errors import BadRequest, Unsupported, there_are
+from mezzotint.errors import Unsupported, require_known
 from mezzotint.fast.edits import ModelEdits
 from mezzotint.fast.fast_pass import Applied, Pass, PassContext
 from mezzotint.kernels import Can, Cannot, Target
@@ -101,6 +101,8 @@ def _fa3_fp8(
 ) -> Tensor:
     if attn_mask is not None:
         return _cudnn(query, key, value, attn_mask, scale)
+    # norm_rope returns queries and keys in FP8 already. Quantizing all three here takes longer than
+    # attention itself: 626 us instead of 286 (benchmarks/NOTES.md).
     q, k, v = (
         x if x.dtype == torch.float8_e4m3fn else round_e4m3(x.float()) for x in (query, key, value)
     )
@@ -121,6 +123,8 @@ def _require_hopper(target: Target) -> Can | Cannot:
     return Can()
 
 
+# On an H100, FlashAttention 3 reaches 618 TFLOP/s sustained in BF16, cuDNN 575, and FP8 817
+# (docs/performance.md). FP8 changes the result, so it is never the default.
 _FA3 = AttentionBackend("fa3", _fa3, _require_hopper)
 
 ATTENTION_BACKENDS = {
@@ -145,16 +149,13 @@ ATTENTION_BACKENDS = {
 def select_attention(
     target: Target, name: str | None = None
 ) -> tuple[AttentionBackend, dict[str, str]]:
-    """Return the backend called `name`, or the fastest for `target`, and {name: why not} of faster
-    ones.
+    """Return the attention backend for `target`, and {name: why not} of faster ones.
 
+    name     name of the backend, or None for the fastest
     Raises   BadRequest if no backend has this name, Unsupported if it cannot run on `target`
     """
     if name is not None:
-        if name not in ATTENTION_BACKENDS:
-            raise BadRequest(
-                f"there is no attention backend {name!r}", there_are(name, ATTENTION_BACKENDS)
-            )
+        require_known("attention backend", name, ATTENTION_BACKENDS)
         answer = ATTENTION_BACKENDS[name].can(target)
         if isinstance(answer, Cannot):
             raise Unsupported(f"attention {name} {answer.reason}")
@@ -183,7 +184,7 @@ def set_attention(
     """Make every attention layer of a diffusers transformer use this backend."""
     edits = edits or ModelEdits()
     if attention.name.startswith("fa3"):
-        importlib.import_module(FA3_MODULE)
+        importlib.import_module(FA3_MODULE)  # registers torch.ops.fa3_fwd
     if attention.bf16 is not None:  # now, because compiled code guards on diffusers' registry
         _register_backend(attention.bf16)
     modes = modes_of(model)
@@ -209,7 +210,8 @@ def _switch_processors(model: nn.Module, attention: AttentionBackend) -> None:
 def bf16_attention(model: nn.Module) -> Iterator[None]:
     """Run FP8 attention in BF16 while the context is open. Other attention stays as it is.
 
-    Diffusers' dispatch does not pass the model, so the model's processors are given the BF16 backend.
+    Diffusers' dispatch does not pass the model. So the model's processors are given the BF16
+    backend.
 
     Raises   BadRequest if another thread runs the model or has changed its modes
     """
@@ -256,6 +258,7 @@ def _register_backend(attention: AttentionBackend) -> Any:
     )
     if known is not None:
         return known
+    # An Enum with members cannot be extended, so make a member by hand.
     member = str.__new__(AttentionBackendName, name)
     member._name_ = member._value_ = name
     _AttentionBackendRegistry.register(member)(attention.run)

@@ -1,7 +1,5 @@
 """Refine a model's text once per prompt."""
 
-from typing import Any
-
 from torch import nn
 
 from mezzotint.fast.edits import ModelEdits
@@ -9,7 +7,7 @@ from mezzotint.fast.fast_pass import Applied, Pass, PassContext, Skipped, recipe
 from mezzotint.fast.runtime.text import CachedTextRefiner
 
 
-def cache_text_refiner(model: Any, edits: ModelEdits | None = None) -> bool:
+def cache_text_refiner(model: nn.Module, edits: ModelEdits | None = None) -> bool:
     """Refine a model's text once per prompt. Return whether the model has blocks that refine text.
 
     Must come after whatever else wraps `model.forward`, which then receives refined text.

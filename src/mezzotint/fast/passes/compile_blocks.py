@@ -6,14 +6,14 @@ import torch
 from torch import nn
 
 from mezzotint.fast.edits import ModelEdits
-from mezzotint.fast.fast_pass import Applied, Pass, PassContext
+from mezzotint.fast.fast_pass import Applied, Pass, PassContext, repeated_block_classes
 from mezzotint.fast.passes.deferred_residual import DeferredResidualBlock
 
 MAX_RECOMPILES = 256
 """Block classes times input shapes, in all models of a process."""
 
 
-def compile_blocks(model: Any, edits: ModelEdits | None = None, **options: Any) -> None:
+def compile_blocks(model: nn.Module, edits: ModelEdits | None = None, **options: Any) -> None:
     """Compile repeated blocks, like diffusers' `compile_repeated_blocks`.
 
     All instances of DeferredResidualBlock are one function to Dynamo. It gives up on a function
@@ -21,10 +21,11 @@ def compile_blocks(model: Any, edits: ModelEdits | None = None, **options: Any) 
     """
     edits = edits or ModelEdits()
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_RECOMPILES)
+    repeated = repeated_block_classes(model)
     for module in model.modules():
         if isinstance(module.forward, DeferredResidualBlock):
             module.forward.compile(**options)
-        elif type(module).__name__ in model._repeated_blocks:
+        elif type(module).__name__ in repeated:
             edits.save(module, "_compiled_call_impl")
             module.compile(**options)
 

@@ -53,12 +53,14 @@ class DeferredResidual:
         """Record gate * branch, and x + that. PyTorch calls this for operands in either order."""
         left, right = operands
         residual, other = (right, left) if isinstance(right, DeferredResidual) else (left, right)
+        # Dynamo traces this method, so that blocks of diffusers need no rewrite: their last line
+        # computes x + gate * module(...). See docs/decisions/0006-sums-left-unfinished.md.
         if function is Tensor.mul and residual.gate is None:
             residual.gate = other.expand(len(residual.branch), -1, -1).flatten()
             return residual
         if function is Tensor.add:
             return residual.add(other)
-        raise TypeError(f"{function} of a sum that is left to the next block")
+        raise TypeError(f"{function} of a sum that is deferred to the next block")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -78,7 +80,7 @@ class DeferredResidual:
         Raises   TypeError if there is no gate yet
         """
         if self.gate is None:
-            raise TypeError("a branch that is left to the next block is added without a gate")
+            raise TypeError("a branch that is deferred to the next block is added without a gate")
         self.x = other if self.x is None else self.x + F.pad(other, (0, 0, self.text_tokens, 0))
         return self
 
@@ -86,6 +88,7 @@ class DeferredResidual:
         """Return the residual of some tokens, as in residual[:, first:last]."""
         part = DeferredResidual(self.branch[index], self.norm_weight, self.norm_eps)
         gate = self.gate.view(len(self.x), -1, self.x.shape[2])
+        # A gate per sample has one row and applies to every token; a gate per token is cut too.
         part.x, part.gate = self.x[index], (gate[index] if gate.shape[1] > 1 else gate).flatten()
         return part
 
@@ -95,6 +98,7 @@ class DeferredResidual:
         if self.norm_weight is not None:
             branch = F.rms_norm(branch, self.norm_weight.shape, self.norm_weight, self.norm_eps)
         y = torch.addcmul(self.x, self.gate.view(len(self.x), -1, self.x.shape[2]), branch)
+        # The range of float16, to which diffusers' blocks clip their sums.
         return y.clip(-65504, 65504) if y.dtype == torch.float16 else y
 
 
@@ -142,6 +146,7 @@ class DeferredResidualBlock:
             return x
         last = self.modules[0]
         weight, eps = (torch.ones_like(last.weight), last.eps) if _is_norm(last) else (None, 0.0)
+        # A view: if branch and x were one object, Dynamo would compile another graph for that.
         residual = DeferredResidual(x.view_as(x), weight, eps)
         residual.x, residual.gate = x, x.new_zeros(x.shape[0] * x.shape[2])
         return residual
@@ -194,7 +199,7 @@ class FinalLayerAdapter(DeferredResidualBlock):
         return super().__call__(x[:, x.text_tokens :], *args, **kwargs)
 
 
-def defer_residuals(model: Any, edits: ModelEdits | None = None) -> int:
+def defer_residuals(model: nn.Module, edits: ModelEdits | None = None) -> int:
     """Defer the last addition of blocks in every supported row. Return how many blocks do so."""
     edits = edits or ModelEdits()
     recipe = recipe_of(model)

@@ -30,7 +30,7 @@ def fuse_linears(
         for names in fusable:
             layers = [_find_submodule(block, name) for name in names]
             linears = [layer for layer in layers if isinstance(layer, QuantLinear)]
-            if len(linears) < len(layers):
+            if len(linears) < len(layers):  # absent, not quantized, or fused already
                 continue
             reason = _fuse_group(block, names, linears, edits)
             if reason is None:
@@ -70,15 +70,10 @@ def fuse_with_undo(
     """
     fused = fuse_layers(layers)
     # Shapes, not tensors: keeping the layers would hold every weight in memory twice.
-    weights = [_shape_only(layer.plain_weight()) for layer in layers]
+    weights = [layer.plain_weight(torch.device("meta")) for layer in layers]
     starts = [sum(weight.shape[0] for weight in weights[:index]) for index in range(len(weights))]
     split = zip(weights, starts, strict=True)
     return fused, [partial(_split_layer, fused, weight, start) for weight, start in split]
-
-
-def _shape_only(weight: QuantTensor) -> QuantTensor:
-    parts = {name: part.to("meta") for name, part in weight.parts.items()}
-    return replace(weight, parts=parts)
 
 
 def _split_layer(fused: QuantLinear, original: QuantTensor, start: int) -> QuantLinear:

@@ -19,7 +19,7 @@ from mezzotint.errors import ShapeMismatch
 from mezzotint.families.recipe import Recipe
 from mezzotint.fast.edits import ModelEdits
 from mezzotint.fast.fast_pass import Applied, Pass, PassContext, recipe_of
-from mezzotint.fast.fp8_linear import (
+from mezzotint.fast.fp8_layers import (
     ActivationQuantize,
     ColumnSlice,
     FusedActivationLinear,
@@ -29,7 +29,7 @@ from mezzotint.fast.fp8_linear import (
     is_fp8_linear,
     quantizes_per_row,
 )
-from mezzotint.fast.passes.attention_layers import ParallelAttnProcessor
+from mezzotint.fast.passes.attention_processors import ParallelAttnProcessor
 from mezzotint.fast.passes.fuse_linears import fuse_with_undo
 from mezzotint.kernels import Target
 from mezzotint.kernels.ops.fp8_gemm_act.op import unavailable_reason
@@ -53,7 +53,7 @@ def fuse_activations(
     """Fuse activations wherever the layer after them multiplies in FP8, in a model on a GPU.
 
     recipe   recipe of the family; by default that of the model's class
-    Returns  how many were fused, and why others were not if `target` is the reason
+    Returns  how many were fused, and why the rest was not if `target` is the reason
     """
     importlib.import_module("mezzotint.kernels.ops.quantize_activation.op")
     edits = edits or ModelEdits()
@@ -70,9 +70,12 @@ def fuse_activations(
 
 def _gelu_feed_forward(module: Any, can_fuse: bool, edits: ModelEdits) -> FusionOutcome:
     """Rewrite diffusers' FeedForward: a GELU that contains its linear, a dropout, a linear."""
+    # net[1] is a dropout, which does nothing in inference. Our kernels compute the tanh
+    # approximation of GELU only.
     first, last = module.net[0], module.net[-1]
     if getattr(first, "approximate", None) != "tanh" or not is_fp8_linear(last):
         return FusionOutcome.UNSUPPORTED_LAYERS
+    # The scale of a row needs the whole row, and a tile of the GEMM has only a part of it.
     if quantizes_per_row(last):
         layers = [first.proj, ActivationQuantize("gelu", last), QuantizedInputLinear(last)]
         edits.set(module, net=nn.ModuleList(layers))
@@ -102,7 +105,7 @@ def _packed_swiglu(module: Any, can_fuse: bool, edits: ModelEdits) -> FusionOutc
     edits.set(
         module,
         linear_in=FusedActivationLinear(first, last, "swiglu"),
-        act_fn=nn.Identity(),
+        act_fn=nn.Identity(),  # diffusers' forward calls it between the linears
         linear_out=QuantizedInputLinear(last),
     )
     return FusionOutcome.FUSED
@@ -135,6 +138,7 @@ def _split_swiglu(module: Any, can_fuse: bool, edits: ModelEdits) -> FusionOutco
     per_row = quantizes_per_row(last)
     if not (per_row or can_fuse):
         return FusionOutcome.UNSUPPORTED_DEVICE
+    # The kernels expect the gate before up.
     split = _try_fuse_layers([module.w1, module.w3])
     if split is None:
         return FusionOutcome.UNSUPPORTED_LAYERS
@@ -144,6 +148,8 @@ def _split_swiglu(module: Any, can_fuse: bool, edits: ModelEdits) -> FusionOutco
         if per_row
         else FusedActivationLinear(linear, last, "swiglu")
     )
+    # diffusers' forward is w2(_forward_silu_gating(w1(x), w3(x))). So w1 returns the result, and
+    # the gating passes it on.
     for name, layer, original in zip(("w1", "w3"), (fused, nn.Identity()), originals, strict=True):
         edits.replace_layer(module, name, layer, original)
     edits.set(module, _forward_silu_gating=_pass_quantized, w2=QuantizedInputLinear(last))
@@ -162,6 +168,8 @@ def _flux1_single_block(block: Any, can_fuse: bool, edits: ModelEdits) -> Fusion
         return _flux1_split_single_block(block, last, edits)
     if not is_fp8_linear(last):
         return FusionOutcome.UNSUPPORTED_LAYERS
+    # proj_out reads attention and MLP as one row. With a scale per row, quantizing needs both;
+    # with a static scale, the MLP's part is quantized before attention has run.
     if quantizes_per_row(last):
         edits.set(block, act_mlp=ActivationQuantize("gelu", last))
     elif not is_fp8_linear(block.proj_mlp):
@@ -178,7 +186,7 @@ def _flux1_single_block(block: Any, can_fuse: bool, edits: ModelEdits) -> Fusion
 def _flux1_split_single_block(block: Any, last: SplitLinear, edits: ModelEdits) -> FusionOutcome:
     """Rewrite a single block whose `proj_out` is stored in two pieces, for attention and for MLP.
 
-    Each piece has its own row scales, so their inputs need not be side by side.
+    Each piece has its own row scales, so their inputs need not be one tensor.
     """
     _attention, *rest = last.sublayers
     if [piece.in_features for piece in rest] != [block.mlp_hidden_dim]:
@@ -198,10 +206,12 @@ def _fuse_qkv_and_mlp(block: Any, last: QuantLinear, edits: ModelEdits) -> None:
     """Fuse proj_mlp with its activation, and with q, k and v if they can be one layer."""
     attn = block.attn
     layers = [attn.to_q, attn.to_k, attn.to_v, block.proj_mlp]
+    # Layers with different static input scales cannot be fused. Then only the MLP is.
     split = _try_fuse_layers(layers)
     if split is None:
         edits.set(block, proj_mlp=FusedActivationLinear(block.proj_mlp, last, "gelu"))
         return
+    # One launch for q, k, v and the MLP: they read the same quantized input.
     linear, originals = split
     *widths, _mlp_width = (layer.out_features for layer in layers)
     starts = accumulate(widths, initial=0)

@@ -4,7 +4,14 @@ from torch import nn
 
 from mezzotint.families import family_by_transformer
 from mezzotint.fast.edits import ModelEdits
-from mezzotint.fast.fast_pass import Applied, Pass, PassContext, Scheduler, Skipped
+from mezzotint.fast.fast_pass import (
+    Applied,
+    Pass,
+    PassContext,
+    Scheduler,
+    Skipped,
+    repeated_block_classes,
+)
 from mezzotint.fast.runtime.cuda_graphs import CudaGraphRunner
 from mezzotint.fast.runtime.modulation import (
     ComputeOutputs,
@@ -36,18 +43,14 @@ def precompute_modulation(
         return 0
     layers = [
         _replace_layer(block, name, edits)
-        for block in _repeated_blocks(model)
+        for block in model.modules()
+        if type(block).__name__ in repeated_block_classes(model)
         for name in family.modulation_layers
         if name in dict(block.named_modules())
     ]
     forward = PrecomputedModulation(model, embedding, layers, scheduler, record_graph)
     edits.set(model, forward=forward)
     return len(layers)
-
-
-def _repeated_blocks(model: nn.Module) -> list[nn.Module]:
-    repeated = tuple(getattr(model, "_repeated_blocks", ()))
-    return [module for module in model.modules() if type(module).__name__ in repeated]
 
 
 def _replace_layer(block: nn.Module, name: str, edits: ModelEdits) -> PrecomputedLinear:

@@ -78,7 +78,7 @@ class CudaGraphRunner:
         if self.watcher.has_changed() and self.recordings:
             LOG.warning(
                 "the model's weights were replaced or moved since its calls were recorded: "
-                "they are recorded anew"
+                "they are recorded again"
             )
             self.recordings.clear()
             # A library may keep allocations of its own in the old pool.
@@ -95,6 +95,8 @@ class CudaGraphRunner:
         inputs = [leaf for leaf in kept if isinstance(leaf, Tensor)]
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(inputs[0].device):
+            # Warm up on a side stream, as https://docs.pytorch.org/docs/stable/notes/cuda.html
+            # asks under "CUDA Graphs".
             stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):

@@ -122,6 +122,7 @@ class PrecomputedModulation:
         """
         found = self.prepare(*args, **kwargs)
         result = self.wrapped_forward(*args, **kwargs)
+        # The forward has been launched before this waits, so the GPU stays busy.
         if not found():
             key, table = self.tables.popitem()
             self.tables[key] = replace(table, schedule=None)
@@ -141,9 +142,11 @@ class PrecomputedModulation:
         call = self.signature.bind(*args, **kwargs)
         timestep = call.arguments[self.embedding.arguments[0]]
         key = self._key(call, timestep)
+        # Inserted anew at the end, so the first key is the one that was not used for longest.
         table = self.tables[key] = self._update_table(self.tables.pop(key, None), call, timestep)
         if len(self.tables) > MAX_ENTRIES:
             del self.tables[next(iter(self.tables))]
+        # If no step matches, `argmax` gives the first one; the caller then repeats the call.
         hits = table.matches(timestep[None])
         self._assign_outputs(table.outputs.index_select(0, hits.int().argmax(0))[0])
         return read_back(hits.any())
@@ -187,6 +190,7 @@ class PrecomputedModulation:
         self, previous: ModulationTable | None, call: inspect.BoundArguments, timestep: Tensor
     ) -> ModulationTable:
         """Return a table with the call's step. Recompute it for a new schedule or unknown step."""
+        # Schedulers make a new tensor for every schedule, so comparing identity needs no GPU.
         if previous is not None and previous.schedule is self.scheduler.timesteps:
             return previous
         steps, schedule = self._remaining_timesteps(timestep)
@@ -215,6 +219,7 @@ class PrecomputedModulation:
         schedule = self.scheduler.timesteps
         scaled = self.embedding.scale_timesteps(schedule.to(timestep.device), timestep.dtype)
         scaled = scaled.reshape(-1, *[1] * timestep.ndim)
+        # Scaled and cast as the pipeline does it, because steps are compared exactly.
         steps = scaled.expand(-1, *timestep.shape).to(timestep.dtype)
         equal = (steps == timestep).reshape(len(steps), -1).all(1).tolist()
         if True not in equal:
@@ -248,6 +253,8 @@ class PrecomputedModulation:
 
     def _run_to_embedder(self, arguments: Mapping[str, Any]) -> Tensor:
         """Run the model up to its embedder. Return the embedding [rows, width]."""
+        # The model's forward scales and casts the embedder's inputs, differently in each family. So
+        # run it and stop there.
         handle = self.embedder.register_forward_hook(_stop_forward)
         try:
             self.original_forward(**arguments)

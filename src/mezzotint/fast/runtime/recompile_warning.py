@@ -31,7 +31,7 @@ class RecompileWarning:
         leaves = pytree.tree_leaves_with_path(arguments)
         shapes = {_name(path): _shape(leaf) for path, leaf in leaves if isinstance(leaf, Tensor)}
         if shapes not in self.seen_shapes:
-            if self.seen_shapes:
+            if self.seen_shapes:  # the first shape compiles too, as the user expects
                 LOG.warning(
                     "%s compiles for a new input shape: %s. "
                     "`mezzotint warmup --size` does it ahead of time.",

@@ -1,6 +1,6 @@
 """Refine a prompt's text once, and not in every step.
 
-Z-Image's text goes through blocks of its own before it is joined with the image.
+Z-Image's text goes through blocks of its own before it is concatenated with the image.
 """
 
 import inspect
@@ -25,7 +25,7 @@ class CachedTextRefiner:
     In-place changes to weights are not detected.
     """
 
-    def __init__(self, model: Any, refiner: TextRefiner) -> None:
+    def __init__(self, model: nn.Module, refiner: TextRefiner) -> None:
         self.model, self.function, self.refiner = model, model.forward, refiner
         self.modes = modes_of(model)
         self.original_forward = MethodType(type(model).forward, model)
@@ -70,7 +70,7 @@ class CachedTextRefiner:
 
     @torch.no_grad()
     def _run_refiner(self, call: inspect.BoundArguments) -> list[Tensor]:
-        """Run the model up to where text and image are joined, without the image's own blocks."""
+        """Run the model until it concatenates text and image, without the image's own blocks."""
         join = inspect.signature(getattr(self.model, self.refiner.join))
 
         def stop(*args: Any, **kwargs: Any) -> None:
@@ -86,6 +86,7 @@ class CachedTextRefiner:
         raise LookupError(f"{name} did not call its {self.refiner.join}")
 
     def _cut_padding(self, arguments: Mapping[str, Any]) -> list[Tensor]:
+        # The model pads texts to a multiple before `join`, and pads them again in each call.
         texts, lengths = (
             arguments[name] for name in (self.refiner.join_text, self.refiner.join_lengths)
         )
@@ -101,7 +102,7 @@ class _SequenceBuilt(Exception):
 
 
 @contextmanager
-def override_attributes(model: Any, **attributes: Any) -> Iterator[None]:
+def override_attributes(model: nn.Module, **attributes: Any) -> Iterator[None]:
     """Set attributes of a model while the context is open."""
     previous = {name: getattr(model, name) for name in attributes}
     for name, value in attributes.items():

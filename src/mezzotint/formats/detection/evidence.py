@@ -1,8 +1,11 @@
-"""How the bytes of a file's 4-bit weights and block scales are arranged, as far as shapes tell.
+"""Arrangement of 4-bit codes and block scales, as far as their shapes show it.
 
-Evidence comes in four strengths. *Implied*: a shape that only one arrangement allows. *Measured*: numbers agree with
-known BF16 weights under one arrangement alone. *Inferred*: numbers are more orderly under one arrangement than under
-the others, as trained weights are. *Assumed*: nothing but the habit of the format's writers.
+Evidence has one of four strengths:
+
+implied    only one arrangement has the shape
+measured   only one arrangement agrees with known BF16 weights
+inferred   the values look like trained weights in one arrangement, and less so in the others
+assumed    nothing but the habit of the format's writers
 """
 
 from collections.abc import Mapping
@@ -18,54 +21,56 @@ CODE_ORDERS = ("low_first", "high_first")
 AMBIGUOUS_SCHEMES = (NVFP4, MXFP8)
 """Schemes that are written in several arrangements."""
 SAMPLES = 4
-"""How many layers are read where numbers have to decide."""
+"""Layers to read where their values decide."""
 
 
 def detect_scale_layout(header: Header, contents: Contents) -> Contents:
-    """Decide from shapes whether block scales lie in tiles; where every shape allows both, linears keep their order."""
+    """Decide from shapes whether block scales are in tiles; keep the order if both are possible."""
     blocked = [linear for linear in contents.linears.values() if linear.scheme in AMBIGUOUS_SCHEMES]
     if not blocked:
         return contents
-    for order, other in ((TILES, ROWS), (ROWS, TILES)):
-        only = [
+    for order, alternative in ((TILES, ROWS), (ROWS, TILES)):
+        proving = [
             linear
             for linear in blocked
-            if fits(linear, header, order) and not fits(linear, header, other)
+            if fits(linear, header, order) and not fits(linear, header, alternative)
         ]
-        if only:
-            key = only[0].keys["block_scale"]
-            shape = list(header.tensors[key].shape)
-            said = f"scales {order_text(order)}: implied, {len(only)} have a shape that allows nothing else"
-            linears = with_layouts(contents.linears, scales=order)
+        if proving:
+            key = proving[0].keys["block_scale"]
+            sentence = (
+                f"scales {order_text(order)}: implied, the shapes in {len(proving)} layers allow "
+                f"no other order ({key} is {list(header.tensors[key].shape)})"
+            )
             return replace(
                 contents,
-                linears=linears,
-                evidence=(*contents.evidence, f"{said} ({key} is {shape})"),
+                linears=with_layouts(contents.linears, scales=order),
+                evidence=(*contents.evidence, sentence),
             )
     order = blocked[0].layout.scales
-    said = f"scales {order_text(order)}: assumed as the format has them, their shapes would allow both orders"
+    sentence = f"scales {order_text(order)}: assumed from the format; shapes allow both orders"
     return replace(
-        contents, evidence=(*contents.evidence, said), assumed=contents.assumed | {"scales"}
+        contents, evidence=(*contents.evidence, sentence), assumed=contents.assumed | {"scales"}
     )
 
 
-def assume_code_order(contents: Contents, said: str) -> Contents:
-    """Contents with this sentence on the order of their 4-bit codes, which only it vouches for, if they have any."""
+def assume_code_order(contents: Contents, evidence: str) -> Contents:
+    """Mark the order of the 4-bit codes as assumed, if there are any, with `evidence` for it."""
     if all(linear.scheme is not NVFP4 for linear in contents.linears.values()):
         return contents
     return replace(
-        contents, evidence=(said, *contents.evidence), assumed=contents.assumed | {"codes"}
+        contents, evidence=(evidence, *contents.evidence), assumed=contents.assumed | {"codes"}
     )
 
 
 def with_layouts(
     linears: Mapping[str, StoredLinear], codes: str | None = None, scales: str | None = None
 ) -> dict[str, StoredLinear]:
-    """The same linears with their 4-bit codes and their block scales in these orders, where one is given."""
+    """Return the linears with these orders of codes and block scales; None keeps an order."""
     return {name: with_layout(linear, codes, scales) for name, linear in linears.items()}
 
 
 def with_layout(linear: StoredLinear, codes: str | None, scales: str | None) -> StoredLinear:
+    """Return the linear with these orders of codes and block scales; None keeps an order."""
     layout = linear.layout
     if codes is not None and linear.scheme is NVFP4:
         layout = replace(layout, codes=codes)
@@ -75,6 +80,7 @@ def with_layout(linear: StoredLinear, codes: str | None, scales: str | None) -> 
 
 
 def fits(linear: StoredLinear, header: Header, order: str) -> bool:
+    """Return whether the block scales have a shape that they can have in this order."""
     info = header.tensors.get(linear.keys["block_scale"])
     if info is None:
         return False
@@ -84,22 +90,24 @@ def fits(linear: StoredLinear, header: Header, order: str) -> bool:
 
 
 def sample_linears(header: Header, contents: Contents) -> tuple[list[StoredLinear], Contents]:
-    """The few sound linears of an ambiguous scheme that are cheapest to read, and contents with what was wrong before.
+    """Return up to SAMPLES linears of ambiguous schemes, and contents with the problems found.
 
-    A linear with a scale that is no usable number is passed over, but not more of them than a sample has.
+    These are the linears that cost the least to read. A linear with an unusable scale is skipped
+    and becomes a problem; at most SAMPLES are skipped.
     """
-    sound = [
+    complete = [
         linear
         for linear in contents.linears.values()
         if linear.scheme in AMBIGUOUS_SCHEMES and linear.is_complete(header)
     ]
-    cheapest = sorted(sound, key=lambda linear: linear.shape[0] * linear.shape[1])[: 2 * SAMPLES]
-    faults = {
-        linear.module: fault for linear in cheapest if (fault := linear.scale_problem(header))
+    cheapest = sorted(complete, key=lambda linear: linear.shape[0] * linear.shape[1])[: 2 * SAMPLES]
+    problems = {
+        linear.module: problem for linear in cheapest if (problem := linear.scale_problem(header))
     }
-    samples = [linear for linear in cheapest if linear.module not in faults][:SAMPLES]
-    return samples, replace(contents, problems={**contents.problems, **faults})
+    samples = [linear for linear in cheapest if linear.module not in problems][:SAMPLES]
+    return samples, replace(contents, problems={**contents.problems, **problems})
 
 
 def order_text(order: str) -> str:
+    """Return the name of an order as text."""
     return order.replace("_", " ")

@@ -1,4 +1,4 @@
-"""The layout under which a file's numbers agree with the BF16 weights that they were made from."""
+"""Find the layout under which the weights agree with the BF16 weights they were made from."""
 
 import math
 from collections.abc import Sequence
@@ -25,17 +25,22 @@ from mezzotint.schemes import NVFP4
 from mezzotint.tensor import Layout
 
 MIN_COSINE, ERROR_RATIO = 0.5, 1.1
-"""A cosine with the base that only nearly right arrangements reach, and how much larger the error of a wrong one is.
+"""Least cosine with the base, and how much larger the error of a wrong arrangement must be.
 
-Swapped nibbles bring the cosine to 0. Scales in the wrong order only bring it from 0.995 to 0.992 where all blocks are
-about as large: the error, the square root of 1 - cosine^2, then grows from 0.10 to 0.13. Where all scales are alike,
-as those of MXFP8 may be, their order makes no difference.
+Swapped nibbles bring the cosine to 0. Scales in the wrong order may change it little, from 0.995
+to 0.992 where all blocks have similar sizes. The error, sqrt(1 - cosine^2), then grows from 0.10
+to 0.13. Equal scales, which MXFP8 may have, fit in both orders.
 """
+UNLIKE_FORMAT = "unlike the format's usual layout"
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Output features [first, last) of a stored linear, and their BF16 weights [last - first, in], without padding."""
+    """Some output features of a stored linear, and their BF16 weights.
+
+    first, last   range [first, last) of output features
+    weight        [last - first, in], without padding
+    """
 
     linear: StoredLinear
     first: int
@@ -46,28 +51,28 @@ class Sample:
 def detect_from_samples(
     header: Header, contents: Contents, samples: Sequence[Sample], base: str
 ) -> Contents:
-    """The arrangement under which the samples agree with their BF16 weights.
+    """Return the contents with the arrangement under which the samples agree with BF16.
 
-    Where two fit alike, it is the one that the format would have.
+    If several arrangements fit equally well, the format's usual order of scales decides.
 
-    Raises  UnknownFormat if they agree under none
+    Raises  UnknownFormat if the samples agree under none
     """
     found = [
         (_agreement(header, samples, layout), layout) for layout in _candidates(header, samples)
     ]
     ranked = sorted(found, key=itemgetter(0))
     best, layout = ranked[-1]
-    said = "; ".join(f"{layout}: cosine {cosine:.4f}" for cosine, layout in reversed(ranked))
+    cosines = "; ".join(f"{layout}: cosine {cosine:.4f}" for cosine, layout in reversed(ranked))
     if not best >= MIN_COSINE:
         raise UnknownFormat(
-            f"{header.path}: no arrangement of its bytes agrees with {base} ({said})",
+            f"{header.path}: no arrangement of its bytes agrees with {base} ({cosines})",
             "is the base of the same model?",
         )
-    before = samples[0].linear.layout
-    alike = [layout for cosine, layout in ranked if _error(cosine) < ERROR_RATIO * _error(best)]
-    layout = next((own for own in alike if own.scales == before.scales), layout)
-    against = "" if before == layout else f", against what its format would have ({before})"
-    evidence = f"layout measured on {len(samples)} layers against {base}{against}: {said}"
+    usual = samples[0].linear.layout
+    similar = [layout for cosine, layout in ranked if _error(cosine) < ERROR_RATIO * _error(best)]
+    layout = next((fitting for fitting in similar if fitting.scales == usual.scales), layout)
+    contrast = "" if usual == layout else f", {UNLIKE_FORMAT} ({usual})"
+    evidence = f"layout measured on {len(samples)} layers against {base}{contrast}: {cosines}"
     linears = with_layouts(contents.linears, layout.codes, layout.scales)
     return replace(contents, linears=linears, evidence=(evidence,), assumed=frozenset())
 
@@ -77,6 +82,7 @@ def _error(cosine: float) -> float:
 
 
 def _candidates(header: Header, samples: Sequence[Sample]) -> list[Layout]:
+    """Return the layouts that the shapes of all samples allow."""
     orders = [
         order
         for order in (TILES, ROWS)
@@ -88,7 +94,7 @@ def _candidates(header: Header, samples: Sequence[Sample]) -> list[Layout]:
 
 
 def _agreement(header: Header, samples: Sequence[Sample], layout: Layout) -> float:
-    """Mean cosine between the samples as this layout has them and their BF16 weights."""
+    """Return the mean cosine of the samples, decoded in this layout, and their BF16 weights."""
     cosines = []
     for sample in samples:
         read = with_layout(sample.linear, layout.codes, layout.scales).read_rows(

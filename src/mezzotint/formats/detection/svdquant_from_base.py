@@ -1,4 +1,4 @@
-"""The order of a row-major SVDQuant file's vectors, measured against the BF16 weights that the file was made from."""
+"""Measure the order of vectors in a row-major SVDQuant file against its BF16 weights."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,16 +12,19 @@ from mezzotint.formats.detection.svdquant_order import FRAGMENTS, ROW_LAYOUT, ha
 from mezzotint.formats.header import Header
 from mezzotint.schemes import AWQ_W4A16
 
-LARGEST_ERROR, MARGIN = 0.5, 1.1
-"""A relative error that only the right weights stay under, and how much larger the other order's must be to decide.
+MAX_ERROR, MIN_RATIO = 0.5, 1.1
+"""Largest relative error of the right weights, and the ratio of both errors that decides.
 
-On the golden NVFP4 file of FLUX.1 the errors are 0.05 in the right order and 0.23 in the other. Where smooth is nearly
-the same all over, both orders give nearly the same weights.
+In the golden NVFP4 file of FLUX.1, the errors are 0.05 in the right order and 0.23 in the wrong
+one. If the values of smooth are nearly equal, both orders give nearly the same weights.
 """
 
 
 def row_major_linears(contents: Contents) -> list[StoredLinear]:
-    """The row-major SVDQuant layers of a file whose vectors may lie in either order: all are whole fragments."""
+    """Return the row-major SVDQuant layers, if their vectors can be in either order.
+
+    The list is empty if a layer has an incomplete fragment: its vectors are in plain order.
+    """
     linears = [linear for linear in contents.linears.values() if _is_row_major(linear)]
     return linears if all(has_whole_fragments(linear) for linear in linears) else []
 
@@ -29,23 +32,26 @@ def row_major_linears(contents: Contents) -> list[StoredLinear]:
 def detect_vector_order(
     header: Header, contents: Contents, samples: Sequence[Sample], base: str
 ) -> Contents:
-    """Contents with the vectors in the order under which the samples are nearest to their BF16 weights.
+    """Return the contents with the order of vectors under which the samples agree with BF16.
 
-    Raises  UnknownFormat if they are near under neither
+    If both orders agree equally well, the order is not changed.
+
+    Raises  UnknownFormat if the samples agree under neither
     """
     errors = {order: _error(header, samples, order) for order in ROW_LAYOUT}
-    said = (
+    listed = (
         f"relative error {errors['plain']:.3f} row-major, {errors[FRAGMENTS]:.3f} in fragment order"
     )
-    best, other = sorted(errors, key=lambda order: errors[order])
-    if not errors[best] < LARGEST_ERROR:
+    best, alternative = sorted(errors, key=lambda order: errors[order])
+    if not errors[best] < MAX_ERROR:
         raise UnknownFormat(
-            f"{header.path}: its weights agree with {base} in neither order of the vectors ({said})",
+            f"{header.path}: its weights agree with {base} in neither order of vectors ({listed})",
             "is the base of the same model?",
         )
-    measured = f"vectors measured on {len(samples)} layers against {base}: {said}"
-    if errors[other] < MARGIN * errors[best]:
-        return replace(contents, evidence=(*contents.evidence, f"{measured}, which does not tell"))
+    evidence = f"vectors measured on {len(samples)} layers against {base}: {listed}"
+    if errors[alternative] < MIN_RATIO * errors[best]:
+        undecided = f"{evidence}, which does not decide"
+        return replace(contents, evidence=(*contents.evidence, undecided))
     linears = {
         name: replace(linear, layout=ROW_LAYOUT[best]) if _is_row_major(linear) else linear
         for name, linear in contents.linears.items()
@@ -53,7 +59,7 @@ def detect_vector_order(
     return replace(
         contents,
         linears=linears,
-        evidence=(*contents.evidence, measured),
+        evidence=(*contents.evidence, evidence),
         assumed=contents.assumed - {"vectors"},
     )
 
@@ -63,7 +69,7 @@ def _is_row_major(linear: StoredLinear) -> bool:
 
 
 def _error(header: Header, samples: Sequence[Sample], order: str) -> float:
-    """Mean relative error of the samples with their vectors read in this order."""
+    """Return the mean relative error of the samples with their vectors read in this order."""
     errors = []
     for sample in samples:
         linear = replace(sample.linear, layout=ROW_LAYOUT[order])

@@ -16,7 +16,7 @@ import torch
 from mezzotint.containers import DType, TensorInfo
 from mezzotint.errors import UnknownFormat
 from mezzotint.formats.comfy_metadata import SCHEME_OF_FORMAT, comfy_kitchen_linear, layer_configs
-from mezzotint.formats.components import COMFY_NOTE
+from mezzotint.formats.components import COMFY_METADATA
 from mezzotint.formats.contents import Contents, Match, NoMatch, StoredLinear, classify_tensors
 from mezzotint.formats.detection.evidence import assume_code_order, detect_scale_layout
 from mezzotint.formats.header import Header
@@ -66,7 +66,7 @@ class BFL:
             header, classify_tensors(header, linears, _unused_input_scales(header))
         )
         return assume_code_order(
-            found, METADATA_EVIDENCE if COMFY_NOTE in header.metadata else NAME_EVIDENCE
+            found, METADATA_EVIDENCE if COMFY_METADATA in header.metadata else NAME_EVIDENCE
         )
 
 
@@ -78,12 +78,13 @@ def _is_quantized(info: TensorInfo) -> bool:
 
 
 def _check_metadata(header: Header, linears: Mapping[str, StoredLinear]) -> None:
-    for module, note in layer_configs(header).items():
-        written = str(note.get("format"))
+    """Raise UnknownFormat if the header's metadata contradicts the tensors."""
+    for module, config in layer_configs(header).items():
+        name = str(config.get("format"))
         found = linears[module].scheme if module in linears else None
-        if SCHEME_OF_FORMAT.get(written) is not found:
+        if SCHEME_OF_FORMAT.get(name) is not found:
             raise UnknownFormat(
-                f"{header.path}: the header's metadata says that {module} is {written}, "
+                f"{header.path}: the header's metadata says that {module} is {name}, "
                 f"and its weight is {found.title if found else 'not quantized'}",
                 "the header is from another export; download the file again.",
             )

@@ -32,7 +32,7 @@ from mezzotint.formats.comfy_metadata import (
     marker_tensors,
     trim_padding,
 )
-from mezzotint.formats.components import COMFY_NOTE
+from mezzotint.formats.components import COMFY_METADATA
 from mezzotint.formats.contents import Contents, Match, NoMatch, StoredLinear, classify_tensors
 from mezzotint.formats.detection.evidence import (
     TILES,
@@ -50,11 +50,11 @@ BFL_FORMATS = {"nvfp4", "float8_e4m3fn"}
 FULL_PRECISION = "the file requests unquantized inputs"
 LEGACY_SCALE_SUFFIXES = {"weight_scale": ".scale_weight", "input_scale": ".scale_input"}
 HIGH_FIRST_EVIDENCE = (
-    "codes high first: as comfy-kitchen writes nvfp4, not verified (other tools write low first codes "
-    "with the same metadata; a BF16 base would show it)"
+    "codes high first: as comfy-kitchen writes nvfp4, not verified (other tools write low-first "
+    "codes with the same metadata; a BF16 base would show it)"
 )
 LOW_FIRST_EVIDENCE = (
-    "codes low first: ModelOpt's own quantization_config is in the header, and so it packs them"
+    "codes low first: as ModelOpt packs them; its quantization_config is in the header"
 )
 
 
@@ -65,16 +65,16 @@ class Comfy:
     def detect(self, header: Header) -> Match | NoMatch:
         if marks := comfy_evidence(header):
             return Match(marks)
-        if COMFY_NOTE not in header.metadata:
+        if COMFY_METADATA not in header.metadata:
             return NoMatch(
-                f"no {COMFY_NOTE} in the header, no {MARKER} and no {SCALED_FP8_MARKER} tensor"
+                f"no {COMFY_METADATA} in the header, no {MARKER} and no {SCALED_FP8_MARKER} tensor"
             )
         if modelopt_declaration(header):
             return Match(
-                f"{COMFY_NOTE} and ModelOpt's quantization_config in the header: written by ModelOpt"
+                f"{COMFY_METADATA} and quantization_config in the header: written by ModelOpt"
             )
         if not has_bfl_names(header):
-            return Match(f"{COMFY_NOTE} in the header")
+            return Match(f"{COMFY_METADATA} in the header")
         return NoMatch("its names are Black Forest Labs', and nothing else says ComfyUI")
 
     def contents(self, header: Header) -> Contents:
@@ -89,8 +89,8 @@ class Comfy:
                 header, replace(found, linears=linears, evidence=(LOW_FIRST_EVIDENCE,))
             )
         linears = {
-            module: linear_from_config(header, module, note)
-            for module, note in layer_configs(header).items()
+            module: linear_from_config(header, module, config)
+            for module, config in layer_configs(header).items()
         }
         found = classify_tensors(
             header, linears, marker_tensors(header) | _unwanted_input_scales(header, linears)
@@ -112,12 +112,14 @@ def comfy_evidence(header: Header) -> str:
         return f"a tensor {legacy}"
     if found := marker_tensors(header):
         return f"{len(found)} {MARKER} tensors"
-    if COMFY_NOTE not in header.metadata:
+    if COMFY_METADATA not in header.metadata:
         return ""
     if prefix := _prefix(header):
-        return f"{COMFY_NOTE} in the header, and names that begin with {prefix}"
-    formats = _own_formats(header)
-    return f"{COMFY_NOTE} in the header, with layers in {' and '.join(formats)}" if formats else ""
+        return f"{COMFY_METADATA} in the header, and names that begin with {prefix}"
+    formats = _comfy_only_formats(header)
+    if not formats:
+        return ""
+    return f"{COMFY_METADATA} in the header, with layers in {' and '.join(formats)}"
 
 
 def legacy_marker(header: Header) -> str | None:
@@ -150,10 +152,10 @@ def _prefix(header: Header) -> str:
     )
 
 
-def _own_formats(header: Header) -> list[str]:
+def _comfy_only_formats(header: Header) -> list[str]:
     """Return the formats in the metadata that Black Forest Labs' files never have."""
-    written = {str(note.get("format")) for note in layer_configs(header).values()}
-    return sorted(written & (SCHEME_OF_FORMAT.keys() | UNSUPPORTED_FORMATS) - BFL_FORMATS)
+    names = {str(config.get("format")) for config in layer_configs(header).values()}
+    return sorted(names & (SCHEME_OF_FORMAT.keys() | UNSUPPORTED_FORMATS) - BFL_FORMATS)
 
 
 def _unwanted_input_scales(header: Header, linears: Mapping[str, StoredLinear]) -> dict[str, str]:

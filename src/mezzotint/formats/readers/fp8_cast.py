@@ -14,7 +14,7 @@ import torch
 
 from mezzotint.containers import TensorInfo
 from mezzotint.formats.comfy_metadata import comfy_kitchen_linear
-from mezzotint.formats.components import COMFY_NOTE
+from mezzotint.formats.components import COMFY_METADATA
 from mezzotint.formats.contents import (
     PART_SUFFIXES,
     Contents,
@@ -30,10 +30,10 @@ from mezzotint.schemes import FP8
 from mezzotint.schemes.scheme import FLOAT_DTYPES
 
 SAMPLES, MAX_UNSCALED_WEIGHT = 8, 64.0
-"""Matrices to sample, and the median of their largest weights that shows lost scales."""
+"""Matrices to sample, and the median of their largest weights above which scales were lost."""
 SAMPLED = 2**24
-"""Values to read of each matrix, at most."""
-DECLARATIONS = ("quantization_config", COMFY_NOTE)
+"""Values to read of a matrix, at most."""
+DECLARATIONS = ("quantization_config", COMFY_METADATA)
 ASSUMED_FIELDS = frozenset({"scales"})
 """Assumptions about a file on the Hub, whose values are read only to load it."""
 
@@ -93,7 +93,7 @@ def _matrices(header: Header) -> list[TensorInfo]:
 
 
 def _largest(header: Header) -> float:
-    """Return the median of the largest weights of the smallest matrices, or of their first values."""
+    """Return the median of the largest weights in the first values of the smallest matrices."""
     sized = sorted(
         (info for info in _matrices(header) if info.nbytes), key=lambda info: info.nbytes
     )

@@ -8,8 +8,9 @@ AWQ, SmoothQuant, SVD   also X.pre_quant_scale [in]
 SVD                     also X.svdquant_lora_a [rank, in],  X.svdquant_lora_b [out, rank]
 W4A16                   without X.input_scale
 
-The tensors show which layers are quantized; the `ignore` list of the configuration is not needed. A
-BF16 layer with a pre_quant_scale or a low-rank part is stored transformed: the reader applies these.
+The tensors show which layers are quantized; the `ignore` list of the configuration is not needed.
+A BF16 layer with a pre_quant_scale or a low-rank part is stored transformed. The reader applies
+these.
 Configuration and tensors must agree: a file that declares FP8 and holds NVFP4 is refused.
 """
 
@@ -20,7 +21,7 @@ import torch
 
 from mezzotint.containers import DType, TensorInfo
 from mezzotint.errors import UnknownFormat, UnreadFormat
-from mezzotint.formats.components import COMFY_NOTE
+from mezzotint.formats.components import COMFY_METADATA
 from mezzotint.formats.contents import Contents, Match, NoMatch, StoredLinear, classify_tensors
 from mezzotint.formats.header import Header
 from mezzotint.schemes import BF16, FP8, INT8, NVFP4, Scheme
@@ -74,9 +75,9 @@ class ModelOpt:
             return NoMatch(
                 "neither config.json nor hf_quant_config.json declares a quantization by modelopt"
             )
-        if COMFY_NOTE in header.metadata:
+        if COMFY_METADATA in header.metadata:
             return NoMatch(
-                f"{COMFY_NOTE} in the header: ModelOpt has post-processed it for ComfyUI"
+                f"{COMFY_METADATA} in the header: ModelOpt has post-processed it for ComfyUI"
             )
         if not any(
             _is_quantized(info) or _is_transformed(header, info) for info in header.tensors.values()
@@ -85,14 +86,15 @@ class ModelOpt:
                 f"{config['file']} declares {config.get('quant_algo')}, and no weight is quantized"
             )
         if "modelopt_state" in config or "quant_type" in config:
-            return NoMatch("its quantization_config is that of diffusers' own ModelOpt checkpoints")
+            return NoMatch("its quantization_config is that of diffusers' ModelOpt checkpoints")
         producer = config["producer"]
         made_by = (
             f"{producer.get('name', 'modelopt')} {producer.get('version', 'of unknown version')}"
         )
         algo = config.get("quant_algo")
         return Match(
-            f"{config['file']}: quant_method modelopt, quant_algo {algo}, by {made_by}; layout as ModelOpt's"
+            f"{config['file']}: quant_method modelopt, quant_algo {algo}, by {made_by}; "
+            "layout as ModelOpt's"
         )
 
     def contents(self, header: Header) -> Contents:
@@ -146,7 +148,8 @@ def _check_configurations_agree(header: Header) -> None:
 def flatten_declaration(declared: Mapping[str, Any]) -> Mapping[str, Any]:
     """Flatten a declaration; the nested form is {"producer": ..., "quantization": {...}}.
 
-    Entries that the reader uses are present, with ModelOpt's types; values of other types are dropped.
+    Entries that the reader uses are present, with ModelOpt's types; values of wrong types are
+    dropped.
     """
     producer = _as_object(declared.get("producer"))
     nested = declared.get("quantization")

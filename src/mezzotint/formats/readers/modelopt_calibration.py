@@ -39,7 +39,7 @@ class CalibratedLinear(StoredLinear):
         return part == "bias"
 
     def check(self, header: Header) -> None:
-        """Raise ShapeMismatch unless the weight is a matrix of floats and the ranges are numbers."""
+        """Raise ShapeMismatch unless the weight is a float matrix and the ranges are numbers."""
         weight = header.tensors[self.keys["codes"]]
         if weight.dtype not in FLOAT_DTYPES or len(weight.shape) != 2:
             raise ShapeMismatch(
@@ -109,8 +109,11 @@ class ModelOptCalibration:
             key: reason or "state of a calibration quantizer" for key, reason in ignored.items()
         }
         kept = sum(1 for reason in reasons.values() if reason)
-        said = f"{len(linears)} layers are quantized as they are read, {kept} with ranges stay as they are"
-        return replace(classify_tensors(header, linears, ignored), evidence=(said,))
+        evidence = (
+            f"{len(linears)} layers are quantized as they are read, "
+            f"{kept} with ranges stay unquantized"
+        )
+        return replace(classify_tensors(header, linears, ignored), evidence=(evidence,))
 
 
 FORMAT = ModelOptCalibration()
@@ -140,7 +143,7 @@ def _reason_to_keep(header: Header, layer: str) -> str:
     declared = declared_quantization(header)
     ignored = [*declared.get("ignore", ()), *declared.get("exclude_modules", ())]
     if any(fnmatchcase(layer, str(pattern)) for pattern in ignored):
-        return "the configuration lists its layer among the ignored ones"
+        return "the configuration ignores its layer"
     model = str(header.config.get("_class_name"))
     family = find_family(model)
     if family and any(fnmatchcase(layer, pattern) for pattern in family.keep_bf16):

@@ -32,13 +32,13 @@ class Nunchaku:
             return NoMatch("no layer has .qweight and .wscales")
         order = codes_order(header)
         if order.order != FRAGMENTS:
-            return NoMatch(f"its codes are row-major: {order}")
+            return NoMatch(f"its codes are row-major: {order.evidence}")
         counts = Counter(scheme_of(header, module).title for module in modules)
         listed = " and ".join(f"{count} {title}" for title, count in counts.items())
         version = "v1" if any(is_v1(header, module) for module in modules) else "v2"
         return Match(
             f"{listed} layers under Nunchaku's {version} names, {ranks(header)}; "
-            f"codes in fragment order: {order}"
+            f"codes in fragment order: {order.evidence}"
         )
 
     def contents(self, header: Header) -> Contents:

@@ -18,9 +18,11 @@ class Plain:
     title = "unquantized (BF16, FP16 or FP32)"
 
     def detect(self, header: Header) -> Match | NoMatch:
-        other = next((info for info in header.tensors.values() if info.dtype not in FLOATS), None)
-        if other is not None:
-            return NoMatch(f"{other.name} is {other.dtype}")
+        quantized = next(
+            (info for info in header.tensors.values() if info.dtype not in FLOATS), None
+        )
+        if quantized is not None:
+            return NoMatch(f"{quantized.name} is {quantized.dtype}")
         if calibrated_layers(header):
             return NoMatch("the weights have ranges of a calibration")
         if quantization_config(header).get("quant_method") == METHOD:

@@ -35,8 +35,9 @@ class RowMajor:
             return NoMatch("no layer has .qweight and .wscales")
         order = codes_order(header)
         if order.order != ROWS:
-            return NoMatch(f"its codes are in Nunchaku's fragment order: {order}")
-        return Match(f"{ranks(header)}; codes row-major: {order}; {vectors_order(header)}")
+            return NoMatch(f"its codes are in Nunchaku's fragment order: {order.evidence}")
+        vectors = vectors_order(header).evidence
+        return Match(f"{ranks(header)}; codes row-major: {order.evidence}; {vectors}")
 
     def contents(self, header: Header) -> Contents:
         layout = ROW_LAYOUT[vectors_order(header).order]

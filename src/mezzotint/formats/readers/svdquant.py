@@ -1,14 +1,23 @@
-"""What Nunchaku's files and row-major SVDQuant files have in common: tensor names, and what was folded into layers.
+"""Tensors of Nunchaku's files and of row-major SVDQuant files, which have the same names.
 
-v2 (Qwen-Image, Z-Image)  v1 (FLUX.1)   shape and dtype; N = out, K = in, R = rank
-X.qweight                 X.qweight     [N, K/2] int8                        codes
-X.wscales                 X.wscales     [K/64, N] bf16 or [K/16, N] e4m3     block_scale: its dtype tells the scheme
-X.wcscales, X.wtscale     the same      [N], [1] bf16, NVFP4 only            channel_scale, global_scale
-X.bias                    X.bias        [N]                                  bias
-X.smooth_factor           X.smooth      [K]                                  smooth
-X.proj_down, X.proj_up    X.lora_down   [K, R], [N, R]                       proj_down, proj_up
+N = out, K = in, R = rank. The dtype of wscales shows the scheme: bf16 is INT4, e4m3 is NVFP4.
 
-AWQ W4A16 layers: X.qweight int32 [N/4, K/2], X.wscales and X.wzeros bf16 [K/64 padded, N], X.bias [N].
+v2 (Qwen-Image, Z-Image)  v1 (FLUX.1)   part            shape and dtype
+X.qweight                 X.qweight     codes           [N, K/2] int8
+X.wscales                 X.wscales     block_scale     [K/64, N] bf16 or [K/16, N] e4m3
+X.wcscales                X.wcscales    channel_scale   [N] bf16, NVFP4 only
+X.wtscale                 X.wtscale     global_scale    [1] bf16, NVFP4 only
+X.bias                    X.bias        bias            [N]
+X.smooth_factor           X.smooth      smooth          [K]
+X.proj_down               X.lora_down   proj_down       [K, R]
+X.proj_up                 X.lora_up     proj_up         [N, R]
+
+AWQ W4A16 layers have other tensors:
+
+X.qweight                 X.qweight     codes           [N/4, K/2] int32
+X.wscales                 X.wscales     block_scale     [K/64 padded, N] bf16
+X.wzeros                  X.wzeros      block_zero      [K/64 padded, N] bf16
+X.bias                    X.bias        bias            [N]
 """
 
 import re
@@ -45,28 +54,32 @@ V1: Mapping[str, str] = {
 """{part: suffix of its tensor's name}"""
 PROJ_UP_SUFFIXES = (V1["proj_up"], V2["proj_up"])
 UNUSED = {".smooth_orig", ".smooth_factor_orig"}
-UNUSED_REASON = (
-    "smoothing as it was found, before any of it went into another layer; nothing multiplies by it"
-)
+UNUSED_REASON = "smoothing before a part of it was folded into other layers; inference ignores it"
 
 NUNCHAKU_LAYOUT = {
     SVDQUANT_INT4.name: Layout("fragments", "fragments", "fragments", "fragments"),
     SVDQUANT_NVFP4.name: Layout("fragments", "micro_fragments", "fragments", "fragments"),
     AWQ_W4A16.name: Layout("awq_words", "awq_groups"),
 }
-"""{scheme: how Nunchaku stores it}"""
+"""{scheme: layout of its parts in Nunchaku's files}"""
 
 GELU_SHIFT = 0.171875
-"""Added to what leaves a GELU so that no input of the next layer is negative. Source: DeepCompressor, Nunchaku"""
+"""Added to the outputs of a GELU, so that the next layer's inputs are not negative.
+
+The minimum of GELU is -0.16998. Source: DeepCompressor, Nunchaku
+"""
 SHIFTED_LAYER = re.compile(
     r"(.+\.)?(single_)?transformer_blocks\.\d+\."
     r"(mlp_fc2|mlp_context_fc2|ff\.net\.2|ff_context\.net\.2|img_mlp\.net\.2|txt_mlp\.net\.2)"
 )
-"""INT4 layers that follow a GELU: FLUX.1's and Qwen-Image's. Z-Image's follow a SwiGLU and are not shifted."""
+"""INT4 layers that follow a GELU, in FLUX.1 and Qwen-Image; Z-Image's follow a SwiGLU instead."""
 
 
 def quantized_modules(header: Header) -> dict[str, TensorInfo]:
-    """{module: its qweight} of every layer with a qweight and wscales, or one that lacks its wscales among others."""
+    """Return {module: its qweight}.
+
+    A layer may lack its wscales, which loading reports, but if all do, the result is empty.
+    """
     found = {
         key.removesuffix(QWEIGHT): info
         for key, info in header.tensors.items()
@@ -76,7 +89,7 @@ def quantized_modules(header: Header) -> dict[str, TensorInfo]:
 
 
 def scheme_of(header: Header, module: str) -> Scheme:
-    """The scheme that the dtypes of a layer's codes and scales show."""
+    """Return the scheme that the dtypes of a layer's codes and scales show."""
     if header.tensors[module + QWEIGHT].dtype == torch.int32:
         return AWQ_W4A16
     scales = header.tensors.get(module + WSCALES)
@@ -88,7 +101,7 @@ def scheme_of(header: Header, module: str) -> Scheme:
 
 
 def stored_linear(header: Header, module: str, layout: Layout) -> StoredLinear:
-    """The layer as the file holds it; keys that the scheme calls for are named whether they are there or not."""
+    """Return the layer as the file stores it, with keys of required parts that are absent, too."""
     scheme = scheme_of(header, module)
     rows, half = (*header.tensors[module + QWEIGHT].shape, 0, 0)[:2]
     if scheme is AWQ_W4A16:
@@ -105,13 +118,13 @@ def stored_linear(header: Header, module: str, layout: Layout) -> StoredLinear:
 
 
 def unused_tensors(header: Header) -> dict[str, str]:
-    """{key: why it is ignored}"""
+    """Return {key: reason} of the tensors that are ignored."""
     suffixes = tuple(UNUSED)
     return {key: UNUSED_REASON for key in header.tensors if key.endswith(suffixes)}
 
 
 def ranks(header: Header) -> str:
-    """The ranks of the low-rank branches, in words, from the tensors' own shapes."""
+    """Describe the ranks of the low-rank branches, by the shapes of the tensors."""
     found = {
         info.shape[-1]
         for key, info in header.tensors.items()
@@ -125,7 +138,7 @@ def ranks(header: Header) -> str:
 
 
 def is_v1(header: Header, module: str) -> bool:
-    """Whether a layer's tensors have the older names."""
+    """Return whether a layer's tensors have the names of Nunchaku's first releases."""
     return any(module + V1[part] in header.tensors for part in ("smooth", "proj_down", "proj_up"))
 
 
@@ -145,22 +158,24 @@ def _modulation(header: Header, module: str, shape: tuple[int, int]) -> StoredLi
         keys["bias"] = module + V2["bias"]
     if shape not in [(splits * shape[1], shape[1]) for splits in SPLITS]:
         raise ShapeMismatch(
-            f"{header.path}: {module} is an AWQ layer of {shape[0]} x {shape[1]}, expected a modulation layer "
-            f"with {' or '.join(map(str, SPLITS))} times as many output as input features"
+            f"{header.path}: {module} is an AWQ layer of {shape[0]} x {shape[1]}, expected a "
+            f"modulation layer with {' or '.join(map(str, SPLITS))} times as many output as input "
+            "features"
         )
     layout = NUNCHAKU_LAYOUT[AWQ_W4A16.name]
     return StoredLinear(module, AWQ_W4A16, layout, shape, keys, postprocess=unfold_modulation)
 
 
 SPLITS = (6, 3)
-"""How many vectors a modulation layer gives: shift, scale and gate for attention, and again for the MLP."""
+"""Vectors that a modulation layer returns: shift, scale and gate, once or for attention and MLP."""
 
 
 def unfold_modulation(tensor: QuantTensor) -> QuantTensor:
-    """A modulation layer with rows in the model's order and without the 1 that Nunchaku adds to its scales.
+    """Return a modulation layer with rows in the model's order and without the 1 in its bias.
 
-    Nunchaku keeps row s of D as row d * S + s, and has 1 in the bias of the scales, which are split 1 and split S - 2.
-    The bias is float32 afterwards, because its difference from 1 need not be a bf16 number.
+    The layer returns S vectors of D features. Nunchaku stores row s * D + d as row d * S + s. It
+    adds 1 to the bias of the scales, vectors 1 and S - 2, which kernels then multiply by directly.
+    The bias becomes float32, because its difference from 1 need not be a bf16 number.
     """
     splits = tensor.shape[0] // tensor.shape[1]
     order = torch.arange(tensor.shape[0]).view(-1, splits).t().flatten()
@@ -168,14 +183,14 @@ def unfold_modulation(tensor: QuantTensor) -> QuantTensor:
 
 
 def fold_modulation(tensor: QuantTensor) -> QuantTensor:
-    """Inverse of `unfold_modulation`; the bias is rounded to the dtype of the scales, as Nunchaku has it."""
+    """Inverse of `unfold_modulation`; the bias gets the dtype of the scales, as in Nunchaku."""
     splits = tensor.shape[0] // tensor.shape[1]
     folded = _shift_scales(tensor, 1.0, tensor.parts["block_scale"].dtype)
     return folded.select_rows(torch.arange(tensor.shape[0]).view(splits, -1).t().flatten())
 
 
 def _shift_scales(tensor: QuantTensor, by: float, dtype: torch.dtype) -> QuantTensor:
-    """The modulation layer, rows in the model's order, with `by` added to the bias of its scales."""
+    """Add `by` to the bias of the scales of a modulation layer with rows in the model's order."""
     if "bias" not in tensor.parts:
         return tensor
     splits = tensor.shape[0] // tensor.shape[1]

@@ -1,1 +1,1 @@
-"""One file per target format of `convert`, each with `TARGET`."""
+"""One file per format that can be written, each with `TARGET`; `writer` has the interface."""

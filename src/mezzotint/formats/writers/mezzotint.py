@@ -59,7 +59,7 @@ def _piece_names(module: str, number: int) -> list[str]:
 
 
 def _layer_groups(layers: Mapping[str, Pieces]) -> list[dict[str, Any]]:
-    """Return the entries of `layers`: one for each scheme and set of parts, with shapes (out, in)."""
+    """Return the entries of `layers`: one per scheme and set of parts, with shapes (out, in)."""
     groups: dict[tuple[str, tuple[str, ...], bool], dict[str, list[int]]] = {}
     for module, pieces in layers.items():
         for name, piece in zip(_piece_names(module, len(pieces)), pieces, strict=True):

@@ -1,4 +1,7 @@
-"""Writing NVIDIA ModelOpt's Hugging Face export, as ModelOpt 0.47 does; `modelopt.py` describes the tensors."""
+"""Write NVIDIA ModelOpt's Hugging Face export, as ModelOpt 0.47 does.
+
+`formats.readers.modelopt` describes the tensors.
+"""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -13,9 +16,9 @@ from mezzotint.formats.writers.writer import (
     DiffusersLayerWriter,
     Pieces,
     StoredTensors,
+    check_parts,
+    check_single_piece,
     needs_dynamic_input,
-    refuse_extra_parts,
-    refuse_pieces,
     scalar,
 )
 from mezzotint.schemes import BF16, FP8, INT8, NVFP4
@@ -29,9 +32,7 @@ NUMBER_FORMATS: dict[str, dict[str, Any]] = {
     NVFP4.name: {"dynamic": False, "num_bits": 4, "type": "float", "group_size": 16},
 }
 WEIGHT_ONLY = "W4A16_NVFP4"
-UNQUANTIZED_ACTIVATIONS_NOTE = (
-    "their inputs, rounded with a scale of each call, are left unquantized"
-)
+UNQUANTIZED_ACTIVATIONS = "inputs stay unquantized, as the format has no scales computed per call"
 
 
 class ModelOptWriter(DiffusersLayerWriter):
@@ -42,11 +43,11 @@ class ModelOptWriter(DiffusersLayerWriter):
     def layer(self, group: Mapping[str, Pieces]) -> StoredTensors | CannotStore:
         ((module, pieces),) = group.items()
         piece, *_ = pieces
-        if refusal := refuse_pieces(pieces, TITLE) or _refusal(piece):
-            return refusal
+        if problem := check_single_piece(pieces, TITLE) or _check(piece):
+            return problem
         tensors = {module + _suffix(piece, part): _stored(piece, part) for part in piece.parts}
         return StoredTensors(
-            tensors, (UNQUANTIZED_ACTIVATIONS_NOTE,) if needs_dynamic_input(piece) else ()
+            tensors, (UNQUANTIZED_ACTIVATIONS,) if needs_dynamic_input(piece) else ()
         )
 
     def declare(
@@ -58,7 +59,7 @@ class ModelOptWriter(DiffusersLayerWriter):
             return (
                 Declaration()
                 if not weights
-                else CannotStore(f"none is quantized, and {TITLE} declares an algorithm")
+                else CannotStore(f"no layer is quantized, and {TITLE} declares an algorithm")
             )
         algorithm = _algorithm(quantized)
         if isinstance(algorithm, CannotStore):
@@ -84,40 +85,42 @@ def _suffix(piece: QuantTensor, part: str) -> str:
 
 
 def _stored(piece: QuantTensor, part: str) -> Tensor:
-    """The part in ModelOpt's shape: single numbers have none, INT8's scales are [out]."""
+    """Return the part in ModelOpt's shape: [] for single numbers, [out] for INT8 scales."""
     value = piece.parts[part]
     if part in SCALARS or (part == "weight_scale" and piece.scheme is FP8):
         return scalar(value)
     return value if part != "weight_scale" or value.ndim == 1 else value.reshape(-1)
 
 
-def _refusal(piece: QuantTensor) -> CannotStore | None:
+def _check(piece: QuantTensor) -> CannotStore | None:
     scheme = piece.scheme
     if scheme not in (FP8, NVFP4, INT8, BF16):
-        return CannotStore(f"is {scheme.title}, and {TITLE} holds FP8, NVFP4 and INT8")
+        return CannotStore(f"is {scheme.title}, and {TITLE} stores FP8, NVFP4 and INT8")
     if scheme is FP8 and piece.parts["weight_scale"].numel() != 1:
-        return CannotStore(f"has one FP8 scale for each row, and {TITLE} has one for the matrix")
+        return CannotStore(f"has one FP8 scale per row, and {TITLE} stores one per matrix")
     if scheme is INT8 and piece.parts["weight_scale"].numel() != piece.shape[0]:
-        return CannotStore(f"has one INT8 scale for the matrix, and {TITLE} has one for each row")
+        return CannotStore(f"has one INT8 scale per matrix, and {TITLE} stores one per row")
     if scheme in (FP8, INT8) and "input_scale" not in piece.parts:
         return CannotStore(
-            f"has no input_scale, and {TITLE}'s {scheme.title} needs one; --scales-from FILE may have it"
+            f"has no input_scale, which {TITLE}'s {scheme.title} needs; "
+            "--scales-from FILE may supply it"
         )
-    return refuse_extra_parts(piece, SUFFIXES[scheme.name] | OPTIONAL_SUFFIXES, TITLE)
+    return check_parts(piece, SUFFIXES[scheme.name] | OPTIONAL_SUFFIXES, TITLE)
 
 
 def _algorithm(weights: Sequence[QuantTensor]) -> dict[str, Any] | CannotStore:
-    """`quant_algo`, and `lora_rank` where there is one."""
+    """Return `quant_algo`, and `lora_rank` for weights with a low-rank part."""
     schemes = sorted({weight.scheme.title for weight in weights})
     if len(schemes) > 1:
         return CannotStore(
-            f"the layers are {' and '.join(schemes)}, and {TITLE}'s configuration declares one algorithm"
+            f"the layers are {' and '.join(schemes)}, and {TITLE} declares one algorithm"
         )
     static = sum("input_scale" in weight.parts for weight in weights)
     if 0 < static < len(weights):
         number = len(weights) - static
         return CannotStore(
-            f"{number} of {len(weights)} layers have no input_scale; --scales-from FILE may have them"
+            f"{number} of {len(weights)} layers have no input_scale; "
+            "--scales-from FILE may supply them"
         )
     if weights[0].scheme is not NVFP4:
         return {"quant_algo": "FP8" if weights[0].scheme is FP8 else "W8A8_SQ_PER_CHANNEL"}
@@ -127,7 +130,8 @@ def _algorithm(weights: Sequence[QuantTensor]) -> dict[str, Any] | CannotStore:
     transformed = any("pre_quant_scale" in weight.parts for weight in weights)
     if (ranks or transformed) and not static:
         return CannotStore(
-            f"the layers have no input_scale, and {TITLE}'s AWQ and SVD need it; --scales-from FILE may help"
+            f"the layers have no input_scale, which {TITLE}'s AWQ and SVD need; "
+            "--scales-from FILE may supply them"
         )
     if ranks:
         return _low_rank(weights, max(ranks))
@@ -138,13 +142,14 @@ def _low_rank(weights: Sequence[QuantTensor], rank: int) -> dict[str, Any] | Can
     without = sum(not {"lora_down", "pre_quant_scale"} <= set(weight.parts) for weight in weights)
     if without:
         return CannotStore(
-            f"{without} of {len(weights)} layers have no low-rank part, and {TITLE}'s SVD has one everywhere"
+            f"{without} of {len(weights)} layers have no low-rank part, which {TITLE}'s SVD needs "
+            "in every layer"
         )
     return {"quant_algo": "NVFP4_SVD", "lora_rank": rank}
 
 
 def _groups(weights: Sequence[QuantTensor]) -> dict[str, Any]:
-    """`config_groups`, which ModelOpt writes for floats."""
+    """Return `config_groups`, which ModelOpt writes for floats, {} for integers."""
     numbers = NUMBER_FORMATS.get(weights[0].scheme.name)
     if numbers is None:
         return {}

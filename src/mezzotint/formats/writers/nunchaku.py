@@ -1,4 +1,4 @@
-"""Writing Nunchaku's merged single file: SVDQuant in fragments, fused layers under Nunchaku's names."""
+"""Write Nunchaku's merged single file: fragment order, fused layers, Nunchaku's names."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -42,12 +42,12 @@ class NunchakuWriter(FusedLayerWriter):
             return branch
         if "_class_name" not in self.model.config:
             return CannotStore(
-                "no model configuration was found, and Nunchaku's file carries it; --base names one"
+                "no model configuration was found, which Nunchaku's file needs; --base names one"
             )
         unquantized = self._unquantized(layers, plain)
         if unquantized:
             return CannotStore(
-                f"{join_names(unquantized, 1)}: unquantized, and Nunchaku has quantized weights there"
+                f"{join_names(unquantized, 1)}: unquantized, and Nunchaku needs quantized weights"
             )
         scheme, rank = branch
         return Declaration(
@@ -76,20 +76,20 @@ def skips_blocks(names: NunchakuNames, modules: Collection[str]) -> bool:
 def metadata(
     names: NunchakuNames, scheme: Scheme, rank: int, modules: Collection[str]
 ) -> dict[str, str]:
-    """What Nunchaku's files say of themselves beside the model's `config`, without the optional comfy_config.
+    """Return the metadata of Nunchaku's file, except `config` and the optional `comfy_config`.
 
-    names         of the model's family
-    scheme        of the file's W4A4 layers; `rank` of their low-rank branches
-    modules       names of the quantized linears
+    scheme    scheme of the W4A4 layers
+    rank      rank of their low-rank branches
+    modules   names of the quantized linears
     """
     fp4 = scheme is SVDQUANT_NVFP4
     side = {"dtype": "fp4_e2m1_all" if fp4 else "int4", "group_size": scheme.group}
-    note: dict[str, Any] = {
+    config: dict[str, Any] = {
         "method": "svdquant",
         "weight": side | {"scale_dtype": [None, "fp8_e4m3_nan"] if fp4 else None},
         "activation": side | {"scale_dtype": "fp8_e4m3_nan" if fp4 else None},
         "rank": rank,
     }
     if names.skippable is not None:
-        note["skip_refiners"] = skips_blocks(names, modules)
-    return {"model_class": names.model_class, "quantization_config": json.dumps(note)}
+        config["skip_refiners"] = skips_blocks(names, modules)
+    return {"model_class": names.model_class, "quantization_config": json.dumps(config)}

@@ -1,4 +1,4 @@
-"""Writing unquantized diffusers components: every quantized layer is decoded before it comes here."""
+"""Write unquantized diffusers components; conversion decodes every quantized layer first."""
 
 from collections.abc import Collection, Mapping
 

@@ -1,4 +1,7 @@
-"""Writing row-major SVDQuant as vLLM-Omni reads it: a component folder whose vectors, too, lie row by row."""
+"""Write row-major SVDQuant as a component folder, for vLLM-Omni; its vectors are plain, too.
+
+`formats.readers.row_major` describes the tensors.
+"""
 
 import json
 from collections.abc import Collection, Mapping
@@ -13,11 +16,9 @@ from mezzotint.formats.writers.writer import CannotStore, Declaration, ModelInfo
 from mezzotint.schemes import SVDQUANT_NVFP4
 
 CONVERSION = {"tool": "mezzotint", "layout": ROWS, "vectors": ROWS}
-"""What the file says of itself in the metadata entry `conversion`, as JSON."""
-
-
+"""The value of the metadata entry `conversion`, which declares the order of codes and vectors."""
 NOT_CONVERTED = ["lm_head"]
-"""What vLLM-Omni needs to find in `modules_to_not_convert`: the head of a text encoder, which no transformer has."""
+"""vLLM-Omni requires this entry, although a transformer has no language-model head."""
 
 
 class RowMajorTarget:

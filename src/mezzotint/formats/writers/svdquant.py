@@ -1,7 +1,8 @@
-"""Plain SVDQuant weights to the tensors of a Nunchaku or row-major file: one stored linear at a time.
+"""Convert plain SVDQuant weights to the tensors of a Nunchaku or row-major file.
 
-Names of stored linears, and which of the model's linears each holds, come from `families.nunchaku_names`, by way of
-`writing.Model`; `fuse` makes one weight of those, and one of two functions gives its tensors.
+`families.nunchaku_names` has the names of stored linears, and the model's linears that each
+contains. `fuse_stored_linear` joins these, and `nunchaku_tensors` or `row_major_tensors` returns
+the tensors.
 """
 
 from collections import Counter
@@ -29,13 +30,13 @@ from mezzotint.schemes import AWQ_W4A16, SVDQUANT_INT4, SVDQUANT_NVFP4, Scheme
 from mezzotint.tensor import PLAIN, QuantTensor, concat_rows
 
 PADDED_WITH_ONES = ("block_scale", "bias", "channel_scale")
-"""Parts whose padding is 1; that of the others is 0."""
+"""Parts padded with 1, as DeepCompressor pads them; others are padded with 0."""
 
 
 class FusedLayerWriter:
-    """Half of the two writers: the layers of a model that a file stores as one are written together.
+    """Base of both writers: write the layers of a model together that the file stores as one.
 
-    row_major   by row-major files' names, not by Nunchaku's
+    row_major   use the names of row-major files, not Nunchaku's
     tensors     (name, weight) of a stored linear -> its tensors
     """
 
@@ -59,7 +60,7 @@ class FusedLayerWriter:
         layers = self.model.family.nunchaku.stored_layers(modules, self.row_major)
         return list(
             dict.fromkeys(
-                tuple(dict.fromkeys(module for module, _ in held)) for held in layers.values()
+                tuple(dict.fromkeys(module for module, _ in fused)) for fused in layers.values()
             )
         )
 
@@ -76,56 +77,60 @@ class FusedLayerWriter:
         return StoredTensors(tensors)
 
     def _fused(self, group: Mapping[str, Pieces]) -> dict[str, QuantTensor]:
-        """{stored layer: its weight}
+        """Return {stored layer: its weight}.
 
-        Raises   Unsupported, ShapeMismatch where the modules cannot be stored as one, or not at all
+        Raises   Unsupported, ShapeMismatch if the modules cannot be fused or stored
         """
-        foreign = [
+        unsupported = [
             p.scheme
             for pieces in group.values()
             for p in pieces
             if p.scheme.name not in NUNCHAKU_LAYOUT
         ]
-        if foreign:
-            raise Unsupported(f"is {foreign[0].title}, and not SVDQuant")
+        if unsupported:
+            raise Unsupported(f"is {unsupported[0].title}, not SVDQuant")
         if not all(self.model.family.nunchaku.quantizes(module) for module in group):
             raise Unsupported(
-                f"Nunchaku quantizes no such layer of a {self.model.family.transformer_class}"
+                f"Nunchaku does not quantize this layer of a {self.model.family.transformer_class}"
             )
         layers = self.model.family.nunchaku.stored_layers(group, self.row_major)
-        wanted = Counter(module for held in layers.values() for module, _ in held)
+        expected = Counter(module for fused in layers.values() for module, _ in fused)
         for module, pieces in group.items():
-            if len(pieces) != wanted[module]:
+            if len(pieces) != expected[module]:
                 raise Unsupported(
-                    f"is in {len(pieces)} pieces side by side, and would be stored in {wanted[module]}"
+                    f"has {len(pieces)} pieces along its input features, and the file stores it in "
+                    f"{expected[module]}"
                 )
         return {
-            stored: fuse_stored_linear([group[module][piece] for module, piece in held])
-            for stored, held in layers.items()
+            stored: fuse_stored_linear([group[module][piece] for module, piece in fused])
+            for stored, fused in layers.items()
         }
 
 
 def common_scheme_and_rank(
     layers: Mapping[str, Pieces], title: str
 ) -> tuple[Scheme, int] | CannotStore:
-    """Scheme and rank that all W4A4 layers of a file have, the rank as it is stored."""
-    pieces = [piece for many in layers.values() for piece in many if piece.scheme is not AWQ_W4A16]
+    """Return the scheme and the stored rank of all W4A4 layers, or CannotStore if they differ."""
+    every = (piece for pieces in layers.values() for piece in pieces)
+    pieces = [piece for piece in every if piece.scheme is not AWQ_W4A16]
     schemes = {piece.scheme.name: piece.scheme for piece in pieces}
     ranks = sorted({piece.parts["proj_down"].shape[0] for piece in pieces})
     if len(schemes) != 1:
         listed = " and ".join(scheme.title for scheme in schemes.values()) or "unquantized"
-        return CannotStore(f"the layers are {listed}, and {title} has SVDQuant in one precision")
+        return CannotStore(f"the layers are {listed}, and {title} stores SVDQuant in one precision")
     if len(ranks) != 1:
         return CannotStore(
-            f"the low-rank branches have the ranks {', '.join(map(str, ranks))}, and {title} has one rank"
+            f"the low-rank branches have ranks {', '.join(map(str, ranks))}, "
+            f"and {title} stores one rank"
         )
     return next(iter(schemes.values())), ranks[0]
 
 
 def fuse_stored_linear(tensors: Sequence[QuantTensor]) -> QuantTensor:
-    """One weight of several that multiply the same input, each padded to whole fragments of rows; plain parts.
+    """Join weights with the same input along their rows, each padded to whole fragments.
 
-    Raises   ShapeMismatch where they differ in what the fused weight has only once (smooth, proj_down)
+    tensors   plain
+    Raises    ShapeMismatch if they differ in smooth or proj_down, which the fused weight has once
     """
     return (
         tensors[0]
@@ -135,22 +140,23 @@ def fuse_stored_linear(tensors: Sequence[QuantTensor]) -> QuantTensor:
 
 
 def nunchaku_tensors(module: str, tensor: QuantTensor, v1: bool) -> dict[str, Tensor]:
-    """The stored tensors {name: value} of one linear of a Nunchaku file.
+    """Return the tensors {name: value} of one linear of a Nunchaku file.
 
     module   name of the stored linear
-    tensor   as `fuse` gives it: plain, rows in the model's order
-    v1       FLUX.1's older names; the others are for Qwen-Image and Z-Image
-    Raises   Unsupported where Nunchaku has no place for the weight
+    tensor   result of `fuse_stored_linear`: plain, rows in the model's order
+    v1       use FLUX.1's older names, not those of Qwen-Image and Z-Image
+    Raises   Unsupported if Nunchaku cannot store the weight
     """
     if tensor.scheme is AWQ_W4A16:
         return _named(
             module, layouts.convert(_modulation(tensor), NUNCHAKU_LAYOUT[AWQ_W4A16.name]), V2
         )
     _check_branch(tensor)
-    shift = SHIFTED_LAYER.fullmatch(module) is not None and tensor.scheme is SVDQUANT_INT4
-    if _shift_of(tensor) != (GELU_SHIFT if shift else None):
+    shifted = SHIFTED_LAYER.fullmatch(module) is not None and tensor.scheme is SVDQUANT_INT4
+    expected = GELU_SHIFT if shifted else None
+    if _shift_of(tensor) != expected:
         raise Unsupported(
-            f"has shift {_shift_of(tensor)}, and Nunchaku computes it with {GELU_SHIFT if shift else None}"
+            f"has shift {_shift_of(tensor)}, and Nunchaku computes the layer with {expected}"
         )
     names = V1 if v1 else V2
     stored = _named(
@@ -163,15 +169,16 @@ def nunchaku_tensors(module: str, tensor: QuantTensor, v1: bool) -> dict[str, Te
 
 
 def row_major_tensors(module: str, tensor: QuantTensor) -> dict[str, Tensor]:
-    """The stored tensors {name: value} of one linear of a row-major file that declares its order.
+    """Return the tensors {name: value} of one linear of a row-major file.
 
-    Raises   Unsupported for AWQ and for a shifted input, which the format's reader has no way to compute
+    Raises   Unsupported for AWQ and for a shifted input, which vLLM-Omni cannot compute
     """
     if tensor.scheme is AWQ_W4A16:
-        raise Unsupported(f"is {tensor.scheme.title}, and row-major files hold SVDQuant")
+        raise Unsupported(f"is {tensor.scheme.title}, and row-major files store SVDQuant")
     if "shift" in tensor.parts:
         raise Unsupported(
-            f"follows a GELU and expects its input shifted by {_shift_of(tensor)}, which row-major SVDQuant cannot"
+            f"follows a GELU and needs its input shifted by {_shift_of(tensor)}, "
+            "which row-major files cannot declare"
         )
     _check_branch(tensor)
     return _named(module, layouts.convert(_with_both_scales(tensor), ROW_LAYOUT["plain"]), V2)
@@ -188,15 +195,13 @@ def _check_branch(tensor: QuantTensor) -> None:
         raise Unsupported(f"has no {absent}, which every layer of an SVDQuant file needs")
     extra = tensor.parts.keys() - V2.keys() - {"shift"}
     if extra:
-        raise Unsupported(
-            f"has {', '.join(sorted(extra))}, for which SVDQuant files have no tensor"
-        )
+        raise Unsupported(f"has {', '.join(sorted(extra))}, which SVDQuant files cannot store")
 
 
 def _modulation(tensor: QuantTensor) -> QuantTensor:
     if tensor.shape[0] not in [splits * tensor.shape[1] for splits in SPLITS]:
         raise Unsupported(
-            f"is AWQ of {tensor.shape[0]} x {tensor.shape[1]}, and no modulation layer"
+            f"is AWQ of {tensor.shape[0]} x {tensor.shape[1]}, not a modulation layer"
         )
     return fold_modulation(tensor)
 
@@ -213,16 +218,16 @@ def _padded_rows(tensor: QuantTensor) -> QuantTensor:
 
 
 def _drop_redundant_parts(tensor: QuantTensor) -> QuantTensor:
-    """Without the shift, which Nunchaku does not write, and without an outer scale of 1 beside another."""
+    """Drop the shift, which Nunchaku's files imply, and one of two outer scales if it is 1."""
     kept = {name: part for name, part in tensor.parts.items() if name != "shift"}
-    for name, other in (("channel_scale", "global_scale"), ("global_scale", "channel_scale")):
-        if name in kept and other in kept and bool((kept[name] == 1).all()):
+    for name in ("channel_scale", "global_scale"):
+        if {"channel_scale", "global_scale"} <= kept.keys() and bool((kept[name] == 1).all()):
             del kept[name]
     return tensor.with_parts(kept, PLAIN)
 
 
 def _with_both_scales(tensor: QuantTensor) -> QuantTensor:
-    """With both outer scales of NVFP4, an absent one being 1: readers of row-major files expect them."""
+    """Add absent outer scales of NVFP4 as 1, because readers of row-major files expect both."""
     if tensor.scheme is not SVDQUANT_NVFP4:
         return tensor
     dtype = tensor.parts["smooth"].dtype

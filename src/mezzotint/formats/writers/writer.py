@@ -1,9 +1,13 @@
-"""How a format is written: from quantized layers under diffusers' names to the tensors of a file.
+"""The interface of writers: quantized layers under diffusers' names in, tensors of a file out.
 
-A `Writer` is the counterpart of a `Format`. It is asked twice for each layer, by the same function: once with parts on
-the meta device, which gives the plan (every name, dtype and shape, and every refusal, before a byte is written), and
-once with the values. A writer reads the values of the parts in `needs_values` only, which the plan reads too. A part
-that it returns as the same object is copied from file to file without passing through PyTorch.
+A `Writer` is the counterpart of a `Format`. Conversion calls `Writer.layer` twice per layer:
+
+1. With parts on the meta device, to plan. The plan has every name, dtype and shape, and every
+   reason to refuse, before a byte is written.
+2. With the values, to write.
+
+Writers read only the values of the parts in `needs_values`, which the plan has as well. A part that
+is returned as the same object is copied from file to file, without passing through PyTorch.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -21,14 +25,21 @@ Pieces = Sequence[QuantTensor]
 
 @dataclass(frozen=True)
 class CannotStore:
-    """The target has no place for a layer, or for the layers together, and why."""
+    """The target cannot store a layer, or all layers together; `reason` says why.
+
+    The reason follows the names of the layers, such as "is INT8, and ComfyUI stores FP8".
+    """
 
     reason: str
 
 
 @dataclass(frozen=True)
 class StoredTensors:
-    """The tensors that a group of layers becomes, {key: tensor}, and what was done to their numbers, if anything."""
+    """The tensors that store a group of layers.
+
+    tensors      {key: tensor}
+    transforms   how values or activations differ from the source, empty if they do not
+    """
 
     tensors: Mapping[str, Tensor]
     transforms: tuple[str, ...] = ()
@@ -36,7 +47,11 @@ class StoredTensors:
 
 @dataclass(frozen=True)
 class Declaration:
-    """What the file says of itself: `quantization_config` of config.json, and entries of the safetensors metadata."""
+    """What a file declares about its layers.
+
+    quantization   `quantization_config` of config.json
+    metadata       entries of the safetensors metadata
+    """
 
     quantization: Mapping[str, Any] | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -44,10 +59,10 @@ class Declaration:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """The model whose layers a writer gets.
+    """The model that a writer stores.
 
-    family   the model's family, with the names of fused layers in Nunchaku's files
-    config   configuration of its transformer class, {} if none was found
+    family   the model's family, which has the names of fused layers in Nunchaku's files
+    config   configuration of the transformer, {} if none was found
     """
 
     family: Family
@@ -55,9 +70,9 @@ class ModelInfo:
 
 
 class Target(Protocol):
-    """One format that can be written.
+    """A format that can be written.
 
-    name   what `--to` calls it
+    name   value of `--to`
     file   the output is one safetensors file, not a component folder
     """
 
@@ -66,14 +81,14 @@ class Target(Protocol):
     file: bool
 
     def writer(self, model: ModelInfo) -> "Writer":
-        """The writer of this model's layers."""
+        """Return the writer for a model."""
         ...
 
 
 class Writer(Protocol):
     """A target, for one model.
 
-    needs_values   parts whose numbers, not only dtypes and shapes, decide what is written or refused
+    needs_values   parts whose values decide what is written or refused
     """
 
     name: str
@@ -81,21 +96,25 @@ class Writer(Protocol):
     needs_values: Collection[str]
 
     def groups(self, modules: Collection[str]) -> Iterable[Sequence[str]]:
-        """The quantized modules, sorted into those that are stored together."""
+        """Group the quantized modules that the file stores together."""
         ...
 
     def layer(self, group: Mapping[str, Pieces]) -> StoredTensors | CannotStore:
-        """The tensors of one group, {module: its pieces}; the same for meta and for real parts."""
+        """Return the tensors of a group {module: its pieces}, with values or on the meta device."""
         ...
 
     def plain(self, name: str) -> str:
-        """The key under which a tensor that is not quantized is stored."""
+        """Return the key of an unquantized tensor."""
         ...
 
     def declare(
         self, layers: Mapping[str, Pieces], plain: Collection[str]
     ) -> Declaration | CannotStore:
-        """What is said of all layers together, given as {module: pieces}, beside the plain tensors' names."""
+        """Declare all layers together.
+
+        layers   {quantized module: its pieces}
+        plain    names of the unquantized tensors
+        """
         ...
 
 
@@ -103,7 +122,7 @@ Self = TypeVar("Self")
 
 
 class DiffusersLayerWriter:
-    """Half of a target and its writer: each module by itself, and every tensor under diffusers' name."""
+    """Base of targets that store each module separately, and all tensors by diffusers' names."""
 
     needs_values: Collection[str] = ()
 
@@ -117,29 +136,27 @@ class DiffusersLayerWriter:
         return name
 
 
-def refuse_pieces(pieces: Pieces, title: str) -> CannotStore | None:
-    """The refusal of a layer in several pieces, by a target that cannot hold it."""
+def check_single_piece(pieces: Pieces, title: str) -> CannotStore | None:
+    """Return CannotStore if a layer has several pieces, for targets that store one."""
     if len(pieces) == 1:
         return None
     return CannotStore(
-        f"is stored in {len(pieces)} pieces side by side, and {title} holds a layer as one"
+        f"has {len(pieces)} pieces along its input features, and {title} stores a layer in one"
     )
 
 
-def refuse_extra_parts(
-    piece: QuantTensor, places: Mapping[str, str], title: str
-) -> CannotStore | None:
-    """A refusal that names the parts which the target has no place for."""
-    extra = sorted(set(piece.parts) - set(places))
+def check_parts(piece: QuantTensor, known: Collection[str], title: str) -> CannotStore | None:
+    """Return CannotStore if a layer has parts other than the `known` ones."""
+    extra = sorted(piece.parts.keys() - set(known))
     if not extra:
         return None
     return CannotStore(
-        f"has {' and '.join(extra)} ({piece.scheme.title}), and {title} has no place for that"
+        f"has {' and '.join(extra)} ({piece.scheme.title}), which {title} cannot store"
     )
 
 
 def needs_dynamic_input(piece: QuantTensor) -> bool:
-    """Whether the layer's input is rounded only because a scale is computed at each call."""
+    """Return whether a layer lacks a static input scale and computes one at each call."""
     return (
         piece.dynamic_input
         and piece.scheme.static_scale_part is not None
@@ -148,5 +165,5 @@ def needs_dynamic_input(piece: QuantTensor) -> bool:
 
 
 def scalar(part: Tensor) -> Tensor:
-    """A single number as a 0-d tensor; the same object if it is one already."""
+    """Return a single number as a 0-d tensor; a 0-d tensor is returned as the same object."""
     return part if part.ndim == 0 else part.reshape(())

@@ -49,6 +49,7 @@ class ComfyKitchen:
 
         def gemm(z: Tensor, gemm_bias: Tensor | None) -> Tensor:
             global_scale = activation_global_scale(z, weight)
+            # hi_first=False: BLOCKED_SCALES has the low nibble first, and both operands must agree.
             codes, scale = comfy_kitchen.quantize_nvfp4(
                 z.contiguous(), global_scale, pad_16x=True, hi_first=False
             )

@@ -81,6 +81,7 @@ def svdquant_operands(weight: QuantTensor, alpha: Tensor) -> dict[str, Tensor]:
               global_scale and scale, float32 []
     """
     parts = weight.parts
+    # Only a static input scale can be merged into operands that are prepared before any input.
     branch = next((name for name in ("lora", "proj") if f"{name}_down" in parts), None)
     is_static = weight.scheme is SVDQUANT_NVFP4 or "input_scale" in parts
     if branch is None or not is_static or "shift" in parts:
@@ -134,6 +135,7 @@ def nvfp4(
     """
     import flashinfer
 
+    # FlashInfer takes e4m3 scales as bytes, and the second operand column-major.
     z_quantized, z_scale = flashinfer.nvfp4_quantize(z.contiguous(), 1 / global_scale.reshape(1))
     y: Tensor = flashinfer.mm_fp4(
         z_quantized,

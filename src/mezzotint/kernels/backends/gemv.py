@@ -49,6 +49,7 @@ class Gemv:
         self, x: Tensor, weight: QuantTensor, bias: Tensor | None, activations: str
     ) -> Tensor:
         x2d, parts = x.reshape(-1, weight.shape[1]), weight.parts
+        # More rows are bound by arithmetic, and the kernel does not use tensor cores.
         if x2d.shape[0] > GEMV_MAX_ROWS:
             return F.linear(x, weight.scheme.decode(parts).to(x.dtype), bias)
         y: Tensor = torch.ops.mezzotint.gemv4(

@@ -58,7 +58,7 @@ class Humming:
         outer = split_outer_scale(weight)
         codes = weight.parts["codes"].contiguous()
         tensors = {
-            "weight": codes.view(torch.int32),
+            "weight": codes.view(torch.int32),  # eight codes per word
             "weight_scale": weight.parts["block_scale"],
             "weight_scale_2": outer.pop("alpha").reshape(1),
         }

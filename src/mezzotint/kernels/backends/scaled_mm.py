@@ -42,6 +42,7 @@ class ScaledMM:
     ) -> Tensor:
         out_features, in_features = weight.shape
         parts = weight.parts
+        # pre_quant_scale cannot be merged into FP8 codes without rounding them again.
         x2d = apply_pre_quant_scale(x.reshape(-1, in_features), parts)
         y = fp8_linear(x2d, parts["codes"], parts["weight_scale"], bias, parts.get("input_scale"))
         return y.reshape(*x.shape[:-1], out_features)

@@ -55,6 +55,7 @@ class TorchNVFP4:
         def gemm(z: Tensor, gemm_bias: Tensor | None) -> Tensor:
             codes, scale, global_scale = quantize_activation_nvfp4(z, weight)
             return F.scaled_mm(
+                # A byte holds two numbers, which is how PyTorch defines this dtype.
                 codes.view(torch.float4_e2m1fn_x2),
                 weight.parts["codes"].view(torch.float4_e2m1fn_x2).t(),
                 scale_a=[scale.flatten(), global_scale],

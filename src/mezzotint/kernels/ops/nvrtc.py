@@ -91,7 +91,7 @@ def compile_kernel(
         driver.cuLibraryLoadData(compile_to_cubin(source, name, capability), [], [], 0, [], [], 0)
     )
     handle = check_status(driver.cuLibraryGetKernel(library, name.encode()))
-    # More than 48 KB of shared memory must be requested for each kernel.
+    # More than 48 KB of shared memory must be requested for each kernel and device.
     attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
     check_status(
         driver.cuKernelSetAttribute(attribute, shared_bytes, handle, driver.CUdevice(device))
@@ -107,6 +107,7 @@ def compile_to_cubin(source: str, name: str, capability: str) -> bytes:
         nvrtc.nvrtcCreateProgram(source.encode(), f"{name}.cu".encode(), 0, [], [])
     )
     try:
+        # C++17 for `if constexpr`, by which kernel.cu selects code per variant.
         options = [f"--gpu-architecture={capability}".encode(), b"--std=c++17"]
         (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
         if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Unpack
 
 import torch
 
@@ -16,7 +17,12 @@ from mezzotint.quality.compare.folder_lock import lock_folder
 from mezzotint.quality.compare.gate import PROFILES, Gate, profile_for, read_gate
 from mezzotint.quality.compare.runs import ImageRequest, Run, generate_run
 from mezzotint.quality.compare.scores import means, score, step_means
-from mezzotint.quality.compare.settings import ComparisonSettings, request_for, select_metrics
+from mezzotint.quality.compare.settings import (
+    ComparisonSettings,
+    SamplingSettings,
+    request_for,
+    select_metrics,
+)
 from mezzotint.quality.metrics.image import unavailable
 from mezzotint.quality.pair import Progress
 from mezzotint.quality.prompts import prompts_for
@@ -37,14 +43,13 @@ def compare(
     prompts: str | None = None,
     image: str | Path | None = None,
     seeds: int = 1,
-    steps: int | None = None,
     size: Mapping[str, int] | None = None,
-    guidance: float | None = None,
     frames: int | None = None,
     metrics: Sequence[str] | None = None,
     gate: str | None = None,
     device: str | torch.device | None = None,
     on_image: Callable[[int, int, str], None] = lambda _done, _total, _name: None,
+    **sampling: Unpack[SamplingSettings],
 ) -> Comparison:
     """Generate the same images with every model and measure each candidate against the reference.
 
@@ -56,6 +61,7 @@ def compare(
     metrics   names of image metrics; None selects all. Metrics that a gate limits are added.
     gate      a profile or a TOML file; None selects the profile for each candidate's precision
     on_image  called with the number of finished images, the total and the model's name
+    sampling  steps, guidance, negative_prompt and other settings of every model
     Raises    MezzotintError; before anything is generated if the arguments cannot be used
     """
     sources = parse_sources(reference, list(candidates), model)
@@ -67,21 +73,22 @@ def compare(
     for source in sources:
         source.check()
     selected = prompts_for([source.source for source in sources], prompts, image)
-    options = {"steps": steps, "guidance": guidance, "num_frames": frames, **(size or {})}
-    sampling = sources[0].source.sampling(selected[0].source_image, **options)
+    effective = sources[0].source.sampling(
+        selected[0].source_image, num_frames=frames, **(size or {}), **sampling
+    )
     gates = [fixed_gate] if fixed_gate else [read_gate(name) for name in PROFILES]
     settings = ComparisonSettings(
         prompts=selected,
         seeds=tuple(range(seeds)),
-        sampling=sampling,
-        metrics=select_metrics(metrics, gates, sampling),
+        sampling=effective,
+        metrics=select_metrics(metrics, gates, effective),
         device=resolve_device(device),
     )
     folder = _make_folder(Path(output))
     command = command_line([reference, *candidates], output=output, model=model, prompts=prompts,
-                           image=image, seeds=None if seeds == 1 else seeds, steps=steps,
-                           size=size, guidance=guidance, frames=frames, metrics=metrics,
-                           gate=gate, device=device)  # fmt: skip
+                           image=image, seeds=None if seeds == 1 else seeds, size=size,
+                           frames=frames, **sampling, metrics=metrics, gate=gate,
+                           device=device)  # fmt: skip
     with lock_folder(folder):
         comparison = _ComparisonRun(settings, folder, len(sources), command, on_image)
         return comparison.run(sources, fixed_gate)

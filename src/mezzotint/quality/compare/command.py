@@ -3,6 +3,9 @@
 import shlex
 from collections.abc import Mapping, Sequence
 
+OPTIONS = {"true_cfg_scale": "--true-cfg"}
+"""{argument of `compare`: option}, where the option is not named like the argument"""
+
 
 def command_line(sources: Sequence[str], **options: object) -> str:
     """Return `mezzotint compare ...`, quoted for a shell. Options that are None are omitted.
@@ -13,7 +16,7 @@ def command_line(sources: Sequence[str], **options: object) -> str:
     words = ["mezzotint", "compare", *sources]
     for name, value in options.items():
         if value is not None:
-            words += [f"--{name.replace('_', '-')}", _word(value)]
+            words += [OPTIONS.get(name, f"--{name.replace('_', '-')}"), _word(value)]
     return shlex.join(words)
 
 

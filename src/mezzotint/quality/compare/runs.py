@@ -18,6 +18,7 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -292,7 +293,7 @@ def _load_info(loaded: LoadedPipeline, identity: dict[str, Any], seconds: float)
 
 
 def _generate_one(
-    pipe: Any, run: Run, request: ImageRequest, device: torch.device
+    pipe: DiffusionPipeline, run: Run, request: ImageRequest, device: torch.device
 ) -> tuple[GenerationResult, Tensor, StageTimes]:
     trajectory: list[Tensor] = []
     with (

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 
-from mezzotint.errors import BadRequest, Unsupported, there_are
+from mezzotint.errors import Unsupported, require_known
 from mezzotint.families import Sampling
 from mezzotint.quality.compare.gate import Gate
 from mezzotint.quality.compare.runs import ImageRequest
@@ -14,6 +15,17 @@ from mezzotint.quality.prompts import Prompt
 
 Requests = Mapping[tuple[int, int], ImageRequest]
 """{(index of the prompt, seed): image or video to generate}"""
+
+
+class SamplingSettings(TypedDict, total=False):
+    """Settings of `Sampling` that `compare` takes; one that is None is the model's default."""
+
+    steps: int | None
+    guidance: float | None
+    guidance_2: float | None
+    true_cfg_scale: float | None
+    negative_prompt: str | None
+    flow_shift: float | None
 
 
 @dataclass(frozen=True)
@@ -56,8 +68,7 @@ def select_metrics(
     """
     supported = tuple(metric.name for metric in IMAGE_METRICS)
     for name in names or ():
-        if name not in supported:
-            raise BadRequest(f"there is no metric {name!r}", there_are(name, supported))
+        require_known("metric", name, supported)
     size = (sampling.width or sampling.height, sampling.height)
     for name, reason in unavailable(names or (), size).items():
         raise Unsupported(

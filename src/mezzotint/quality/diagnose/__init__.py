@@ -1,10 +1,9 @@
 """Diagnosis of a candidate: measure every layer and report suspects with their causes."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
@@ -12,7 +11,7 @@ from mezzotint.quality.candidate import ModelSpec
 from mezzotint.quality.input_scales import find_input_scale_problem
 from mezzotint.quality.layers import Z_RATIO, LayerErrors, TransformerPair, measure, with_z
 from mezzotint.quality.metrics.finite import finite_values
-from mezzotint.quality.pair import Progress, open_pair
+from mezzotint.quality.pair import PairSettings, Progress, open_pair
 from mezzotint.quality.recording import record_inputs
 from mezzotint.quality.resident import quantization_claim
 from mezzotint.quality.signatures import explain
@@ -20,7 +19,6 @@ from mezzotint.quality.weights import expected_error
 from mezzotint.schemes import BF16
 
 SCHEMA = "mezzotint.diagnose/2"
-STEPS = 2
 KERNEL_LIMIT, KERNEL_RATIO = 0.02, 1.5
 """A backend is wrong if its error against `reference` exceeds the limit, and its error against BF16
 exceeds the error of `reference` by the ratio."""
@@ -70,16 +68,8 @@ def diagnose(
     reference: str,
     candidate: str,
     *,
-    model: str | None = None,
-    prompts: str | None = None,
-    image: str | Path | None = None,
-    seed: int = 0,
-    steps: int = STEPS,
-    size: Mapping[str, int] | None = None,
-    frames: int | None = None,
-    layers: str = "*",
-    device: str | torch.device | None = None,
     on_progress: Callable[[int, int, str], None] = lambda _done, _total, _what: None,
+    **settings: Unpack[PairSettings],
 ) -> Diagnosis:
     """Compare each layer of the candidate with the reference's, and find the cause of errors.
 
@@ -87,24 +77,19 @@ def diagnose(
     the candidate are then read one at a time.
 
     reference, candidate   `[NAME=]SOURCE[,OPTION=VALUE...]`; see `parse_sources`
-    prompts       a set or a file; None selects the first prompt of the set for the model
-    image         file of the source image for prompts that name no image
-    steps         denoising steps per image
-    size, frames  of each image or video; None selects the model's default
-    layers        glob that selects layers, such as "*.ff.*"
     on_progress   called with the number of finished items, the total and a description
+    settings      prompts, steps, layers, device and more; see `PairSettings`
     Raises        MezzotintError; before anything is generated if the arguments cannot be used
     """
-    models = open_pair(
-        reference, candidate, model, prompts, image, seed, steps, layers, device, size, frames
-    )
+    models = open_pair(reference, candidate, **settings)
+    steps = models.sampling.steps
     tasks = [(pair, name) for pair in models.transformers for name in pair.names]
     progress = Progress(steps * len(models.prompts) + len(tasks), on_progress)
     recording = record_inputs(
         models.reference,
         {pair.component: pair.quantized for pair in models.transformers},
         models.prompts,
-        seed,
+        models.seed,
         models.sampling,
         models.device,
         lambda: progress("recording"),

@@ -2,11 +2,10 @@
 with BF16 activations.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
@@ -17,7 +16,7 @@ from mezzotint.nn import quant_linears
 from mezzotint.quality.candidate import ModelSpec
 from mezzotint.quality.layers import TransformerPair, role_of
 from mezzotint.quality.metrics.finite import finite_values
-from mezzotint.quality.pair import Progress, open_pair
+from mezzotint.quality.pair import PairSettings, Progress, open_pair
 from mezzotint.quality.sensitivity.recorded_calls import (
     Calls,
     PredictionError,
@@ -28,7 +27,6 @@ from mezzotint.quality.sensitivity.steps import StepGain, per_ms, schedule_for, 
 from mezzotint.schemes import BF16
 
 SCHEMA = "mezzotint.sensitivity/3"
-STEPS = 2
 
 
 @dataclass(frozen=True)
@@ -121,29 +119,20 @@ def sensitivity(
     reference: str,
     candidate: str,
     *,
-    model: str | None = None,
-    prompts: str | None = None,
-    image: str | Path | None = None,
-    seed: int = 0,
-    steps: int = STEPS,
-    size: Mapping[str, int] | None = None,
-    frames: int | None = None,
-    layers: str = "*",
-    device: str | torch.device | None = None,
     on_progress: Callable[[int, int, str], None] = lambda _done, _total, _what: None,
+    **settings: Unpack[PairSettings],
 ) -> Sensitivity:
     """Measure how much each role of layers, and each step, contributes to a candidate's error.
 
     The reference's transformer calls are recorded. The candidate then computes the same calls, with
     one role of layers restored to the reference's weights, or one step with BF16 activations. All
     calls start from the reference's latents, so that errors do not accumulate over steps. One model
-    is in memory at a time. The arguments are the arguments of `diagnose`.
+    is in memory at a time. The arguments are the arguments of `diagnose`; see `PairSettings`.
 
     Raises   MezzotintError; BadRequest if no selected layer is quantized
     """
-    models = open_pair(
-        reference, candidate, model, prompts, image, seed, steps, layers, device, size, frames
-    )
+    models = open_pair(reference, candidate, **settings)
+    steps = models.sampling.steps
     roles = [
         (pair, role)
         for pair in models.transformers

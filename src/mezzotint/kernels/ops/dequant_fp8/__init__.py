@@ -1,1 +1,1 @@
-"""4-bit matrix to FP8 matrix, for the GEMM that follows at once."""
+"""Dequantize a 4-bit matrix to FP8 for the GEMM that follows."""

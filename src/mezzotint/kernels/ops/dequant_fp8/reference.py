@@ -23,7 +23,7 @@ def dequant_fp8_reference(weight: QuantTensor) -> Tensor:
     """Return the FP8 codes of a prepared weight, e4m3 [out, in].
 
     Each code times its row's `scale` is the FP8 number nearest to the dequantized weight. With a
-    static input scale the smoothing is not merged, because the scale was calibrated behind it.
+    static input scale the smoothing is not merged, because the scale was calibrated after it.
     """
     prepared = weight.prepared
     return round_e4m3(

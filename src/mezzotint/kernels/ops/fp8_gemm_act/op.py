@@ -52,7 +52,7 @@ def fp8_gemm_act(
     _check_dtypes(bias, scales)
     out, quantized = allocate_outputs(x, codes, activation, plain_columns, reserved)
     m, k = x.shape
-    if not m:
+    if not m:  # a grid of no blocks is a launch error
         return out, quantized
     active = quantized[:, reserved:]
     tile_rows, num_tiles = _tiles(m, plain_columns, active.shape[1], activation)
@@ -60,6 +60,7 @@ def fp8_gemm_act(
         by_row = input_scale.numel() > 1, weight_scale.numel() > 1
         kernel = _kernel(activation, *by_row, bias is not None, x.device.index)
         kernel.launch(
+            # Each block fills a multiprocessor and takes tile after tile, so more would only wait.
             min(_num_blocks(x.device), CLUSTER_SIZE * num_tiles),
             x.device,
             *_tensor_maps(x, codes, out, active),
@@ -123,6 +124,7 @@ def _tensor_maps(x: Tensor, codes: Tensor, out: Tensor, active: Tensor) -> list[
     A box is 128 bytes wide, as far as 128-byte swizzling reaches. Where there is no output of one
     kind, the kernel needs some valid descriptor but never uses it.
     """
+    # 128 bytes are 128 e4m3 numbers, or 64 BF16 numbers.
     plain = (out, (64, 64)) if out.shape[1] else (codes, (64, 128))
     return [
         nvrtc.make_tensor_map(matrix, box)
@@ -164,6 +166,7 @@ def _num_blocks(device: torch.device) -> int:
     return count // CLUSTER_SIZE * CLUSTER_SIZE
 
 
+# Cached, because NVRTC takes half a second per variant.
 @cache
 def _kernel(
     activation: str, x_by_row: bool, codes_by_row: bool, biased: bool, device: int

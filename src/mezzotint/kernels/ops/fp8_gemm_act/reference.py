@@ -49,6 +49,8 @@ def allocate_outputs(
     x: Tensor, codes: Tensor, activation: str, plain_columns: int, reserved: int
 ) -> tuple[Tensor, Tensor]:
     """Return uninitialized outputs of the shapes that `fp8_gemm_act_reference` describes."""
+    # `x.new_empty` keeps e4m3. The prefix shares the tensor with the active columns, because the
+    # next GEMM reads both as one input; a separate prefix would have to be copied.
     active = (codes.shape[0] - plain_columns) // (2 if activation == "swiglu" else 1)
     width = 0 if activation == "none" else reserved + active
     return x.new_empty(x.shape[0], plain_columns, dtype=torch.bfloat16), x.new_empty(

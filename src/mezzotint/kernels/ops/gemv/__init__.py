@@ -1,1 +1,1 @@
-"""4-bit matrix times a few vectors, for layers that are bound by memory."""
+"""Multiply a 4-bit matrix by a few vectors, for layers that are bound by memory."""

@@ -43,14 +43,11 @@ def _gemv4_kernel(
         group_mask = row_mask & (group < num_groups)[None, :]
         block = tl.load(block_ptr + group_offset, group_mask, 0.0).to(tl.float32) * CODE_SCALE
         # The codes stay in registers while every vector passes over them. Even and odd columns
-        # are kept apart, as the nibbles are: interleaving the codes would cost a shuffle each.
+        # are separate, as the nibbles are: interleaving the codes would cost a shuffle each.
         for vector_id in tl.static_range(M):
             even = tl.load(x_ptr + vector_id * k + 2 * byte, byte_mask, 0.0).to(tl.float32)
             odd = tl.load(x_ptr + vector_id * k + 2 * byte + 1, byte_mask, 0.0).to(tl.float32)
-            products = low * even[None, :] + high * odd[None, :]
-            # Sum each group first: the block scale then multiplies one number per group.
-            group_sums = tl.sum(products.reshape(TILE_N, TILE_K // GROUP, GROUP // 2), 2)
-            partial_sum = tl.sum(group_sums * block, 1)
+            partial_sum = _dot(low, high, even, odd, block, TILE_N, TILE_K // GROUP, GROUP // 2)
             if HAS_ZERO:
                 # A group's zero point multiplies the sum of its inputs.
                 input_sum = tl.sum((even + odd).reshape(TILE_K // GROUP, GROUP // 2), 1)
@@ -60,3 +57,14 @@ def _gemv4_kernel(
     factor = tl.load(factor_ptr + row, row < n, 0.0)
     out = out_ptr + vector[None, :] * n + row[:, None]
     tl.store(out, total * factor[:, None], row_mask & (vector < M)[None, :])
+
+
+@triton.jit
+def _dot(
+    low, high, even, odd, block, ROWS: tl.constexpr, GROUPS: tl.constexpr, BYTES: tl.constexpr
+):
+    """Return the product of a tile and a part of one vector, float32 [ROWS]."""
+    products = low * even[None, :] + high * odd[None, :]
+    # Sum each group first: the block scale then multiplies one number per group.
+    group_sums = tl.sum(products.reshape(ROWS, GROUPS, BYTES), 2)
+    return tl.sum(group_sums * block, 1)

@@ -29,6 +29,7 @@ def gemv4(
         x,
         codes,
         block_scale,
+        # An absent operand needs some pointer; the kernel never reads it.
         block_scale if block_zero is None else block_zero,
         factor,
         out,
@@ -38,6 +39,7 @@ def gemv4(
         CODE_SCALE=CODE_SCALE[kind],
         GROUP=group,
         HAS_ZERO=block_zero is not None,
+        # Triton's ranges have power-of-two lengths. The loop over vectors runs M times only.
         M=m,
         PADDED_M=triton.next_power_of_2(m),
         TILE_N=TILE_N,

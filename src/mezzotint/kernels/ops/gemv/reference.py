@@ -24,6 +24,7 @@ def gemv4_reference(
     """
     codes_out, half = codes.shape
     groups = _decode(codes, kind).reshape(codes_out, 2 * half // group, group)
+    # A zero point is a value, not a code: files of AWQ layers store -zero * scale.
     values: Tensor = groups * block_scale.float()[..., None]
     if block_zero is not None:
         values = values + block_zero.float()[..., None]

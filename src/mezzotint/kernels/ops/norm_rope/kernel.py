@@ -44,12 +44,11 @@ def _norm_rope_kernel(
     )
     x = tl.load(x_ptr + offset, head_mask, 0.0).to(tl.float32)
     is_text = token < text_tokens
-    query = tl.where(is_text, tl.load(text_query_ptr + lane), tl.load(query_ptr + lane)).to(
-        tl.float32
-    )
-    key = tl.where(is_text, tl.load(text_key_ptr + lane), tl.load(key_ptr + lane)).to(tl.float32)
+    query = _norm_weight(is_text, text_query_ptr, query_ptr, lane)
+    key = _norm_weight(is_text, text_key_ptr, key_ptr, lane)
     weight = tl.where((head < heads)[:, None], query[None, :], key[None, :])
     x = x * tl.rsqrt(tl.sum(x * x, 1) / WIDTH + EPS)[:, None] * weight
+    # Diffusers' models rotate adjacent lanes, not the two halves of a head.
     even, odd = tl.split(x.reshape(HEADS, WIDTH // 2, 2))
     angle = batch * cos_batch + token * cos_token + pair * cos_pair
     cos, sin = tl.load(cos_ptr + angle)[None, :], tl.load(sin_ptr + angle)[None, :]
@@ -60,6 +59,13 @@ def _norm_rope_kernel(
     row = (batch.to(tl.int64) * tokens + token) * 2 * heads
     out_offset = (row + head[:, None]) * WIDTH + lane[None, :]
     tl.store(out_ptr + out_offset, rotated.reshape(HEADS, WIDTH), head_mask)
+
+
+@triton.jit
+def _norm_weight(is_text, text_ptr, image_ptr, lane):
+    """Return the norm weight of the token's stream, float32 [WIDTH]."""
+    weight = tl.where(is_text, tl.load(text_ptr + lane), tl.load(image_ptr + lane))
+    return weight.to(tl.float32)
 
 
 @triton.jit

@@ -55,6 +55,7 @@ def _activation_quantize_kernel(
             prefix_ptr + row * prefix_row + prefix_column, prefix_column < prefix_columns, 0.0
         ).to(tl.float32)
         amax = tl.maximum(amax, tl.max(tl.abs(prefix), 0))
+    # A row of zeros stays zero with any scale, and 0 / 0 would be NaN.
     scale = tl.where(amax > 0, amax / E4M3_MAX, 1.0)
     tl.store(scale_ptr + row, scale)
     out_row = out_ptr + row * (prefix_columns + columns)

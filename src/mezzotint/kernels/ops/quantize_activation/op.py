@@ -58,6 +58,7 @@ def activation_quantize(x: Tensor, prefix: Tensor | None, activation: str) -> tu
         0 if prefix is None else prefix.stride(0),
         GATED=gated,
         HAS_PREFIX=prefix is not None,
+        # Triton's ranges have power-of-two lengths; the kernel masks the rest.
         COLUMNS=triton.next_power_of_2(columns),
         PREFIX=triton.next_power_of_2(max(prefix_columns, 1)),
         num_warps=WARPS,

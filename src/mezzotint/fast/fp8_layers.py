@@ -93,6 +93,7 @@ class FusedActivationLinear(nn.Module):
         self, fn: Callable[[Tensor], Tensor], recurse: bool = True
     ) -> "FusedActivationLinear":
         """Move the scales without casting them. `.to()`, `.half()` and others call this."""
+        # In BF16 a scale would be off by up to 2^-9, and every quantized number with it.
         scales = self.scale, self.inverse_scale
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.scale, self.inverse_scale = (scale.to(self.scale.device) for scale in scales)
@@ -108,7 +109,7 @@ class ActivationQuantize(nn.Module):
         self.next_adapters = next_layer.adapters  # they read the input in BF16
 
     def forward(self, x: Tensor, prefix: Tensor | None = None) -> Tensor | QuantizedActivation:
-        """Return `prefix` [..., any] and the activation of x [..., out] side by side."""
+        """Return `prefix` [..., any] and the activation of x [..., out], concatenated."""
         if self.next_adapters or not self.modes.layers_as_loaded:
             y = (
                 tanh_gelu(x)
@@ -172,6 +173,7 @@ def fp8_gemm_operands(
     layer   a layer for which `is_fp8_linear` holds
     x       [..., in]
     """
+    # Quantized in plain operations, which Inductor fuses into the norm that produced x.
     weight = layer.selected_weight
     return *quantize_activation(_as_2d(x), static_activation_scale(weight)), *get_fp8_weight(
         weight, layer.bias

@@ -7,7 +7,7 @@ Qwen-Image and Z-Image use complex numbers, which Inductor cannot fuse.
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mezzotint.families.recipe import Recipe
 from mezzotint.fast.edits import ModelEdits
 from mezzotint.fast.fast_pass import Applied, Pass, PassContext, Skipped, recipe_of
-from mezzotint.fast.fp8_linear import (
+from mezzotint.fast.fp8_layers import (
     ColumnSlice,
     FusedActivationLinear,
     computes_in_fp8,
@@ -23,6 +23,45 @@ from mezzotint.fast.fp8_linear import (
 )
 from mezzotint.fast.passes.attention import AttentionBackend, FastAttnProcessor
 from mezzotint.nn import FusedLinearSlice, QuantLinear
+
+
+class HeadNorm(Protocol):
+    """An RMS norm of the heads of queries or keys."""
+
+    weight: Tensor
+    eps: float
+
+
+class AttentionLayer(Protocol):
+    """What every processor reads of an attention layer of diffusers."""
+
+    norm_q: HeadNorm
+    norm_k: HeadNorm
+
+
+class JointAttentionLayer(AttentionLayer, Protocol):
+    """Attention of text and image. The last six attributes are read only with separate text."""
+
+    to_q: nn.Module
+    to_k: nn.Module
+    to_v: nn.Module
+    to_out: nn.ModuleList
+    add_q_proj: nn.Module
+    add_k_proj: nn.Module
+    add_v_proj: nn.Module
+    to_add_out: nn.Module
+    norm_added_q: HeadNorm
+    norm_added_k: HeadNorm
+
+
+class ParallelAttentionLayer(AttentionLayer, Protocol):
+    """Attention and feed-forward between two linears."""
+
+    inner_dim: int
+    to_qkv_mlp_proj: nn.Module
+    mlp_act_fn: nn.Module
+    to_out: nn.Module
+
 
 CosSin = tuple[Tensor, Tensor]
 """cos and sin of the angle of each token and pair, float32 [1 or batch, tokens, width / 2]."""
@@ -33,7 +72,7 @@ class JointAttnProcessor(FastAttnProcessor):
 
     def __call__(
         self,
-        attn: Any,
+        attn: JointAttentionLayer,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -44,11 +83,13 @@ class JointAttnProcessor(FastAttnProcessor):
         text = encoder_hidden_states
         mask = _joint_mask(attention_mask, encoder_hidden_states_mask, hidden_states)
         angles = _cos_sin(image_rotary_emb if freqs_cis is None else freqs_cis)
-        text_tokens = 0 if text is None else text.shape[1]
         qkv = _qkv(attn, hidden_states, text)
-        out = _attention(self.attention, attn, qkv, text_tokens, angles, mask)
-        if text is None:  # single blocks of FLUX.1 project the output themselves
+        if text is None:
+            out = _attention(self.attention, attn, qkv, angles, mask)
+            # FLUX.1's single blocks project the output themselves.
             return attn.to_out[0](out) if hasattr(attn, "to_out") else out
+        text_tokens, text_norms = text.shape[1], (attn.norm_added_q, attn.norm_added_k)
+        out = _attention(self.attention, attn, qkv, angles, mask, text_tokens, text_norms)
         return attn.to_out[0](out[:, text_tokens:]), attn.to_add_out(out[:, :text_tokens])
 
 
@@ -57,7 +98,7 @@ class ParallelAttnProcessor(FastAttnProcessor):
 
     def __call__(
         self,
-        attn: Any,
+        attn: ParallelAttentionLayer,
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         image_rotary_emb: Any = None,
@@ -66,12 +107,12 @@ class ParallelAttnProcessor(FastAttnProcessor):
         mlp: Any
         if isinstance(linear, FusedActivationLinear):
             qkv, mlp = linear.split(hidden_states, attn.inner_dim)
-            out = _attention(self.attention, attn, qkv, 0, angles, attention_mask)
+            out = _attention(self.attention, attn, qkv, angles, attention_mask)
             fused: Tensor = attn.to_out(linear.write_prefix(out, mlp))
             return fused
         qkv_mlp, width = linear(hidden_states), 3 * attn.inner_dim
         qkv, mlp = qkv_mlp[..., :width], attn.mlp_act_fn(qkv_mlp[..., width:])
-        out = _attention(self.attention, attn, qkv, 0, angles, attention_mask)
+        out = _attention(self.attention, attn, qkv, angles, attention_mask)
         output: Tensor = attn.to_out(torch.cat((out, mlp), -1))
         return output
 
@@ -108,7 +149,7 @@ def replace_attn_processors(
     return len(layers)
 
 
-def _qkv(attn: Any, image_states: Tensor, text: Tensor | None) -> Tensor:
+def _qkv(attn: JointAttentionLayer, image_states: Tensor, text: Tensor | None) -> Tensor:
     """Return queries, keys and values [batch, text and image tokens, 3 * width]."""
     if text is not None and (joint := _joint_qkv_layers(attn)):
         return _joint_qkv_gemm(joint, text, image_states)
@@ -119,13 +160,13 @@ def _qkv(attn: Any, image_states: Tensor, text: Tensor | None) -> Tensor:
     return torch.cat((text_qkv, image_qkv), 1)
 
 
-def _joint_qkv_layers(attn: Any) -> list[QuantLinear]:
+def _joint_qkv_layers(attn: JointAttentionLayer) -> list[QuantLinear]:
     """Return the fused q, k, v layers of text and image if both are FP8, else an empty list."""
     layers = [
         layer.fused.linear
         for layer in (getattr(attn, "add_q_proj", None), attn.to_q)
         if isinstance(layer, FusedLinearSlice)
-        and layer.index == 0
+        and layer.index == 0  # the whole group is q, k and v, and nothing else
         and len(layer.fused.split_sizes) == 3
     ]
     return layers if len(layers) == 2 and all(computes_in_fp8(layer) for layer in layers) else []
@@ -171,6 +212,7 @@ def _cos_sin(rotary: Any) -> CosSin:
         return pair[..., 0], pair[..., 1]
     first, second = rotary
     if first.is_complex():
+        # Qwen-Image returns the image's angles first, but its text tokens come first.
         pair = torch.view_as_real(torch.cat((second, first)))[None]
         return pair[..., 0], pair[..., 1]
     return first[None, :, 0::2], second[None, :, 0::2]
@@ -182,21 +224,21 @@ def _use_fp8(attention: AttentionBackend, mask: Tensor | None) -> bool:
 
 def _attention(
     attention: AttentionBackend,
-    attn: Any,
+    attn: AttentionLayer,
     qkv: Tensor,
-    text_tokens: int,
     angles: CosSin,
     mask: Tensor | None,
+    text_tokens: int = 0,
+    text_norms: tuple[HeadNorm, HeadNorm] | None = None,
 ) -> Tensor:
     """Return the attention [batch, tokens, width] of qkv [batch, tokens, 3 * width].
 
     text_tokens   number of tokens, from the first, that have the text's norm weights
+    text_norms    norms of the text's queries and keys, if it has its own
     """
     states = qkv.view(*qkv.shape[:-1], -1, attn.norm_q.weight.shape[0])
     heads = states.shape[2] // 3
-    text_weights: tuple[Any, Any] = (None, None)
-    if text_tokens:
-        text_weights = (attn.norm_added_q.weight, attn.norm_added_k.weight)
+    text_weights = [norm.weight for norm in text_norms] if text_norms else [None, None]
     rotated = torch.ops.mezzotint.norm_rope(
         states[:, :, : 2 * heads],
         attn.norm_q.weight,
