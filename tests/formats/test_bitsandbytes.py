@@ -131,7 +131,7 @@ def test_an_odd_number_of_input_features_is_refused(tmp_path: Path) -> None:
         ({"shape": [2**40, 2**40]}, ShapeMismatch, "expected"),
         ({"quant_type": "fp4"}, BrokenFile, "its name says another"),
         ({"rotation": "hadamard"}, BrokenFile, "rotation"),
-        ({"nested_offset": 0.5, "nested_blocksize": 256}, ShapeMismatch, "expected torch.uint8"),
+        ({"nested_offset": 0.5, "nested_blocksize": 256}, MissingTensor, "nested_absmax"),
     ],
 )
 def test_a_state_that_cannot_be_honored_is_refused(

@@ -71,10 +71,12 @@ def decode_int_groups(parts: Parts, bits: int) -> Tensor:
     scale = scale.unsqueeze(-1)
     if "block_zero" in parts:
         # One rounding, as in SDNQ: addcmul multiplies and adds in one instruction.
-        return torch.addcmul(parts["block_zero"].float().unsqueeze(-1), groups, scale).flatten(-2)
+        groups = torch.addcmul(parts["block_zero"].float().unsqueeze(-1), groups, scale)
+        return groups.flatten(-2)
     if "zero_point" in parts:
         return ((groups - parts["zero_point"].float().unsqueeze(-1)) * scale).flatten(-2)
-    return ((groups - 2 ** (bits - 1)) * scale).flatten(-2)
+    middle = float(2 ** (bits - 1))
+    return ((groups - middle) * scale).flatten(-2)
 
 
 def _packed(bits: int) -> Part:

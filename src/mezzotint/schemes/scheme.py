@@ -266,7 +266,7 @@ def per_group(group: int) -> Callable[[int, int], tuple[Shape, ...]]:
 
 
 def per_any_group(out: int, in_: int) -> tuple[Shape, ...]:
-    """Return the shapes of one number per output feature and group, for all groups of equal size."""
+    """Return the shapes of one number per output feature and group, of any size."""
     small = [size for size in range(1, math.isqrt(in_) + 1) if in_ % size == 0]
     counts = {*small, *(in_ // size for size in small)}
     return tuple((out, count) for count in sorted(counts))

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Write the golden files of compressed-tensors beside this script, or `--compare N` matrices.
 
-A development tool; it needs compressed-tensors 0.20.1, and runs on the CPU with PYTHONPATH=src:tests.
+A development tool; it needs compressed-tensors 0.20.1 and loguru, and runs on the CPU with
+PYTHONPATH=src:tests.
 """
 
 from pathlib import Path

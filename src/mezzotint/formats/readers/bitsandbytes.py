@@ -4,7 +4,7 @@
          X.weight.quant_map f32 [16], the value of each code
          X.weight.absmax f32 [n/blocksize], one scale per block of the flattened matrix
          X.weight.quant_state.bitsandbytes__nf4 u8, JSON: shape, blocksize, quant_type, dtype
-         Scales that are quantized again: X.weight.absmax u8 and X.weight.nested_absmax f32 [.../256],
+         Scales that are quantized again: X.weight.absmax u8, X.weight.nested_absmax f32,
          X.weight.nested_quant_map f32 [256], and nested_offset in the JSON
 8 bits   X.weight i8 [out, in],  X.SCB f32 [out], largest magnitude of each row
 
