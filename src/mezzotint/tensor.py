@@ -67,6 +67,13 @@ class QuantTensor:
         """Whether the layer quantizes its input before the GEMM."""
         return self.scheme.quantizes_activation(self.parts, self.dynamic_input)
 
+    @property
+    def group(self) -> int:
+        """Input features that share a scale: the scheme's number, or what block_scale shows."""
+        if self.scheme.group > 1 or "block_scale" not in self.parts:
+            return self.scheme.group
+        return self.shape[1] // self.parts["block_scale"].shape[-1]
+
     def with_parts(self, parts: Mapping[str, Tensor], layout: Layout) -> "QuantTensor":
         return replace(self, parts=dict(parts), layout=layout)
 
@@ -87,7 +94,7 @@ class QuantTensor:
         """
         in_features = self.shape[1]
         rotation = len(self.parts["rotation"]) if "rotation" in self.parts else 1
-        group = math.lcm(self.scheme.group, rotation)
+        group = math.lcm(self.group, rotation)
         if count % group:
             raise ShapeMismatch(
                 f"{self.scheme.title} weight of {in_features} input features cannot be cut to "
@@ -136,6 +143,10 @@ def _concat_part(name: str, tensors: Sequence[QuantTensor]) -> Tensor:
     if by_row and all(
         part.shape[:1] == tensor.shape[:1] for part, tensor in zip(parts, tensors, strict=True)
     ):
+        if len({part.shape[1:] for part in parts}) > 1:
+            raise ShapeMismatch(
+                f"weights cannot be concatenated by rows: the shapes of their {name} differ"
+            )
         return torch.cat(parts)
     if all(torch.equal(part, parts[0]) for part in parts):
         return parts[0]

@@ -15,7 +15,9 @@ from support.checkpoint_edits import WEIGHTS, rewrite
 def test_formats_are_discovered() -> None:
     assert list(formats()) == [
         "bfl",
+        "bitsandbytes",
         "comfy",
+        "compressed_tensors",
         "fp8_cast",
         "mezzotint",
         "modelopt",
@@ -23,6 +25,8 @@ def test_formats_are_discovered() -> None:
         "nunchaku",
         "plain",
         "row_major",
+        "sdnq",
+        "torchao",
     ]
 
 

@@ -586,21 +586,6 @@ def test_of_two_variants_the_one_without_a_name_is_taken(tmp_path: Path, size: s
 
 
 FOREIGN: dict[str, tuple[Tensors, dict[str, object], str]] = {
-    "bnb nf4": (
-        {
-            f"{QUERY}.weight": torch.zeros(2048, 1, dtype=torch.uint8),
-            f"{QUERY}.weight.absmax": torch.ones(64),
-        }
-        | {f"{QUERY}.weight.quant_map": torch.ones(16)},
-        {},
-        "bitsandbytes",
-    ),
-    "bnb int8": (
-        {f"{QUERY}.weight": torch.zeros(64, 64).to(torch.int8), f"{QUERY}.SCB": torch.ones(64)},
-        {},
-        "LLM.int8",
-    ),
-    "bnb config": ({}, {"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
     "sdnq": (
         {
             f"{QUERY}.weight": torch.zeros(64, 64).to(torch.uint8),
@@ -611,13 +596,7 @@ FOREIGN: dict[str, tuple[Tensors, dict[str, object], str]] = {
         "SDNQ",
     ),
     "torchao": ({f"{QUERY}._weight_qdata": torch.zeros(64, 64).to(E4M3)}, {}, "torchao"),
-    "torchao config": ({}, {"quant_method": "torchao"}, "torchao"),
     "quanto": ({f"{QUERY}.weight._data": torch.zeros(64, 64).to(torch.int8)}, {}, "quanto"),
-    "compressed": (
-        {f"{QUERY}.weight_packed": torch.zeros(64, 8, dtype=torch.int32)},
-        {},
-        "compressed-tensors",
-    ),
     "autoround": ({}, {"quant_method": "auto-round", "bits": 4}, "AutoRound"),
     "gptq": (
         {

@@ -13,6 +13,7 @@ from torch import Tensor
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.families import families
 from mezzotint.formats.comfy_metadata import MARKER
+from mezzotint.formats.readers.bitsandbytes import NF4
 from mezzotint.formats.readers.svdquant import GELU_SHIFT, SHIFTED_LAYER
 from mezzotint.formats.writers import mezzotint as mezzotint_format
 from mezzotint.layouts import swap_nibbles, to_tiles
@@ -184,6 +185,33 @@ def bfl(method: str) -> Maker:
     return lambda case, folder: saved(kitchen(case, method), folder)
 
 
+def nf4(weight: Tensor) -> dict[str, Tensor]:
+    """Return bitsandbytes' NF4 of a matrix, in blocks of 64 of the flattened matrix."""
+    flat = weight.float().reshape(-1)
+    blocks = torch.nn.functional.pad(flat, (0, -flat.numel() % 64)).reshape(-1, 64)
+    absmax, levels = blocks.abs().amax(1), torch.tensor(NF4)
+    distances = (blocks / absmax.clamp(min=1e-30)[:, None])[..., None] - levels
+    index = distances.abs().argmin(-1).reshape(-1)[: flat.numel()].to(torch.uint8)
+    state = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16"}
+    text = json.dumps(state | {"shape": list(weight.shape)}).encode()
+    return {
+        "weight": (index[::2] << 4 | index[1::2])[:, None],
+        "weight.absmax": absmax,
+        "weight.quant_map": levels,
+        "weight.quant_state.bitsandbytes__nf4": torch.tensor(list(text), dtype=torch.uint8),
+    }
+
+
+def bitsandbytes(case: Case, folder: Path) -> Path:
+    """Every matrix of a block in NF4, under the makers' names, as all-in-one files have it."""
+    tensors = original(case)
+    for name, weight in list(tensors.items()):
+        if name.endswith(".weight") and weight.ndim == 2 and ".0." in name:
+            module = name.removesuffix(".weight")
+            tensors |= {f"{module}.{suffix}": value for suffix, value in nf4(weight).items()}
+    return saved(tensors, folder)
+
+
 def svdquant(case: Case, scheme: Scheme, folder: Path, modulation: bool = False) -> Checkpoint:
     """Write the blocks' linears as SVDQuant layers that Nunchaku supports, in Mezzotint's format.
 
@@ -329,6 +357,7 @@ ALL_FAMILIES = {
     "scaled_fp8": legacy,
     "cast": cast,
     "gguf": gguf,
+    "bitsandbytes nf4": bitsandbytes,
 }
 BFL_FAMILIES = {"bfl fp8": bfl("fp8"), "bfl nvfp4": bfl("nvfp4")}
 SVDQUANT = {"nunchaku nvfp4": nunchaku(SVDQUANT_NVFP4), "row-major": row_major}

@@ -55,12 +55,12 @@ def detect_format(header: Header) -> DetectedFormat:
     """
     refuse_foreign(header)
     answers = {name: form.detect(header) for name, form in formats().items()}
-    matches = {
-        name: answer.evidence for name, answer in answers.items() if isinstance(answer, Match)
-    }
+    found = {name: answer for name, answer in answers.items() if isinstance(answer, Match)}
+    certain = {name: match for name, match in found.items() if match.certain}
+    matches = {name: match.evidence for name, match in (certain or found).items()}
     declined = {
         name: answer.reason for name, answer in answers.items() if isinstance(answer, NoMatch)
-    }
+    } | dict.fromkeys(found.keys() - matches.keys(), "another format is certain")
     if len(matches) == 1:
         (name, evidence) = next(iter(matches.items()))
         return DetectedFormat(formats()[name], evidence, declined)

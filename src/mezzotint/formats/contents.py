@@ -28,9 +28,13 @@ MAX_PADDING = 32
 
 @dataclass(frozen=True)
 class Match:
-    """The format recognizes the file; `evidence` says why."""
+    """The format recognizes the file; `evidence` says why.
+
+    certain   only this format's files have what was found, whatever other formats recognize
+    """
 
     evidence: str
+    certain: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,14 @@ class StoredLinear:
         """Whether the layer quantizes its input before the GEMM."""
         return self.scheme.quantizes_activation(self.keys, self.dynamic_input)
 
+    def part(self, name: str) -> Part:
+        """Return the description of a key of `keys`."""
+        return self.scheme.part(name)
+
+    def name_of(self, part: str) -> str:
+        """Return the name of a part's tensor, for messages."""
+        return self.keys.get(part, f"{self.module}.{part}")
+
     def is_read_unchanged(self, part: str) -> bool:
         """Return whether `read` returns a part with the bytes of the file."""
         return True
@@ -81,7 +93,7 @@ class StoredLinear:
         shapes: dict[str, Shape] = {}
         for part, key in self.keys.items():
             if key not in header.tensors:
-                raise _missing(self, part, key, header)
+                raise missing_part(self, part, key, header)
             info = header.tensors[key]
             where = f"{info.file.name}: {key}"
             stored = info.storage_shape
@@ -98,7 +110,7 @@ class StoredLinear:
             shapes[part] = shape
         # The shift changes every output by a constant, and only a bias can undo that.
         if "shift" in {*self.keys, *self.implied_values} and "bias" not in self.keys:
-            raise _missing(self, "bias", f"{self.module}.bias", header)
+            raise missing_part(self, "bias", f"{self.module}.bias", header)
         self._check_ranks(header, shapes)
 
     def _check_ranks(self, header: Header, shapes: Mapping[str, Shape]) -> None:
@@ -128,7 +140,7 @@ class StoredLinear:
         """Read the scales of a complete layer; return the problem with them, or an empty string."""
         try:
             for part in self.keys:
-                if self.scheme.part(part).scale:
+                if self.part(part).scale:
                     self._read_part(header, part)
         except BadScale as error:
             return error.message
@@ -208,14 +220,14 @@ def _read_dtype(stored: torch.dtype, part: Part) -> torch.dtype:
     return torch.float32 if part.dtypes == FLOAT32 and stored in HALF_DTYPES else stored
 
 
-def _missing(linear: StoredLinear, part: str, key: str, header: Header) -> MissingTensor:
+def missing_part(linear: StoredLinear, part: str, key: str, header: Header) -> MissingTensor:
     present = next(header.tensors[k] for k in linear.keys.values() if k in header.tensors)
     message = (
         f"{present.file}: {key} is not there; {linear.scheme.title} needs it "
-        f"({linear.scheme.part(part).meaning})"
+        f"({linear.part(part).meaning})"
     )
     hint = "export or download the file again."
-    if linear.scheme.part(part).scale:
+    if linear.part(part).scale:
         hint = f"a missing scale is never taken to be 1.0; {hint}"
     if part == linear.scheme.static_scale_part:
         hint = (

@@ -1,8 +1,7 @@
 """Name the formats that are not read, by tensor names, dtypes and declarations.
 
 Each rule matches what only one tool writes. The rules run before any reader, because some of these
-files resemble a format that is read: bitsandbytes' bytes under Black Forest Labs' names look like
-NVFP4.
+files resemble a format that is read: HQQ's bytes under Black Forest Labs' names look like NVFP4.
 """
 
 import re
@@ -25,9 +24,6 @@ DECLARED = {
     "autoround": "AutoRound",
     "intel/auto-round": "AutoRound",
     "awq": "AWQ (AutoAWQ)",
-    "bitsandbytes": "bitsandbytes",
-    "bnb": "bitsandbytes",
-    "compressed-tensors": "compressed-tensors",
     "eetq": "EETQ",
     "fbgemm_fp8": "FBGEMM FP8",
     "fp8": "FP8 with a scale for each block (quant_method fp8)",
@@ -41,16 +37,18 @@ DECLARED = {
     "optimum-quanto": "quanto",
     "quanto": "quanto",
     "quark": "AMD Quark",
-    "sdnq": "SDNQ",
     "spqr": "SpQR",
-    "torchao": "torchao",
     "vptq": "VPTQ",
 }
 """{quant_method of a configuration: name of the format}"""
-READ = ("mezzotint", "modelopt", "nunchaku", "svdquant")
+READ = (
+    *("bitsandbytes", "bnb", "compressed-tensors", "mezzotint", "modelopt", "nunchaku"),
+    *("sdnq", "svdquant", "torchao"),
+)
 """Values of quant_method in files that are read."""
+DESCRIBED = ("compressed-tensors", "sdnq", "torchao")
+"""Those whose files describe the scales of each weight."""
 HINT = "use the BF16 model, or one quantized by ModelOpt, ComfyUI, Black Forest Labs or Nunchaku."
-BNB_STATE = re.compile(r".+\.quant_state\.bitsandbytes__(\w+)")
 TORCHAO = re.compile(r".+[.:_](qdata|tensor_impl|_data_impl|layout_tensor|int_data)")
 SCALES = (".weight_scale", ".scale_weight", ".weight_scale_inv")
 CODES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8)
@@ -99,6 +97,13 @@ def _has_block_scale(header: Header, info: TensorInfo) -> bool:
     )
 
 
+def _describes_itself(header: Header) -> bool:
+    """Return whether the file says of itself that it is in a read format with any such scales."""
+    declared = header.config.get("quantization_config")
+    method = declared.get("quant_method") if isinstance(declared, Mapping) else None
+    return method in DESCRIBED or "tensor_names" in header.metadata
+
+
 def _in_blocks(weight: Shape, scale: Shape) -> bool:
     """Return whether a scale of this shape has one value for each of several equal blocks."""
     sides = scale[:-1] if len(scale) == 3 and scale[-1] == 1 else scale
@@ -113,26 +118,28 @@ def _in_blocks(weight: Shape, scale: Shape) -> bool:
 
 
 RULES = (
-    Rule(
-        "bitsandbytes (NF4 or FP4)",
-        lambda _header, info: BNB_STATE.fullmatch(info.name) is not None,
-    ),
-    Rule("bitsandbytes (NF4 or FP4)", has_siblings(".weight.absmax", ".weight.quant_map")),
-    Rule("bitsandbytes (LLM.int8)", has_siblings(".SCB", ".weight")),
     Rule("MLX", _is_packed_words),
     Rule("MLX", has_siblings(".biases", ".scales", ".weight")),
     Rule("quanto", ends(".weight._data", ".weight._scale", ".weight._packed")),
-    Rule("compressed-tensors", ends(".weight_packed", ".weight_global_scale")),
     Rule(
         "GPTQ, as AutoRound and AutoGPTQ write it", has_siblings(".qweight", ".qzeros", ".scales")
     ),
-    Rule("torchao", lambda _header, info: TORCHAO.fullmatch(info.name) is not None),
-    Rule("SDNQ", has_siblings(".scale", ".weight", ".zero_point")),
-    Rule("SDNQ", has_siblings(".svd_up", ".svd_down", ".weight", ".scale")),
-    Rule("SDNQ", lambda header, info: _is_codes_with_scale(header, info)),
+    Rule(
+        "torchao, without its entries in the header",
+        lambda header, info: (
+            "tensor_names" not in header.metadata and TORCHAO.fullmatch(info.name) is not None
+        ),
+    ),
+    Rule(
+        "SDNQ, without its configuration",
+        lambda header, info: not _describes_itself(header) and _is_codes_with_scale(header, info),
+    ),
     Rule("HQQ", ends(".W_q")),
     Rule("FP8 with a scale for each block", ends(".weight_scale_inv")),
-    Rule("FP8 or INT8 with a scale for each block", _has_block_scale),
+    Rule(
+        "FP8 or INT8 with a scale for each block",
+        lambda header, info: not _describes_itself(header) and _has_block_scale(header, info),
+    ),
 )
 
 

@@ -7,11 +7,15 @@ from mezzotint.discover import collect
 from mezzotint.schemes.awq import SCHEME as AWQ_W4A16
 from mezzotint.schemes.awq_centered import SCHEME as AWQ_CENTERED
 from mezzotint.schemes.bf16 import SCHEME as BF16
+from mezzotint.schemes.codebook4 import SCHEME as CODEBOOK4
 from mezzotint.schemes.fp8 import SCHEME as FP8
 from mezzotint.schemes.fp8_e5m2 import SCHEME as FP8_E5M2
+from mezzotint.schemes.fp8_groups import SCHEME as FP8_GROUPS
 from mezzotint.schemes.int4_rows import SCHEME as INT4_ROWS
 from mezzotint.schemes.int4_rows_a8 import SCHEME as INT4_ROWS_A8
 from mezzotint.schemes.int8 import SCHEME as INT8
+from mezzotint.schemes.int_groups import SCHEMES as INT_GROUPS
+from mezzotint.schemes.llm_int8 import SCHEME as LLM_INT8
 from mezzotint.schemes.mxfp8 import SCHEME as MXFP8
 from mezzotint.schemes.nvfp4 import SCHEME as NVFP4
 from mezzotint.schemes.scheme import ANY_RANK, Part, Parts, Scheme, Shape
@@ -24,11 +28,15 @@ __all__ = [
     "AWQ_CENTERED",
     "AWQ_W4A16",
     "BF16",
+    "CODEBOOK4",
     "FP8",
     "FP8_E5M2",
     "INT4_ROWS",
     "INT4_ROWS_A8",
+    "FP8_GROUPS",
     "INT8",
+    "INT_GROUPS",
+    "LLM_INT8",
     "MXFP8",
     "NVFP4",
     "ANY_RANK",
@@ -47,4 +55,5 @@ __all__ = [
 @cache
 def schemes() -> Mapping[str, Scheme]:
     """Return {name: scheme} of this package's modules and of plugins."""
-    return collect(__name__, "SCHEME")
+    found = collect(__name__, "SCHEME")
+    return dict(sorted((found | {scheme.name: scheme for scheme in INT_GROUPS.values()}).items()))

@@ -29,6 +29,16 @@ def scale_groups(values: Tensor, scale: Tensor, group: int) -> Tensor:
     return from_groups(to_groups(values, group) * scale.unsqueeze(-1), values.shape[-1])
 
 
+def split_groups(values: Tensor, groups: int) -> Tensor:
+    """Reshape [..., columns] to [..., groups, columns / groups]."""
+    return values.reshape(*values.shape[:-1], groups, -1)
+
+
+def scale_any_groups(values: Tensor, scale: Tensor) -> Tensor:
+    """Multiply values [..., columns] by the scale [..., groups] of their group of equal size."""
+    return (split_groups(values, scale.shape[-1]) * scale.float().unsqueeze(-1)).flatten(-2)
+
+
 def replace_zero_with_one(scale: Tensor) -> Tensor:
     """Replace zero scales with one, so that a group of zeros can be divided by its scale."""
     return torch.where(scale > 0, scale, torch.ones_like(scale))

@@ -10,6 +10,10 @@ codes             the quantized weights
 weight_scale      float32, one per matrix or output row; multiplies
 block_scale       [out, in/group], one per group of consecutive input columns; multiplies
 block_zero        [out, in/group], added after the block scale (AWQ)
+zero_point        uint8 [out, in/group], subtracted from the codes
+codebook          float32 [16], the value of each 4-bit code
+row_amax          float32 [out], largest magnitude of each row (LLM.int8)
+outlier_threshold float32 [], inputs of this magnitude are not quantized (LLM.int8)
 channel_scale     [out], multiplies the rows of an SVDQuant NVFP4 matrix (Nunchaku: wcscales)
 global_scale      float32 [], multiplies an NVFP4 matrix (ModelOpt: weight_scale_2)
 input_scale       float32 [], divides the layer's input before rounding; multiplies the output
@@ -30,6 +34,7 @@ With x the layer's input and R the decoded codes, the layer computes
 where Q quantizes z, or is the identity. The dequantized weights are those that multiply x.
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -52,6 +57,7 @@ class Part:
     shapes    (out, in) -> the accepted shapes
     meaning   what error messages call the part
     scale     values must be finite and not negative; a single value must be positive
+    signed    a scale may be negative, or zero for the whole matrix
     nonzero   no value may be zero, because the values divide, or undo a division
     rows      the first axis is the layer's output features, if it has that many entries
     columns   the last axis runs along the layer's input features
@@ -63,6 +69,7 @@ class Part:
     shapes: Callable[[int, int], tuple[Shape, ...]]
     meaning: str
     scale: bool = False
+    signed: bool = False
     nonzero: bool = False
     rows: bool = False
     columns: bool = False
@@ -89,7 +96,7 @@ class Scheme:
     static_scale_part     the part with a calibrated scale of the input; None if scales are dynamic
     input_max             largest magnitude of a quantized input, in units of its static scale
     keeps_bias            whether files store the model's bias unchanged
-    group                 input features that share a scale
+    group                 input features that share a scale; 1 if the shape of block_scale shows it
     """
 
     name: str
@@ -196,23 +203,28 @@ class Scheme:
                 f"{where} holds a block whose scale is not finite",
                 "the file is damaged; export it again.",
             )
-        if not self.part(name).scale:
-            return
-        if (
-            values.dtype == torch.float8_e4m3fn
-            and values.numel() > 1
-            and _all_positive_e4m3(values)
-        ):
-            return
-        numbers = values.float()
-        if not bool(torch.isfinite(numbers).all()):
-            raise BadScale(
-                f"{where} holds a value that is not finite",
-                "the file is damaged; export it again.",
-            )
-        zero_is_bad = numbers.numel() == 1 or self.part(name).nonzero
-        if bool((numbers < 0).any()) or (zero_is_bad and bool((numbers == 0).any())):
-            raise BadScale(f"{where} holds {numbers.min().item():g}, expected a positive number")
+        check_scale(self.part(name), values, where)
+
+
+def check_scale(part: Part, values: Tensor, where: str) -> None:
+    """Check the values of a part that is a scale; see `Scheme.check_values`.
+
+    Raises   BadScale
+    """
+    if not part.scale:
+        return
+    if values.dtype == torch.float8_e4m3fn and values.numel() > 1 and _all_positive_e4m3(values):
+        return
+    numbers = values.float()
+    if not bool(torch.isfinite(numbers).all()):
+        raise BadScale(
+            f"{where} holds a value that is not finite", "the file is damaged; export it again."
+        )
+    if part.signed:
+        return
+    zero_is_bad = numbers.numel() == 1 or part.nonzero
+    if bool((numbers < 0).any()) or (zero_is_bad and bool((numbers == 0).any())):
+        raise BadScale(f"{where} holds {numbers.min().item():g}, expected a positive number")
 
 
 def _all_positive_e4m3(values: Tensor) -> bool:
@@ -267,6 +279,13 @@ def per_group(group: int) -> Callable[[int, int], tuple[Shape, ...]]:
     return lambda out, in_: ((out, in_ // group),)
 
 
+def per_any_group(out: int, in_: int) -> tuple[Shape, ...]:
+    """Return the shapes of one number per output feature and group, of any size."""
+    small = [size for size in range(1, math.isqrt(in_) + 1) if in_ % size == 0]
+    counts = {*small, *(in_ // size for size in small)}
+    return tuple((out, count) for count in sorted(counts))
+
+
 def square_of_columns(_out: int, in_: int) -> tuple[Shape, ...]:
     """Return the shapes of rotations: powers of two that divide the input features."""
     sizes = (2**power for power in range(1, MAX_ROTATION.bit_length()))
@@ -283,9 +302,7 @@ INPUT_SCALE = Part(FLOAT32, scalar, "static scale of the layer's input", scale=T
 ROTATION = Part((torch.int8,), square_of_columns, "signs of a Hadamard rotation of the columns")
 """A part of schemes whose backends apply it: a backend that ignored it would compute nonsense."""
 COMMON_PARTS = {
-    "bias": Part(
-        (*FLOAT_DTYPES, *FP8_DTYPES), lambda out, _in: ((out,),), "bias", rows=True
-    ),
+    "bias": Part((*FLOAT_DTYPES, *FP8_DTYPES), lambda out, _in: ((out,),), "bias", rows=True),
     "pre_quant_scale": Part(
         FLOAT_DTYPES,
         per_column,

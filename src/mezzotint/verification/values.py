@@ -12,6 +12,7 @@ import torch
 from mezzotint.containers import TensorInfo
 from mezzotint.errors import CheckpointError
 from mezzotint.formats import Header, StoredLinear
+from mezzotint.formats.repacked import RepackedLinear
 from mezzotint.loading.blank_layers import (
     BLANK_SCALES,
     BLANK_WEIGHT,
@@ -19,7 +20,7 @@ from mezzotint.loading.blank_layers import (
     blank_codes,
     is_matrix,
 )
-from mezzotint.schemes import BF16, FP8, FP8_E5M2, NVFP4, Scheme
+from mezzotint.schemes import BF16, FP8, FP8_E5M2, FP8_GROUPS, NVFP4, Scheme
 from mezzotint.verification.findings import Finding, broken, finding_from_error, suspicious
 from mezzotint.verification.statistics import BLOCK_BYTES, Codes, Numbers, add_tensor
 
@@ -52,6 +53,8 @@ def measure_linear(linear: StoredLinear, header: Header) -> LayerStatistics:
     Raises  CheckpointError if a part is missing or malformed, or a scale has no usable value
     """
     linear.check(header)
+    if isinstance(linear, RepackedLinear):
+        return _measure_repacked(linear, header)
     statistics = LayerStatistics(linear.scheme)
     for part, key in linear.keys.items():
         info = header.tensors[key]
@@ -80,6 +83,18 @@ def check_packed_scales(scheme: Scheme, info: TensorInfo) -> None:
         scheme.check_values("codes", values, f"{info.file}: {info.name}")
 
 
+def _measure_repacked(linear: RepackedLinear, header: Header) -> LayerStatistics:
+    """Return the statistics of parts that are computed from several tensors."""
+    statistics = LayerStatistics(linear.scheme, codes := Codes())
+    for part, values in linear.read(header).parts.items():
+        if part == "codes":
+            codes.add(values)
+        else:
+            statistics.numbers[part] = Numbers(with_logs=linear.scheme.part(part).scale)
+            statistics.numbers[part].add(values)
+    return statistics
+
+
 def _is_unquantized(dtype: torch.dtype) -> bool:
     """Return whether a weight of this dtype is unquantized, as in a calibrated BF16 checkpoint."""
     return dtype.is_floating_point and dtype.itemsize > 1
@@ -104,7 +119,7 @@ def check_linear(
         findings += _check_codes(module, linear, statistics.codes, header)
     for part, numbers in statistics.numbers.items():
         if not numbers.finite:
-            findings.append(broken("values", linear.keys[part], NOT_FINITE))
+            findings.append(broken("values", linear.name_of(part), NOT_FINITE))
     return statistics, findings
 
 
@@ -118,11 +133,12 @@ def _check_scales(
     for part, numbers in statistics.numbers.items():
         if linear.scheme.part(part).scale and (value := _implausible_scale(numbers)) is not None:
             message = f"contains {value:g}, and no known model has such a scale"
-            yield suspicious("scales", linear.keys[part], message)
+            yield suspicious("scales", linear.name_of(part), message)
     blocks = statistics.numbers.get("block_scale")
     if blocks is None or blocks.count < MIN_SCALES or blocks.lowest != blocks.highest:
         return
-    if header.tensors[linear.keys["block_scale"]].dtype not in (POWER_OF_TWO_DTYPE, torch.uint8):
+    info = header.tensors.get(linear.name_of("block_scale"))
+    if info is None or info.dtype not in (POWER_OF_TWO_DTYPE, torch.uint8):
         yield suspicious("scales", module, f"all its block scales are {blocks.highest:g}")
 
 
@@ -139,7 +155,7 @@ def _implausible_scale(scales: Numbers) -> float | None:
 def _check_codes(
     module: str, linear: StoredLinear, codes: Codes, header: Header
 ) -> Iterator[Finding]:
-    if linear.scheme is FP8 and codes.holds_e4m3_nan():
+    if linear.scheme in (FP8, FP8_GROUPS) and codes.holds_e4m3_nan():
         yield broken("values", linear.keys["codes"], "contains a NaN code")
     if linear.scheme is FP8_E5M2 and codes.holds_e5m2_nan():
         yield broken("values", linear.keys["codes"], "contains a code that is not finite")
@@ -151,8 +167,9 @@ def _check_codes(
         if share > MAX_SATURATED_SHARE:
             message = f"{share:.0%} of its codes have the largest magnitude: it is saturated"
             yield suspicious("values", module, message)
-    info = header.tensors[linear.keys["codes"]]
-    row_bytes = info.nbytes // max(info.shape[0], 1)
+    info = header.tensors.get(linear.name_of("codes"))
+    rows = linear.shape[0] if info is None else info.shape[0]
+    row_bytes = int(codes.counts.sum()) // max(rows, 1)
     if (period := _period(codes, row_bytes)) is not None:
         message = f"its codes repeat every {period} bytes: all its blocks are equal"
         yield suspicious("values", module, message)
