@@ -137,7 +137,7 @@ SCHEMES = Names(
         *("int3_groups", "int4_groups", "int4_rows", "int4_rows_a8", "int5_groups"),
         *("int6_groups", "int7_groups", "int8", "int8_groups", "llm_int8"),
         *("mxfp8", "nvfp4", "svdquant_int4", "svdquant_nvfp4", "w4a8"),
-        *("w6a8"),
+        "w6a8",
     ),
     "mezzotint.schemes",
     _schemes,
