@@ -29,8 +29,6 @@ DECODED = "decoded to BF16"
 
 DECODED_BLOCKS = "decoded from blocks to float32"
 """Name of the transformation of tensors in blocks that are no matrices."""
-MAX_CONSTANT = 4096
-"""Bytes of a known tensor that the plan keeps, although its writer could make it again."""
 
 
 @dataclass(frozen=True)
@@ -233,7 +231,7 @@ def _group_tensors(
         if origin is not None:
             copy = _copy(outlines, tensor, origin)
             groups.append((_source_offset(origin), Group((entry,), copy)))
-        elif not tensor.is_meta and (not writer.needs_values or tensor.nbytes <= MAX_CONSTANT):
+        elif not tensor.is_meta and (not writer.needs_values or key.endswith(writer.constants)):
             groups.append((offset, Group((entry,), partial(tensor_bytes, tensor))))
         else:
             computed.append(entry)

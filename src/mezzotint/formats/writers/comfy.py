@@ -82,6 +82,7 @@ class ComfyWriter(DiffusersLayerWriter):
     title = "ComfyUI single file"
     file = True
     needs_values = ("rotation",)
+    constants = (MARKER,)
 
     def layer(self, group: Mapping[str, Pieces]) -> StoredTensors | CannotStore:
         ((module, pieces),) = group.items()

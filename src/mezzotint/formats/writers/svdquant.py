@@ -47,6 +47,7 @@ class FusedLayerWriter:
         "global_scale",
         "channel_scale",
     )
+    constants: tuple[str, ...] = ()
 
     def __init__(
         self,

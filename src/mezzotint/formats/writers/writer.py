@@ -91,11 +91,13 @@ class Writer(Protocol):
     """A target, for one model.
 
     needs_values   parts whose values decide what is written or refused
+    constants      endings of names of tensors that depend on no values: the plan keeps them
     """
 
     name: str
     title: str
     needs_values: Collection[str]
+    constants: tuple[str, ...]
 
     def groups(self, modules: Collection[str]) -> Iterable[Sequence[str]]:
         """Group the quantized modules that the file stores together."""
@@ -127,6 +129,7 @@ class DiffusersLayerWriter:
     """Base of targets that store each module separately, and all tensors by diffusers' names."""
 
     needs_values: Collection[str] = ()
+    constants: tuple[str, ...] = ()
     suffix = ".safetensors"
 
     def writer(self: Self, _model: ModelInfo) -> Self:
