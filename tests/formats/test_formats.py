@@ -19,6 +19,8 @@ def test_formats_are_discovered() -> None:
         "comfy",
         "compressed_tensors",
         "fp8_cast",
+        "gguf",
+        "lightx2v",
         "mezzotint",
         "modelopt",
         "modelopt_calibration",
