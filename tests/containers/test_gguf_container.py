@@ -95,7 +95,7 @@ def test_the_shape_before_a_tensor_was_reshaped_is_restored(tmp_path: Path) -> N
 
 
 def test_long_arrays_are_skipped(tmp_path: Path) -> None:
-    """As in text encoders, whose words and scores are metadata."""
+    """Text encoders store the words and scores of their tokenizer as metadata."""
     words = array(8, 5000, b"".join(text(str(i)) for i in range(5000)))
     scores = array(6, 5000, bytes(4 * 5000)).replace(b"\1\0\0\0\0\0\0\0a", b"\1\0\0\0\0\0\0\0b", 1)
     found = read(tmp_path, gguf_files.padded(header(words + scores + entry("c", 7), 3)))
@@ -137,7 +137,7 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     ),
     "which no tensor can have": lambda: content({"a": Stored(F32, (2**40, 2**40), bytes(32))}),
     "which Mezzotint does not know": lambda: content({"a": Stored(4, (4,), bytes(32))}),
-    "no multiple of 32": lambda: content({"a": Stored(Q8_0, (33, 2), bytes(68))}),
+    "not a multiple of 32": lambda: content({"a": Stored(Q8_0, (33, 2), bytes(68))}),
     "rows of 1 elements": lambda: content({"a": Stored(Q8_0, (), bytes(34))}),
     "is truncated": lambda: content({"a": Stored(F32, (9,), bytes(32))}),
     "belong to no tensor": lambda: content({"a": Stored(F32, (4,), bytes(64))}),

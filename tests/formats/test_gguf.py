@@ -237,7 +237,7 @@ def test_an_unquantized_gguf_file_is_gguf_too(wan: Path) -> None:
 
 
 def test_names_of_gguf_files_may_have_a_prefix(wan: Path) -> None:
-    """As stable-diffusion.cpp writes them."""
+    """stable-diffusion.cpp writes the prefix."""
 
     def change(tensors: dict[str, Stored]) -> None:
         for name in list(tensors):
@@ -270,7 +270,7 @@ def test_axes_that_ggml_joins_or_drops_are_restored(wan: Path) -> None:
 
 
 def test_blocks_of_what_is_no_matrix_are_decoded(wan: Path, tmp_path: Path, data: Path) -> None:
-    """Of a convolution, a parameter, and a matrix that was reshaped to rows of whole blocks."""
+    """A convolution, a parameter, and a matrix reshaped to rows of whole blocks are decoded."""
     tensors = stored(wan)
     weights = {name: info.read() for name, info in read_container(wan).tensors.items()}
     chance = torch.Generator().manual_seed(0)

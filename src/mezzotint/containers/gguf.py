@@ -174,7 +174,7 @@ class _Cursor:
             ) from error
 
     def kept_text(self) -> str:
-        """Return the next text of the metadata. Broken UTF-8 is escaped: no one relies on it."""
+        """Return the next text of the metadata. Broken UTF-8 is escaped."""
         text = self.text(MAX_TEXT - self.text_bytes)
         self.text_bytes += len(text)
         return text.decode("utf-8", "backslashreplace")
@@ -282,7 +282,7 @@ def _tensor_info(
         if not sides or sides[0] % dtype.block_elements:
             raise BrokenFile(
                 f"{path}: {name} is {dtype} with rows of {sides[0] if sides else 1:,} elements, "
-                f"which is no multiple of {dtype.block_elements}"
+                f"which is not a multiple of {dtype.block_elements}"
             )
         nbytes = count // dtype.block_elements * dtype.block_bytes
     else:

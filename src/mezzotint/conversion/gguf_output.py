@@ -27,7 +27,7 @@ from mezzotint.saving.shards import split_group
 from mezzotint.schemes import Scheme, Shape
 
 QUANTIZATION_VERSION = 2
-"""Of ggml's blocks; gguf-py writes it as GGML_QUANT_VERSION."""
+"""Version of ggml's block layouts; gguf-py writes it as GGML_QUANT_VERSION."""
 FILE_TYPES = {
     "torch.float32": 0,
     "torch.float16": 1,
