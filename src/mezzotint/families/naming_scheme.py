@@ -1,6 +1,6 @@
 """One way to name a family's tensors, and how its names become diffusers' names."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from mezzotint.families.naming import Naming, identity_naming
@@ -45,10 +45,16 @@ def nunchaku_naming_scheme(nunchaku: NunchakuNames, *names: str) -> NamingScheme
     return NamingScheme(owns, nunchaku.naming)
 
 
+def transformer_prefix(names: Iterable[str]) -> str:
+    """Return the first of PREFIXES that any of the names has, or an empty string."""
+    names = tuple(names)
+    return next((p for p in PREFIXES if any(name.startswith(p) for name in names)), "")
+
+
 def strip_prefix(shapes: Shapes) -> dict[str, str]:
     """Return {name without the single file's prefix: name}; a file without one keeps its names.
 
     If some names have the prefix, the others belong to other components and are left out.
     """
-    prefix = next((p for p in PREFIXES if any(name.startswith(p) for name in shapes)), "")
+    prefix = transformer_prefix(shapes)
     return {name.removeprefix(prefix): name for name in shapes if name.startswith(prefix)}

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from mezzotint.families.naming_scheme import PREFIXES
+from mezzotint.families.naming_scheme import transformer_prefix
 from mezzotint.formats.header import Header
 
 COMFY_METADATA = "_quantization_metadata"
@@ -24,7 +24,7 @@ REASON = "belongs to another component"
 
 def transformer_alone(header: Header) -> Header:
     """Move the tensors of other components to `skipped`, each with its reason."""
-    prefix = next((p for p in PREFIXES if any(name.startswith(p) for name in header.tensors)), "")
+    prefix = transformer_prefix(header.tensors)
     skipped = dict.fromkeys(
         (name for name in header.tensors if _is_other(header, name, prefix)), REASON
     )

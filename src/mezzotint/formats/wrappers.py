@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from mezzotint.errors import BadRequest, join_names
-from mezzotint.families.naming_scheme import PREFIXES
+from mezzotint.families.naming_scheme import PREFIXES, transformer_prefix
 from mezzotint.formats.components import with_renamed_layers
 from mezzotint.formats.header import Header
 
@@ -38,7 +38,7 @@ def unwrapped(header: Header) -> Header:
 def _outermost(names: Iterable[str], header: Header) -> str:
     """Return the wrapper that the names begin with, or "" for names that a family may know."""
     names = tuple(names)
-    prefix = next((p for p in PREFIXES if any(name.startswith(p) for name in names)), "")
+    prefix = transformer_prefix(names)
     if prefix:
         inner = (name.removeprefix(prefix) for name in names if name.startswith(prefix))
         return prefix if all(name.startswith(PREFIXES) for name in inner) else ""

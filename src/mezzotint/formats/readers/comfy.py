@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from mezzotint.families.naming_scheme import PREFIXES
+from mezzotint.families.naming_scheme import transformer_prefix
 from mezzotint.formats.comfy_layers import LAYERS, UNSUPPORTED_FORMATS, linear_from_config
 from mezzotint.formats.comfy_metadata import MARKER, layer_configs, marker_tensors, trim_padding
 from mezzotint.formats.components import COMFY_METADATA
@@ -111,7 +111,7 @@ def comfy_evidence(header: Header) -> str:
         return f"{len(found)} {MARKER} tensors"
     if COMFY_METADATA not in header.metadata:
         return ""
-    if prefix := _prefix(header):
+    if prefix := transformer_prefix(header.tensors):
         return f"{COMFY_METADATA} in the header, and names that begin with {prefix}"
     formats = _comfy_only_formats(header)
     if not formats:
@@ -128,13 +128,6 @@ def modelopt_declaration(header: Header) -> Mapping[str, Any]:
         "file": "the header",
         **modelopt.flatten_declaration(parse_object(text, f"{header.path}: quantization_config")),
     }
-
-
-def _prefix(header: Header) -> str:
-    """Return the prefix that ComfyUI's files put before the names, or an empty string."""
-    return next(
-        (prefix for prefix in PREFIXES if any(key.startswith(prefix) for key in header.tensors)), ""
-    )
 
 
 def _comfy_only_formats(header: Header) -> list[str]:
