@@ -43,8 +43,8 @@ from mezzotint.generation.pipeline import load
 from mezzotint.kernels import Target, fp8_weight
 from mezzotint.kernels.backends.reference import Reference
 from mezzotint.kernels.ops.dequant_fp8.reference import dequant_fp8_reference, prepare_scales
-from mezzotint.kernels.ops.fp8_gemm_act.op import fp8_gemm_act, unavailable_reason
-from mezzotint.kernels.ops.fp8_gemm_act.reference import fp8_gemm_act_reference
+from mezzotint.kernels.ops.gemm_act.op import gemm_act, unavailable_reason
+from mezzotint.kernels.ops.gemm_act.reference import gemm_act_reference
 from mezzotint.kernels.ops.norm_rope.reference import norm_rope_reference
 from mezzotint.kernels.ops.quantize_activation.reference import activation_quantize_reference
 from mezzotint.nn import (
@@ -89,7 +89,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         "prepare",
         lambda _self, weight: {} if weight.scheme is FP8 else prepare_scales(weight),
     )
-    fp8_gemm_act.register_kernel("cpu", fp8_gemm_act_reference)
+    gemm_act.register_kernel("cpu", gemm_act_reference)
     ops = importlib.import_module("mezzotint.kernels.ops.quantize_activation.op")
     ops.quantize_into.register_kernel("cpu", quantize_into_reference)
     monkeypatch.setattr(ops, "wrap_triton", lambda _kernel: SkippedKernel())
@@ -174,12 +174,12 @@ def test_another_backend_or_bf16_activations_bypass_the_fused_kernel(
 
 @torch.no_grad()
 @pytest.mark.parametrize("activation", ["gelu", "swiglu"])
-def test_fp8_gemm_act_reference_equals_float32(activation: str) -> None:
+def test_gemm_act_reference_equals_float32(activation: str) -> None:
     torch.manual_seed(0)
     x, codes = (round_e4m3(torch.randn(rows, 32) * 8) for rows in (5, 64))
     inverse, bias = torch.tensor([4.0]), torch.randn(64).bfloat16()
     by_row, by_column = torch.rand(5, 1) / 64, torch.rand(64) / 8
-    plain, quantized = fp8_gemm_act_reference(
+    plain, quantized = gemm_act_reference(
         x, codes, bias, by_row, by_column, inverse, activation, 16, 8
     )
     real = (x.float() * by_row) @ (codes.float() * by_column[:, None]).t() + bias.float()
@@ -190,9 +190,7 @@ def test_fp8_gemm_act_reference_equals_float32(activation: str) -> None:
     )
     assert quantized.shape == (5, 8 + active.shape[1])
     assert relative_error(quantized[:, 8:].float() / 4, active) < 0.04
-    plain_only, nothing = fp8_gemm_act_reference(
-        x, codes, bias, by_row, by_column, None, "none", 64, 0
-    )
+    plain_only, nothing = gemm_act_reference(x, codes, bias, by_row, by_column, None, "none", 64, 0)
     assert torch.equal(plain_only, real.bfloat16())
     assert nothing.shape == (5, 0)
 

@@ -23,8 +23,8 @@ from mezzotint.kernels import Target, best_device
 from mezzotint.kernels.backends.dequant_fp8 import BACKEND as DEQUANT_FP8
 from mezzotint.kernels.fp8_weight import dequant_fp8
 from mezzotint.kernels.ops.dequant_fp8.reference import dequant_fp8_reference, low_rank_factors
-from mezzotint.kernels.ops.fp8_gemm_act.op import fp8_gemm_act, unavailable_reason
-from mezzotint.kernels.ops.fp8_gemm_act.reference import fp8_gemm_act_reference
+from mezzotint.kernels.ops.gemm_act.op import gemm_act, unavailable_reason
+from mezzotint.kernels.ops.gemm_act.reference import gemm_act_reference
 from mezzotint.kernels.ops.joint_fp8_gemm.op import joint_fp8_gemm
 from mezzotint.kernels.ops.norm_rope.reference import norm_rope_reference
 from mezzotint.kernels.ops.quantize_activation.reference import activation_quantize_reference
@@ -247,7 +247,7 @@ def test_norm_rope_kernel_equals_its_reference(fp8: bool, with_text: bool) -> No
 )
 @pytest.mark.parametrize("by_row", ["neither", "codes", "input", "both"])
 @pytest.mark.parametrize("biased", [False, True])
-def test_fp8_gemm_act_kernel_equals_its_reference(
+def test_gemm_act_kernel_equals_its_reference(
     activation: str,
     rows: int,
     depth: int,
@@ -274,7 +274,7 @@ def test_fp8_gemm_act_kernel_equals_its_reference(
     inverse = None if activation == "none" else torch.tensor([50.0], device="cuda")
     given = (x, codes, bias, input_scale, weight_scale, inverse, activation, plain, reserved)
     (got, quantized), (expected, codes_expected) = (
-        run(*given) for run in (fp8_gemm_act, fp8_gemm_act_reference)
+        run(*given) for run in (gemm_act, gemm_act_reference)
     )
     errors = {"plain": relative_error(got.float(), expected.float())} if plain else {}
     if active:

@@ -12,7 +12,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 HOPPER = GPUTarget("cuda", 90, 32)
-BF16, FP32, U8, E4M3 = "*bf16", "*fp32", "*u8", "*fp8e4nv"
+BF16, FP32, U8, I8, E4M3 = "*bf16", "*fp32", "*u8", "*i8", "*fp8e4nv"
 Call = tuple[str, str, int, list[str], dict[str, Any]]
 """Op, kernel, warps, types of the leading pointer parameters, and constants; the rest is int32."""
 
@@ -74,6 +74,23 @@ def calls() -> Iterator[Call]:
             [BF16, BF16, E4M3, FP32],
             constants,
         )
+    yield from int8_calls()
+
+
+def int8_calls() -> Iterator[Call]:
+    for group in (16, 64, 256):
+        for static in (False, True):
+            yield (
+                "rotate_quantize",
+                "_rotate_quantize_kernel",
+                4,
+                [BF16, I8, FP32, I8, FP32],
+                {"norm": 0.0625, "STATIC": static, "GROUP": group, "TILE_M": 32},
+            )
+    for blocks, codebook in ((False, False), (True, False), (True, True)):
+        constants = {"HAS_BLOCKS": blocks, "HAS_CODEBOOK": codebook}
+        tiles = {"TILE_N": 16, "TILE_K": 256}
+        yield "unpack_int8", "_unpack_int8_kernel", 4, [U8, E4M3, FP32, I8], constants | tiles
 
 
 def machine_code(

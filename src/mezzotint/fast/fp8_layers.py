@@ -65,7 +65,7 @@ class FusedActivationLinear(nn.Module):
             activated = apply_activation(y[..., self.plain_columns :], self.activation)
             return y[..., : self.plain_columns], activated.to(y.dtype)
         rows, input_scale, codes, weight_scale, bias = fp8_gemm_operands(self.layer, x)
-        plain, quantized = torch.ops.mezzotint.fp8_gemm_act(
+        plain, quantized = torch.ops.mezzotint.gemm_act(
             rows,
             codes,
             bias,

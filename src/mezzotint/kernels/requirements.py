@@ -77,6 +77,11 @@ def require_fp8_gpu(target: Target) -> str | None:
     return require_gpu(target, "FP8 tensor cores (sm_89 or newer)", lambda gpu: gpu >= (8, 9))
 
 
+def require_int8_gpu(target: Target) -> str | None:
+    """Require INT8 tensor cores: Turing or newer."""
+    return require_gpu(target, "INT8 tensor cores (sm_75 or newer)", lambda gpu: gpu >= (7, 5))
+
+
 def require_bf16_gpu(target: Target) -> str | None:
     """Require BF16 tensor cores: Ampere or newer."""
     return require_gpu(target, "BF16 tensor cores (sm_80 or newer)", lambda gpu: gpu >= (8, 0))

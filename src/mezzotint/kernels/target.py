@@ -39,6 +39,7 @@ class Target:
 
 
 GPU_GENERATIONS = {
+    "RTX 20": Target("cuda", (7, 5)),
     "A100": Target("cuda", (8, 0)),
     "RTX 30": Target("cuda", (8, 6)),
     "RTX 40": Target("cuda", (8, 9)),

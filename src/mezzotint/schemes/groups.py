@@ -40,5 +40,8 @@ def scale_any_groups(values: Tensor, scale: Tensor) -> Tensor:
 
 
 def replace_zero_with_one(scale: Tensor) -> Tensor:
-    """Replace zero scales with one, so that a group of zeros can be divided by its scale."""
-    return torch.where(scale > 0, scale, torch.ones_like(scale))
+    """Replace zero scales with one, so that a group of zeros can be divided by its scale.
+
+    NaN stays, so that a damaged activation shows in the output.
+    """
+    return torch.where(scale == 0, torch.ones_like(scale), scale)

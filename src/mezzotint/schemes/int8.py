@@ -32,17 +32,36 @@ def decode_int8(parts: Parts) -> Tensor:
     )
 
 
+def encode_int8(weights: Tensor) -> dict[str, Tensor]:
+    """Quantize weights [out, in] to [-127, 127] with one scale per row, amax / 127.
+
+    Returns   codes, and weight_scale float32 [out, 1], the shape of comfy-kitchen
+    """
+    integers, scale = to_int8(weights, None)
+    return {"codes": integers.to(torch.int8), "weight_scale": scale}
+
+
+def to_int8(x: Tensor, input_scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Quantize x [..., columns] to integers of [-128, 127].
+
+    input_scale   float32, one element, or None for one scale per row: amax / 127
+    Returns       float32 integers of x's shape; scale float32, [1, 1] or [..., 1]
+    """
+    x = x.float()
+    if input_scale is None:
+        scale = replace_zero_with_one(x.abs().amax(-1, keepdim=True) / INT8_MAX)
+    else:
+        scale = input_scale.float().reshape(1, 1)
+    return torch.clamp(torch.round(x / scale), -INT8_MAX - 1, INT8_MAX), scale
+
+
 def quantize_activation_int8(x: Tensor, parts: Parts) -> Tensor:
     """Quantize x to [-128, 127] with the static input_scale, or else with amax / 127 of each row.
 
     Returns   float32 of x's shape, dequantized
     """
-    x = x.float()
-    if "input_scale" in parts:
-        scale = parts["input_scale"].float().reshape(())
-    else:
-        scale = replace_zero_with_one(x.abs().amax(-1, keepdim=True) / INT8_MAX)
-    return torch.clamp(torch.round(x / scale), -INT8_MAX - 1, INT8_MAX) * scale
+    integers, scale = to_int8(x, parts.get("input_scale"))
+    return (integers * scale).reshape(x.shape)
 
 
 SCHEME = Scheme(
@@ -65,6 +84,7 @@ SCHEME = Scheme(
     },
     optional={"input_scale": INPUT_SCALE, "rotation": ROTATION} | COMMON_PARTS,
     decode=decode_int8,
+    encode=encode_int8,
     input_max=INT8_MAX,
     quantize_activation=quantize_activation_int8,
     static_scale_part="input_scale",

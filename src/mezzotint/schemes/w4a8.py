@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mezzotint.schemes.groups import scale_any_groups
 from mezzotint.schemes.int8 import INT8_MAX, quantize_activation_int8
 from mezzotint.schemes.minifloats import unpack_nibbles
 from mezzotint.schemes.scheme import (
@@ -39,24 +40,30 @@ def decode_w4a8(parts: Parts) -> Tensor:
     codebook        float32 [16], optional
     Returns         float32 [out, in]
     """
-    codes = unpack_nibbles(parts["codes"])
-    if "codebook" in parts:
-        levels = F.embedding(codes.int(), parts["codebook"].float()[:, None]).squeeze(-1)
-    else:
-        levels = codes.float() - MIDDLE
-    return scale_levels(levels, parts)
+    return scale_rows(integers(parts["codes"], parts["block_scale"], parts.get("codebook")), parts)
 
 
-def scale_levels(levels: Tensor, parts: Parts) -> Tensor:
-    """Round levels [out, in] to integers with their group's scale, and scale the rows.
+def integers(codes: Tensor, block_scale: Tensor, codebook: Tensor | None) -> Tensor:
+    """Return the INT8 matrix that the codes stand for, as float32 [out, in].
 
-    Returns   float32 [out, in]
+    codebook   float32 [16], level of each code; None for code - 8
     """
-    block_scale = parts["block_scale"].float()
-    groups = levels.reshape(*block_scale.shape, -1)
-    scaled = groups * block_scale.unsqueeze(-1)
-    integers = scaled.flatten(-2).round().clamp(-INT8_MAX, INT8_MAX)
-    return integers * parts["channel_scale"].float().reshape(-1, 1)
+    unpacked = unpack_nibbles(codes)
+    if codebook is None:
+        return round_levels(unpacked.float() - MIDDLE, block_scale)
+    levels = F.embedding(unpacked.int(), codebook.float()[:, None]).squeeze(-1)
+    return round_levels(levels, block_scale)
+
+
+def round_levels(levels: Tensor, block_scale: Tensor) -> Tensor:
+    """Round levels [out, in], times the scale of their group [out, groups], to [-127, 127]."""
+    scaled = scale_any_groups(levels, block_scale)
+    return scaled.round().clamp(-INT8_MAX, INT8_MAX)
+
+
+def scale_rows(matrix: Tensor, parts: Parts) -> Tensor:
+    """Multiply the rows of a matrix [out, in] by channel_scale."""
+    return matrix * parts["channel_scale"].float().reshape(-1, 1)
 
 
 def any_group(out: int, in_: int) -> tuple[Shape, ...]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from mezzotint.schemes.int8 import INT8_MAX, quantize_activation_int8
 from mezzotint.schemes.minifloats import unpack_nibbles
 from mezzotint.schemes.scheme import COMMON_PARTS, INPUT_SCALE, ROTATION, Part, Parts, Scheme
-from mezzotint.schemes.w4a8 import BLOCK_SCALE, CHANNEL_SCALE, GROUPS, scale_levels
+from mezzotint.schemes.w4a8 import BLOCK_SCALE, CHANNEL_SCALE, GROUPS, round_levels, scale_rows
 
 MIDDLE = 32
 """Code of zero."""
@@ -35,7 +35,8 @@ def decode_w6a8(parts: Parts) -> Tensor:
     channel_scale   float32 [out]
     Returns         float32 [out, in]
     """
-    return scale_levels(unpack_six_bits(parts["codes"]).float() - MIDDLE, parts)
+    levels = unpack_six_bits(parts["codes"]).float() - MIDDLE
+    return scale_rows(round_levels(levels, parts["block_scale"]), parts)
 
 
 SCHEME = Scheme(

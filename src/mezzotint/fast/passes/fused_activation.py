@@ -32,7 +32,7 @@ from mezzotint.fast.fp8_layers import (
 from mezzotint.fast.passes.attention_processors import ParallelAttnProcessor
 from mezzotint.fast.passes.fuse_linears import fuse_with_undo
 from mezzotint.kernels import Target
-from mezzotint.kernels.ops.fp8_gemm_act.op import unavailable_reason
+from mezzotint.kernels.ops.gemm_act.op import unavailable_reason
 from mezzotint.nn import QuantLinear, SplitLinear
 
 

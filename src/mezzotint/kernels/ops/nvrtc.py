@@ -133,7 +133,7 @@ def _compile_log(program: Any) -> str:
 def make_tensor_map(matrix: Tensor, box: Sequence[int]) -> Any:
     """Create a TMA descriptor for boxes of `box` rows and columns, with 128-byte swizzling.
 
-    matrix   e4m3 or bf16 [rows, columns], contiguous columns, row stride a multiple of 16 bytes
+    matrix   e4m3, int8 or bf16 [rows, columns], contiguous columns; rows start at multiples of 16 bytes
     Source   cuTensorMapEncodeTiled, https://docs.nvidia.com/cuda/cuda-driver-api/
     """
     from cuda.bindings import driver
@@ -141,6 +141,7 @@ def make_tensor_map(matrix: Tensor, box: Sequence[int]) -> Any:
     types = driver.CUtensorMapDataType
     dtype = {
         torch.float8_e4m3fn: types.CU_TENSOR_MAP_DATA_TYPE_UINT8,  # TMA copies bytes
+        torch.int8: types.CU_TENSOR_MAP_DATA_TYPE_UINT8,
         torch.bfloat16: types.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
     }[matrix.dtype]
     uint64, uint32 = driver.cuuint64_t, driver.cuuint32_t

@@ -1,4 +1,4 @@
-"""torch.ops.mezzotint.fp8_gemm_act: FP8 GEMM with a fused activation and FP8 output, on Hopper."""
+"""torch.ops.mezzotint.gemm_act: GEMM of 8-bit codes on Hopper, with a fused activation for FP8."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -10,10 +10,11 @@ from torch.library import custom_op
 from mezzotint.errors import ShapeMismatch
 from mezzotint.kernels.fp8_gemm import GEMM_ALIGNMENT
 from mezzotint.kernels.ops import nvrtc
-from mezzotint.kernels.ops.fp8_gemm_act.reference import allocate_outputs
-from mezzotint.kernels.ops.fp8_gemm_act.source import (
+from mezzotint.kernels.ops.gemm_act.reference import allocate_outputs
+from mezzotint.kernels.ops.gemm_act.source import (
     ARCHITECTURE,
     CLUSTER_SIZE,
+    INSTRUCTIONS,
     NAME,
     SHARED_BYTES,
     THREADS,
@@ -34,8 +35,8 @@ def unavailable_reason(target: Target) -> str | None:
     return nvrtc.unavailable_reason(target)
 
 
-@custom_op("mezzotint::fp8_gemm_act", mutates_args=(), device_types="cuda")
-def fp8_gemm_act(
+@custom_op("mezzotint::gemm_act", mutates_args=(), device_types="cuda")
+def gemm_act(
     x: Tensor,
     codes: Tensor,
     bias: Tensor | None,
@@ -46,10 +47,10 @@ def fp8_gemm_act(
     plain_columns: int,
     reserved: int,
 ) -> tuple[Tensor, Tensor]:
-    """Compute `fp8_gemm_act_reference`, which describes the operands."""
+    """Compute `gemm_act_reference`, which describes the operands."""
     scales = input_scale, weight_scale, inverse_scale
     _check_shapes(x, codes, activation, plain_columns, reserved)
-    _check_dtypes(bias, scales)
+    _check_dtypes(x, codes, activation, bias, scales)
     out, quantized = allocate_outputs(x, codes, activation, plain_columns, reserved)
     m, k = x.shape
     if not m:  # a grid of no blocks is a launch error
@@ -58,7 +59,7 @@ def fp8_gemm_act(
     tile_rows, num_tiles = _tiles(m, plain_columns, active.shape[1], activation)
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
         by_row = input_scale.numel() > 1, weight_scale.numel() > 1
-        kernel = _kernel(activation, *by_row, bias is not None, x.device.index)
+        kernel = _kernel(x.dtype, activation, *by_row, bias is not None, x.device.index)
         kernel.launch(
             # Each block fills a multiprocessor and takes tile after tile, so more would only wait.
             min(_num_blocks(x.device), CLUSTER_SIZE * num_tiles),
@@ -84,7 +85,7 @@ def _fake(
     return allocate_outputs(x, codes, activation, plain_columns, reserved)
 
 
-fp8_gemm_act.register_fake(_fake)
+gemm_act.register_fake(_fake)
 
 
 def _check_shapes(
@@ -100,22 +101,33 @@ def _check_shapes(
     for name, size in sizes.items():
         if size % GEMM_ALIGNMENT:
             raise ShapeMismatch(
-                f"FP8 GEMM with {size} {name}, expected a multiple of {GEMM_ALIGNMENT}"
+                f"GEMM of 8-bit codes with {size} {name}, expected a multiple of {GEMM_ALIGNMENT}"
             )
     if (activation == "none") != (plain_columns == codes.shape[0]):
         raise ShapeMismatch(
-            f"FP8 GEMM with activation {activation} and {plain_columns} plain columns of "
-            f"{codes.shape[0]}"
+            f"GEMM of 8-bit codes with activation {activation} and {plain_columns} plain columns "
+            f"of {codes.shape[0]}"
         )
 
 
-def _check_dtypes(bias: Tensor | None, scales: Sequence[Tensor | None]) -> None:
+def _check_dtypes(
+    x: Tensor,
+    codes: Tensor,
+    activation: str,
+    bias: Tensor | None,
+    scales: Sequence[Tensor | None],
+) -> None:
     """Raise ShapeMismatch for dtypes that the kernel would misread."""
+    found = f"GEMM of {x.dtype} and {codes.dtype}"
+    if x.dtype != codes.dtype or x.dtype not in INSTRUCTIONS:
+        raise ShapeMismatch(f"{found}, expected float8_e4m3fn or int8 twice")
+    if x.dtype == torch.int8 and activation != "none":
+        raise ShapeMismatch(f"{found} with {activation}, expected no activation")
     if bias is not None and bias.dtype != torch.bfloat16:
-        raise ShapeMismatch(f"FP8 GEMM with a bias in {bias.dtype}, expected {torch.bfloat16}")
+        raise ShapeMismatch(f"{found} with a bias in {bias.dtype}, expected {torch.bfloat16}")
     for scale in scales:
         if scale is not None and scale.dtype != torch.float32:
-            raise ShapeMismatch(f"FP8 GEMM with a scale in {scale.dtype}, expected {torch.float32}")
+            raise ShapeMismatch(f"{found} with a scale in {scale.dtype}, expected {torch.float32}")
 
 
 def _tensor_maps(x: Tensor, codes: Tensor, out: Tensor, active: Tensor) -> list[object]:
@@ -124,7 +136,7 @@ def _tensor_maps(x: Tensor, codes: Tensor, out: Tensor, active: Tensor) -> list[
     A box is 128 bytes wide, as far as 128-byte swizzling reaches. Where there is no output of one
     kind, the kernel needs some valid descriptor but never uses it.
     """
-    # 128 bytes are 128 e4m3 numbers, or 64 BF16 numbers.
+    # 128 bytes are 128 codes, or 64 BF16 numbers.
     plain = (out, (64, 64)) if out.shape[1] else (codes, (64, 128))
     return [
         nvrtc.make_tensor_map(matrix, box)
@@ -169,7 +181,12 @@ def _num_blocks(device: torch.device) -> int:
 # Cached, because NVRTC takes half a second per variant.
 @cache
 def _kernel(
-    activation: str, x_by_row: bool, codes_by_row: bool, biased: bool, device: int
+    dtype: torch.dtype,
+    activation: str,
+    x_by_row: bool,
+    codes_by_row: bool,
+    biased: bool,
+    device: int,
 ) -> nvrtc.Kernel:
-    source = kernel_source(activation, x_by_row, codes_by_row, biased)
+    source = kernel_source(dtype, activation, x_by_row, codes_by_row, biased)
     return nvrtc.compile_kernel(source, NAME, ARCHITECTURE, THREADS, SHARED_BYTES, device)

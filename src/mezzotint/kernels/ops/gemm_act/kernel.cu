@@ -1,7 +1,8 @@
-// FP8 GEMM on Hopper tensor cores: x [m, k] and codes [n, k], both e4m3 with contiguous k.
+// GEMM of 8-bit codes on Hopper tensor cores: x [m, k] and codes [n, k], both e4m3 or both int8,
+// with contiguous k. Sums are float32 for e4m3, and exact in int32 for int8.
 //
 // The first `plain_n` output columns are written as BF16. The others go through an activation and
-// are quantized to e4m3, ready for the next GEMM.
+// are quantized to e4m3, ready for the next GEMM. int8 has no activation.
 //
 // A cluster of two blocks computes a 256 x 256 output tile; each block computes 128 rows of it. In
 // each step along k, a block loads its own rows of x and half of the rows of codes. TMA multicasts
@@ -14,12 +15,18 @@
 // Names of instructions are those of the PTX ISA, where their rules are:
 // https://docs.nvidia.com/cuda/parallel-thread-execution/
 //
-// Compile-time definitions, made by op.py: ACTIVATION 0 none, 1 GELU, 2 SwiGLU; X_BY_ROW and
-// CODES_BY_ROW 1 for one scale per row, 0 for one scale; BIAS 1 if there is a bias.
+// Compile-time definitions, made by source.py: INT8 1 for int8, 0 for e4m3; ACTIVATION 0 none,
+// 1 GELU, 2 SwiGLU; X_BY_ROW and CODES_BY_ROW 1 for one scale per row, 0 for one scale; BIAS 1 if
+// there is a bias.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef unsigned short u16;
+#if INT8
+typedef int Sum;
+#else
+typedef float Sum;
+#endif
 struct alignas(64) TensorMap { unsigned char bytes[128]; };  // the driver's CUtensorMap
 struct alignas(8) Float2 { float x, y; };
 
@@ -117,11 +124,11 @@ DEVICE u64 descriptor(u32 address) {
   return (u64)((address & 0x3FFFF) >> 4) | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
 }
 // acc = x codes^T, plus the old acc where `accumulate` is not 0: so acc needs no zeroing.
-DEVICE void wgmma(float (&acc)[128], u64 x, u64 codes, int accumulate) {
+DEVICE void wgmma(Sum (&acc)[128], u64 x, u64 codes, int accumulate) {
   asm volatile(
       "{\n.reg .pred add;\nsetp.ne.b32 add, %130, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n256k32.f32.e4m3.e4m3 "
-      "{@OPERANDS@}, %128, %129, add, 1, 1;\n}"
+      "wgmma.mma_async.sync.aligned.m64n256k32.@TYPES@ "
+      "{@OPERANDS@}, %128, %129, add@SIGNS@;\n}"
       : @ACCUMULATORS@ : "l"(x), "l"(codes), "r"(accumulate));
 }
 DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -183,7 +190,7 @@ struct Scales {
     }
   }
   // Scale four accumulators: columns `column` and the next one, in both rows. Times `factor`.
-  DEVICE void apply(const float* acc, int column, float factor, float (&y)[4]) const {
+  DEVICE void apply(const Sum* acc, int column, float factor, float (&y)[4]) const {
     column = min(column, last_pair);  // TMA does not store columns beyond the end
     float bias_value[2] = {0.f, 0.f}, column_scale[2] = {factor, factor};
     if constexpr (BIAS) {
@@ -200,7 +207,8 @@ struct Scales {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       const float scale = row_scale[X_BY_ROW ? i / 2 : 0] * column_scale[i % 2];
-      y[i] = BIAS ? acc[i] * scale + bias_value[i % 2] : acc[i] * scale;
+      const float sum = (float)acc[i];
+      y[i] = BIAS ? sum * scale + bias_value[i % 2] : sum * scale;
     }
   }
 };
@@ -212,7 +220,7 @@ DEVICE u32 swizzled_offset(int row, int byte) { return row * 128 + ((row & 7) <<
 DEVICE u32 swizzle_advance(u32 address, int chunks) { return address ^ chunks << 4; }
 
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1)
-__launch_bounds__((MMA_WARPGROUPS + 1) * WARPGROUP_THREADS, 1) fp8_gemm_act(
+__launch_bounds__((MMA_WARPGROUPS + 1) * WARPGROUP_THREADS, 1) gemm_act(
     const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap codes,
     const __grid_constant__ TensorMap out, const __grid_constant__ TensorMap quantized,
     const float* x_scale, const float* codes_scale, const u16* bias, const float* inverse_scale,
@@ -284,7 +292,7 @@ __launch_bounds__((MMA_WARPGROUPS + 1) * WARPGROUP_THREADS, 1) fp8_gemm_act(
     const u32 bf16_address = out_tile + swizzled_offset(row, pair * 2);
     const u32 e4m3_address = out_tile + swizzled_offset(row, pair);
     Scales scales = {x_scale, codes_scale, bias, n - 2};
-    float acc[128];  // [column / 8][row / 8 % 2][column % 2]
+    Sum acc[128];  // [column / 8][row / 8 % 2][column % 2]
     for (int tile_id = first_tile_id; tile_id < scheduler.num_tiles(); tile_id += num_clusters) {
       for (int step = 0; step < steps; step++) {
         barrier_wait(full_barriers + 8 * stage, phase);

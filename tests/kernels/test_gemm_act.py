@@ -1,4 +1,4 @@
-"""The CUDA C++ kernel of fp8_gemm_act without a GPU: that it compiles, and how it is launched.
+"""The CUDA C++ kernel of gemm_act without a GPU: that it compiles, and how it is launched.
 
 The GPU tests check what it computes.
 """
@@ -13,11 +13,11 @@ import torch
 
 from mezzotint.errors import ShapeMismatch, Unsupported
 from mezzotint.kernels.ops import nvrtc
-from mezzotint.kernels.ops.fp8_gemm_act import op
-from mezzotint.kernels.ops.fp8_gemm_act import source as cuda_source
-from mezzotint.kernels.ops.fp8_gemm_act.reference import (
+from mezzotint.kernels.ops.gemm_act import op
+from mezzotint.kernels.ops.gemm_act import source as cuda_source
+from mezzotint.kernels.ops.gemm_act.reference import (
     FUSED_ACTIVATIONS,
-    fp8_gemm_act_reference,
+    gemm_act_reference,
 )
 from mezzotint.schemes.minifloats import round_e4m3
 
@@ -31,7 +31,19 @@ def test_every_variant_compiles_for_hopper(
 ) -> None:
     pytest.importorskip("cuda.bindings", reason="NVRTC is for Linux")
     for biased in (False, True):
-        source = cuda_source.kernel_source(activation, x_by_row, codes_by_row, biased)
+        source = cuda_source.kernel_source(
+            torch.float8_e4m3fn, activation, x_by_row, codes_by_row, biased
+        )
+        cubin = nvrtc.compile_to_cubin(source, cuda_source.NAME, cuda_source.ARCHITECTURE)
+        assert cubin.startswith(b"\x7fELF")
+
+
+@pytest.mark.parametrize(("x_by_row", "codes_by_row"), list(combinations((False, True), repeat=2)))
+def test_every_int8_variant_compiles_for_hopper(x_by_row: bool, codes_by_row: bool) -> None:
+    pytest.importorskip("cuda.bindings", reason="NVRTC is for Linux")
+    for biased in (False, True):
+        source = cuda_source.kernel_source(torch.int8, "none", x_by_row, codes_by_row, biased)
+        assert "s32.s8.s8" in source
         cubin = nvrtc.compile_to_cubin(source, cuda_source.NAME, cuda_source.ARCHITECTURE)
         assert cubin.startswith(b"\x7fELF")
 
@@ -110,7 +122,7 @@ def test_launch_arguments(
     n = plain_columns + other_columns
     x, codes = (round_e4m3(torch.zeros(rows, 32)) for rows in (m, n))
     scale = torch.ones(1)
-    out, quantized = op.fp8_gemm_act._init_fn(
+    out, quantized = op.gemm_act._init_fn(
         x, codes, None, scale, scale, scale, activation, plain_columns, 48
     )
     active = other_columns // 2 if activation == "swiglu" else other_columns
@@ -148,18 +160,18 @@ def test_operands_that_the_kernel_cannot_read_are_an_error(
     arguments = {"bias": None, "input_scale": one, "weight_scale": one, "inverse_scale": one}
     arguments |= {"activation": "gelu", "plain_columns": 16, "reserved": 0} | change
     with pytest.raises(ShapeMismatch, match=message):
-        op.fp8_gemm_act._init_fn(x, codes, **arguments)
+        op.gemm_act._init_fn(x, codes, **arguments)
 
 
 def test_an_empty_input_launches_nothing() -> None:
     x, codes, one = round_e4m3(torch.zeros(0, 32)), round_e4m3(torch.zeros(64, 32)), torch.ones(1)
-    out, quantized = op.fp8_gemm_act._init_fn(x, codes, None, one, one, one, "gelu", 16, 0)
+    out, quantized = op.gemm_act._init_fn(x, codes, None, one, one, one, "gelu", 16, 0)
     assert (out.shape, quantized.shape) == ((0, 16), (0, 48))
 
 
 def test_fake_kernel_returns_the_shapes_of_the_reference() -> None:
     x, codes, one = round_e4m3(torch.zeros(5, 32)), round_e4m3(torch.zeros(64, 32)), torch.ones(1)
     arguments = (x, codes, None, one, one, one, "swiglu", 16, 32)
-    fake, real = op._fake(*arguments), fp8_gemm_act_reference(*arguments)
+    fake, real = op._fake(*arguments), gemm_act_reference(*arguments)
     for a, b in zip(fake, real, strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)

@@ -1,0 +1,1 @@
+"""Hadamard rotation and INT8 quantization of an input, in one pass."""

@@ -1,0 +1,1 @@
+"""Unpack 4-bit codes to the INT8 matrix that they stand for."""
