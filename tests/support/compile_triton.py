@@ -85,7 +85,7 @@ def int8_calls() -> Iterator[Call]:
                 "_rotate_quantize_kernel",
                 4,
                 [BF16, I8, FP32, I8, FP32],
-                {"norm": 0.0625, "STATIC": static, "GROUP": group, "TILE_M": 32},
+                {"NORM": 0.0625, "STATIC": static, "GROUP": group, "TILE_M": 32},
             )
     for blocks, codebook in ((False, False), (True, False), (True, True)):
         constants = {"HAS_BLOCKS": blocks, "HAS_CODEBOOK": codebook}

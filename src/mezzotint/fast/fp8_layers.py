@@ -60,7 +60,7 @@ class FusedActivationLinear(nn.Module):
         reserved   columns left free before the activated ones, if these are in FP8; `write_prefix`
                    fills them
         """
-        if self.next_adapters or not computes_in_fp8(self.layer):
+        if len(self.next_adapters) > 0 or not computes_in_fp8(self.layer):
             y = self.layer(x)
             activated = apply_activation(y[..., self.plain_columns :], self.activation)
             return y[..., : self.plain_columns], activated.to(y.dtype)
@@ -110,7 +110,7 @@ class ActivationQuantize(nn.Module):
 
     def forward(self, x: Tensor, prefix: Tensor | None = None) -> Tensor | QuantizedActivation:
         """Return `prefix` [..., any] and the activation of x [..., out], concatenated."""
-        if self.next_adapters or not self.modes.layers_as_loaded:
+        if len(self.next_adapters) > 0 or not self.modes.layers_as_loaded:
             y = (
                 tanh_gelu(x)
                 if self.activation == "gelu"
@@ -201,4 +201,4 @@ def _as_2d(x: Tensor) -> Tensor:
 
 def computes_in_fp8(layer: Any) -> bool:
     """Return whether a call of this layer is one FP8 GEMM now: no mode or adapter changes it."""
-    return is_fp8_linear(layer) and layer.modes.layers_as_loaded and not layer.adapters
+    return is_fp8_linear(layer) and layer.modes.layers_as_loaded and len(layer.adapters) == 0

@@ -18,7 +18,7 @@ def _rotate_quantize_kernel(
     rows,
     columns,
     x_row,
-    norm,
+    NORM: tl.constexpr,
     STATIC: tl.constexpr,
     GROUP: tl.constexpr,
     TILE_M: tl.constexpr,
@@ -40,7 +40,7 @@ def _rotate_quantize_kernel(
         amax = tl.zeros((TILE_M,), tl.float32)
         total = tl.zeros((TILE_M,), tl.float32)
         for start in range(0, columns, GROUP):
-            rotated = _rotate(tl.load(x_ptr + start, mask, 0.0), signs, norm)
+            rotated = _rotate(tl.load(x_ptr + start, mask, 0.0), signs, NORM)
             amax = tl.maximum(amax, tl.max(tl.abs(rotated), 1))
             total += tl.sum(rotated, 1)
         # A row of zeros stays zero with any scale, and 0 / 0 would be NaN. Integers have no NaN,
@@ -48,13 +48,13 @@ def _rotate_quantize_kernel(
         scale = tl.where(amax > 0, amax / INT8_MAX, 1.0) + total * 0.0
         tl.store(scale_ptr + row, scale, row < rows)
     for start in range(0, columns, GROUP):
-        rotated = _rotate(tl.load(x_ptr + start, mask, 0.0), signs, norm)
+        rotated = _rotate(tl.load(x_ptr + start, mask, 0.0), signs, NORM)
         tl.store(codes_ptr + start, to_int8(rotated / scale[:, None]), mask)
 
 
 @triton.jit
-def _rotate(x, signs, norm):
-    return tl.dot(x, signs, out_dtype=tl.float32, input_precision="ieee") * norm
+def _rotate(x, signs, NORM: tl.constexpr):
+    return tl.dot(x, signs, out_dtype=tl.float32, input_precision="ieee") * NORM
 
 
 @triton.jit

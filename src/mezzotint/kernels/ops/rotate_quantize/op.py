@@ -29,7 +29,7 @@ def rotate_quantize(x: Tensor, signs: Tensor, input_scale: Tensor | None) -> tup
         rows,
         columns,
         x.stride(0),
-        1 / math.sqrt(len(signs)),
+        NORM=1 / math.sqrt(len(signs)),
         STATIC=input_scale is not None,
         GROUP=len(signs),
         TILE_M=TILE_M,
