@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from mezzotint.families import families, family_by_transformer
 from mezzotint.families.recipe import Recipe
-from mezzotint.fast.fp8_layers import (
+from mezzotint.fast.fused_layers import (
     ActivationQuantize,
     ColumnSlice,
     FusedActivationLinear,
@@ -40,13 +40,17 @@ from mezzotint.fast.passes.deferred_residual import (
 from mezzotint.fast.passes.fuse_linears import fuse_linears
 from mezzotint.fast.passes.fused_activation import fuse_activations
 from mezzotint.generation.pipeline import load
-from mezzotint.kernels import Target, fp8_weight
+from mezzotint.kernels import Can, Target, fp8_weight, int8_gemm
+from mezzotint.kernels.backends.int8_mm import INT8MM
 from mezzotint.kernels.backends.reference import Reference
+from mezzotint.kernels.ops import nvrtc
 from mezzotint.kernels.ops.dequant_fp8.reference import dequant_fp8_reference, prepare_scales
 from mezzotint.kernels.ops.gemm_act.op import gemm_act, unavailable_reason
 from mezzotint.kernels.ops.gemm_act.reference import gemm_act_reference
 from mezzotint.kernels.ops.norm_rope.reference import norm_rope_reference
 from mezzotint.kernels.ops.quantize_activation.reference import activation_quantize_reference
+from mezzotint.kernels.ops.quantize_int8.op import quantize_int8
+from mezzotint.kernels.ops.quantize_int8.reference import quantize_int8_reference
 from mezzotint.nn import (
     PREPARED_PREFIX,
     FusedLinearSlice,
@@ -56,8 +60,11 @@ from mezzotint.nn import (
     unquantized_activations,
     use_backend,
 )
-from mezzotint.schemes import FP8
+from mezzotint.schemes import FP8, INT8
+from mezzotint.schemes.int8 import encode_int8
 from mezzotint.schemes.minifloats import round_e4m3
+from mezzotint.schemes.rotation import regular_hadamard
+from mezzotint.tensor import PLAIN, QuantTensor
 from support import four_bit_weights as four_bits
 from support.errors_of import relative_error
 from support.fused_activation_models import NUNCHAKU, published
@@ -154,6 +161,34 @@ def test_model_with_per_row_input_scales_computes_the_same(on_cpu: None) -> None
     assert isinstance(block.proj_mlp, FusedLinearSlice)
     assert isinstance(block.act_mlp, ActivationQuantize)
     assert 0 < relative_error(model(**inputs)[0], expected) < 0.05
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rotated", [False, True])
+def test_int8_model_computes_the_same(
+    on_cpu: None, rotated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GELU's output is no longer rounded to BF16 before it is quantized."""
+    monkeypatch.setattr(INT8MM, "can", lambda *_: Can())
+    monkeypatch.setattr(nvrtc, "unavailable_reason", lambda _target: None)
+    monkeypatch.setattr(int8_gemm, "has_fused_gemm", lambda _device: False)
+    quantize_int8.register_kernel("cpu", quantize_int8_reference)
+    model, inputs = fast()
+    for name, layer in quant_linears(model).items():
+        parts = encode_int8(layer.dequantize())
+        parts |= {"rotation": regular_hadamard(16)} if rotated else {}
+        parts |= {} if layer.bias is None else {"bias": layer.bias}
+        shape = (layer.out_features, layer.in_features)
+        weight = QuantTensor(INT8, PLAIN, shape, parts, dynamic_input=True)
+        model.set_submodule(name, QuantLinear(weight))
+    expected = model(**inputs)[0]
+    assert fuse_activations(model, CPU) == (2 * 2 + 3, None)
+    fuse_linears(model, families()["flux1"].fusable)
+    assert model.single_transformer_blocks[0].act_mlp.to_int8
+    got = model(**inputs)[0]
+    assert 0 < relative_error(got, expected) < 0.05
+    model.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
+    assert torch.equal(model(**inputs)[0], got)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch._inductor.utils import run_and_get_code
 
 from mezzotint.errors import BadRequest
 from mezzotint.fast import speed_up
-from mezzotint.fast.fp8_layers import SplitQuantizedInputLinear
+from mezzotint.fast.fused_layers import SplitQuantizedInputLinear
 from mezzotint.fast.passes.attention import ATTENTION_BACKENDS
 from mezzotint.fast.runtime.cuda_graphs import CudaGraphRunner
 from mezzotint.fast.runtime.readback import read_back

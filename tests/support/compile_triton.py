@@ -78,15 +78,6 @@ def calls() -> Iterator[Call]:
 
 
 def int8_calls() -> Iterator[Call]:
-    for group in (16, 64, 256):
-        for static in (False, True):
-            yield (
-                "rotate_quantize",
-                "_rotate_quantize_kernel",
-                4,
-                [BF16, I8, FP32, I8, FP32],
-                {"NORM": 0.0625, "STATIC": static, "GROUP": group, "TILE_M": 32},
-            )
     for blocks, codebook in ((False, False), (True, False), (True, True)):
         constants = {"HAS_BLOCKS": blocks, "HAS_CODEBOOK": codebook}
         tiles = {"TILE_N": 16, "TILE_K": 256}

@@ -31,8 +31,11 @@ def quantize_activation(
     Returns       codes int8 [rows, in]; scale float32, [1, 1] or [rows, 1]
     """
     if rotation is not None:
-        codes, scale = torch.ops.mezzotint.rotate_quantize(x.contiguous(), rotation, input_scale)
-        return codes, scale
+        x = x if x.stride(1) == 1 else x.contiguous()
+        rotated: tuple[Tensor, Tensor] = torch.ops.mezzotint.quantize_int8(
+            x, None, rotation, input_scale, "none"
+        )
+        return rotated
     integers, scale = to_int8(x, input_scale)
     return integers.to(torch.int8), scale
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mezzotint.families.recipe import Recipe
 from mezzotint.fast.edits import ModelEdits
 from mezzotint.fast.fast_pass import Applied, Pass, PassContext, Skipped, recipe_of
-from mezzotint.fast.fp8_layers import (
+from mezzotint.fast.fused_layers import (
     ColumnSlice,
     FusedActivationLinear,
     computes_in_fp8,

@@ -1,4 +1,4 @@
-"""Fuse activations with the linear layers around them, where the next layer reads FP8.
+"""Fuse activations with the linear layers around them, where the next layer reads FP8 or INT8.
 
 Feed-forward modules have one activation between two linears. Single blocks have attention and
 feed-forward in parallel between two linears, so their first linear also makes queries, keys and
@@ -19,7 +19,7 @@ from mezzotint.errors import ShapeMismatch
 from mezzotint.families.recipe import Recipe
 from mezzotint.fast.edits import ModelEdits
 from mezzotint.fast.fast_pass import Applied, Pass, PassContext, recipe_of
-from mezzotint.fast.fp8_layers import (
+from mezzotint.fast.fused_layers import (
     ActivationQuantize,
     ColumnSlice,
     FusedActivationLinear,
@@ -27,6 +27,7 @@ from mezzotint.fast.fp8_layers import (
     QuantizedInputLinear,
     SplitQuantizedInputLinear,
     is_fp8_linear,
+    is_int8_linear,
     quantizes_per_row,
 )
 from mezzotint.fast.passes.attention_processors import ParallelAttnProcessor
@@ -41,7 +42,7 @@ class FusionOutcome(Enum):
 
     FUSED = "the activation is fused"
     UNSUPPORTED_DEVICE = "the activation could be fused on another device"
-    UNSUPPORTED_LAYERS = "the linears do not read FP8, or not in a form that can be fused"
+    UNSUPPORTED_LAYERS = "the linears read neither FP8 nor INT8, or in no form that can be fused"
 
 
 def fuse_activations(
@@ -50,7 +51,7 @@ def fuse_activations(
     recipe: Recipe | None = None,
     edits: ModelEdits | None = None,
 ) -> tuple[int, str | None]:
-    """Fuse activations wherever the layer after them multiplies in FP8, in a model on a GPU.
+    """Fuse activations wherever the layer after them quantizes its input, in a model on a GPU.
 
     recipe   recipe of the family; by default that of the model's class
     Returns  how many were fused, and why the rest was not if `target` is the reason
@@ -73,14 +74,14 @@ def _gelu_feed_forward(module: Any, can_fuse: bool, edits: ModelEdits) -> Fusion
     # net[1] is a dropout, which does nothing in inference. Our kernels compute the tanh
     # approximation of GELU only.
     first, last = module.net[0], module.net[-1]
-    if getattr(first, "approximate", None) != "tanh" or not is_fp8_linear(last):
+    if getattr(first, "approximate", None) != "tanh":
         return FusionOutcome.UNSUPPORTED_LAYERS
     # The scale of a row needs the whole row, and a tile of the GEMM has only a part of it.
     if quantizes_per_row(last):
         layers = [first.proj, ActivationQuantize("gelu", last), QuantizedInputLinear(last)]
         edits.set(module, net=nn.ModuleList(layers))
         return FusionOutcome.FUSED
-    if not is_fp8_linear(first.proj):
+    if not (is_fp8_linear(first.proj) and is_fp8_linear(last)):
         return FusionOutcome.UNSUPPORTED_LAYERS
     if not can_fuse:
         return FusionOutcome.UNSUPPORTED_DEVICE
@@ -92,13 +93,11 @@ def _gelu_feed_forward(module: Any, can_fuse: bool, edits: ModelEdits) -> Fusion
 def _packed_swiglu(module: Any, can_fuse: bool, edits: ModelEdits) -> FusionOutcome:
     """Rewrite FLUX.2's feed-forward, whose gate and up projections are one linear."""
     first, last = module.linear_in, module.linear_out
-    if not is_fp8_linear(last):
-        return FusionOutcome.UNSUPPORTED_LAYERS
     if quantizes_per_row(last):
         activation = ActivationQuantize("swiglu", last)
         edits.set(module, act_fn=activation, linear_out=QuantizedInputLinear(last))
         return FusionOutcome.FUSED
-    if not is_fp8_linear(first):
+    if not (is_fp8_linear(first) and is_fp8_linear(last)):
         return FusionOutcome.UNSUPPORTED_LAYERS
     if not can_fuse:
         return FusionOutcome.UNSUPPORTED_DEVICE
@@ -133,9 +132,9 @@ def _parallel_attention(attn: Any, can_fuse: bool, edits: ModelEdits) -> FusionO
 def _split_swiglu(module: Any, can_fuse: bool, edits: ModelEdits) -> FusionOutcome:
     """Rewrite Z-Image's feed-forward, whose gate w1 and up w3 are separate linears."""
     last = module.w2
-    if not all(is_fp8_linear(layer) for layer in (module.w1, module.w3, last)):
-        return FusionOutcome.UNSUPPORTED_LAYERS
     per_row = quantizes_per_row(last)
+    if not (per_row or is_fp8_linear(last)):
+        return FusionOutcome.UNSUPPORTED_LAYERS
     if not (per_row or can_fuse):
         return FusionOutcome.UNSUPPORTED_DEVICE
     # The kernels expect the gate before up.
@@ -166,13 +165,11 @@ def _flux1_single_block(block: Any, can_fuse: bool, edits: ModelEdits) -> Fusion
     last = block.proj_out
     if isinstance(last, SplitLinear):
         return _flux1_split_single_block(block, last, edits)
-    if not is_fp8_linear(last):
-        return FusionOutcome.UNSUPPORTED_LAYERS
     # proj_out reads attention and MLP as one row. With a scale per row, quantizing needs both;
     # with a static scale, the MLP's part is quantized before attention has run.
     if quantizes_per_row(last):
         edits.set(block, act_mlp=ActivationQuantize("gelu", last))
-    elif not is_fp8_linear(block.proj_mlp):
+    elif not (is_fp8_linear(block.proj_mlp) and is_fp8_linear(last)):
         return FusionOutcome.UNSUPPORTED_LAYERS
     elif not can_fuse:
         return FusionOutcome.UNSUPPORTED_DEVICE
@@ -286,8 +283,8 @@ def _project_out(block: Any, attn_output: Tensor, mlp: Tensor | QuantizedActivat
 def _try_fuse_layers(
     layers: Sequence[Any],
 ) -> tuple[QuantLinear, list[Callable[[], QuantLinear]]] | None:
-    """Fuse FP8 layers that read the same input, or return None. See `fuse_with_undo`."""
-    if not all(is_fp8_linear(layer) for layer in layers):
+    """Fuse FP8 or INT8 layers that read the same input, or return None. See `fuse_with_undo`."""
+    if not any(all(map(kind, layers)) for kind in (is_fp8_linear, is_int8_linear)):
         return None
     try:
         return fuse_with_undo(layers)

@@ -9,9 +9,12 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from mezzotint.errors import Unsupported
 from mezzotint.kernels.backend import Can, Cannot, WeightSpec
 from mezzotint.kernels.fp8_gemm import apply_pre_quant_scale
 from mezzotint.kernels.int8_gemm import GEMM_ALIGNMENT, int8_gemm, quantize_activation
+from mezzotint.kernels.int8_weight import SCHEMES, get_int8_weight, static_int8_scale
+from mezzotint.kernels.ops import nvrtc
 from mezzotint.kernels.requirements import (
     TRITON,
     check_requirements,
@@ -22,14 +25,13 @@ from mezzotint.kernels.requirements import (
     require_scheme,
 )
 from mezzotint.kernels.target import Target
-from mezzotint.schemes import INT4_ROWS, INT4_ROWS_A8, INT8, W4A8
-from mezzotint.schemes.int8 import INT8_MAX
 from mezzotint.tensor import PLAIN, QuantTensor
 
-SCHEMES = (INT8, INT4_ROWS, INT4_ROWS_A8, W4A8)
 OPTIONAL_PARTS = {"input_scale", "pre_quant_scale", "rotation", "codebook"}
-ROTATIONS = (16, 32, 64, 128, 256)
-"""Groups whose Hadamard matrix fits the tensor cores' tiles and shared memory."""
+ROTATIONS = (16, 64, 256)
+"""Groups of columns that the kernel rotates together."""
+BASE = 4
+"""The kernel rotates by a Kronecker power of a matrix of this size."""
 
 
 class INT8MM:
@@ -40,21 +42,27 @@ class INT8MM:
 
     def can(self, weight: WeightSpec, target: Target, activations: str) -> Can | Cannot:
         return check_requirements(
-            *int8_requirements(weight, activations), require_int8_gpu(target), library=TRITON
+            *int8_requirements(weight, activations),
+            require_int8_gpu(target),
+            nvrtc.unavailable_reason(target) if "rotation" in weight.parts else None,
+            library=TRITON,
         )
 
     def prepare(self, weight: QuantTensor) -> Mapping[str, Tensor]:
-        """Register the operations; nothing is kept."""
-        importlib.import_module("mezzotint.kernels.ops.rotate_quantize.op")
+        """Register the operations. Raise Unsupported for a rotation that is no Hadamard matrix."""
+        importlib.import_module("mezzotint.kernels.ops.quantize_int8.op")
         importlib.import_module("mezzotint.kernels.ops.unpack_int8.op")
+        if "rotation" in weight.parts:
+            _check_rotation(weight.parts["rotation"])
         return {}
 
     def linear(
         self, x: Tensor, weight: QuantTensor, bias: Tensor | None, activations: str
     ) -> Tensor:
         x2d = apply_pre_quant_scale(x.reshape(-1, weight.shape[1]), weight.parts)
-        quantized = quantize_activation(x2d, weight.parts.get("rotation"), input_scale(weight))
-        y = int8_gemm(*quantized, *int8_weight(weight), bias, x.dtype)
+        rotation = weight.parts.get("rotation")
+        quantized = quantize_activation(x2d, rotation, static_int8_scale(weight))
+        y = int8_gemm(*quantized, *get_int8_weight(weight), bias, x.dtype)
         return y.reshape(*x.shape[:-1], weight.shape[0])
 
 
@@ -71,33 +79,25 @@ def _require_rotation(weight: WeightSpec) -> str | None:
     group = len_of_rotation(weight)
     if group is None or group in ROTATIONS:
         return None
-    return f"rotates groups of {ROTATIONS[0]} to {ROTATIONS[-1]} columns, this layer has {group}"
+    return f"rotates groups of 16, 64 or 256 columns, this layer has {group}"
+
+
+def _check_rotation(signs: Tensor) -> None:
+    """Raise Unsupported if a matrix is no Kronecker power of its upper left corner."""
+    base = signs[:BASE, :BASE]
+    power = base
+    while len(power) < len(signs):
+        power = torch.kron(power, base)
+    if not torch.equal(power, signs):
+        raise Unsupported(
+            "a layer's rotation is not a regular or Sylvester Hadamard matrix",
+            "--backend weight_only multiplies by any matrix.",
+        )
 
 
 def len_of_rotation(weight: WeightSpec) -> int | None:
     """Return the columns that a weight rotates together, or None."""
     return weight.parts["rotation"][0] if "rotation" in weight.parts else None
-
-
-def input_scale(weight: QuantTensor) -> Tensor | None:
-    """Return the static scale of an INT8 input, float32; None if the scale is per row."""
-    scale = weight.parts.get("input_scale")
-    if scale is None or weight.scheme.input_max == INT8_MAX:
-        return scale
-    # A scheme with 4-bit inputs has amax / 7; the GEMM keeps 8 bits of them.
-    assert weight.scheme.input_max is not None  # noqa: S101
-    return scale * (weight.scheme.input_max / INT8_MAX)
-
-
-def int8_weight(weight: QuantTensor) -> tuple[Tensor, Tensor]:
-    """Return the codes of an INT8 weight, int8 [out, in], and its scale, float32 [1] or [out]."""
-    parts = weight.parts
-    if weight.scheme is INT8:
-        return parts["codes"], parts["weight_scale"].reshape(-1)
-    codes: Tensor = torch.ops.mezzotint.unpack_int8(
-        parts["codes"], parts.get("block_scale"), parts.get("codebook")
-    )
-    return codes, parts["channel_scale" if weight.scheme is W4A8 else "weight_scale"].reshape(-1)
 
 
 BACKEND = INT8MM()

@@ -133,7 +133,7 @@ def _compile_log(program: Any) -> str:
 def make_tensor_map(matrix: Tensor, box: Sequence[int]) -> Any:
     """Create a TMA descriptor for boxes of `box` rows and columns, with 128-byte swizzling.
 
-    matrix   e4m3, int8 or bf16 [rows, columns], contiguous columns; rows start at multiples of 16 bytes
+    matrix   e4m3, int8 or bf16 [rows, columns]; rows start at multiples of 16 bytes
     Source   cuTensorMapEncodeTiled, https://docs.nvidia.com/cuda/cuda-driver-api/
     """
     from cuda.bindings import driver

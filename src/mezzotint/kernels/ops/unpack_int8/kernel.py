@@ -3,11 +3,11 @@
 import triton
 import triton.language as tl
 
-from mezzotint.kernels.ops.rotate_quantize.kernel import to_int8
-
 MIDDLE = tl.constexpr(8)
 """Code of zero without a codebook."""
 INT8_MAX = tl.constexpr(127.0)
+ROUNDER = tl.constexpr(12582912.0)
+"""1.5 * 2^23: float32 numbers of this size are integers, so adding it rounds to the nearest."""
 
 
 @triton.jit
@@ -37,7 +37,10 @@ def _unpack_int8_kernel(
         level = tl.load(codebook_ptr + code) if HAS_CODEBOOK else (code - MIDDLE).to(tl.float32)
         scale = tl.load(block_ptr + row * (k // group) + column // group, mask, 0.0)
         scaled = level * scale.to(tl.float32)
-        integer = to_int8(tl.maximum(scaled, -INT8_MAX))
+        # Clamping between product and sum keeps the compiler from fusing them, which would round
+        # once instead of twice.
+        scaled = tl.minimum(tl.maximum(scaled, -INT8_MAX), INT8_MAX)
+        integer = ((scaled + ROUNDER) - ROUNDER).to(tl.int8)
     else:
         # Two's complement in four bits: flip the sign bit, then subtract its value.
         integer = ((code ^ 8) - 8).to(tl.int8)

@@ -1,9 +1,9 @@
-"""Linear layers fused with an activation and with the FP8 quantization of the next layer's input.
+"""Linear layers fused with an activation and with the quantization of the next layer's input.
 
 Unfused, the output of a feed-forward layer passes through memory three times: the GEMM writes it,
 the activation reads and quantizes it, and the next GEMM reads it. With a static scale, the epilogue
-of the GEMM does all of that. With a scale per row, which depends on the whole row, one kernel after
-the GEMM does it.
+of an FP8 GEMM does all of that. With a scale per row, which depends on the whole row, one kernel
+after the GEMM does it, for FP8 and for INT8.
 """
 
 from collections.abc import Callable
@@ -13,14 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from mezzotint.fast.activations import tanh_gelu
-from mezzotint.kernels import QUANTIZED_ACTIVATIONS
+from mezzotint.kernels import QUANTIZED_ACTIVATIONS, Target
 from mezzotint.kernels.fp8_gemm import fp8_gemm, quantize_activation
 from mezzotint.kernels.fp8_weight import get_fp8_weight, has_fp8_weight, static_activation_scale
+from mezzotint.kernels.int8_gemm import int8_gemm
+from mezzotint.kernels.int8_weight import get_int8_weight, quantizes_rows_to_int8
+from mezzotint.kernels.ops import nvrtc
 from mezzotint.kernels.ops.quantize_activation.reference import apply_activation
 from mezzotint.nn import QuantLinear, SplitLinear
 
 QuantizedActivation = tuple[Tensor, Tensor]
-"""The input of an FP8 GEMM: e4m3 [..., in], and its scale, float32 [1, 1] or [rows, 1]."""
+"""The input of a GEMM: e4m3 or int8 [..., in], and its scale, float32 [1, 1] or [rows, 1]."""
 
 
 class FusedActivationLinear(nn.Module):
@@ -101,16 +104,18 @@ class FusedActivationLinear(nn.Module):
 
 
 class ActivationQuantize(nn.Module):
-    """GELU or SwiGLU, quantized to FP8 with a scale per row."""
+    """GELU or SwiGLU, quantized with a scale per row to the format of the next layer's input."""
 
     def __init__(self, activation: str, next_layer: QuantLinear) -> None:
         super().__init__()
-        self.activation, self.modes = activation, next_layer.modes
-        self.next_adapters = next_layer.adapters  # they read the input in BF16
+        self.activation, self.to_int8 = activation, is_int8_linear(next_layer)
+        self.next_layers = (next_layer,)  # in a tuple: it is a submodule of another module
 
     def forward(self, x: Tensor, prefix: Tensor | None = None) -> Tensor | QuantizedActivation:
         """Return `prefix` [..., any] and the activation of x [..., out], concatenated."""
-        if len(self.next_adapters) > 0 or not self.modes.layers_as_loaded:
+        (layer,) = self.next_layers
+        # Adapters of the next layer read its input in BF16.
+        if len(layer.adapters) > 0 or not layer.modes.layers_as_loaded:
             y = (
                 tanh_gelu(x)
                 if self.activation == "gelu"
@@ -118,7 +123,12 @@ class ActivationQuantize(nn.Module):
             )
             return y if prefix is None else torch.cat((prefix, y), -1)
         rows = None if prefix is None else _as_2d(prefix)
-        codes, scale = torch.ops.mezzotint.activation_quantize(_as_2d(x), rows, self.activation)
+        if self.to_int8:
+            rotation = layer.selected_weight.parts.get("rotation")
+            operands = _as_2d(x), rows, rotation, None, self.activation
+            codes, scale = torch.ops.mezzotint.quantize_int8(*operands)
+        else:
+            codes, scale = torch.ops.mezzotint.activation_quantize(_as_2d(x), rows, self.activation)
         return codes.reshape(*x.shape[:-1], -1), scale
 
 
@@ -134,9 +144,12 @@ class QuantizedInputLinear(nn.Module):
             unquantized: Tensor = self.layer(x)
             return unquantized
         x_quantized, scale = x
-        codes, weight_scale, bias = get_fp8_weight(self.layer.selected_weight, self.layer.bias)
-        dtype = self.layer.compute_dtype
-        y = fp8_gemm(_as_2d(x_quantized), scale, codes, weight_scale, bias, dtype)
+        weight, bias, dtype = self.layer.selected_weight, self.layer.bias, self.layer.compute_dtype
+        rows = _as_2d(x_quantized)
+        if x_quantized.dtype == torch.int8:
+            y = int8_gemm(rows, scale, *get_int8_weight(weight), bias, dtype)
+        else:
+            y = fp8_gemm(rows, scale, *get_fp8_weight(weight, bias), dtype)
         return y.reshape(*x_quantized.shape[:-1], -1)
 
 
@@ -190,9 +203,25 @@ def is_fp8_linear(layer: Any) -> bool:
     )
 
 
-def quantizes_per_row(layer: QuantLinear) -> bool:
-    """Return whether a layer quantizes its input to FP8 with a scale per row."""
-    return is_fp8_linear(layer) and static_activation_scale(layer.quant_weight) is None
+def is_int8_linear(layer: Any) -> bool:
+    """Return whether a BF16 layer quantizes its input to INT8 with a scale per row.
+
+    A kernel must be able to make that input.
+    """
+    return (
+        isinstance(layer, QuantLinear)
+        and layer.activations == QUANTIZED_ACTIVATIONS
+        and layer.compute_dtype == torch.bfloat16
+        and quantizes_rows_to_int8(layer.quant_weight, layer.selection.backend.name)
+        and nvrtc.unavailable_reason(Target.of(next(layer.buffers()).device)) is None
+    )
+
+
+def quantizes_per_row(layer: Any) -> bool:
+    """Return whether a layer quantizes its input to FP8 or INT8 with a scale per row."""
+    if is_fp8_linear(layer):
+        return static_activation_scale(layer.quant_weight) is None
+    return is_int8_linear(layer)
 
 
 def _as_2d(x: Tensor) -> Tensor:

@@ -1,1 +1,0 @@
-"""Hadamard rotation and INT8 quantization of an input, in one pass."""
