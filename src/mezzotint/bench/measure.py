@@ -44,6 +44,7 @@ KERNEL_KINDS = (
     ("attention", ("flash", "fmha", "cudnn_generated", "sdpa")),
     ("norm and rotation", ("_norm_rope",)),
     ("4 bits to FP8", ("_dequant_fp8",)),
+    ("codes to BF16", ("_dequant_gguf", "_dequant_groups")),
     ("activation and rounding", ("_activation_quantize", "_quantize_into")),
     ("product with one row", ("_gemv",)),
     ("product", ("nvjet", "gemm", "cutlass", "cublas", "splitK")),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from mezzotint.bench.random_parts import WEIGHT_STD, has_random_parts, random_parts
 from mezzotint.bench.shapes import published_model
 from mezzotint.errors import require_known
 from mezzotint.families import Family, Sampling, family_by_transformer
@@ -27,13 +28,12 @@ from mezzotint.tensor import PLAIN, QuantTensor
 BASELINE = "bf16"
 RANK = 32
 """Rank of SVDQuant's low-rank branch in the published checkpoints."""
-WEIGHT_STD = 0.02
 POSITION_AXES = 4
 
-ENCODERS: Mapping[str, Scheme] = {
-    scheme.name.replace("_", "-"): scheme
+SCHEMES: Mapping[str, Scheme] = {
+    scheme.name.replace("svdquant_", "svdquant-"): scheme
     for scheme in schemes().values()
-    if scheme.encode is not None and scheme.quantize_activation is not None
+    if has_random_parts(scheme)
 }
 """{value of --scheme besides bf16: scheme}. SVDQuant cases measure AWQ W4A16 too."""
 
@@ -43,7 +43,7 @@ class BenchCase:
     """What to measure.
 
     model       key of PUBLISHED_MODELS
-    scheme      "bf16", or a key of ENCODERS
+    scheme      "bf16", or a key of SCHEMES
     sampling    settings, of which the size and the number of steps matter
     batch       images per call
     attention   key of ATTENTION_BACKENDS, or None for the fastest BF16 one
@@ -61,7 +61,7 @@ class BenchCase:
     def __post_init__(self) -> None:
         published_model(self.model)
         for kind, name, known in (
-            ("scheme", self.scheme, (BASELINE, *ENCODERS)),
+            ("scheme", self.scheme, (BASELINE, *SCHEMES)),
             ("attention backend", self.attention, ATTENTION_BACKENDS),
             ("residency mode", self.resident, RESIDENCY_MODES),
         ):
@@ -177,19 +177,20 @@ class _Layers:
 
     def _matrix(self, linear: nn.Linear, name: str, piece: _Piece) -> QuantTensor:
         awq = self.case.svdquant and name.endswith(self.family.modulation_layers)
-        scheme = AWQ_W4A16 if awq else ENCODERS[self.case.scheme]
-        assert scheme.encode is not None  # noqa: S101
-        weight = torch.randn(linear.out_features, piece.columns, device=self.device) * WEIGHT_STD
-        parts = scheme.encode(weight)
+        scheme = AWQ_W4A16 if awq else SCHEMES[self.case.scheme]
+        shape = linear.out_features, piece.columns
+        parts = random_parts(scheme, shape, self.device)
         if self.case.svdquant and not awq:
-            parts = self._svdquant(parts, weight, piece.stored)
+            parts = self._svdquant(parts, shape, piece.stored)
         if linear.bias is not None:
-            parts["bias"] = self._random_bf16(len(weight))
-        return QuantTensor(scheme, PLAIN, (len(weight), piece.columns), parts, dynamic_input=True)
+            parts["bias"] = self._random_bf16(shape[0])
+        return QuantTensor(scheme, PLAIN, shape, parts, dynamic_input=True)
 
-    def _svdquant(self, parts: dict[str, Tensor], weight: Tensor, stored: str) -> dict[str, Tensor]:
+    def _svdquant(
+        self, parts: dict[str, Tensor], shape: tuple[int, int], stored: str
+    ) -> dict[str, Tensor]:
         """Return encoded parts and SVDQuant's others. Weight scales are per row."""
-        rows, columns = weight.shape
+        rows, columns = shape
         if stored not in self.shared:
             smooth = torch.rand(columns, dtype=torch.bfloat16, device=self.device) + 0.5
             self.shared[stored] = {"proj_down": self._random_bf16(RANK, columns), "smooth": smooth}
