@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.kernels.backend import WeightSpec
+from mezzotint.kernels.ops.dequant_gguf.op import dequant_gguf
 from mezzotint.kernels.ops.dequant_gguf.types import TYPES
 from mezzotint.kernels.ops.dequant_groups.kinds import (
     CODE_KINDS,
@@ -14,6 +15,8 @@ from mezzotint.kernels.ops.dequant_groups.kinds import (
     OFFSET,
     ZERO_POINT,
 )
+from mezzotint.kernels.ops.dequant_groups.op import dequant_groups
+from mezzotint.kernels.ops.runs import RUN
 from mezzotint.schemes import (
     AWQ_CENTERED,
     AWQ_W4A16,
@@ -33,8 +36,6 @@ from mezzotint.schemes.gguf_iq4_nl import VALUES
 from mezzotint.schemes.llm_int8 import INVERSE_MAX
 from mezzotint.tensor import QuantTensor
 
-RUN = 8
-"""Consecutive weights with the same scale that the kernels decode together."""
 SCALES = {
     **{scheme.name: "weight_scale" for scheme in (FP8, FP8_E5M2, INT8)},
     **{scheme.name: "block_scale" for scheme in (AWQ_CENTERED, AWQ_W4A16, CODEBOOK4)},
@@ -47,7 +48,7 @@ SCHEMES = tuple(schemes()[name] for name in (*TYPES, *SCALES))
 
 
 def dequantize(weight: QuantTensor, dtype: torch.dtype) -> Tensor:
-    """Return `scheme.decode(parts)` in `dtype` [out, in], by the kernel that `prepare` imported."""
+    """Return `scheme.decode(parts)` in `dtype` [out, in], computed by one kernel."""
     return (
         _from_blocks(weight, dtype) if weight.scheme.name in TYPES else _from_groups(weight, dtype)
     )
@@ -76,7 +77,7 @@ def require_even_runs(weight: WeightSpec) -> str | None:
 
 def _from_blocks(weight: QuantTensor, dtype: torch.dtype) -> Tensor:
     codes, group = weight.parts["codes"], weight.scheme.group
-    decoded: Tensor = torch.ops.mezzotint.dequant_gguf(
+    decoded: Tensor = dequant_gguf(
         codes.contiguous(),
         weight.prepared.get("codebook"),
         TYPES[weight.scheme.name],
@@ -90,7 +91,7 @@ def _from_blocks(weight: QuantTensor, dtype: torch.dtype) -> Tensor:
 def _from_groups(weight: QuantTensor, dtype: torch.dtype) -> Tensor:
     parts, scheme = weight.parts, weight.scheme
     zero, zero_kind = _zero(weight)
-    decoded: Tensor = torch.ops.mezzotint.dequant_groups(
+    decoded: Tensor = dequant_groups(
         parts["codes"].contiguous(),
         parts[SCALES[scheme.name]].contiguous(),
         zero,

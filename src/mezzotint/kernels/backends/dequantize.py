@@ -5,7 +5,6 @@ are those of `weight_only`. GEMMs with few input rows read the dequantized matri
 be faster with a kernel that reads the packed weight only.
 """
 
-import importlib
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -40,9 +39,6 @@ class Dequantize:
         )
 
     def prepare(self, weight: QuantTensor) -> Mapping[str, Tensor]:
-        """Register the operations; return what `prepare_codebook` returns."""
-        importlib.import_module("mezzotint.kernels.ops.dequant_gguf.op")
-        importlib.import_module("mezzotint.kernels.ops.dequant_groups.op")
         return prepare_codebook(weight)
 
     def linear(

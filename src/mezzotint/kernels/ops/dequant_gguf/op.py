@@ -1,16 +1,10 @@
 """torch.ops.mezzotint.dequant_gguf: dequantize a matrix of GGUF blocks."""
 
 import torch
-import triton
 from torch import Tensor
 from torch.library import custom_op
 
-from mezzotint.kernels.ops.dequant_gguf.kernel import _dequant_gguf_kernel
-
-RUN = 8
-"""Weights that a thread decodes at a time."""
-TILE, WARPS = 512, 4
-"""Runs and warps of a program."""
+from mezzotint.kernels.ops.runs import RUN, TILE, WARPS, programs
 
 
 @custom_op("mezzotint::dequant_gguf", mutates_args=())
@@ -25,10 +19,12 @@ def dequant_gguf(
     group      weights of a block
     block      bytes of a block
     """
+    from mezzotint.kernels.ops.dequant_gguf.kernel import _dequant_gguf_kernel
+
     out = _empty(codes, group, block, dtype)
     runs = out.numel() // RUN
     with torch.cuda.device_of(codes):  # type: ignore[no-untyped-call]
-        _dequant_gguf_kernel[(triton.cdiv(runs, TILE),)](
+        _dequant_gguf_kernel[programs(runs)](
             codes,
             # An absent operand needs some pointer; the kernel never reads it.
             codes if codebook is None else codebook,

@@ -1,17 +1,11 @@
 """torch.ops.mezzotint.dequant_groups: dequantize a matrix with scales in their own tensor."""
 
 import torch
-import triton
 from torch import Tensor
 from torch.library import custom_op
 
-from mezzotint.kernels.ops.dequant_groups.kernel import _dequant_groups_kernel
 from mezzotint.kernels.ops.dequant_groups.kinds import FLOAT, SCALE_KINDS
-
-RUN = 8
-"""Weights that a thread decodes at a time."""
-TILE, WARPS = 512, 4
-"""Runs and warps of a program."""
+from mezzotint.kernels.ops.runs import RUN, TILE, WARPS, programs
 
 
 @custom_op("mezzotint::dequant_groups", mutates_args=())
@@ -40,11 +34,13 @@ def dequant_groups(
     codebook     float32 [16] for codes that index it, otherwise None
     kind         of the codes; this and zero_kind are from `kinds`
     """
+    from mezzotint.kernels.ops.dequant_groups.kernel import _dequant_groups_kernel
+
     out = _empty(codes, bits, dtype)
     runs = out.numel() // RUN
     scale_kind = SCALE_KINDS.get(scale.dtype, FLOAT)
     with torch.cuda.device_of(codes):  # type: ignore[no-untyped-call]
-        _dequant_groups_kernel[(triton.cdiv(runs, TILE),)](
+        _dequant_groups_kernel[programs(runs)](
             # Not every GPU can load 8-bit floats.
             codes.view(torch.uint8),
             scale if scale_kind == FLOAT else scale.view(torch.uint8),
