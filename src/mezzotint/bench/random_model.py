@@ -18,9 +18,7 @@ from mezzotint.families import Family, Sampling, family_by_transformer
 from mezzotint.families.building import build_meta_model
 from mezzotint.fast.passes.attention import ATTENTION_BACKENDS
 from mezzotint.formats.readers.svdquant import GELU_SHIFT, SHIFTED_LAYER
-from mezzotint.kernels.backends.dequant_fp8 import SCHEMES as DEQUANTIZED_SCHEMES
-from mezzotint.kernels.fp8_weight import to_fp8
-from mezzotint.loading.residency import AS_STORED_BITS, RESIDENCY_MODES
+from mezzotint.loading.residency import AS_STORED_BITS, RESIDENCY_MODES, to_residency
 from mezzotint.nn import QuantLinear, SplitLinear, make_linear, quant_linears
 from mezzotint.schemes import AWQ_W4A16, Scheme, schemes
 from mezzotint.tensor import PLAIN, QuantTensor
@@ -168,11 +166,7 @@ class _Layers:
 
     def make(self, linear: nn.Linear, name: str, pieces: list[_Piece]) -> QuantLinear | SplitLinear:
         tensors = [self._matrix(linear, name, piece) for piece in pieces]
-        if self.case.resident == "fp8":
-            tensors = [
-                to_fp8(tensor) if tensor.scheme in DEQUANTIZED_SCHEMES else tensor
-                for tensor in tensors
-            ]
+        tensors = [to_residency(tensor, self.case.resident) for tensor in tensors]
         return make_linear(tensors, torch.bfloat16)
 
     def _matrix(self, linear: nn.Linear, name: str, piece: _Piece) -> QuantTensor:

@@ -107,7 +107,7 @@ BENCH_MODELS = Names(
 BENCH_SCHEMES = Names(
     "scheme",
     (
-        *("bf16", "fp8", "nvfp4", "svdquant-int4", "svdquant-nvfp4", "codebook4"),
+        *("bf16", "fp8", "mxfp8", "nvfp4", "svdquant-int4", "svdquant-nvfp4", "codebook4"),
         *("gguf_q8_0", "gguf_q6_k", "gguf_q5_k", "gguf_q5_1", "gguf_q5_0", "gguf_q4_k"),
         *("gguf_q4_1", "gguf_q4_0", "gguf_q3_k", "gguf_q2_k", "gguf_iq4_nl", "gguf_iq4_xs"),
         *("int2_groups", "int3_groups", "int4_groups", "int5_groups", "int6_groups"),
