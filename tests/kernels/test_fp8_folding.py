@@ -1,24 +1,38 @@
 """MXFP8 weights as FP8 with a scale per row: only blocks far below the largest change."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
-from mezzotint.kernels import QUANTIZED_ACTIVATIONS, Can, Cannot, Target, WeightSpec, select
+from mezzotint.kernels import (
+    QUANTIZED_ACTIVATIONS,
+    BackendUse,
+    Can,
+    Cannot,
+    Target,
+    WeightSpec,
+    select,
+)
 from mezzotint.kernels.fp8_folding import (
     MAX_FOLDING_ERROR,
     can_fold,
     fold_block_scales,
     folding_error,
 )
+from mezzotint.loading.events import _backend_events
 from mezzotint.loading.placement import AS_STORED_BITS, FP8, Placement
 from mezzotint.loading.residency import choose_residency, to_residency
-from mezzotint.nn import QuantLinear
+from mezzotint.nn import QuantLinear, quant_linears
 from mezzotint.schemes import FP8 as FP8_SCHEME
 from mezzotint.schemes import MXFP8
 from mezzotint.schemes.mxfp8 import encode_mxfp8
 from mezzotint.tensor import PLAIN, QuantTensor
+from support.checkpoint_makers import MAKERS
 from support.errors_of import relative_error
+from support.pipeline_cases import Case
 
 HOPPER = Target("cuda", (9, 0))
 
@@ -117,3 +131,28 @@ def test_mxfp8_becomes_fp8_where_there_are_fp8_tensor_cores(
     spec, placement = WeightSpec.of(mxfp8(random_matrix())), Placement(torch.device("meta"))
     chosen = choose_residency(placement, [spec], 0, QUANTIZED_ACTIVATIONS, backend)
     assert chosen == expected
+
+
+@pytest.mark.parametrize("resident", [FP8, AS_STORED_BITS])
+def test_folded_layers_are_reported(
+    cases: Callable[[str], Case], tmp_path: Path, resident: str
+) -> None:
+    case = cases("flux1")
+    file = MAKERS["flux1"]["comfy mxfp8"](case, tmp_path / "made")
+    pipe = case.load(transformer=file, resident=resident)
+    layers = quant_linears(pipe.transformer)
+    folded = {layer.scheme.name for layer in layers.values()} == {"fp8"}
+    assert folded is (resident == FP8)
+    message = (
+        f"{len(layers)} mxfp8 layers became FP8, with one power-of-two scale per row; "
+        "their inputs are quantized to FP8"
+    )
+    assert (message in pipe.load_report.events) is folded
+
+
+def test_layers_that_are_not_folded_on_a_gpu_are_reported() -> None:
+    (event,) = _backend_events([BackendUse("mxfp8", "dequantize", 3, {})])
+    assert event == (
+        "3 mxfp8 layers leave their inputs in BF16; resident='fp8' quantizes them, in layers whose "
+        "weights it changes by less than 0.1%"
+    )

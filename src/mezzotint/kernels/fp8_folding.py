@@ -62,4 +62,5 @@ def folding_error(values: Tensor, exact: Tensor) -> Tensor:
     """
     size = to_groups(exact, MXFP8_GROUP).norm(dim=-1)
     change = to_groups(values - exact, MXFP8_GROUP).norm(dim=-1)
-    return (change / size.masked_fill(size == 0, 1.0)).mean(dim=-1)
+    errors: Tensor = change / size.masked_fill(size == 0, 1.0)
+    return errors.mean(dim=-1)
