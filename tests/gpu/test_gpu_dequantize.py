@@ -10,13 +10,20 @@ from mezzotint.kernels.dequantize import dequantize
 from mezzotint.nn import QuantLinear
 from mezzotint.tensor import QuantTensor
 from support.errors_of import relative_error
-from support.packed_weights import described, packed_weights, same_numbers
+from support.packed_weights import (
+    LAYERS,
+    described,
+    packed_weights,
+    random_weight,
+    same_numbers,
+)
 
 pytestmark = pytest.mark.gpu
+GPU = torch.device("cuda")
 
 
 def on_gpu(weight: QuantTensor) -> QuantTensor:
-    moved = weight.to(torch.device("cuda"))
+    moved = weight.to(GPU)
     return replace(moved, prepared=BACKEND.prepare(moved))
 
 
@@ -29,15 +36,29 @@ def test_dequantized_weights_are_those_of_the_cpu(rows: int, dtype: torch.dtype)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_layers_on_dequantize_agree_with_reference(compiled: bool) -> None:
+@pytest.mark.parametrize("rows", [1, 77])
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_multiplies_by_the_decoded_weight(name: str, rows: int, compiled: bool) -> None:
     """5e-3: weights and output are rounded to BF16, and sums are in another order."""
-    x = torch.randn(77, 768, device="cuda").bfloat16()
-    for weight in packed_weights(96, 768):
-        finite = bool(weight.scheme.decode(weight.parts).abs().amax() < 1e4)
-        if not finite:
-            continue
-        torch.compiler.reset()
-        layer = QuantLinear(on_gpu(replace(weight, prepared={})), backend_name="dequantize")
-        y = (torch.compile(layer, fullgraph=True) if compiled else layer)(x)
-        exact = x.float() @ weight.scheme.decode(weight.parts).cuda().t()
-        assert relative_error(y.float(), exact) <= 5e-3, described(weight)
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    weight = random_weight(name, GPU)
+    layer = QuantLinear(weight, backend_name="dequantize")
+    x = torch.randn(rows, weight.shape[1], device=GPU).bfloat16()
+    y = (torch.compile(layer, fullgraph=True) if compiled else layer)(x)
+    exact = x.float() @ weight.scheme.decode(weight.parts).t()
+    assert relative_error(y.float(), exact) <= 5e-3
+
+
+def test_a_recorded_layer_replays_its_dequantization() -> None:
+    weight = random_weight("gguf_q4_k", GPU)
+    layer = QuantLinear(weight, backend_name="dequantize")
+    x = torch.randn(8, weight.shape[1], device=GPU).bfloat16()
+    expected = layer(x)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = layer(x)
+    for _ in range(2):
+        y.zero_()
+        graph.replay()
+        assert torch.equal(y, expected)

@@ -4,13 +4,21 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from mezzotint.kernels import QUANTIZED_ACTIVATIONS, Cannot, Target, WeightSpec, select
+from mezzotint.kernels import QUANTIZED_ACTIVATIONS, Can, Cannot, Target, WeightSpec, select
 from mezzotint.kernels.backends.dequantize import BACKEND
 from mezzotint.kernels.dequantize import SCHEMES, dequantize
+from mezzotint.nn import QuantLinear
 from mezzotint.schemes import CODEBOOK4, INT_GROUPS, MXFP8, Scheme, schemes
 from mezzotint.tensor import PLAIN, QuantTensor
-from support.packed_weights import described, packed_weights, same_numbers
+from support.packed_weights import (
+    LAYERS,
+    described,
+    packed_weights,
+    random_weight,
+    same_numbers,
+)
 
 pytest.importorskip("triton", reason="Triton is for Linux")
 interpreted = pytest.mark.skipif(
@@ -34,6 +42,19 @@ def test_dequantized_weights_are_the_decoded_ones_bit_for_bit(rows: int) -> None
 def test_every_scheme_with_a_kernel_is_tried() -> None:
     tried = {weight.scheme.name for weight in packed_weights(1, 768)}
     assert tried == {scheme.name for scheme in SCHEMES}
+
+
+@interpreted
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_multiplies_by_the_decoded_weight(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(BACKEND), "can", lambda *_: Can())
+    weight = random_weight(name, torch.device("cpu"))
+    layer = QuantLinear(weight, torch.float32, backend_name="dequantize")
+    x = torch.randn(3, weight.shape[1], generator=torch.Generator().manual_seed(0))
+    assert layer.selection.backend.name == "dequantize"
+    assert torch.equal(layer(x), F.linear(x, weight.scheme.decode(weight.parts)))
 
 
 @interpreted

@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from mezzotint.bench.random_parts import random_parts
 from mezzotint.kernels.backends.dequantize import BACKEND
 from mezzotint.schemes import (
     AWQ_CENTERED,
@@ -27,6 +28,11 @@ from mezzotint.tensor import PLAIN, QuantTensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 E4M3, E5M2, E8M0 = torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu
+LAYERS = (
+    *("gguf_q8_0", "gguf_q4_k", "gguf_iq4_xs", "codebook4", "int4_groups", "int8_groups"),
+    *("fp8", "mxfp8", "nvfp4"),
+)
+"""Schemes of the layers that are multiplied in tests."""
 Made = tuple[Scheme, dict[str, Tensor]]
 
 
@@ -97,6 +103,12 @@ def packed_weights(rows: int, columns: int, seed: int = 0) -> Iterator[QuantTens
         for scheme, parts in kind():
             weight = QuantTensor(scheme, PLAIN, (rows, columns), parts)
             yield replace(weight, prepared=BACKEND.prepare(weight))
+
+
+def random_weight(name: str, device: torch.device) -> QuantTensor:
+    """Return a weight of the scheme whose numbers are those of a model's layer."""
+    shape = 96, 768
+    return QuantTensor(schemes()[name], PLAIN, shape, random_parts(schemes()[name], shape, device))
 
 
 def same_numbers(ours: Tensor, theirs: Tensor) -> bool:
