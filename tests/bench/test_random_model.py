@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from mezzotint.bench import PUBLISHED_MODELS, BenchCase, PublishedModel
-from mezzotint.bench.random_model import build
+from mezzotint.bench.random_model import SCHEMES, build
+from mezzotint.bench.random_parts import WEIGHT_STD, random_parts
 from mezzotint.checkpoint import Checkpoint
 from mezzotint.families import families
 from mezzotint.families.building import build_meta_model
@@ -140,3 +141,19 @@ def test_the_pieces_of_a_published_model_are_as_wide_as_its_linears(name: str) -
     in_pieces = {key: columns for key, columns in widths.items() if len(columns) > 1}
     assert len(in_pieces) == (38 if name == "flux1-dev" else 0)
     assert all(columns == [3072, 12288] for columns in in_pieces.values())
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_random_weights_of_every_scheme_are_valid_and_as_large_as_usual(scheme: str) -> None:
+    made, shape = SCHEMES[scheme], (48, 512)
+    parts = random_parts(made, shape, CPU)
+    for name, part in parts.items():
+        made.check_part(name, tuple(part.shape), part.dtype, shape, name)
+        made.check_values(name, part, name)
+    weights = made.decode(parts)
+    assert 0.9 * WEIGHT_STD < weights.square().mean().sqrt() < 1.1 * WEIGHT_STD
+
+
+def test_a_model_may_be_of_a_scheme_without_an_encoder(small: Small) -> None:
+    model = build(small("flux1-dev", "codebook4"), CPU)
+    assert {layer.scheme.name for layer in quant_linears(model).values()} == {"codebook4"}

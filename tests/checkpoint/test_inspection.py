@@ -84,8 +84,8 @@ def test_outlooks_are_about_the_gpu_and_not_about_this_machine(
         in text
     )
     assert (
-        "20 nvfp4 on weight_only (not verified on hardware; humming with humming-kernels installed)"
-        in text
+        "20 nvfp4 on dequantize (not verified on hardware; humming with humming-kernels installed; "
+        "needs triton, not installed here)" in text
     )
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from mezzotint.bench import ENCODERS, PUBLISHED_MODELS
+from mezzotint.bench import PUBLISHED_MODELS
+from mezzotint.bench import SCHEMES as BENCH_SCHEMES
 from mezzotint.cli import checks, names
 from mezzotint.errors import BadRequest, CannotWrite, did_you_mean, there_are
 from mezzotint.fast.passes.attention import ATTENTION_BACKENDS
@@ -65,7 +66,7 @@ def test_the_names_that_are_known_without_torch_are_those_that_there_are() -> No
     assert set(names.ATTENTIONS.built_in) == set(ATTENTION_BACKENDS)
     assert set(names.BACKENDS.built_in) == set(all_backends())
     assert set(names.BENCH_MODELS.built_in) == set(PUBLISHED_MODELS)
-    assert set(names.BENCH_SCHEMES.built_in) == {"bf16", *ENCODERS}
+    assert set(names.BENCH_SCHEMES.built_in) == {"bf16", *BENCH_SCHEMES}
     assert set(names.GATES) == set(PROFILES)
     assert set(names.METRICS.built_in) == {metric.name for metric in IMAGE_METRICS}
     assert set(names.PROMPT_SETS) == set(SETS)

@@ -52,9 +52,16 @@ AMPERE, ADA, HOPPER, BLACKWELL, GEFORCE = (
 )
 ERROR = 4e-3
 """The output and the low-rank branch are rounded to BF16, which adds 1.7e-3 each."""
+INTERPRETED_ERROR = 5e-3
+"""Triton's interpreter cuts off numbers where a GPU rounds them to BF16."""
 
 
-GPU = {"humming": AMPERE, "weight_only": AMPERE, "nunchaku_int4": ADA, "nunchaku_nvfp4": GEFORCE}
+GPU = {
+    **dict.fromkeys(("dequantize", "humming", "weight_only"), AMPERE),
+    "nunchaku_int4": ADA,
+    "nunchaku_nvfp4": GEFORCE,
+}
+WITHOUT_LIBRARY = ("dequantize", "weight_only")
 
 
 @pytest.fixture
@@ -80,8 +87,8 @@ def test_layer_equals_reference_up_to_the_librarys_call(
     result = layer(sample())
     assert layer.selection.backend.name == backend
     assert result.dtype == torch.bfloat16
-    assert relative_error(result, y) < ERROR
-    assert calls or backend == "weight_only"
+    assert relative_error(result, y) < (INTERPRETED_ERROR if backend == "dequantize" else ERROR)
+    assert calls or backend in WITHOUT_LIBRARY
 
 
 @pytest.mark.parametrize(("backend", "name"), RUNS, ids=lambda value: value.replace(", ", "-"))
@@ -104,6 +111,7 @@ def test_every_layer_is_selected_on_a_supported_gpu(
         ("nunchaku_int4", "svdquant_int4"),
         ("nunchaku_nvfp4", "svdquant_nvfp4"),
         ("weight_only", "svdquant_int4, shifted"),
+        ("dequantize", "nvfp4_svd"),
     ],
 )
 def test_a_layer_compiles_without_a_graph_break(

@@ -53,7 +53,7 @@ def spec(tensor: QuantTensor) -> WeightSpec:
             fp8_tensor(),
             AMPERE,
             QUANTIZED_ACTIVATIONS,
-            "weight_only",
+            "dequantize",
             "needs FP8 tensor cores (sm_89 or newer), this is sm_80",
         ),
         (fp8_tensor(), CPU, QUANTIZED_ACTIVATIONS, "reference", "needs a CUDA GPU, this is cpu"),
@@ -68,28 +68,28 @@ def spec(tensor: QuantTensor) -> WeightSpec:
             dynamic(fp8_tensor()),
             HOPPER,
             BF16_ACTIVATIONS,
-            "weight_only",
+            "dequantize",
             "the inputs of this layer are not quantized",
         ),
         (
             fp8_tensor(),
             HOPPER,
             BF16_ACTIVATIONS,
-            "weight_only",
+            "dequantize",
             "the inputs of this layer are not quantized",
         ),
         (
             fp8_tensor(out=40),
             HOPPER,
             QUANTIZED_ACTIVATIONS,
-            "weight_only",
+            "dequantize",
             "multiples of 16 and 16, this is 40 x 64",
         ),
         (
             nvfp4_tensor(out=40),
             HOPPER,
             QUANTIZED_ACTIVATIONS,
-            "weight_only",
+            "dequantize",
             "needs dimensions that are multiples of",
         ),
     ],
@@ -282,7 +282,7 @@ def test_backend_for_another_scheme_is_not_listed() -> None:
     """`generate` on a CPU once listed nine backends that support the scheme on no device."""
     tensor = fp8_tensor()
     layer = QuantLinear(tensor)
-    assert set(layer.selection.declined) == {"scaled_mm", "weight_only"}
+    assert set(layer.selection.declined) == {"scaled_mm", "dequantize", "weight_only"}
     others = {name for name, backend in all_backends().items() if not takes(backend, FP8)}
     assert len(others) > 5
     assert not others & set(select(spec(tensor), HOPPER).declined)

@@ -64,11 +64,12 @@ RUNS = [
     ("nunchaku_int4", "svdquant_int4"),
     ("nunchaku_nvfp4", "svdquant_nvfp4"),
     ("nunchaku_nvfp4", "svdquant_nvfp4, by row"),
+    *(("dequantize", name) for name in FORMS if not name.startswith("svdquant")),
     *(("weight_only", name) for name in FORMS),
 ]
 
 
-BF16_INPUT = ("humming", "weight_only")
+BF16_INPUT = ("dequantize", "humming", "weight_only")
 
 
 QUANTIZES_AS_NVFP4 = ("comfy_kitchen", "flashinfer")

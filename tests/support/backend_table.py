@@ -12,10 +12,22 @@ from mezzotint.kernels import (
     all_backends,
     select,
 )
+from mezzotint.kernels.backends.dequantize import BACKEND as DEQUANTIZE
 from mezzotint.kernels.backends.reference import BACKEND as REFERENCE
 from mezzotint.kernels.backends.weight_only import BACKEND as WEIGHT_ONLY
 from mezzotint.kernels.verified import is_verified
-from mezzotint.schemes import AWQ_W4A16, FP8, INT8, MXFP8, SVDQUANT_INT4, SVDQUANT_NVFP4, Scheme
+from mezzotint.schemes import (
+    AWQ_W4A16,
+    CODEBOOK4,
+    FP8,
+    INT8,
+    INT_GROUPS,
+    MXFP8,
+    SVDQUANT_INT4,
+    SVDQUANT_NVFP4,
+    Scheme,
+    schemes,
+)
 from support import four_bit_weights as four_bits
 
 BEGIN = "<!-- what select answers with every library installed: pytest --readme -->\n"
@@ -28,6 +40,12 @@ def spec(scheme: Scheme, *optional: str, dynamic: bool = True) -> WeightSpec:
     return WeightSpec(scheme, SHAPE, parts, dynamic)
 
 
+def groups_of_64(scheme: Scheme) -> WeightSpec:
+    """Return the outline of a layer in groups, whose size its parts show."""
+    parts = {name: scheme.part(name).shapes(*SHAPE)[0] for name in scheme.parts}
+    return WeightSpec(scheme, SHAPE, parts | {"block_scale": (SHAPE[0], SHAPE[1] // 64)}, True)
+
+
 SMOOTHED = ("smooth", "proj_down", "proj_up")
 ROWS = {
     "FP8": spec(FP8, "input_scale"),
@@ -38,6 +56,9 @@ ROWS = {
     "AWQ W4A16": spec(AWQ_W4A16),
     "MXFP8": spec(MXFP8),
     "INT8": spec(INT8),
+    "GGUF blocks": spec(schemes()["gguf_q8_0"]),
+    "NF4 or FP4": groups_of_64(CODEBOOK4),
+    "INT2 to INT8 in groups": groups_of_64(INT_GROUPS[4]),
 }
 COLUMNS = {"CPU": Target("cpu"), **GPU_GENERATIONS}
 
@@ -47,7 +68,7 @@ def able(weight: WeightSpec, target: Target) -> Iterator[Backend]:
     chosen = select(weight, target).backend
     yield chosen
     for backend in sorted(all_backends().values(), key=lambda one: -one.priority):
-        if backend not in (chosen, WEIGHT_ONLY, REFERENCE) and isinstance(
+        if backend not in (chosen, DEQUANTIZE, WEIGHT_ONLY, REFERENCE) and isinstance(
             backend.can(weight, target, QUANTIZED_ACTIVATIONS), Can
         ):
             yield backend

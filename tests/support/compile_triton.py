@@ -5,14 +5,21 @@ It is a separate program, because Triton decides on import whether to compile or
 
 import importlib
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from mezzotint.kernels.ops.dequant_gguf.types import TYPES
+from mezzotint.kernels.ops.dequant_groups import kinds
+from mezzotint.schemes import schemes
+
 HOPPER = GPUTarget("cuda", 90, 32)
 BF16, FP32, U8, I8, E4M3 = "*bf16", "*fp32", "*u8", "*i8", "*fp8e4nv"
+BF16, FP32, U8, E4M3 = "*bf16", "*fp32", "*u8", "*fp8e4nv"
+DEQUANT_TILE = {"TILE": 512}
 Call = tuple[str, str, int, list[str], dict[str, Any]]
 """Op, kernel, warps, types of the leading pointer parameters, and constants; the rest is int32."""
 
@@ -54,6 +61,7 @@ def calls() -> Iterator[Call]:
             [BF16] * 5 + [FP32, FP32, out],
             {"EPS": 1e-6, "WIDTH": 128, "HEADS": 16},
         )
+    yield from dequantizations()
     yield "quantize_activation", "_quantize_into_kernel", 4, [BF16, FP32, E4M3], {"TILE": 1024}
     for gated, prefix, columns in (
         (False, False, 16384),
@@ -82,6 +90,29 @@ def int8_calls() -> Iterator[Call]:
         constants = {"HAS_BLOCKS": blocks, "HAS_CODEBOOK": codebook}
         tiles = {"TILE_N": 16, "TILE_K": 256}
         yield "unpack_int8", "_unpack_int8_kernel", 4, [U8, E4M3, FP32, I8], constants | tiles
+
+
+def dequantizations() -> Iterator[Call]:
+    for name, number in TYPES.items():
+        group = schemes()[name].group
+        ((_rows, block),) = schemes()[name].part("codes").shapes(1, group)
+        constants = {"TYPE": number, "GROUP": group, "BLOCK_BYTES": block} | DEQUANT_TILE
+        yield "dequant_gguf", "_dequant_gguf_kernel", 4, [U8, FP32, BF16], constants
+    widths = {kinds.PACKED: 3, kinds.CODEBOOK: 4, kinds.E2M1: 4}
+    for codes, zero in product(range(kinds.E5M2 + 1), range(kinds.FUSED_OFFSET + 1)):
+        scales = codes % 3
+        constants = {
+            "CODES": codes,
+            "BITS": widths.get(codes, 8),
+            "MIDDLE": 0.0,
+            "SCALES": scales,
+            "SCALE_RUNS": 4,
+            "ZERO": zero,
+            "OUTER_RUNS": 384 * (codes == kinds.E2M1),
+            "FACTOR": 1.0,
+        } | DEQUANT_TILE
+        pointers = [U8, BF16 if scales == kinds.FLOAT else U8, U8, FP32, FP32, BF16]
+        yield "dequant_groups", "_dequant_groups_kernel", 4, pointers, constants
 
 
 def machine_code(

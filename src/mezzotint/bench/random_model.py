@@ -11,31 +11,37 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from mezzotint.bench.random_parts import WEIGHT_STD, has_random_parts, random_parts
 from mezzotint.bench.shapes import published_model
 from mezzotint.errors import require_known
 from mezzotint.families import Family, Sampling, family_by_transformer
 from mezzotint.families.building import build_meta_model
 from mezzotint.fast.passes.attention import ATTENTION_BACKENDS
 from mezzotint.formats.readers.svdquant import GELU_SHIFT, SHIFTED_LAYER
-from mezzotint.kernels.backends.dequant_fp8 import SCHEMES as DEQUANTIZED_SCHEMES
-from mezzotint.kernels.fp8_weight import to_fp8
-from mezzotint.loading.residency import AS_STORED_BITS, RESIDENCY_MODES
+from mezzotint.loading.residency import AS_STORED_BITS, RESIDENCY_MODES, to_residency
 from mezzotint.nn import QuantLinear, SplitLinear, make_linear, quant_linears
-from mezzotint.schemes import AWQ_W4A16, Scheme, schemes
+from mezzotint.schemes import AWQ_W4A16, FP8, INT4_ROWS, INT8, NVFP4, W4A8, Scheme, schemes
+from mezzotint.schemes.rotation import regular_hadamard
 from mezzotint.tensor import PLAIN, QuantTensor
 
 BASELINE = "bf16"
 RANK = 32
 """Rank of SVDQuant's low-rank branch in the published checkpoints."""
-WEIGHT_STD = 0.02
 POSITION_AXES = 4
 
-ENCODERS: Mapping[str, Scheme] = {
-    scheme.name.replace("_", "-"): scheme
+SCHEMES: Mapping[str, Scheme] = {
+    scheme.name.replace("svdquant_", "svdquant-"): scheme
     for scheme in schemes().values()
-    if scheme.encode is not None and scheme.quantize_activation is not None
+    if has_random_parts(scheme)
 }
 """{value of --scheme besides bf16: scheme}. SVDQuant cases measure AWQ W4A16 too."""
+ROTATED: Mapping[str, Scheme] = {
+    f"{scheme.name}-convrot": scheme for scheme in (INT8, INT4_ROWS, W4A8)
+}
+"""{value of --scheme: scheme}, for ComfyUI's files whose inputs are rotated."""
+ROTATION_GROUP = 256
+CALIBRATED = (FP8, NVFP4)
+"""Schemes whose published files have static scales of their inputs."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class BenchCase:
     """What to measure.
 
     model       key of PUBLISHED_MODELS
-    scheme      "bf16", or a key of ENCODERS
+    scheme      "bf16", or a key of SCHEMES or ROTATED
     sampling    settings, of which the size and the number of steps matter
     batch       images per call
     attention   key of ATTENTION_BACKENDS, or None for the fastest BF16 one
@@ -61,7 +67,7 @@ class BenchCase:
     def __post_init__(self) -> None:
         published_model(self.model)
         for kind, name, known in (
-            ("scheme", self.scheme, (BASELINE, *ENCODERS)),
+            ("scheme", self.scheme, (BASELINE, *SCHEMES, *ROTATED)),
             ("attention backend", self.attention, ATTENTION_BACKENDS),
             ("residency mode", self.resident, RESIDENCY_MODES),
         ):
@@ -168,28 +174,28 @@ class _Layers:
 
     def make(self, linear: nn.Linear, name: str, pieces: list[_Piece]) -> QuantLinear | SplitLinear:
         tensors = [self._matrix(linear, name, piece) for piece in pieces]
-        if self.case.resident == "fp8":
-            tensors = [
-                to_fp8(tensor) if tensor.scheme in DEQUANTIZED_SCHEMES else tensor
-                for tensor in tensors
-            ]
+        tensors = [to_residency(tensor, self.case.resident) for tensor in tensors]
         return make_linear(tensors, torch.bfloat16)
 
     def _matrix(self, linear: nn.Linear, name: str, piece: _Piece) -> QuantTensor:
         awq = self.case.svdquant and name.endswith(self.family.modulation_layers)
-        scheme = AWQ_W4A16 if awq else ENCODERS[self.case.scheme]
-        assert scheme.encode is not None  # noqa: S101
-        weight = torch.randn(linear.out_features, piece.columns, device=self.device) * WEIGHT_STD
-        parts = scheme.encode(weight)
+        wanted = self.case.scheme
+        scheme = AWQ_W4A16 if awq else ROTATED.get(wanted) or SCHEMES[wanted]
+        shape = linear.out_features, piece.columns
+        parts = random_parts(scheme, shape, self.device)
+        if wanted in ROTATED:
+            parts["rotation"] = regular_hadamard(ROTATION_GROUP).to(self.device)
         if self.case.svdquant and not awq:
-            parts = self._svdquant(parts, weight, piece.stored)
+            parts = self._svdquant(parts, shape, piece.stored)
         if linear.bias is not None:
-            parts["bias"] = self._random_bf16(len(weight))
-        return QuantTensor(scheme, PLAIN, (len(weight), piece.columns), parts, dynamic_input=True)
+            parts["bias"] = self._random_bf16(shape[0])
+        return QuantTensor(scheme, PLAIN, shape, parts, dynamic_input=True)
 
-    def _svdquant(self, parts: dict[str, Tensor], weight: Tensor, stored: str) -> dict[str, Tensor]:
+    def _svdquant(
+        self, parts: dict[str, Tensor], shape: tuple[int, int], stored: str
+    ) -> dict[str, Tensor]:
         """Return encoded parts and SVDQuant's others. Weight scales are per row."""
-        rows, columns = weight.shape
+        rows, columns = shape
         if stored not in self.shared:
             smooth = torch.rand(columns, dtype=torch.bfloat16, device=self.device) + 0.5
             self.shared[stored] = {"proj_down": self._random_bf16(RANK, columns), "smooth": smooth}
@@ -204,7 +210,7 @@ class _Layers:
 
 
 def calibrate(model: nn.Module, inputs: Mapping[str, Any]) -> None:
-    """Give layers a static input scale, if their scheme has one, from the inputs of one call."""
+    """Give layers of CALIBRATED schemes a static input scale, from the inputs of one call."""
     amax: dict[str, Tensor] = {}
     layers = {
         name: layer
@@ -219,7 +225,7 @@ def calibrate(model: nn.Module, inputs: Mapping[str, Any]) -> None:
     for hook in hooks:
         hook.remove()
     for name, layer in layers.items():
-        if layer.scheme.static_scale_part is not None and name in amax:
+        if layer.scheme in CALIBRATED and name in amax:
             model.set_submodule(name, _with_input_scale(layer, amax[name]))
 
 

@@ -62,7 +62,7 @@ class BenchOptions(AttentionOptions):
     resident: Annotated[
         str,
         kernel_option(
-            help="stored: keep 4-bit weights in 4 bits. fp8: convert them to FP8 at load.",
+            help="stored: keep weights as stored. fp8: convert 4-bit and MXFP8 weights to FP8.",
             callback=checked(RESIDENCY_MODES.check),
         ),
     ] = "stored"

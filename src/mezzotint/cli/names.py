@@ -65,9 +65,9 @@ def _bench_models() -> Iterable[str]:
 
 
 def _bench_schemes() -> Iterable[str]:
-    from mezzotint.bench import BASELINE, ENCODERS
+    from mezzotint.bench import BASELINE, ROTATED, SCHEMES
 
-    return (BASELINE, *ENCODERS)
+    return (BASELINE, *SCHEMES, *ROTATED)
 
 
 ACTIVATIONS = Names("activation mode", ("as_stored", "bf16"))
@@ -77,9 +77,11 @@ BACKENDS = Names(
     (
         "comfy_kitchen",
         "dequant_fp8",
+        "dequantize",
         "flashinfer",
         "gemv",
         "humming",
+        "int8_mm",
         "nunchaku_int4",
         "nunchaku_nvfp4",
         "reference",
@@ -105,7 +107,14 @@ BENCH_MODELS = Names(
 )
 BENCH_SCHEMES = Names(
     "scheme",
-    ("bf16", "fp8", "nvfp4", "svdquant-int4", "svdquant-nvfp4"),
+    (
+        *("bf16", "fp8", "mxfp8", "nvfp4", "svdquant-int4", "svdquant-nvfp4", "codebook4"),
+        *("gguf_q8_0", "gguf_q6_k", "gguf_q5_k", "gguf_q5_1", "gguf_q5_0", "gguf_q4_k"),
+        *("gguf_q4_1", "gguf_q4_0", "gguf_q3_k", "gguf_q2_k", "gguf_iq4_nl", "gguf_iq4_xs"),
+        *("int2_groups", "int3_groups", "int4_groups", "int5_groups", "int6_groups"),
+        *("int7_groups", "int8_groups", "int8", "int8-convrot", "int4_rows", "int4_rows-convrot"),
+        *("int4_rows_a8", "w4a8", "w4a8-convrot"),
+    ),
     "mezzotint.schemes",
     _bench_schemes,
 )

@@ -80,8 +80,8 @@ class KernelOptions(AttentionOptions, DeviceOptions):
     resident: Annotated[
         str | None,
         kernel_option(
-            help="stored: keep 4-bit weights in 4 bits. "
-            "fp8: convert them to FP8 at load \\[chosen by free memory].",
+            help="stored: keep weights as stored. "
+            "fp8: convert 4-bit and MXFP8 weights to FP8 at load \\[chosen by free memory].",
             callback=checked(RESIDENCY_MODES.check),
         ),
     ] = None

@@ -73,9 +73,9 @@ def select(
 def select_bf16_backend(weight: WeightSpec, target: Target) -> Backend:
     """Return the fastest backend that reads plain parts and does not quantize activations.
 
-    It needs nothing prepared, so a layer can switch to it for one call.
+    It needs no large tensors prepared, so a layer can switch to it for one call.
     """
-    for backend in (get_backend("weight_only"), get_backend("reference")):
+    for backend in map(get_backend, ("dequantize", "weight_only", "reference")):
         if isinstance(backend.can(weight, target, BF16_ACTIVATIONS), Can):
             return backend
     raise _unsupported(weight, target, {})

@@ -1,15 +1,20 @@
 """Events of a load report: everything that changes speed or numbers."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
 
 from mezzotint.errors import join_names
 from mezzotint.kernels import QUANTIZED_ACTIVATIONS, BackendUse
+from mezzotint.kernels.fp8_folding import MAX_FOLDING_ERROR
 from mezzotint.kernels.verified import NOT_VERIFIED
 from mezzotint.loading.plan import LoadPlan
 from mezzotint.nn import quant_linears
-from mezzotint.schemes import BF16, FP8
+from mezzotint.schemes import BF16, FP8, MXFP8
+
+WITH_BF16_INPUT = ("dequantize", "weight_only")
+"""Backends that multiply MXFP8 weights and leave the input unquantized."""
 
 
 def load_events(
@@ -42,6 +47,11 @@ def _backend_events(backends: Sequence[BackendUse]) -> Iterator[str]:
             yield f"{layers} run on the slow reference backend ({use.reasons})"
         if use.backend == "dequant_fp8":
             yield f"{layers} quantize their inputs to FP8, but the checkpoint specifies 4 bits"
+        if use.scheme == MXFP8.name and use.backend in WITH_BF16_INPUT:
+            yield (
+                f"{layers} leave their inputs in BF16; resident='fp8' quantizes them, in layers "
+                f"whose weights it changes by less than {MAX_FOLDING_ERROR:.1%}"
+            )
         if not use.verified:
             yield f"{layers} run on {use.backend}, {NOT_VERIFIED}: never run on such a GPU yet"
 
@@ -87,17 +97,18 @@ def _dequantized_events(plan: LoadPlan) -> Iterator[str]:
 
 
 def _fp8_events(plan: LoadPlan, model: nn.Module) -> Iterator[str]:
-    """Yield how many 4-bit layers were converted to FP8."""
+    """Yield how many layers were converted to FP8."""
     checkpoint = plan.checkpoint
-    converted = [
-        name
+    converted = Counter(
+        checkpoint.scheme(name) is MXFP8
         for name, layer in quant_linears(model).items()
         if layer.sublayers[0].scheme is FP8
         and name in checkpoint.linears
         and checkpoint.scheme(name) is not FP8
-    ]
-    if converted:
+    )
+    for is_mxfp8, count in converted.items():
+        kind, scale = ("mxfp8", "power-of-two scale") if is_mxfp8 else ("4-bit", "scale")
         yield (
-            f"{len(converted)} 4-bit layers became FP8, with one scale per row; "
+            f"{count} {kind} layers became FP8, with one {scale} per row; "
             "their inputs are quantized to FP8"
         )

@@ -16,7 +16,8 @@ class Placement:
     """The device of a model, and how its weights are kept there.
 
     device      where the weights are read to, and where the model runs
-    residency   "stored" keeps 4-bit weights, "fp8" converts them as they are read, None chooses
+    residency   "stored" keeps weights as stored, "fp8" converts 4-bit and MXFP8 weights as they
+                are read, None chooses
     offload     "none": everything stays on the device
     Raises      BadRequest for an unknown mode
     """

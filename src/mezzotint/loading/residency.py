@@ -1,4 +1,4 @@
-"""Whether 4-bit weights stay 4 bits in memory, or become FP8 when they are loaded."""
+"""Whether 4-bit and MXFP8 weights stay as stored in memory, or become FP8 when they are loaded."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,9 @@ from mezzotint.kernels import (
 )
 from mezzotint.kernels.backends.dequant_fp8 import BACKEND as DEQUANT_FP8
 from mezzotint.kernels.backends.dequant_fp8 import can_dequant_fp8
+from mezzotint.kernels.fp8_folding import can_fold, fold_block_scales
 from mezzotint.kernels.fp8_weight import to_fp8
+from mezzotint.kernels.requirements import require_fp8_gpu
 from mezzotint.loading.placement import AS_STORED_BITS, FP8, RESIDENCY_MODES, Placement
 from mezzotint.tensor import QuantTensor
 
@@ -45,23 +47,29 @@ def choose_residency(
     if placement.residency is not None:
         return placement.residency
     target = Target.of(device)
-    if target.device_type != "cuda":
+    if require_fp8_gpu(target) is not None:
         return AS_STORED_BITS
-    selected = [
-        select(weight, target, activations, backend_for_scheme(backend, weight.scheme)).backend
-        for weight in weights
+    requested = [backend_for_scheme(backend, weight.scheme) for weight in weights]
+    pairs = list(zip(weights, requested, strict=True))
+    selected = [select(weight, target, activations, name).backend for weight, name in pairs]
+    if DEQUANT_FP8 in selected:
+        needed = other_bytes + sum(math.prod(weight.shape) for weight in weights)
+        free, _ = torch.accelerator.get_memory_info(device)
+        return FP8 if needed <= MAX_MEMORY_SHARE * free else AS_STORED_BITS
+    # MXFP8 codes have 8 bits too, so that FP8 takes no more memory.
+    foldable = [
+        isinstance(can_fold(weight, activations), Can) for weight, name in pairs if not name
     ]
-    if DEQUANT_FP8 not in selected:
-        return AS_STORED_BITS
-    needed = other_bytes + sum(math.prod(weight.shape) for weight in weights)
-    free, _ = torch.accelerator.get_memory_info(device)
-    return FP8 if needed <= MAX_MEMORY_SHARE * free else AS_STORED_BITS
+    return FP8 if any(foldable) else AS_STORED_BITS
 
 
 def to_residency(
     weight: QuantTensor, residency: str, activations: str = QUANTIZED_ACTIVATIONS
 ) -> QuantTensor:
     """Return the weight as it stays in memory; one without an FP8 form stays as it is."""
-    if residency == FP8 and isinstance(can_dequant_fp8(WeightSpec.of(weight), activations), Can):
-        return to_fp8(weight)
-    return weight
+    if residency != FP8:
+        return weight
+    spec = WeightSpec.of(weight)
+    if isinstance(can_fold(spec, activations), Can):
+        return fold_block_scales(weight)
+    return to_fp8(weight) if isinstance(can_dequant_fp8(spec, activations), Can) else weight

@@ -64,6 +64,7 @@ def block_scheme(
         rows=True,
         columns=True,
         packed_scales=scales,
+        packed_at=scales_at,
     )
     return Scheme(
         name=f"gguf_{name.lower()}",

@@ -23,17 +23,36 @@ def decode_mxfp8(parts: Parts) -> Tensor:
     return scale_groups(parts["codes"].float(), parts["block_scale"].float(), MXFP8_GROUP)
 
 
+def encode_mxfp8(weights: Tensor) -> dict[str, Tensor]:
+    """Quantize a matrix to MXFP8 with the scales of `power_of_two_scale`.
+
+    weights   [out, in], any float dtype
+    Returns   the parts of `decode_mxfp8`
+    """
+    blocks = to_groups(weights.float(), MXFP8_GROUP)
+    scale = power_of_two_scale(blocks.abs().amax(-1, keepdim=True))
+    return {
+        "codes": from_groups(round_e4m3(blocks / scale), weights.shape[-1]),
+        "block_scale": scale.squeeze(-1).to(torch.float8_e8m0fnu),
+    }
+
+
 def quantize_activation_mxfp8(x: Tensor, parts: Parts) -> Tensor:
-    """Quantize x to MXFP8; a scale is the smallest power of two not below amax(block) / 448.
+    """Quantize x to MXFP8 with the scales of `power_of_two_scale`.
 
     Returns   float32 of x's shape, dequantized
     Source    comfy-kitchen's quantize_mxfp8, torchao's ScaleCalculationMode.RCEIL
     """
     blocks = to_groups(x.float(), MXFP8_GROUP)
-    mantissa, exponent = torch.frexp(blocks.abs().amax(-1, keepdim=True) / E4M3_MAX)
-    exponent = torch.where(mantissa > 0.5, exponent, exponent - 1).clamp(min=MIN_EXPONENT)
-    scale = torch.ldexp(torch.ones_like(mantissa), exponent)
+    scale = power_of_two_scale(blocks.abs().amax(-1, keepdim=True))
     return from_groups(round_e4m3(blocks / scale).float() * scale, x.shape[-1])
+
+
+def power_of_two_scale(amax: Tensor) -> Tensor:
+    """Return the smallest power of two that is not below amax / 448: float32 of amax's shape."""
+    mantissa, exponent = torch.frexp(amax / E4M3_MAX)
+    exponent = torch.where(mantissa > 0.5, exponent, exponent - 1).clamp(min=MIN_EXPONENT)
+    return torch.ldexp(torch.ones_like(mantissa), exponent)
 
 
 SCHEME = Scheme(
@@ -57,5 +76,6 @@ SCHEME = Scheme(
     },
     optional=COMMON_PARTS,
     decode=decode_mxfp8,
+    encode=encode_mxfp8,
     quantize_activation=quantize_activation_mxfp8,
 )

@@ -63,6 +63,7 @@ class Part:
     columns   the last axis runs along the layer's input features
     packed_scales   plain part -> float32, the scales that lie among its codes, which must be
                     finite; None if the scheme keeps its scales in other parts
+    packed_at       where these float16 scales begin, in bytes from the start of a block
     """
 
     dtypes: tuple[torch.dtype, ...]
@@ -74,6 +75,7 @@ class Part:
     rows: bool = False
     columns: bool = False
     packed_scales: Callable[[Tensor], Tensor] | None = None
+    packed_at: tuple[int, ...] = ()
 
     @property
     def has_scales(self) -> bool:
