@@ -13,6 +13,7 @@ from support.errors_of import relative_error
 from support.packed_weights import (
     LAYERS,
     described,
+    expected,
     packed_weights,
     random_weight,
     same_numbers,
@@ -32,7 +33,7 @@ def on_gpu(weight: QuantTensor) -> QuantTensor:
 def test_dequantized_weights_are_those_of_the_cpu(rows: int, dtype: torch.dtype) -> None:
     for weight in packed_weights(rows, 768, rows):
         got = dequantize(on_gpu(weight), dtype).cpu()
-        assert same_numbers(got, weight.scheme.decode(weight.parts).to(dtype)), described(weight)
+        assert same_numbers(got, expected(weight, dtype)), described(weight)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -54,11 +55,11 @@ def test_a_recorded_layer_replays_its_dequantization() -> None:
     weight = random_weight("gguf_q4_k", GPU)
     layer = QuantLinear(weight, backend_name="dequantize")
     x = torch.randn(8, weight.shape[1], device=GPU).bfloat16()
-    expected = layer(x)
+    once = layer(x)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         y = layer(x)
     for _ in range(2):
         y.zero_()
         graph.replay()
-        assert torch.equal(y, expected)
+        assert torch.equal(y, once)

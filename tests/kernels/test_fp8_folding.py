@@ -143,6 +143,7 @@ def test_folded_layers_are_reported(
     layers = quant_linears(pipe.transformer)
     folded = {layer.scheme.name for layer in layers.values()} == {"fp8"}
     assert folded is (resident == FP8)
+    assert all(layer.quant_weight.quantizes_activation for layer in layers.values())
     message = (
         f"{len(layers)} mxfp8 layers became FP8, with one power-of-two scale per row; "
         "their inputs are quantized to FP8"

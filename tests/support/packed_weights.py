@@ -8,6 +8,9 @@ from torch import Tensor
 
 from mezzotint.bench.random_parts import random_parts
 from mezzotint.kernels.backends.dequantize import BACKEND
+from mezzotint.kernels.ops.dequant_gguf.reference import dequant_gguf_reference
+from mezzotint.kernels.ops.dequant_gguf.types import TYPES
+from mezzotint.kernels.ops.dequant_groups.reference import dequant_groups_reference
 from mezzotint.schemes import (
     AWQ_CENTERED,
     AWQ_W4A16,
@@ -109,6 +112,13 @@ def random_weight(name: str, device: torch.device) -> QuantTensor:
     """Return a weight of the scheme whose numbers are those of a model's layer."""
     shape = 96, 768
     return QuantTensor(schemes()[name], PLAIN, shape, random_parts(schemes()[name], shape, device))
+
+
+def expected(weight: QuantTensor, dtype: torch.dtype) -> Tensor:
+    """Return what the operation of this weight's scheme is defined to compute."""
+    if weight.scheme.name in TYPES:
+        return dequant_gguf_reference(weight.parts["codes"], weight.scheme, dtype)
+    return dequant_groups_reference(weight, dtype)
 
 
 def same_numbers(ours: Tensor, theirs: Tensor) -> bool:
