@@ -25,13 +25,12 @@ from mezzotint.kernels.requirements import (
     require_scheme,
 )
 from mezzotint.kernels.target import Target
+from mezzotint.schemes.rotation import regular_hadamard, sylvester_hadamard
 from mezzotint.tensor import PLAIN, QuantTensor
 
 OPTIONAL_PARTS = {"input_scale", "pre_quant_scale", "rotation", "codebook"}
 ROTATIONS = (16, 64, 256)
 """Groups of columns that the kernel rotates together."""
-BASE = 4
-"""The kernel rotates by a Kronecker power of a matrix of this size."""
 
 
 class INT8MM:
@@ -83,12 +82,9 @@ def _require_rotation(weight: WeightSpec) -> str | None:
 
 
 def _check_rotation(signs: Tensor) -> None:
-    """Raise Unsupported if a matrix is no Kronecker power of its upper left corner."""
-    base = signs[:BASE, :BASE]
-    power = base
-    while len(power) < len(signs):
-        power = torch.kron(power, base)
-    if not torch.equal(power, signs):
+    """Raise Unsupported if the kernel does not know a matrix, which it tells by one sign."""
+    known = (regular_hadamard(len(signs)), sylvester_hadamard(len(signs)))
+    if not any(torch.equal(signs, matrix.to(signs.device)) for matrix in known):
         raise Unsupported(
             "a layer's rotation is not a regular or Sylvester Hadamard matrix",
             "--backend weight_only multiplies by any matrix.",

@@ -9,9 +9,12 @@
 // steps, one for each digit of the column's number in base 4: two for the rows of the 16 x 16
 // matrix and two for its columns.
 //
+// A byte of output leaves little time for arithmetic, so most of what follows saves instructions.
+//
 // Compile-time definitions, made by op.py: X_TYPE 0 BF16, 1 FP16, 2 FP32; ACTIVATION 0 none,
 // 1 GELU, 2 SwiGLU; DIGITS 0 for no rotation, 2, 3 or 4 for groups of 16, 64 or 256 columns;
-// STATIC 1 for a given scale; CHUNKS.
+// PREFIX 1 if there is one; WHOLE_SPANS 1 if the columns are a multiple of 256; STATIC 1 for a
+// given scale; CHUNKS.
 
 typedef unsigned int u32;
 typedef unsigned short u16;
@@ -60,9 +63,9 @@ struct Row {
   int prefix_columns, columns;
 
   DEVICE float at(int column) const {
-    if (column >= columns) return 0.f;
-    if (column < prefix_columns) return to_float(prefix[column]);
-    const int active = column - prefix_columns;
+    if (!WHOLE_SPANS && column >= columns) return 0.f;
+    if (PREFIX && column < prefix_columns) return to_float(prefix[column]);
+    const int active = PREFIX ? column - prefix_columns : column;
     const float y = to_float(x[active]);
     if (ACTIVATION == 1) return gelu(y);
     if (ACTIVATION == 2) return silu(y) * to_float(x[columns - prefix_columns + active]);
@@ -70,29 +73,21 @@ struct Row {
   }
 };
 
-// The 4 x 4 matrix, its upper left corner in every Kronecker power that begins with +1.
-struct Base {
-  float signs[4][4];
-
-  DEVICE void load(const signed char* matrix, int size) {
+// Multiply the numbers that differ in one digit of their index, which counts STRIDE, by the 4 x 4
+// matrix: all +1 but the antidiagonal (regular), or Sylvester's.
+template <int STRIDE> DEVICE void rotate(float (&v)[SIDE], bool regular) {
 #pragma unroll
-    for (int i = 0; i < 16; i++) signs[i / 4][i % 4] = matrix[i / 4 * size + i % 4];
-  }
-  // Multiply the four numbers that differ in one digit of their index, which counts `stride`.
-  template <int STRIDE> DEVICE void rotate(float (&v)[SIDE]) const {
-#pragma unroll
-    for (int i = 0; i < SIDE; i++) {
-      if (i / STRIDE % 4 == 0) {
-        const float x[4] = {v[i], v[i + STRIDE], v[i + 2 * STRIDE], v[i + 3 * STRIDE]};
-#pragma unroll
-        for (int k = 0; k < 4; k++) {
-          v[i + k * STRIDE] =
-              signs[k][0] * x[0] + signs[k][1] * x[1] + signs[k][2] * x[2] + signs[k][3] * x[3];
-        }
-      }
+  for (int i = 0; i < SIDE; i++) {
+    if (i / STRIDE % 4 != 0) continue;
+    float &a = v[i], &b = v[i + STRIDE], &c = v[i + 2 * STRIDE], &d = v[i + 3 * STRIDE];
+    const float ab = a + b, a_b = a - b, cd = c + d, c_d = c - d;
+    if (regular) {
+      a = ab + c_d, b = ab - c_d, c = cd + a_b, d = cd - a_b;
+    } else {
+      a = ab + cd, b = a_b + c_d, c = ab - cd, d = a_b - c_d;
     }
   }
-};
+}
 
 // Turn columns into rows: thread t gives v[r] of row r and column t, and gets row t. A thread reads
 // 16 bytes at a time; the exclusive or spreads the reads of eight threads over all banks.
@@ -122,7 +117,20 @@ DEVICE float block_maximum(u32 bits, u32* warps) {
   return __uint_as_float(bits);
 }
 
-DEVICE u32 to_int8(float x) { return (u32)min(max(__float2int_rn(x), -128), 127) & 0xFF; }
+// Return the integers nearest to four numbers of [-128, 127], as bytes, ties to even. A float32 of
+// 1.5 * 2^23 and more is an integer, whose last byte is that of x.
+constexpr float ROUNDER = 12582912.f;
+DEVICE u32 to_int8x4(const float* v, float inverse) {
+  u32 bits[4];
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    float x = v[i] * inverse;
+    if (STATIC) x = fminf(fmaxf(x, -INT8_MAX - 1.f), INT8_MAX);
+    bits[i] = __float_as_uint(x + ROUNDER);
+  }
+  const u32 low = __byte_perm(bits[0], bits[1], 0x0040);
+  return __byte_perm(low, __byte_perm(bits[2], bits[3], 0x0040), 0x5410);
+}
 
 extern "C" __global__ void __launch_bounds__(512) quantize_int8(
     const Element* x, const Element* prefix, const signed char* signs, const float* input_scale,
@@ -134,34 +142,34 @@ extern "C" __global__ void __launch_bounds__(512) quantize_int8(
   const Row input = {prefix + row * prefix_stride, x + row * x_stride, prefix_columns, columns};
   const int t = threadIdx.x % SIDE, spans = blockDim.x / SIDE, first_span = threadIdx.x / SIDE;
   float* span_memory = (float*)memory + first_span * SPAN_FLOATS;
-  Base base;
-  if (DIGITS > 0) base.load(signs, DIGITS == 4 ? 256 : DIGITS == 3 ? 64 : 16);
+  const bool regular = DIGITS > 0 && signs[3] < 0;  // the last sign of the 4 x 4 matrix's first row
 
   float v[CHUNKS][SIDE];
   u32 largest = 0;
 #pragma unroll
   for (int chunk = 0; chunk < CHUNKS; chunk++) {
     const int start = (chunk * spans + first_span) * SPAN;
+    const bool inside = start < columns;
 #pragma unroll
-    for (int r = 0; r < SIDE; r++) v[chunk][r] = input.at(start + r * SIDE + t);
-    if (DIGITS > 2) base.rotate<1>(v[chunk]);
-    if (DIGITS > 3) base.rotate<4>(v[chunk]);
+    for (int r = 0; r < SIDE; r++) v[chunk][r] = inside ? input.at(start + r * SIDE + t) : 0.f;
+    if (DIGITS > 2) rotate<1>(v[chunk], regular);
+    if (DIGITS > 3) rotate<4>(v[chunk], regular);
     transpose(v[chunk], span_memory, t);
     if (DIGITS > 0) {
-      base.rotate<1>(v[chunk]);
-      base.rotate<4>(v[chunk]);
+      rotate<1>(v[chunk], regular);
+      rotate<4>(v[chunk], regular);
     }
 #pragma unroll
     for (int i = 0; i < SIDE; i++) {
-      v[chunk][i] *= NORM;
       largest = max(largest, __float_as_uint(v[chunk][i]) & 0x7FFFFFFF);
     }
   }
 
-  const float maximum = block_maximum(largest, warps);
+  const float maximum = block_maximum(largest, warps) * NORM;
   // A row of zeros stays zero with any scale, and 0 / 0 would be NaN.
   float scale = maximum == 0.f ? 1.f : maximum / INT8_MAX;
   if (STATIC) scale = *input_scale;
+  const float inverse = NORM / scale;
   if (threadIdx.x == 0) {
     // A static scale has no maximum in it, so a damaged row would look like a row of zeros.
     scale_out[row] = STATIC && !(maximum <= 3.4e38f) ? maximum - maximum : scale;
@@ -169,11 +177,12 @@ extern "C" __global__ void __launch_bounds__(512) quantize_int8(
 #pragma unroll
   for (int chunk = 0; chunk < CHUNKS; chunk++) {
     const int column = (chunk * spans + first_span) * SPAN + t * SIDE;
-    Codes packed = {};
+    if (column >= columns) continue;
+    Codes packed;
 #pragma unroll
-    for (int i = 0; i < SIDE; i++) {
-      packed.words[i / 4] |= to_int8(v[chunk][i] / scale) << i % 4 * 8;
+    for (int quad = 0; quad < 4; quad++) {
+      packed.words[quad] = to_int8x4(v[chunk] + quad * 4, inverse);
     }
-    if (column < columns) *(Codes*)(codes + row * columns + column) = packed;
+    *(Codes*)(codes + row * columns + column) = packed;
   }
 }

@@ -2,6 +2,7 @@
 
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,10 +43,17 @@ def quantize_int8(
     if not rows:  # a grid of no blocks is a launch error
         return codes, scale
     chunks, threads = _threads(columns)
-    digits = 0 if signs is None else DIGITS[len(signs)]
-    variant = DTYPES.index(x.dtype), ACTIVATIONS.index(activation), digits, input_scale is not None
+    variant = Variant(
+        DTYPES.index(x.dtype),
+        ACTIVATIONS.index(activation),
+        0 if signs is None else DIGITS[len(signs)],
+        prefix is not None,
+        columns % SPAN == 0,
+        input_scale is not None,
+        chunks,
+    )
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
-        kernel = _kernel(*variant, chunks, threads, x.device.index)
+        kernel = _kernel(variant, threads, x.device.index)
         kernel.launch(
             rows,
             x.device,
@@ -79,25 +87,30 @@ def _threads(columns: int) -> tuple[int, int]:
     return chunks, -(-threads // WARP) * WARP
 
 
+class Variant(NamedTuple):
+    """The compile-time definitions of kernel.cu, which describes them."""
+
+    x_type: int
+    activation: int
+    digits: int
+    prefix: bool
+    whole_spans: bool
+    static: bool
+    chunks: int
+
+    def source(self) -> str:
+        """Return the CUDA source of this variant."""
+        definitions = [
+            f"#define {name.upper()} {int(value)}\n" for name, value in self._asdict().items()
+        ]
+        return "".join(definitions) + Path(__file__).with_name("kernel.cu").read_text()
+
+
 # Cached, because NVRTC takes a moment per variant.
 @cache
-def _kernel(
-    dtype: int, activation: int, digits: int, static: bool, chunks: int, threads: int, device: int
-) -> nvrtc.Kernel:
-    source = kernel_source(dtype, activation, digits, static, chunks)
+def _kernel(variant: Variant, threads: int, device: int) -> nvrtc.Kernel:
     major, minor = torch.cuda.get_device_capability(device)
     shared = threads // SIDE * SPAN_BYTES
-    return nvrtc.compile_kernel(source, NAME, f"sm_{major}{minor}", threads, shared, device)
-
-
-def kernel_source(dtype: int, activation: int, digits: int, static: bool, chunks: int) -> str:
-    """Return the CUDA source of one variant; the numbers are those of kernel.cu's definitions."""
-    definitions = {
-        "X_TYPE": dtype,
-        "ACTIVATION": activation,
-        "DIGITS": digits,
-        "STATIC": int(static),
-        "CHUNKS": chunks,
-    }
-    lines = "".join(f"#define {name} {value}\n" for name, value in definitions.items())
-    return lines + Path(__file__).with_name("kernel.cu").read_text()
+    return nvrtc.compile_kernel(
+        variant.source(), NAME, f"sm_{major}{minor}", threads, shared, device
+    )
