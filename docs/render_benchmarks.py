@@ -14,6 +14,7 @@ BEGIN, END = "<!-- rows of benchmarks/results/bench.jsonl -->\n", "<!-- end of r
 HEAD = (
     "model",
     "scheme",
+    "GPU",
     "attention",
     "ms a call",
     "x BF16",
@@ -65,6 +66,7 @@ def cells(row: dict[str, Any], bf16: list[dict[str, Any]]) -> list[str]:
     return [
         case["model"],
         case["scheme"] + ("" if stored else ", resident FP8"),
+        row["device"].split()[1],
         row["attention"],
         f"{spread['median']:.1f}",
         ratio,

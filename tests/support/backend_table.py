@@ -1,6 +1,7 @@
 """Table of the backends that each GPU would use, as `can` of every backend answers."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from mezzotint.kernels import (
     GPU_GENERATIONS,
@@ -25,6 +26,7 @@ from mezzotint.schemes import (
     MXFP8,
     SVDQUANT_INT4,
     SVDQUANT_NVFP4,
+    W4A8,
     Scheme,
     schemes,
 )
@@ -46,6 +48,12 @@ def groups_of_64(scheme: Scheme) -> WeightSpec:
     return WeightSpec(scheme, SHAPE, parts | {"block_scale": (SHAPE[0], SHAPE[1] // 64)}, True)
 
 
+def rotated(scheme: Scheme) -> WeightSpec:
+    """Return the outline of a layer whose inputs are rotated in groups of 64."""
+    layer = spec(scheme)
+    return replace(layer, parts={**layer.parts, "rotation": (64, 64)})
+
+
 SMOOTHED = ("smooth", "proj_down", "proj_up")
 ROWS = {
     "FP8": spec(FP8, "input_scale"),
@@ -56,6 +64,8 @@ ROWS = {
     "AWQ W4A16": spec(AWQ_W4A16),
     "MXFP8": spec(MXFP8),
     "INT8": spec(INT8),
+    "INT8 ConvRot": rotated(INT8),
+    "W4A8 ConvRot": rotated(W4A8),
     "GGUF blocks": spec(schemes()["gguf_q8_0"]),
     "NF4 or FP4": groups_of_64(CODEBOOK4),
     "INT2 to INT8 in groups": groups_of_64(INT_GROUPS[4]),

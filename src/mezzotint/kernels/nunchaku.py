@@ -67,7 +67,7 @@ class Nunchaku:
             require_parts(weight, REQUIRED_PARTS),
             require_known_parts(weight, SUPPORTED_PARTS),
             require_multiple_of(weight, WARP, WARP),
-            library=LIBRARY,
+            libraries=(LIBRARY,),
         )
 
     def prepare(self, weight: QuantTensor) -> Mapping[str, Tensor]:

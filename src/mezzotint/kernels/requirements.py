@@ -4,11 +4,12 @@ Each function returns why a weight or device does not meet one, or None. Load re
 reasons.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from importlib.util import find_spec
 from typing import Protocol
 
 from mezzotint.kernels.backend import Can, Cannot, WeightSpec
+from mezzotint.kernels.ops import nvrtc
 from mezzotint.kernels.target import Target
 from mezzotint.schemes import Scheme
 
@@ -33,23 +34,33 @@ class Triton:
         return "needs Triton, which is not installed" if find_spec("triton") is None else None
 
 
-TRITON = Triton()
+class NVRTC:
+    """NVIDIA's compiler and driver for Python, which come with PyTorch's builds for CUDA."""
+
+    distribution = "cuda-bindings"
+
+    def unavailable_reason(self) -> str | None:
+        return nvrtc.missing_library()
+
+
+TRITON, NVRTC_LIBRARY = Triton(), NVRTC()
 
 
 def check_requirements(
-    *reasons: str | None, library: RequiredLibrary | None = None
+    *reasons: str | None, libraries: Sequence[RequiredLibrary] = ()
 ) -> Can | Cannot:
     """Return Can, or Cannot with the first reason that is not None.
 
-    The library is checked last. So `Cannot.library` is set only if installing it is enough.
+    Libraries are checked last. So `Cannot.library` is set only if installing it is enough.
     """
     first = next((reason for reason in reasons if reason is not None), None)
     if first is not None:
         return Cannot(first)
-    unavailable = None if library is None else library.unavailable_reason()
-    if library is None or unavailable is None:
-        return Can()
-    return Cannot(unavailable, library.distribution)
+    for library in libraries:
+        unavailable = library.unavailable_reason()
+        if unavailable is not None:
+            return Cannot(unavailable, library.distribution)
+    return Can()
 
 
 def require_scheme(weight: WeightSpec, *schemes: Scheme) -> str | None:

@@ -14,11 +14,11 @@ from mezzotint.kernels.backend import (
     takes,
 )
 from mezzotint.kernels.discovery import all_backends, get_backend
-from mezzotint.kernels.requirements import TRITON
+from mezzotint.kernels.requirements import NVRTC_LIBRARY, TRITON
 from mezzotint.kernels.target import Target
 from mezzotint.kernels.verified import is_verified
 
-WITH_PYTORCH = (TRITON.distribution,)
+WITH_PYTORCH = (TRITON.distribution, NVRTC_LIBRARY.distribution)
 """Libraries that every PyTorch build for CUDA includes, whether or not this machine has them."""
 
 

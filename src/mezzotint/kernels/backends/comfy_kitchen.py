@@ -36,7 +36,7 @@ class ComfyKitchen:
     def can(self, weight: WeightSpec, target: Target, activations: str) -> Can | Cannot:
         return check_requirements(
             *nvfp4_requirements(weight, target, activations, OUT_MULTIPLE, IN_MULTIPLE),
-            library=LIBRARY,
+            libraries=(LIBRARY,),
         )
 
     def prepare(self, weight: QuantTensor) -> Mapping[str, Tensor]:

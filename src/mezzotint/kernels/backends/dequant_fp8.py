@@ -49,7 +49,7 @@ class DequantFP8:
 
     def can(self, weight: WeightSpec, target: Target, activations: str) -> Can | Cannot:
         return check_requirements(
-            *fp8_requirements(weight, activations), require_fp8_gpu(target), library=TRITON
+            *fp8_requirements(weight, activations), require_fp8_gpu(target), libraries=(TRITON,)
         )
 
     def prepare(self, weight: QuantTensor) -> Mapping[str, Tensor]:

@@ -35,7 +35,7 @@ class Dequantize:
             scheme,
             require_bf16_gpu(target),
             None if scheme else require_even_runs(weight),
-            library=TRITON,
+            libraries=(TRITON,),
         )
 
     def prepare(self, weight: QuantTensor) -> Mapping[str, Tensor]:

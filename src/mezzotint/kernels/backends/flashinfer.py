@@ -45,7 +45,7 @@ class FlashInfer:
         return check_requirements(
             *nvfp4_requirements(weight, target, activations, OUT_MULTIPLE, IN_MULTIPLE),
             require_gpu_in(target, GPUS, "FlashInfer has NVFP4 kernels for"),
-            library=LIBRARY,
+            libraries=(LIBRARY,),
         )
 
     def prepare(self, weight: QuantTensor) -> Mapping[str, Tensor]:

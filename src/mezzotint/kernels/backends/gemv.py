@@ -36,7 +36,7 @@ class Gemv:
             require_scheme(weight, AWQ_W4A16),
             require_bf16_gpu(target),
             require_known_parts(weight, {"bias"}),
-            library=TRITON,
+            libraries=(TRITON,),
         )
 
     def prepare(self, weight: QuantTensor) -> Mapping[str, Tensor]:

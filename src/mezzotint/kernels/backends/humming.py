@@ -45,7 +45,7 @@ class Humming:
             require_scheme(weight, NVFP4),
             require_bf16_gpu(target),
             require_multiple_of(weight, OUT_MULTIPLE, IN_MULTIPLE),
-            library=LIBRARY,
+            libraries=(LIBRARY,),
         )
 
     def prepare(self, weight: QuantTensor) -> Mapping[str, Tensor]:

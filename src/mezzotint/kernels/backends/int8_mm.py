@@ -14,8 +14,8 @@ from mezzotint.kernels.backend import Can, Cannot, WeightSpec
 from mezzotint.kernels.fp8_gemm import apply_pre_quant_scale
 from mezzotint.kernels.int8_gemm import GEMM_ALIGNMENT, int8_gemm, quantize_activation
 from mezzotint.kernels.int8_weight import SCHEMES, get_int8_weight, static_int8_scale
-from mezzotint.kernels.ops import nvrtc
 from mezzotint.kernels.requirements import (
+    NVRTC_LIBRARY,
     TRITON,
     check_requirements,
     require_int8_gpu,
@@ -43,8 +43,7 @@ class INT8MM:
         return check_requirements(
             *int8_requirements(weight, activations),
             require_int8_gpu(target),
-            nvrtc.unavailable_reason(target) if "rotation" in weight.parts else None,
-            library=TRITON,
+            libraries=(NVRTC_LIBRARY, TRITON) if "rotation" in weight.parts else (TRITON,),
         )
 
     def prepare(self, weight: QuantTensor) -> Mapping[str, Tensor]:

@@ -26,6 +26,11 @@ def unavailable_reason(target: Target) -> str | None:
     """Return why kernels cannot be compiled and run on `target`, or None."""
     if target.device_type != "cuda" or target.capability is None:
         return f"needs a CUDA GPU, this is {target}"
+    return missing_library()
+
+
+def missing_library() -> str | None:
+    """Return which library is missing to compile and launch kernels, or None."""
     if find_spec("cuda") is None or find_spec("cuda.bindings") is None:
         return (
             "needs cuda-bindings, which comes with PyTorch for CUDA on Linux "
