@@ -5,7 +5,6 @@ It is a separate program, because Triton decides on import whether to compile or
 
 import importlib
 from collections.abc import Iterator
-from itertools import product
 from typing import Any
 
 import triton
@@ -99,8 +98,8 @@ def dequantizations() -> Iterator[Call]:
         constants = {"TYPE": number, "GROUP": group, "BLOCK_BYTES": block} | DEQUANT_TILE
         yield "dequant_gguf", "_dequant_gguf_kernel", 4, [U8, FP32, BF16], constants
     widths = {kinds.PACKED: 3, kinds.CODEBOOK: 4, kinds.E2M1: 4}
-    for codes, zero in product(range(kinds.E5M2 + 1), range(kinds.FUSED_OFFSET + 1)):
-        scales = codes % 3
+    for codes in range(kinds.E5M2 + 1):
+        scales, zero = codes % (kinds.E4M3_SCALE + 1), codes % (kinds.FUSED_OFFSET + 1)
         constants = {
             "CODES": codes,
             "BITS": widths.get(codes, 8),
