@@ -16,6 +16,7 @@ def test_formats_are_discovered() -> None:
     assert list(formats()) == [
         "bfl",
         "bitsandbytes",
+        "block_scales",
         "comfy",
         "compressed_tensors",
         "fp8_cast",

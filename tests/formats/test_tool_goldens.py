@@ -17,7 +17,15 @@ from mezzotint.errors import CheckpointError
 from mezzotint.formats import detect_format, read_header
 from support import tool_goldens as goldens
 
-TOOLS = ("bitsandbytes", "compressed_tensors", "sdnq", "torchao")
+TOOLS = {
+    "bitsandbytes": "bitsandbytes",
+    "block_scales": "block_scales",
+    "compressed_tensors": "compressed_tensors",
+    "convert_to_quant": "comfy",
+    "sdnq": "sdnq",
+    "torchao": "torchao",
+}
+"""{folder of a tool's files: the format that reads them}"""
 each_tool = pytest.mark.parametrize("tool", TOOLS)
 
 
@@ -32,7 +40,7 @@ def test_a_model_decodes_to_the_tools_bits(
     data: Path, record_support: RecordSupport, tool: str
 ) -> None:
     checkpoint = Checkpoint.open(data / tool / "model")
-    assert checkpoint.detected.format.name == tool
+    assert checkpoint.detected.format.name == TOOLS[tool]
     assert checkpoint.report.problems == ()
     found = {module: checkpoint.weight(module) for module in checkpoint.modules}
     goldens.assert_fingerprints(data / tool / "model.json", found)

@@ -246,7 +246,7 @@ def random_matrices(count: int, multiple: int = 2, seed: int = 0) -> Iterator[Te
             torch.randint(1, 150 // min(multiple, 75) + 1, (), generator=random)
         )
         matrix = torch.randn(rows, columns, generator=random)
-        if number % 5 == 1:
+        if number % 5 == 1 and rows > 1:  # A matrix of zeros alone has no scale.
             matrix[int(torch.randint(rows, (), generator=random))] = 0
         if number % 5 == 2:
             matrix[0, 0] = 1e4
