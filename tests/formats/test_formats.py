@@ -27,6 +27,7 @@ def test_formats_are_discovered() -> None:
         "modelopt_calibration",
         "nunchaku",
         "plain",
+        "quanto",
         "row_major",
         "sdnq",
         "torchao",

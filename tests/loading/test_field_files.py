@@ -595,7 +595,6 @@ FOREIGN: dict[str, tuple[Tensors, dict[str, object], str]] = {
         "SDNQ",
     ),
     "torchao": ({f"{QUERY}._weight_qdata": torch.zeros(64, 64).to(E4M3)}, {}, "torchao"),
-    "quanto": ({f"{QUERY}.weight._data": torch.zeros(64, 64).to(torch.int8)}, {}, "quanto"),
     "autoround": ({}, {"quant_method": "auto-round", "bits": 4}, "AutoRound"),
     "gptq": (
         {
@@ -655,7 +654,9 @@ def test_blocks_of_musubi_tuner_are_read(
             expected[name] = (codes.float() * scale.float()).view(value.shape)
     file = saved(tmp_path / "in", tensors)
     stands_for(file, expected, tmp_path)
-    assert not any(linear.quantizes_activation for linear in planned(file).contents.linears.values())
+    assert not any(
+        linear.quantizes_activation for linear in planned(file).contents.linears.values()
+    )
 
 
 def test_a_scale_of_scales_is_left_over(weights: Tensors, tmp_path: Path) -> None:

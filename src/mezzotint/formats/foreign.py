@@ -31,8 +31,6 @@ DECLARED = {
     "hqq": "HQQ",
     "mlx": "MLX",
     "mxfp4": "MXFP4",
-    "optimum-quanto": "quanto",
-    "quanto": "quanto",
     "quark": "AMD Quark",
     "spqr": "SpQR",
     "vptq": "VPTQ",
@@ -40,7 +38,7 @@ DECLARED = {
 """{quant_method of a configuration: name of the format}"""
 READ = (
     *("bitsandbytes", "bnb", "compressed-tensors", "finegrained_fp8", "fp8", "mezzotint"),
-    *("modelopt", "nunchaku", "sdnq", "svdquant", "torchao"),
+    *("modelopt", "nunchaku", "optimum-quanto", "quanto", "sdnq", "svdquant", "torchao"),
 )
 """Values of quant_method in files that are read."""
 DESCRIBED = ("compressed-tensors", "sdnq", "torchao")
@@ -89,7 +87,6 @@ def _describes_itself(header: Header) -> bool:
 RULES = (
     Rule("MLX", _is_packed_words),
     Rule("MLX", has_siblings(".biases", ".scales", ".weight")),
-    Rule("quanto", ends(".weight._data", ".weight._scale", ".weight._packed")),
     Rule(
         "GPTQ, as AutoRound and AutoGPTQ write it", has_siblings(".qweight", ".qzeros", ".scales")
     ),

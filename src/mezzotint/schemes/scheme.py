@@ -10,6 +10,7 @@ codes             the quantized weights
 weight_scale      float32, one per matrix or output row; multiplies
 block_scale       [out, in/group], one per group of consecutive input columns; multiplies
 block_zero        [out, in/group], added after the block scale (AWQ)
+block_shift       [out, in/group], subtracted after the block scale (quanto)
 zero_point        uint8 [out, in/group], subtracted from the codes
 codebook          float32 [16], the value of each 4-bit code
 row_amax          float32 [out], largest magnitude of each row (LLM.int8)
