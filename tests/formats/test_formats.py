@@ -21,6 +21,7 @@ def test_formats_are_discovered() -> None:
         "compressed_tensors",
         "fp8_cast",
         "gguf",
+        "gptq_awq",
         "lightx2v",
         "mezzotint",
         "modelopt",

@@ -22,6 +22,7 @@ TOOLS = {
     "block_scales": "block_scales",
     "compressed_tensors": "compressed_tensors",
     "convert_to_quant": "comfy",
+    "gptq_awq": "gptq_awq",
     "quanto": "quanto",
     "sdnq": "sdnq",
     "torchao": "torchao",

@@ -595,7 +595,6 @@ FOREIGN: dict[str, tuple[Tensors, dict[str, object], str]] = {
         "SDNQ",
     ),
     "torchao": ({f"{QUERY}._weight_qdata": torch.zeros(64, 64).to(E4M3)}, {}, "torchao"),
-    "autoround": ({}, {"quant_method": "auto-round", "bits": 4}, "AutoRound"),
     "gptq": (
         {
             f"{QUERY}.qweight": torch.zeros(8, 64, dtype=torch.int32),

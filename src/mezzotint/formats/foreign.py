@@ -19,14 +19,9 @@ from mezzotint.schemes.scheme import FLOAT_DTYPES
 
 DECLARED = {
     "aqlm": "AQLM",
-    "auto-round": "AutoRound",
-    "autoround": "AutoRound",
-    "intel/auto-round": "AutoRound",
-    "awq": "AWQ (AutoAWQ)",
     "eetq": "EETQ",
     "fbgemm_fp8": "FBGEMM FP8",
     "gguf": "GGUF",
-    "gptq": "GPTQ",
     "higgs": "HIGGS",
     "hqq": "HQQ",
     "mlx": "MLX",
@@ -37,11 +32,15 @@ DECLARED = {
 }
 """{quant_method of a configuration: name of the format}"""
 READ = (
-    *("bitsandbytes", "bnb", "compressed-tensors", "finegrained_fp8", "fp8", "mezzotint"),
-    *("modelopt", "nunchaku", "optimum-quanto", "quanto", "sdnq", "svdquant", "torchao"),
+    *("auto-round", "autoround", "awq", "bitsandbytes", "bnb", "compressed-tensors"),
+    *("finegrained_fp8", "fp8", "gptq", "intel/auto-round", "mezzotint", "modelopt", "nunchaku"),
+    *("optimum-quanto", "quanto", "sdnq", "svdquant", "torchao"),
 )
 """Values of quant_method in files that are read."""
-DESCRIBED = ("compressed-tensors", "sdnq", "torchao")
+DESCRIBED = (
+    *("auto-round", "autoround", "awq", "compressed-tensors", "gptq", "intel/auto-round"),
+    *("sdnq", "torchao"),
+)
 """Those whose files describe the scales of each weight."""
 HINT = "use the BF16 model, or one quantized by ModelOpt, ComfyUI, Black Forest Labs or Nunchaku."
 TORCHAO = re.compile(r".+[.:_](qdata|tensor_impl|_data_impl|layout_tensor|int_data)")
@@ -81,14 +80,18 @@ def _describes_itself(header: Header) -> bool:
     """Return whether the file says of itself that it is in a read format with any such scales."""
     declared = header.config.get("quantization_config")
     method = declared.get("quant_method") if isinstance(declared, Mapping) else None
-    return method in DESCRIBED or "tensor_names" in header.metadata
+    return str(method).lower() in DESCRIBED or "tensor_names" in header.metadata
 
 
 RULES = (
     Rule("MLX", _is_packed_words),
     Rule("MLX", has_siblings(".biases", ".scales", ".weight")),
     Rule(
-        "GPTQ, as AutoRound and AutoGPTQ write it", has_siblings(".qweight", ".qzeros", ".scales")
+        "AutoRound, GPTQ or AWQ, without its configuration",
+        lambda header, info: (
+            not _describes_itself(header)
+            and has_siblings(".qweight", ".qzeros", ".scales")(header, info)
+        ),
     ),
     Rule(
         "torchao, without its entries in the header",
