@@ -27,6 +27,7 @@ def test_formats_are_discovered() -> None:
         "modelopt",
         "modelopt_calibration",
         "nunchaku",
+        "nunchaku_lite",
         "plain",
         "quanto",
         "row_major",

@@ -34,7 +34,7 @@ DECLARED = {
 READ = (
     *("auto-round", "autoround", "awq", "bitsandbytes", "bnb", "compressed-tensors"),
     *("finegrained_fp8", "fp8", "gptq", "intel/auto-round", "mezzotint", "modelopt", "nunchaku"),
-    *("optimum-quanto", "quanto", "sdnq", "svdquant", "torchao"),
+    *("nunchaku_lite", "optimum-quanto", "quanto", "sdnq", "svdquant", "torchao"),
 )
 """Values of quant_method in files that are read."""
 DESCRIBED = (
