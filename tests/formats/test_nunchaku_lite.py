@@ -85,9 +85,9 @@ def test_layers_decode_as_nunchakus_do(
     assert set(checkpoint.modules) == set(layers_of(source))
     for module in checkpoint.modules:
         assert torch.equal(checkpoint.weight(module), source.weight(module))
-    bytes_of = load_file(golden(data, case))["transformer_blocks.0.mlp_fc1.qweight"]
+    stored = load_file(golden(data, case))["transformer_blocks.0.mlp_fc1.qweight"]
     name = "transformer_blocks.0.ff.net.0.proj.qweight"
-    assert torch.equal(load_file(tmp_path / WEIGHTS)[name], bytes_of)
+    assert torch.equal(load_file(tmp_path / WEIGHTS)[name], stored)
     record_support("golden", checkpoint)
 
 

@@ -17,6 +17,7 @@ row_amax          float32 [out], largest magnitude of each row (LLM.int8)
 outlier_threshold float32 [], inputs of this magnitude are not quantized (LLM.int8)
 channel_scale     [out], multiplies the rows of an SVDQuant NVFP4 matrix (Nunchaku: wcscales)
 global_scale      float32 [], multiplies an NVFP4 matrix (ModelOpt: weight_scale_2)
+global_divisor    float32 [], whose rounded reciprocal is global_scale (compressed-tensors)
 input_scale       float32 [], divides the layer's input before rounding; multiplies the output
 pre_quant_scale   [in], multiplies the layer's input (ModelOpt AWQ and SVD)
 smooth            [in], divides the layer's input (Nunchaku: smooth_factor)

@@ -131,7 +131,8 @@ def _check_scales(
             yield suspicious("values", module, message)
             return
     for part, numbers in statistics.numbers.items():
-        if linear.scheme.part(part).scale and (value := _implausible_scale(numbers)) is not None:
+        is_factor = linear.scheme.part(part).scale and part != "global_divisor"
+        if is_factor and (value := _implausible_scale(numbers)) is not None:
             message = f"contains {value:g}, and no known model has such a scale"
             yield suspicious("scales", linear.name_of(part), message)
     blocks = statistics.numbers.get("block_scale")

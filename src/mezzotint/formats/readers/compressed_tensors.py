@@ -316,10 +316,12 @@ def _nvfp4(header: Header, module: str, declared: Declared) -> StoredLinear:
 
 def _repack_nvfp4(tensors: Parts) -> dict[str, Tensor]:
     divisors = ("global_scale", "input_scale")
-    return {
+    parts = {
         name: value.reshape(()).reciprocal() if name in divisors else value
         for name, value in tensors.items()
     }
+    # Kernels multiply. The tool divides, which rounds once less.
+    return parts | {"global_divisor": tensors["global_scale"].reshape(())}
 
 
 def _pack_quantized(

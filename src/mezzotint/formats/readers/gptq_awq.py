@@ -198,7 +198,8 @@ def _unpacked(words: Tensor, form: Form) -> Tensor:
     codes = unpack_codes(words.contiguous().view(torch.uint8), form.bits)
     if not form.is_awq:
         return codes
-    return codes.unflatten(1, (-1, len(PLACES)))[..., list(PLACES)].flatten(1)
+    eights = codes.reshape(len(codes), -1, len(PLACES))
+    return eights[..., list(PLACES)].flatten(1)
 
 
 def _zeros(words: Tensor, form: Form, where: str) -> Tensor:

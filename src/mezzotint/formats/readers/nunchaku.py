@@ -21,7 +21,6 @@ from mezzotint.formats.readers.svdquant import (
     unused_tensors,
 )
 
-
 UNFUSED = (".to_q", ".add_q_proj")
 
 
