@@ -150,7 +150,6 @@ def test_int8_equals_comfy_kitchen(tmp_path: Path, per_channel: bool) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"format": "int8_blockwise"}, "one scale per block"),
         ({"format": "nvfp4", "convrot": True}, "nvfp4 with convrot"),
         ({"format": "awq_w4a16", "group_size": 128}, "group_size 128, expected 64"),
         ({"format": "int8_tensorwise", "group_size": 128}, "group_size 128, expected none"),
@@ -174,7 +173,7 @@ def test_an_unknown_format_lists_the_known_ones(tmp_path: Path) -> None:
         {"X.weight": torch.zeros(16, 16, dtype=torch.int8), "X.comfy_quant": marker(format="int3")},
     )
     with pytest.raises(
-        UnknownFormat, match="'int3', expected nvfp4 or float8_e4m3fn or mxfp8 or int8_tensorwise"
+        UnknownFormat, match="'int3', expected nvfp4 or float8_e4m3fn or float8_e4m3fn_rowwise or"
     ):
         opened(file)
 

@@ -16,8 +16,10 @@ from mezzotint.errors import (
     UnknownFormat,
     UnreadFormat,
 )
-from mezzotint.formats import StoredLinear, detect_format, read_header
+from mezzotint.formats import StoredLinear, detect_format, read_header, targets
 from mezzotint.schemes import FP8, FP8_GROUPS, INT8, NVFP4
+from mezzotint.schemes.nvfp4 import encode_nvfp4
+from mezzotint.tensor import PLAIN, QuantTensor
 from support.tool_goldens import WEIGHTS, decoded_layers
 
 FP8_CODES = torch.ones(4, 32).to(torch.float8_e4m3fn)
@@ -84,6 +86,26 @@ def test_the_static_input_scale_of_nvfp4_divides(tmp_path: Path) -> None:
     lost = saved(tmp_path / "lost", nvfp4(), group(4, "float", inputs))
     with pytest.raises(MissingTensor, match="input_global_scale"):
         linear_of(lost)
+
+
+def test_the_outer_scale_of_nvfp4_is_divided_by_and_not_multiplied(tmp_path: Path) -> None:
+    """1/3 is no float32 number: 9 * (1/3) is not 9 / 3 in the last place for some scales."""
+    scales = torch.arange(8.0, 16).repeat(4, 1).to(torch.float8_e4m3fn)
+    tensors = nvfp4(weight_global_scale=torch.tensor([3.0]), weight_scale=scales)
+    tensors["weight_packed"] = torch.full((4, 64), 0x22, dtype=torch.uint8)
+    folder = saved(tmp_path, tensors, group(4, "float"))
+    decoded = decoded_layers(folder)["layer"][0, ::16]
+    assert torch.equal(decoded, torch.arange(8.0, 16) / 3)
+    assert not torch.equal(decoded, torch.arange(8.0, 16) * (1 / torch.tensor(3.0)))
+
+
+@pytest.mark.parametrize("to", ["comfy", "modelopt"])
+def test_formats_that_multiply_report_the_rounded_reciprocal(to: str) -> None:
+    parts = encode_nvfp4(torch.randn(32, 64)) | {"input_scale": torch.tensor(0.1)}
+    piece = QuantTensor(NVFP4, PLAIN, (32, 64), parts | {"global_divisor": torch.tensor(3.0)})
+    stored = targets()[to].layer({"x": [piece]})
+    assert any("rounded to float32" in change for change in stored.transforms)
+    assert not any("divisor" in name for name in stored.tensors)
 
 
 def test_dynamic_inputs_of_fp8_have_a_scale_per_row(tmp_path: Path) -> None:

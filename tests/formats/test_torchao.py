@@ -18,7 +18,7 @@ from mezzotint.errors import (
     UnreadFormat,
 )
 from mezzotint.formats import StoredLinear, detect_format, read_header
-from mezzotint.schemes import FP8, FP8_GROUPS, INT8
+from mezzotint.schemes import FP8, FP8_GROUPS, INT8, MXFP8, NVFP4
 from support.tool_goldens import WEIGHTS, decoded_layers
 
 CODES = torch.ones(4, 32, dtype=torch.int8)
@@ -75,6 +75,60 @@ def test_e5m2_keeps_its_numbers(tmp_path: Path) -> None:
     folder = saved(tmp_path, tensors(codes), "Float8Tensor")
     assert linear_of(folder).scheme is FP8_GROUPS
     assert torch.equal(decoded_layers(folder)["layer"], torch.full((4, 32), 1.75))
+
+
+def microscaling(codes: torch.dtype, scale: torch.dtype, group: int) -> dict[str, Tensor]:
+    values = torch.full((4, 32), 16, dtype=torch.uint8)
+    scales = torch.full((4, 32 // group), 64, dtype=torch.uint8)
+    return tensors(values.view(codes), scales.view(scale))
+
+
+E4M3, E5M2, E8M0 = torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu
+
+
+def test_inputs_of_microscaling_classes_follow_the_entry(tmp_path: Path) -> None:
+    mx, fp4 = microscaling(E4M3, E8M0, 32), microscaling(torch.uint8, E4M3, 8)
+    for kwargs, scheme in ((None, FP8_GROUPS), ({"_data": {}}, MXFP8)):
+        said = {"block_size": 32, "act_quant_kwargs": kwargs}
+        assert linear_of(saved(tmp_path, mx, "MXTensor", **said)).scheme is scheme
+        said["block_size"] = 16
+        linear = linear_of(saved(tmp_path, fp4, "NVFP4Tensor", **said))
+        assert (linear.scheme, linear.quantizes_activation) == (NVFP4, kwargs is not None)
+
+
+@pytest.mark.parametrize(
+    ("stored", "kind", "data", "error", "said"),
+    [
+        (microscaling(torch.uint8, E8M0, 16), "MXTensor", {}, UnreadFormat, "only FP8 is read"),
+        (
+            microscaling(E4M3, E8M0, 32),
+            "MXTensor",
+            {"block_size": 16},
+            UnreadFormat,
+            "blocks of 16",
+        ),
+        (
+            microscaling(E5M2, E8M0, 32),
+            "MXTensor",
+            {"act_quant_kwargs": {"_data": {}}},
+            UnreadFormat,
+            "float8_e5m2",
+        ),
+        (microscaling(E4M3, E4M3, 8), "NVFP4Tensor", {"block_size": 16}, ShapeMismatch, "NVFP4"),
+        (microscaling(E4M3, E8M0, 16), "MXTensor", {}, ShapeMismatch, "_weight_scale"),
+        ({"layer._weight_scale": torch.ones(4, 1)}, "MXTensor", {}, MissingTensor, "qdata"),
+    ],
+)
+def test_microscaling_that_is_not_read_is_refused(
+    tmp_path: Path,
+    stored: dict[str, Tensor],
+    kind: str,
+    data: dict[str, Any],
+    error: type[CheckpointError],
+    said: str,
+) -> None:
+    with pytest.raises(error, match=said):
+        linear_of(saved(tmp_path, stored, kind, **({"block_size": 32} | data)))
 
 
 def test_codes_of_fewer_bits_are_packed_when_they_are_read(tmp_path: Path) -> None:

@@ -252,11 +252,10 @@ def test_int8_convrot_of_flux_fill_is_read(
     planned(file)
 
 
-def test_int8_blocks_of_flux_fill_are_refused_by_name(tmp_path: Path) -> None:
+def test_int8_blocks_of_flux_fill_are_read(tmp_path: Path) -> None:
     """Field case int8_convrot_flux_fill, blockwise."""
-    stored, _ = flux_fill(128, format="int8_blockwise", group_size=128)
-    file = saved(tmp_path / "in", stored)
-    is_refused(file, tmp_path, UnreadFormat, "INT8 with a scale for each block")
+    stored, expected = flux_fill(128, format="int8_blockwise", group_size=128)
+    stands_for(saved(tmp_path / "in", stored), expected, tmp_path)
 
 
 def test_a_layer_whose_note_is_lost_is_refused(weights: Tensors, tmp_path: Path) -> None:
@@ -596,8 +595,6 @@ FOREIGN: dict[str, tuple[Tensors, dict[str, object], str]] = {
         "SDNQ",
     ),
     "torchao": ({f"{QUERY}._weight_qdata": torch.zeros(64, 64).to(E4M3)}, {}, "torchao"),
-    "quanto": ({f"{QUERY}.weight._data": torch.zeros(64, 64).to(torch.int8)}, {}, "quanto"),
-    "autoround": ({}, {"quant_method": "auto-round", "bits": 4}, "AutoRound"),
     "gptq": (
         {
             f"{QUERY}.qweight": torch.zeros(8, 64, dtype=torch.int32),
@@ -615,14 +612,6 @@ FOREIGN: dict[str, tuple[Tensors, dict[str, object], str]] = {
         | {f"{QUERY}.biases": torch.ones(64, 1)},
         {},
         "MLX",
-    ),
-    "deepseek": (
-        {
-            f"{QUERY}.weight": torch.ones(64, 64).to(E4M3),
-            f"{QUERY}.weight_scale_inv": torch.ones(1, 1),
-        },
-        {},
-        "a scale for each block",
     ),
     "unknown": ({}, {"quant_method": "Quark9"}, "'Quark9'"),
 }
@@ -647,17 +636,33 @@ def in_blocks(value: Tensor) -> Tensor:
     return (value.view(len(value), -1, 16).abs().amax(2, keepdim=True) / 448).bfloat16()
 
 
-def test_block_scales_of_a_scaled_file_are_named(weights: Tensors, tmp_path: Path) -> None:
-    tensors = legacy(weights)
+@pytest.mark.parametrize("marker", [{}, {"scaled_fp8": torch.zeros(2, dtype=E4M3)}])
+@pytest.mark.parametrize("dtype", [E4M3, E5M2, torch.int8])
+def test_blocks_of_musubi_tuner_are_read(
+    weights: Tensors, tmp_path: Path, marker: Tensors, dtype: torch.dtype
+) -> None:
+    """Field case musubi_blockwise_scale_weight, with and without a marker of ComfyUI."""
+    tensors, expected = weights | marker, dict(weights)
     for name, value in weights.items():
         if is_layer(name, value):
-            tensors[name.replace(".weight", ".scale_weight")] = in_blocks(value.float())
-    is_refused(
-        saved(tmp_path / "in", tensors),
-        tmp_path,
-        UnreadFormat,
-        "FP8 or INT8 with a scale for each block",
+            scale, groups = in_blocks(value.float()), value.float().view(len(value), -1, 16)
+            codes = (groups / scale.float()).clamp(-448, 448)
+            codes = (codes / 4).round().to(dtype) if dtype is torch.int8 else codes.to(dtype)
+            tensors[name] = codes.view(value.shape)
+            tensors[name.replace(".weight", ".scale_weight")] = scale
+            expected[name] = (codes.float() * scale.float()).view(value.shape)
+    file = saved(tmp_path / "in", tensors)
+    stands_for(file, expected, tmp_path)
+    assert not any(
+        linear.quantizes_activation for linear in planned(file).contents.linears.values()
     )
+
+
+def test_a_scale_of_scales_is_left_over(weights: Tensors, tmp_path: Path) -> None:
+    """musubi-tuner writes it in an unreleased version, where it multiplies the weight."""
+    tensors = legacy(weights) | {f"{QUERY}.scale_weight_tensor": torch.tensor(2.0)}
+    file = saved(tmp_path / "in", tensors)
+    is_refused(file, tmp_path, UnexpectedTensor, "scale_weight_tensor is left over")
 
 
 def test_codes_with_scales_and_no_note_are_named(weights: Tensors, tmp_path: Path) -> None:

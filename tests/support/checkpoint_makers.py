@@ -117,12 +117,21 @@ def kitchen_mxfp8(weight: Tensor, _largest_input: float) -> dict[str, Tensor]:
     return {"weight": codes, "weight_scale": to_tiles(scale.to(torch.float8_e8m0fnu))}
 
 
+def fp8_rows(weight: Tensor, _largest_input: float) -> dict[str, Tensor]:
+    """Return the `fp8r` of FLUX.3."""
+    scale = weight.abs().amax(1) / E4M3_MAX
+    return {"weight": (weight / scale[:, None]).to(torch.float8_e4m3fn), "weight_scale": scale}
+
+
 KITCHEN = {"fp8": fp8, "nvfp4": kitchen_nvfp4, "mxfp8": kitchen_mxfp8}
+"""{method: quantizer of comfy-kitchen}"""
+FLUX3 = {"fp8r": fp8_rows, "nvfp4 rows": nvfp4}
+"""{method: quantizer of FLUX.3's forms}"""
 NOTES = {"fp8": "float8_e4m3fn", "nvfp4": "nvfp4", "mxfp8": "mxfp8"}
 
 
 def kitchen(case: Case, method: str) -> dict[str, Tensor]:
-    """Return original names, with each matrix of a block as comfy-kitchen writes it."""
+    """Return original names, with each matrix of a block as a quantizer writes it."""
     tensors = original(case)
     for name, weight in list(tensors.items()):
         module = name.removesuffix(".weight")
@@ -133,7 +142,7 @@ def kitchen(case: Case, method: str) -> dict[str, Tensor]:
             or any(side % 32 for side in weight.shape)
         ):
             continue
-        parts = KITCHEN[method](weight.float(), 1.0)
+        parts = (KITCHEN | FLUX3)[method](weight.float(), 1.0)
         parts.pop("input_scale", None)
         tensors |= {f"{module}.{part}": value for part, value in parts.items()}
     return tensors
@@ -359,7 +368,7 @@ ALL_FAMILIES = {
     "gguf": gguf,
     "bitsandbytes nf4": bitsandbytes,
 }
-BFL_FAMILIES = {"bfl fp8": bfl("fp8"), "bfl nvfp4": bfl("nvfp4")}
+BFL_FAMILIES = {f"bfl {method}": bfl(method) for method in ("fp8", "nvfp4", *FLUX3)}
 SVDQUANT = {"nunchaku nvfp4": nunchaku(SVDQUANT_NVFP4), "row-major": row_major}
 WIDE_FAMILIES = {f"comfy {form}": comfy_form(form) for form in GROUPS_OF_64}
 INT4_FAMILIES = {"nunchaku int4": nunchaku(SVDQUANT_INT4)}

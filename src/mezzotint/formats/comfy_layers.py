@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from mezzotint.errors import MissingTensor, ShapeMismatch, UnreadFormat, Unsupported
+from mezzotint.formats.blocks import infer_block, linear_in_blocks
 from mezzotint.formats.comfy_config import LayerConfig, read_config
 from mezzotint.formats.comfy_metadata import comfy_kitchen_linear
 from mezzotint.formats.contents import StoredLinear
@@ -56,11 +57,12 @@ SUFFIXES: Mapping[str, Mapping[str, str]] = {
         "channel_scale": ".weight_s_channel",
     },
 }
-CODEBOOK, CORRECTION = ".weight_codebook", ".weight_correction"
+CODEBOOK, CORRECTION, SCALE = ".weight_codebook", ".weight_correction", ".weight_scale"
 ROTATES = {"int8_tensorwise", "convrot_w4a4", "asym_w4a8_int8"}
 GROUPED = {"nvfp4": (16,), "mxfp8": (32,), "awq_w4a16": (64,), "asym_w4a8_int8": GROUPS}
 """{format: the group sizes that are read}"""
-UNSUPPORTED_FORMATS = {"int8_blockwise": "it has one scale per block, not per row"}
+BLOCKS = ("float8_e4m3fn_blockwise", "int8_blockwise")
+"""Formats with a scale for each square block, whose side the entry states as `group_size`."""
 
 
 def linear_from_config(header: Header, module: str, entries: Mapping[str, Any]) -> StoredLinear:
@@ -94,10 +96,6 @@ def _format(header: Header, module: str, config: LayerConfig, where: str) -> str
             return "int8_tensorwise"
     elif config.format in LAYERS:
         return config.format
-    elif config.format in UNSUPPORTED_FORMATS:
-        raise UnreadFormat(
-            f"{where} has format {config.format}: {UNSUPPORTED_FORMATS[config.format]}"
-        )
     raise UnreadFormat(
         f"{where} has format {shown(str(config.format))}, expected {' or '.join(LAYERS)}"
     )
@@ -110,7 +108,7 @@ def _check_keys_fit(form: str, config: LayerConfig, where: str) -> None:
             f"{where} has format {form} with convrot, and no ComfyUI rotates the inputs of that"
         )
     groups = GROUPED.get(form, ())
-    if config.group is not None and config.group not in groups:
+    if config.group is not None and form not in BLOCKS and config.group not in groups:
         expected = " or ".join(map(str, groups)) or "none"
         raise UnreadFormat(
             f"{where} has format {form} with group_size {config.group}, expected {expected}"
@@ -135,6 +133,14 @@ def _kitchen(scheme: Scheme) -> Callable[[Header, str, LayerConfig], StoredLinea
 def _with_stated_shape(linear: StoredLinear, shape: tuple[int, int]) -> StoredLinear:
     """Return the layer with the shape that its entry states, if padding explains the difference."""
     return replace(linear, shape=shape) if linear.may_be_padded_from(shape) else linear
+
+
+def _blocks(header: Header, module: str, config: LayerConfig) -> StoredLinear:
+    """Return a layer in square blocks, whose input stays unquantized."""
+    scale = f"{module}{SCALE}"
+    side = config.group
+    block = (side, side) if side is not None else infer_block(header, module, scale)
+    return linear_in_blocks(header, module, scale, block)
 
 
 def _int8(header: Header, module: str, config: LayerConfig) -> StoredLinear:
@@ -222,6 +228,9 @@ def _rotated(header: Header, linear: StoredLinear, size: int) -> StoredLinear:
 LAYERS: Mapping[str, Callable[[Header, str, LayerConfig], StoredLinear]] = {
     "nvfp4": _kitchen(NVFP4),
     "float8_e4m3fn": _kitchen(FP8),
+    "float8_e4m3fn_rowwise": _kitchen(FP8),
+    "float8_e4m3fn_blockwise": _blocks,
+    "int8_blockwise": _blocks,
     "mxfp8": _kitchen(MXFP8),
     "int8_tensorwise": _int8,
     "float8_e5m2": e5m2_linear,

@@ -284,6 +284,8 @@ PART_SUFFIXES = (
     ".input_scale",
     ".scale_weight",
     ".scale_input",
+    ".scale_weight_tensor",
+    ".weight_scale_inv",
     ".pre_quant_scale",
     ".weight_zeros",
     ".weight_s_rel",

@@ -15,42 +15,35 @@ from mezzotint.containers.gguf import CONTAINER as GGUF
 from mezzotint.containers.gguf import VERSION_KEY
 from mezzotint.errors import UnreadFormat, join_names
 from mezzotint.formats.header import Header
-from mezzotint.schemes import Shape
 from mezzotint.schemes.scheme import FLOAT_DTYPES
 
 DECLARED = {
     "aqlm": "AQLM",
-    "auto-round": "AutoRound",
-    "autoround": "AutoRound",
-    "intel/auto-round": "AutoRound",
-    "awq": "AWQ (AutoAWQ)",
     "eetq": "EETQ",
     "fbgemm_fp8": "FBGEMM FP8",
-    "fp8": "FP8 with a scale for each block (quant_method fp8)",
-    "finegrained_fp8": "FP8 with a scale for each block (quant_method finegrained_fp8)",
     "gguf": "GGUF",
-    "gptq": "GPTQ",
     "higgs": "HIGGS",
     "hqq": "HQQ",
     "mlx": "MLX",
     "mxfp4": "MXFP4",
-    "optimum-quanto": "quanto",
-    "quanto": "quanto",
     "quark": "AMD Quark",
     "spqr": "SpQR",
     "vptq": "VPTQ",
 }
 """{quant_method of a configuration: name of the format}"""
 READ = (
-    *("bitsandbytes", "bnb", "compressed-tensors", "mezzotint", "modelopt", "nunchaku"),
-    *("sdnq", "svdquant", "torchao"),
+    *("auto-round", "autoround", "awq", "bitsandbytes", "bnb", "compressed-tensors"),
+    *("finegrained_fp8", "fp8", "gptq", "intel/auto-round", "mezzotint", "modelopt", "nunchaku"),
+    *("nunchaku_lite", "optimum-quanto", "quanto", "sdnq", "svdquant", "torchao"),
 )
 """Values of quant_method in files that are read."""
-DESCRIBED = ("compressed-tensors", "sdnq", "torchao")
+DESCRIBED = (
+    *("auto-round", "autoround", "awq", "compressed-tensors", "gptq", "intel/auto-round"),
+    *("sdnq", "torchao"),
+)
 """Those whose files describe the scales of each weight."""
 HINT = "use the BF16 model, or one quantized by ModelOpt, ComfyUI, Black Forest Labs or Nunchaku."
 TORCHAO = re.compile(r".+[.:_](qdata|tensor_impl|_data_impl|layout_tensor|int_data)")
-SCALES = (".weight_scale", ".scale_weight", ".weight_scale_inv")
 CODES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8)
 
 
@@ -83,46 +76,22 @@ def _is_packed_words(header: Header, info: TensorInfo) -> bool:
     return info.dtype is torch.uint32 and has_siblings(".weight", ".scales")(header, info)
 
 
-def _has_block_scale(header: Header, info: TensorInfo) -> bool:
-    """Return whether an FP8 or INT8 weight has a scale for each block."""
-    module = info.name.removesuffix(".weight")
-    if info.dtype not in CODES or module == info.name or len(info.shape) != 2:
-        return False
-    if module + ".weight_zeros" in header.tensors:  # ComfyUI's awq_w4a16, with groups of columns
-        return False
-    scales = (header.tensors.get(module + suffix) for suffix in SCALES)
-    return any(
-        s is not None and s.dtype in FLOAT_DTYPES and _in_blocks(info.shape, s.shape)
-        for s in scales
-    )
-
-
 def _describes_itself(header: Header) -> bool:
     """Return whether the file says of itself that it is in a read format with any such scales."""
     declared = header.config.get("quantization_config")
     method = declared.get("quant_method") if isinstance(declared, Mapping) else None
-    return method in DESCRIBED or "tensor_names" in header.metadata
-
-
-def _in_blocks(weight: Shape, scale: Shape) -> bool:
-    """Return whether a scale of this shape has one value for each of several equal blocks."""
-    sides = scale[:-1] if len(scale) == 3 and scale[-1] == 1 else scale
-    if len(sides) != 2 or 0 in sides:
-        return False
-    whole = all(
-        -(-size // -(-size // blocks)) == blocks
-        for size, blocks in zip(weight, sides, strict=True)
-        if size
-    )
-    return whole and (sides[1] > 1 or 1 < sides[0] < weight[0])
+    return str(method).lower() in DESCRIBED or "tensor_names" in header.metadata
 
 
 RULES = (
     Rule("MLX", _is_packed_words),
     Rule("MLX", has_siblings(".biases", ".scales", ".weight")),
-    Rule("quanto", ends(".weight._data", ".weight._scale", ".weight._packed")),
     Rule(
-        "GPTQ, as AutoRound and AutoGPTQ write it", has_siblings(".qweight", ".qzeros", ".scales")
+        "AutoRound, GPTQ or AWQ, without its configuration",
+        lambda header, info: (
+            not _describes_itself(header)
+            and has_siblings(".qweight", ".qzeros", ".scales")(header, info)
+        ),
     ),
     Rule(
         "torchao, without its entries in the header",
@@ -135,11 +104,6 @@ RULES = (
         lambda header, info: not _describes_itself(header) and _is_codes_with_scale(header, info),
     ),
     Rule("HQQ", ends(".W_q")),
-    Rule("FP8 with a scale for each block", ends(".weight_scale_inv")),
-    Rule(
-        "FP8 or INT8 with a scale for each block",
-        lambda header, info: not _describes_itself(header) and _has_block_scale(header, info),
-    ),
 )
 
 

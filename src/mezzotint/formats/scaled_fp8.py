@@ -4,6 +4,9 @@ X.weight e4m3 or e5m2 [out, in],  X.scale_weight f32,  X.scale_input f32
 
 A `scaled_fp8` of two elements requests unquantized inputs. A scale_input of 1.0 means that there is
 none. Some converters name the scales as newer files do: X.weight_scale and X.input_scale.
+
+musubi-tuner saves a scale for each row and group of columns: X.scale_weight [out, in/group, 1].
+Source: https://github.com/kohya-ss/musubi-tuner (modules/fp8_optimization_utils.py)
 """
 
 from collections.abc import Collection, Mapping
@@ -13,15 +16,18 @@ import torch
 
 from mezzotint.containers import TensorInfo
 from mezzotint.families.naming_scheme import PREFIXES
+from mezzotint.formats.blocks import has_block_scales, infer_block, linear_in_blocks
 from mezzotint.formats.comfy_layers import e5m2_linear
 from mezzotint.formats.comfy_metadata import comfy_kitchen_linear
 from mezzotint.formats.contents import StoredLinear
 from mezzotint.formats.header import Header
 from mezzotint.schemes import FP8
+from mezzotint.schemes.scheme import FP8_DTYPES
 
 SCALED_FP8_MARKER = "scaled_fp8"
 WEIGHT_SCALES = (".scale_weight", ".weight_scale")
 INPUT_SCALES = (".scale_input", ".input_scale")
+BLOCK_SCALES = (*WEIGHT_SCALES, ".weight_scale_inv")
 FULL_PRECISION = "the file requests unquantized inputs"
 NEVER_QUANTIZED = "inputs of layers in this format are not quantized"
 NO_SCALE = "an input scale of 1.0 means that there is none"
@@ -62,11 +68,22 @@ def scaled_linears(
     linears, ignored = {}, {marker: "marker of the file's format"}
     for info in header.tensors.values():
         module = info.name.removesuffix(".weight")
-        is_fp8 = info.dtype in (torch.float8_e4m3fn, torch.float8_e5m2)
-        if module != info.name and is_fp8 and module not in described:
+        if module == info.name or module in described:
+            continue
+        if (blocks := scaled_in_blocks(header, module)) is not None:
+            linears[module] = blocks
+        elif info.dtype in FP8_DTYPES:
             linears[module], dropped = _linear(header, module, info.dtype, not full_precision)
             ignored |= dropped
     return linears, ignored
+
+
+def scaled_in_blocks(header: Header, module: str) -> StoredLinear | None:
+    """Return an FP8 or INT8 layer with a scale for each block, or None for any other layer."""
+    scale = _spelled(header, module, BLOCK_SCALES)
+    if scale is None or not has_block_scales(header, module, scale):
+        return None
+    return linear_in_blocks(header, module, scale, infer_block(header, module, scale))
 
 
 def _linear(

@@ -15,6 +15,7 @@ from mezzotint.schemes.int4_rows import SCHEME as INT4_ROWS
 from mezzotint.schemes.int4_rows_a8 import SCHEME as INT4_ROWS_A8
 from mezzotint.schemes.int8 import SCHEME as INT8
 from mezzotint.schemes.int_groups import SCHEMES as INT_GROUPS
+from mezzotint.schemes.int_shifted import SCHEMES as INT_SHIFTED
 from mezzotint.schemes.llm_int8 import SCHEME as LLM_INT8
 from mezzotint.schemes.mxfp8 import SCHEME as MXFP8
 from mezzotint.schemes.nvfp4 import SCHEME as NVFP4
@@ -36,6 +37,7 @@ __all__ = [
     "FP8_GROUPS",
     "INT8",
     "INT_GROUPS",
+    "INT_SHIFTED",
     "LLM_INT8",
     "MXFP8",
     "NVFP4",
@@ -56,4 +58,5 @@ __all__ = [
 def schemes() -> Mapping[str, Scheme]:
     """Return {name: scheme} of this package's modules and of plugins."""
     found = collect(__name__, "SCHEME")
-    return dict(sorted((found | {scheme.name: scheme for scheme in INT_GROUPS.values()}).items()))
+    by_bits = (*INT_GROUPS.values(), *INT_SHIFTED.values())
+    return dict(sorted((found | {scheme.name: scheme for scheme in by_bits}).items()))

@@ -81,7 +81,9 @@ def decode_int_groups(parts: Parts, bits: int) -> Tensor:
     return ((groups - middle) * scale).flatten(-2)
 
 
-def _packed(bits: int) -> Part:
+def packed_codes(bits: int) -> Part:
+    """Describe unsigned codes of `bits` bits whose rows are whole bytes."""
+
     def shapes(out: int, in_: int) -> tuple[Shape, ...]:
         return ((out, in_ * bits // 8),)
 
@@ -98,7 +100,7 @@ def _int_groups(bits: int) -> Scheme:
         usual_error=0.08 if bits == 8 else 0.25 if bits > 3 else 0.6,
         keeps_bias=True,
         parts={
-            "codes": _packed(bits),
+            "codes": packed_codes(bits),
             # A scale may be negative: it belongs to a group whose extreme is negative.
             "block_scale": per_group(
                 FLOAT_DTYPES, meaning="one scale per group of columns", scale=True, signed=True

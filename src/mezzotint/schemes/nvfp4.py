@@ -34,13 +34,19 @@ NVFP4_GROUP = 16
 def decode_nvfp4(parts: Parts) -> Tensor:
     """Dequantize an NVFP4 matrix: E2M1[code] * block_scale * global_scale.
 
-    codes          uint8 [out, in/2], low nibble is the even column
-    block_scale    float8_e4m3fn [out, in/16], row-major
-    global_scale   float32 [], or [out] if matrices with different scales were concatenated
-    Returns        float32 [out, in]
-    Source         OCP Microscaling Formats v1.0 for E2M1; ModelOpt: global_scale = amax / (6 * 448)
+    codes            uint8 [out, in/2], low nibble is the even column
+    block_scale      float8_e4m3fn [out, in/16], row-major
+    global_scale     float32 [], or [out] if matrices with different scales were concatenated
+    global_divisor   of which global_scale is the rounded reciprocal: the exact scale, if present
+    Returns          float32 [out, in]
+    Source           OCP Microscaling Formats v1.0 for E2M1;
+                     ModelOpt: global_scale = amax / (6 * 448)
     """
-    scale = parts["block_scale"].float() * parts["global_scale"].float().reshape(-1, 1)
+    scale = parts["block_scale"].float()
+    if "global_divisor" in parts:
+        scale = scale / parts["global_divisor"].reshape(-1, 1)
+    else:
+        scale = scale * parts["global_scale"].float().reshape(-1, 1)
     return scale_groups(unpack_e2m1(parts["codes"]), scale, NVFP4_GROUP)
 
 
@@ -121,7 +127,13 @@ SCHEME = Scheme(
             FLOAT32, scalar_or_per_row, "scale of the whole matrix", scale=True, rows=True
         ),
     },
-    optional={"input_scale": INPUT_SCALE} | COMMON_PARTS,
+    optional={
+        "input_scale": INPUT_SCALE,
+        "global_divisor": Part(
+            FLOAT32, scalar_or_per_row, "divisor of the whole matrix", scale=True, rows=True
+        ),
+    }
+    | COMMON_PARTS,
     decode=decode_nvfp4,
     encode=encode_nvfp4,
     input_max=E2M1_MAX * E4M3_MAX,

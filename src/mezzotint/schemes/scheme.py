@@ -10,12 +10,14 @@ codes             the quantized weights
 weight_scale      float32, one per matrix or output row; multiplies
 block_scale       [out, in/group], one per group of consecutive input columns; multiplies
 block_zero        [out, in/group], added after the block scale (AWQ)
+block_shift       [out, in/group], subtracted after the block scale (quanto)
 zero_point        uint8 [out, in/group], subtracted from the codes
 codebook          float32 [16], the value of each 4-bit code
 row_amax          float32 [out], largest magnitude of each row (LLM.int8)
 outlier_threshold float32 [], inputs of this magnitude are not quantized (LLM.int8)
 channel_scale     [out], multiplies the rows of an SVDQuant NVFP4 matrix (Nunchaku: wcscales)
 global_scale      float32 [], multiplies an NVFP4 matrix (ModelOpt: weight_scale_2)
+global_divisor    float32 [], whose rounded reciprocal is global_scale (compressed-tensors)
 input_scale       float32 [], divides the layer's input before rounding; multiplies the output
 pre_quant_scale   [in], multiplies the layer's input (ModelOpt AWQ and SVD)
 smooth            [in], divides the layer's input (Nunchaku: smooth_factor)

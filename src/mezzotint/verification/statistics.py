@@ -92,13 +92,16 @@ class Codes:
 
     counts   int64 [256], number of occurrences of each byte
     first    uint8, the first block of bytes
+    dtype    of the codes that were added; None for bytes of a file
     """
 
     counts: Tensor = field(default_factory=lambda: torch.zeros(256, dtype=torch.int64))
     first: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
+    dtype: torch.dtype | None = None
 
     def add(self, codes: Tensor) -> None:
         """Add codes of any shape and dtype."""
+        self.dtype = codes.dtype
         raw = codes.reshape(-1).view(torch.uint8)
         self.first = raw.clone() if not len(self.first) else self.first
         self.counts += torch.bincount(raw, minlength=256)

@@ -131,7 +131,8 @@ def _check_scales(
             yield suspicious("values", module, message)
             return
     for part, numbers in statistics.numbers.items():
-        if linear.scheme.part(part).scale and (value := _implausible_scale(numbers)) is not None:
+        is_factor = linear.scheme.part(part).scale and part != "global_divisor"
+        if is_factor and (value := _implausible_scale(numbers)) is not None:
             message = f"contains {value:g}, and no known model has such a scale"
             yield suspicious("scales", linear.name_of(part), message)
     blocks = statistics.numbers.get("block_scale")
@@ -155,10 +156,11 @@ def _implausible_scale(scales: Numbers) -> float | None:
 def _check_codes(
     module: str, linear: StoredLinear, codes: Codes, header: Header
 ) -> Iterator[Finding]:
-    if linear.scheme in (FP8, FP8_GROUPS) and codes.holds_e4m3_nan():
-        yield broken("values", linear.keys["codes"], "contains a NaN code")
-    if linear.scheme is FP8_E5M2 and codes.holds_e5m2_nan():
-        yield broken("values", linear.keys["codes"], "contains a code that is not finite")
+    if linear.scheme is FP8_E5M2 or codes.dtype is torch.float8_e5m2:
+        if codes.holds_e5m2_nan():
+            yield broken("values", linear.name_of("codes"), "contains a code that is not finite")
+    elif linear.scheme in (FP8, FP8_GROUPS) and codes.holds_e4m3_nan():
+        yield broken("values", linear.name_of("codes"), "contains a NaN code")
     if codes.only is not None:
         yield suspicious("values", module, blank_codes(codes.only))
         return

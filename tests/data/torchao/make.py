@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchao import quantization as ao
+from torchao.prototype.mx_formats.mx_tensor import MXTensor
+from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor, per_tensor_amax_to_scale
 from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 from torchao.quantization import Float8Tensor
 from torchao.quantization.granularity import PerAxis, PerBlock, PerGroup, PerRow, PerTensor
@@ -54,10 +56,27 @@ def fp8(matrix: Tensor, granularity: Any) -> Any:
     return Float8Tensor.from_hp(matrix.bfloat16(), granularity=granularity, act_quant_kwargs=inputs)
 
 
+def nvfp4(matrix: Tensor, swizzled: bool, has_outer: bool) -> Any:
+    outer = per_tensor_amax_to_scale(matrix.abs().max()) if has_outer else None
+    return NVFP4Tensor.to_nvfp4(
+        matrix.bfloat16(), per_tensor_scale=outer, is_swizzled_scales=swizzled
+    )
+
+
+def mxfp8(matrix: Tensor, dtype: torch.dtype, swizzled: bool) -> Any:
+    return MXTensor.to_mx(matrix.bfloat16(), dtype, 32, is_swizzled_scales=swizzled)
+
+
 VARIANTS: dict[str, Callable[[Tensor], Any]] = {
     **{name: (lambda m, config=config: with_config(m, config)) for name, config in CONFIGS.items()},
     "fp8_dynamic_row": lambda matrix: fp8(matrix, PerRow()),
     "fp8_dynamic_tensor": lambda matrix: fp8(matrix, PerTensor()),
+    "nvfp4": lambda matrix: nvfp4(matrix, False, True),
+    "nvfp4_swizzled": lambda matrix: nvfp4(matrix, True, True),
+    "nvfp4_blocks": lambda matrix: nvfp4(matrix, True, False),
+    "mxfp8": lambda matrix: mxfp8(matrix, torch.float8_e4m3fn, False),
+    "mxfp8_swizzled": lambda matrix: mxfp8(matrix, torch.float8_e4m3fn, True),
+    "mxfp8_e5m2": lambda matrix: mxfp8(matrix, torch.float8_e5m2, False),
     "fp8_block": lambda matrix: fp8(matrix.repeat(16, 1), PerBlock([16, 16])),
 }
 

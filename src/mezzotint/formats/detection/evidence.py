@@ -18,6 +18,9 @@ from mezzotint.schemes import MXFP8, NVFP4
 
 TILES, ROWS = "tiles_128x4", "row_major"
 CODE_ORDERS = ("low_first", "high_first")
+ROWS_EVIDENCE = (
+    "codes low first: as every known tool writes them that leaves scales row major, not verified"
+)
 AMBIGUOUS_SCHEMES = (NVFP4, MXFP8)
 """Schemes that are written in several arrangements."""
 SAMPLES = 4
@@ -54,9 +57,16 @@ def detect_scale_layout(header: Header, contents: Contents) -> Contents:
 
 
 def assume_code_order(contents: Contents, evidence: str) -> Contents:
-    """Mark the order of the 4-bit codes as assumed, if there are any, with `evidence` for it."""
-    if all(linear.scheme is not NVFP4 for linear in contents.linears.values()):
+    """Mark the order of the 4-bit codes as assumed, if there are any, with `evidence` for it.
+
+    Beside row-major scales the order is low first instead.
+    """
+    scales = {each.layout.scales for each in contents.linears.values() if each.scheme is NVFP4}
+    if not scales:
         return contents
+    if scales == {ROWS}:
+        linears = with_layouts(contents.linears, codes=CODE_ORDERS[0])
+        contents, evidence = replace(contents, linears=linears), ROWS_EVIDENCE
     return replace(
         contents, evidence=(evidence, *contents.evidence), assumed=contents.assumed | {"codes"}
     )

@@ -13,7 +13,9 @@ from mezzotint.formats.contents import Contents, StoredLinear
 from mezzotint.formats.detection.evidence import (
     CODE_ORDERS,
     ROWS,
+    ROWS_EVIDENCE,
     TILES,
+    assume_code_order,
     order_text,
     sample_linears,
     with_layout,
@@ -47,7 +49,16 @@ def infer_scales(header: Header, contents: Contents) -> Contents:
     decided = z_score > MIN_Z_SCORE and share > MIN_RATIO * found[alternative][0]
     shares = ", ".join(f"{share:.2f} in {order_text(order)}" for order, (share, _) in found.items())
     reason = f"rows and columns explain {shares} of the variance of log(scale)"
-    return _with_decision(contents, "scales", best if decided else None, reason)
+    decision = _with_decision(contents, "scales", best if decided else None, reason)
+    return _follow_rows(decision) if decided and best == ROWS else decision
+
+
+def _follow_rows(contents: Contents) -> Contents:
+    """Assume the order of codes that row-major scales come with, where it was only assumed."""
+    if "codes" not in contents.assumed:
+        return contents
+    kept = tuple(sentence for sentence in contents.evidence if not sentence.startswith("codes"))
+    return assume_code_order(replace(contents, evidence=kept), ROWS_EVIDENCE)
 
 
 def _explained_variance(

@@ -1,12 +1,16 @@
-"""Read Black Forest Labs' quantized files: original names, comfy-kitchen's layout, one file.
+"""Read Black Forest Labs' quantized files: original names, one file.
 
 NVFP4   X.weight u8 [out, in/2] high nibble first,  X.weight_scale e4m3 in 128x4 tiles,
         X.weight_scale_2 f32 [] or [1]
+        FLUX.3: low nibble first,  X.weight_scale e4m3 [out, in/16]
 FP8     X.weight e4m3 [out, in],  X.weight_scale f32 [] or [1]
-both    X.input_scale f32 [] or [1], which `-mixed` files omit for some quantized layers
+        FLUX.3 (`fp8r`): X.weight_scale f32 [out]
+both    X.input_scale f32 [] or [1], which `-mixed` files and `fp8r` omit
 
-q, k and v are one layer, as are all linears with the input of a single block. The family maps names
-to diffusers'. The tensors show which layers are quantized; metadata in the header must agree.
+q, k and v are one layer, as are all linears with the input of a single block; FLUX.3 fuses none.
+The family maps names to diffusers'. The tensors show which layers are quantized; metadata in the
+header must agree. FLUX.3's forms: `BFLQuantizationConfig` of diffusers 0.42, which reads them for
+any model.
 """
 
 from collections.abc import Mapping
@@ -18,7 +22,12 @@ from mezzotint.errors import UnknownFormat
 from mezzotint.formats.comfy_metadata import comfy_kitchen_linear, layer_configs
 from mezzotint.formats.components import COMFY_METADATA
 from mezzotint.formats.contents import Contents, Match, NoMatch, StoredLinear, classify_tensors
-from mezzotint.formats.detection.evidence import assume_code_order, detect_scale_layout
+from mezzotint.formats.detection.evidence import (
+    ROWS,
+    assume_code_order,
+    detect_scale_layout,
+    with_layouts,
+)
 from mezzotint.formats.header import Header
 from mezzotint.formats.readers.comfy import comfy_evidence, has_bfl_names, modelopt_declaration
 from mezzotint.formats.readers.fp8_cast import FORMAT as FP8_CAST
@@ -33,6 +42,8 @@ METADATA_EVIDENCE = (
 NAME_EVIDENCE = (
     "codes high first: assumed from the names alone, as in Black Forest Labs' published files"
 )
+FLUX3 = "early_stream_modulations."
+"""What the names of modulation layers begin with in FLUX.3, and in no earlier model."""
 
 
 class BFL:
@@ -63,6 +74,8 @@ class BFL:
             if _is_quantized(info)
         }
         _check_metadata(header, linears)
+        if any(name.startswith(FLUX3) for name in header.tensors):
+            linears = with_layouts(linears, scales=ROWS)
         found = detect_scale_layout(
             header, classify_tensors(header, linears, _unused_input_scales(header))
         )

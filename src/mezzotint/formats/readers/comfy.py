@@ -4,6 +4,7 @@ nvfp4             X.weight u8 [out, in/2] high nibble first,  X.weight_scale e4m
                   X.weight_scale_2 f32
 float8_e4m3fn     X.weight e4m3 [out, in],  X.weight_scale f32
 float8_e5m2       X.weight e5m2 [out, in],  X.weight_scale f32
+*_blockwise       X.weight e4m3 or i8 [out, in],  X.weight_scale f32 [out/side, in/side]
 mxfp8             X.weight e4m3 [out, in],  X.weight_scale e8m0 in 128x4 tiles
 int8_tensorwise   X.weight i8 [out, in],  X.weight_scale f32 for the matrix or per row
 convrot_w4a4      X.weight i8 [out, in/2] low nibble first,  X.weight_scale f32 [out]
@@ -25,7 +26,7 @@ from dataclasses import replace
 from typing import Any
 
 from mezzotint.families.naming_scheme import transformer_prefix
-from mezzotint.formats.comfy_layers import LAYERS, UNSUPPORTED_FORMATS, linear_from_config
+from mezzotint.formats.comfy_layers import LAYERS, linear_from_config
 from mezzotint.formats.comfy_metadata import MARKER, layer_configs, marker_tensors, trim_padding
 from mezzotint.formats.components import COMFY_METADATA
 from mezzotint.formats.contents import Contents, Match, NoMatch, classify_tensors
@@ -135,4 +136,4 @@ def _comfy_only_formats(header: Header) -> list[str]:
     configs = layer_configs(header).values()
     names = {str(config.get("format")) for config in configs}
     rotated = ["convrot"] if any(config.get("convrot") for config in configs) else []
-    return sorted(names & (LAYERS.keys() | UNSUPPORTED_FORMATS.keys()) - BFL_FORMATS) or rotated
+    return sorted(names & LAYERS.keys() - BFL_FORMATS) or rotated

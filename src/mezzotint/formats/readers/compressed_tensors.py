@@ -27,13 +27,13 @@ from torch import Tensor
 
 from mezzotint.containers import read_all
 from mezzotint.errors import BrokenFile, MissingTensor, ShapeMismatch, UnknownFormat, UnreadFormat
+from mezzotint.formats.blocks import block_count, infer_block, linear_in_blocks
 from mezzotint.formats.contents import Contents, Match, NoMatch, StoredLinear, classify_tensors
 from mezzotint.formats.header import Header
 from mezzotint.formats.readers.mezzotint import quantization_config
-from mezzotint.formats.repacked import RepackedLinear, scales_of_blocks, stored
+from mezzotint.formats.repacked import RepackedLinear, stored
 from mezzotint.schemes import (
     FP8,
-    FP8_GROUPS,
     INT8,
     INT_GROUPS,
     MXFP8,
@@ -257,25 +257,9 @@ def _grouped(
     header: Header, module: str, declared: Declared, shape: tuple[int, int]
 ) -> StoredLinear:
     """Return an FP8 or INT8 layer with a scale per block or group, or with zero points."""
-    weight = header.tensors[f"{module}.weight"]
+    zero = module + ZERO if module + ZERO in header.tensors else None
     block = _block(header, module, declared, shape)
-    scales = (-(-shape[0] // block[0]), -(-shape[1] // block[1]))
-    tensors = {
-        "weight": stored((weight.storage_dtype,), (shape,), "8-bit codes"),
-        "scale": stored(FLOAT_DTYPES, _same_count(scales), "scale of each block", scale=True),
-    }
-    keys = {"weight": weight.name, "scale": module + SCALE} | _bias(header, module)
-    if module + ZERO in header.tensors:
-        tensors["zero"] = stored((torch.int8,), _same_count(scales), "zero point of each block")
-        keys["zero"] = module + ZERO
-    scheme = FP8_GROUPS if weight.dtype is E4M3 else INT_GROUPS[8]
-    repack = partial(_repack_blocks, block=block, count=scales, shape=shape)
-    return RepackedLinear(module, scheme, PLAIN, shape, keys, tensors=tensors, repack=repack)
-
-
-def _same_count(shape: tuple[int, int]) -> tuple[Shape, ...]:
-    """Return the shapes in which scales of this shape occur; one number has three."""
-    return ((1, 1), (1,), ()) if shape == (1, 1) else (shape,)
+    return linear_in_blocks(header, module, module + SCALE, block, zero)
 
 
 def _block(
@@ -285,30 +269,14 @@ def _block(
     scale = header.tensors.get(module + SCALE)
     found = (*(() if scale is None else scale.shape), 1, 1)[:2]
     structures = {
-        tuple(group.weights.block_structure)
+        (group.weights.block_structure[0], group.weights.block_structure[1])
         for group in declared.config_groups.values()
         if group.weights is not None
         and group.weights.block_structure
         and group.weights.strategy == "block"
     }
-    for rows, columns in structures:
-        if (-(-shape[0] // rows), -(-shape[1] // columns)) == found:
-            return rows, columns
-    return -(-shape[0] // max(found[0], 1)), -(-shape[1] // max(found[1], 1))
-
-
-def _repack_blocks(
-    tensors: Parts, block: tuple[int, int], count: tuple[int, int], shape: tuple[int, int]
-) -> dict[str, Tensor]:
-    codes = tensors["weight"]
-    if codes.dtype is torch.int8:
-        codes = codes.view(torch.uint8) ^ 0x80  # adds 128, modulo 256
-    scale = scales_of_blocks(tensors["scale"].reshape(count), block, shape)
-    parts = {"codes": codes, "block_scale": scale}
-    if "zero" in tensors:
-        zero = tensors["zero"].view(torch.uint8).reshape(count) ^ 0x80
-        parts["zero_point"] = scales_of_blocks(zero, block, shape)
-    return parts | ({"bias": tensors["bias"]} if "bias" in tensors else {})
+    fitting = (block for block in structures if block_count(shape, block) == found)
+    return next(fitting, None) or infer_block(header, module, module + SCALE)
 
 
 def _nvfp4(header: Header, module: str, declared: Declared) -> StoredLinear:
@@ -348,10 +316,12 @@ def _nvfp4(header: Header, module: str, declared: Declared) -> StoredLinear:
 
 def _repack_nvfp4(tensors: Parts) -> dict[str, Tensor]:
     divisors = ("global_scale", "input_scale")
-    return {
+    parts = {
         name: value.reshape(()).reciprocal() if name in divisors else value
         for name, value in tensors.items()
     }
+    # Kernels multiply. The tool divides, which rounds once less.
+    return parts | {"global_divisor": tensors["global_scale"].reshape(())}
 
 
 def _pack_quantized(

@@ -21,6 +21,8 @@ from mezzotint.formats.readers.svdquant import (
     unused_tensors,
 )
 
+UNFUSED = (".to_q", ".add_q_proj")
+
 
 class Nunchaku:
     name = "nunchaku"
@@ -30,6 +32,9 @@ class Nunchaku:
         modules = quantized_modules(header)
         if not modules:
             return NoMatch("no layer has .qweight and .wscales")
+        unfused = next((module for module in modules if module.endswith(UNFUSED)), None)
+        if unfused is not None:
+            return NoMatch(f"{unfused} is not fused with keys and values, as in Nunchaku Lite")
         order = codes_order(header)
         if order.order != FRAGMENTS:
             return NoMatch(f"its codes are row-major: {order.evidence}")

@@ -38,6 +38,7 @@ from mezzotint.untrusted.schema import Entries, validated
 METHOD = "sdnq"
 E4M3 = torch.float8_e4m3fn
 BYTES = (torch.uint8, torch.int8, E4M3)
+AGAIN = "quantize the model without that option, or use the BF16 model."
 UNREAD = (".scale_2", ".scale_zero_point", ".zero_point_scale", ".zero_point_2")
 """Endings of tensors of scales that are quantized again."""
 DTYPE = re.compile(r"(minimum[-_]?)?(u?)(?:int)?([2-8])[-_]?(bits?)?")
@@ -147,15 +148,18 @@ FORMAT = SDNQ()
 
 def _refuse_unread(header: Header, declared: Declared, where: str) -> None:
     if declared.use_codebook:
-        raise UnreadFormat(f"{where} has use_codebook, which is not read")
+        raise UnreadFormat(f"{where} has use_codebook, which is not read", AGAIN)
     if declared.modules_quant_config:
         raise UnreadFormat(
             f"{where} has modules_quant_config {shown(declared.modules_quant_config)}: "
-            "another way to quantize some layers, which is not read"
+            "another way to quantize some layers, which is not read",
+            AGAIN,
         )
     again = next((name for name in header.tensors if name.endswith(UNREAD)), None)
     if again is not None:
-        raise UnreadFormat(f"{header.path}: {again} quantizes scales again, which is not read")
+        raise UnreadFormat(
+            f"{header.path}: {again} quantizes scales again, which is not read", AGAIN
+        )
 
 
 def _is_quantized(header: Header, module: str) -> bool:

@@ -9,6 +9,8 @@ Float8Tensor               X._weight_qdata e4m3 [out, in],  X._weight_scale f32 
 IntxUnpackedToInt8Tensor   X._weight_qdata i8 [out, in] with codes of 2 to 8 bits,
                            X._weight_scale and X._weight_zero_point [out, in/group]
 
+NVFP4Tensor and MXTensor   see `mezzotint.formats.torchao_microscaling`
+
 Classes whose bytes are in the order of one kernel are refused by name.
 Source: https://github.com/pytorch/ao/blob/main/torchao/prototype/safetensors/safetensors_support.py
 """
@@ -30,6 +32,13 @@ from mezzotint.formats.contents import Contents, Match, NoMatch, StoredLinear, c
 from mezzotint.formats.header import Header
 from mezzotint.formats.readers.mezzotint import quantization_config
 from mezzotint.formats.repacked import RepackedLinear, scales_of_blocks, stored
+from mezzotint.formats.torchao_microscaling import (
+    GROUPS,
+    MX_TENSOR,
+    NVFP4_TENSOR,
+    Microscaling,
+    microscaling_linear,
+)
 from mezzotint.schemes import FP8, FP8_GROUPS, INT8, INT_GROUPS, Part, Parts, Scheme, Shape
 from mezzotint.schemes.int_groups import pack_codes
 from mezzotint.schemes.scheme import FLOAT_DTYPES
@@ -42,7 +51,7 @@ METHOD = "torchao"
 WEIGHT = ".weight"
 MAX_ENTRY = 64 * 2**10
 """Bytes of one weight's entry; it has about 400."""
-CLASSES = ("Int8Tensor", "Float8Tensor", "IntxUnpackedToInt8Tensor")
+CLASSES = ("Int8Tensor", "Float8Tensor", "IntxUnpackedToInt8Tensor", NVFP4_TENSOR, MX_TENSOR)
 PLAIN_CLASS = "Tensor"
 BYTES = (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)
 SYMMETRIC = "SYMMETRIC"
@@ -51,7 +60,8 @@ SYMMETRIC = "SYMMETRIC"
 class Attributes(Entries):
     """What a weight's class says besides its tensors."""
 
-    block_size: list[PositiveInt] | None = None
+    block_size: list[PositiveInt] | PositiveInt | None = None
+    is_swizzled_scales: bool = False
     target_dtype: dict[str, Any] = Field(default_factory=dict)
     act_quant_kwargs: dict[str, Any] | None = None
     activation_quantization: str | None = None
@@ -121,7 +131,8 @@ def _entry(header: Header, name: str) -> Entry:
     if entry.type not in CLASSES:
         raise UnreadFormat(
             f"{where} has class {shown(entry.type)}, which is not read",
-            f"{', '.join(CLASSES)} are read; others have the byte order of one kernel.",
+            f"{', '.join(CLASSES)} are read; others have the byte order of one kernel; "
+            "quantize the model to one of these classes, or use the BF16 model.",
         )
     extra = {name for name in entry.names if name.startswith("act_")}
     if extra:
@@ -134,6 +145,8 @@ def _entry(header: Header, name: str) -> Entry:
 
 def _linear(header: Header, name: str, entry: Entry) -> StoredLinear:
     module = name.removesuffix(WEIGHT)
+    if entry.type in GROUPS:
+        return microscaling_linear(header, module, _microscaling(entry))
     keys = {part: f"{module}._weight_{part}" for part in ("qdata", "scale")}
     if entry.type != "Float8Tensor" and ("zero_point" in entry.names or entry.type[:4] == "Intx"):
         keys["zero_point"] = f"{module}._weight_zero_point"
@@ -151,6 +164,17 @@ def _linear(header: Header, name: str, entry: Entry) -> StoredLinear:
             "expected a matrix of 8-bit codes"
         )
     return _of_shape(module, keys, entry, info, header)
+
+
+def _microscaling(entry: Entry) -> Microscaling:
+    size = entry.data.block_size
+    return Microscaling(
+        entry.type,
+        size if isinstance(size, int) else None,
+        entry.data.is_swizzled_scales,
+        "per_tensor_scale" in entry.names,
+        entry.data.act_quant_kwargs is not None,
+    )
 
 
 def _of_shape(
@@ -185,7 +209,7 @@ def _block(entry: Entry, shape: tuple[int, int], where: str) -> tuple[int, int]:
     sizes = entry.data.block_size
     if not sizes:
         return shape
-    if len(sizes) != 2:
+    if not isinstance(sizes, list) or len(sizes) != 2:
         raise BrokenFile(f"{where}: block_size is {shown(sizes)}, expected two numbers")
     return min(sizes[0], shape[0]), min(sizes[1], shape[1])
 

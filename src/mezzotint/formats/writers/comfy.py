@@ -26,6 +26,7 @@ from mezzotint.formats.writers.writer import (
     check_parts,
     check_single_piece,
     scalar,
+    without_divisor,
 )
 from mezzotint.schemes import (
     AWQ_CENTERED,
@@ -86,10 +87,11 @@ class ComfyWriter(DiffusersLayerWriter):
 
     def layer(self, group: Mapping[str, Pieces]) -> StoredTensors | CannotStore:
         ((module, pieces),) = group.items()
+        piece, changes = without_divisor(pieces[0])
         return (
             check_single_piece(pieces, TITLE)
-            or _check(pieces[0])
-            or StoredTensors(_tensors(module, pieces[0]))
+            or _check(piece)
+            or StoredTensors(_tensors(module, piece), changes)
         )
 
     def declare(

@@ -20,6 +20,7 @@ from mezzotint.formats.writers.writer import (
     check_single_piece,
     needs_dynamic_input,
     scalar,
+    without_divisor,
 )
 from mezzotint.schemes import BF16, FP8, INT8, NVFP4
 from mezzotint.tensor import QuantTensor
@@ -42,13 +43,12 @@ class ModelOptWriter(DiffusersLayerWriter):
 
     def layer(self, group: Mapping[str, Pieces]) -> StoredTensors | CannotStore:
         ((module, pieces),) = group.items()
-        piece, *_ = pieces
+        piece, changes = without_divisor(pieces[0])
         if problem := check_single_piece(pieces, TITLE) or _check(piece):
             return problem
         tensors = {module + _suffix(piece, part): _stored(piece, part) for part in piece.parts}
-        return StoredTensors(
-            tensors, (UNQUANTIZED_ACTIVATIONS,) if needs_dynamic_input(piece) else ()
-        )
+        changes += (UNQUANTIZED_ACTIVATIONS,) if needs_dynamic_input(piece) else ()
+        return StoredTensors(tensors, changes)
 
     def declare(
         self, layers: Mapping[str, Pieces], plain: Collection[str]

@@ -151,6 +151,17 @@ def check_single_piece(pieces: Pieces, title: str) -> CannotStore | None:
     )
 
 
+ROUNDED_RECIPROCAL = "the scale of a matrix is the reciprocal of a divisor, rounded to float32"
+
+
+def without_divisor(piece: QuantTensor) -> tuple[QuantTensor, tuple[str, ...]]:
+    """Return a layer without `global_divisor`, and what that changes: its scale is rounded."""
+    if "global_divisor" not in piece.parts:
+        return piece, ()
+    parts = {name: value for name, value in piece.parts.items() if name != "global_divisor"}
+    return piece.with_parts(parts, piece.layout), (ROUNDED_RECIPROCAL,)
+
+
 def check_parts(piece: QuantTensor, known: Collection[str], title: str) -> CannotStore | None:
     """Return CannotStore if a layer has parts other than the `known` ones."""
     extra = sorted(piece.parts.keys() - set(known))
