@@ -24,7 +24,7 @@ from mezzotint.formats.wrappers import unwrapped
 from mezzotint.hub import AnyPath
 from mezzotint.inspection import InspectReport, build_report
 from mezzotint.schemes import Shape
-from mezzotint.tensor import QuantTensor, dequantize_pieces
+from mezzotint.tensor import QuantTensor, dequantize_bias, dequantize_pieces
 
 MOST_NAMED = 50
 """Unknown tensors that the report's notes name, at most."""
@@ -295,9 +295,7 @@ class Checkpoint(NamedContents):
 
     def bias(self, module: str) -> Tensor | None:
         """Return the bias that belongs to `weight`, float32 [out], or None."""
-        biases = [piece.scheme.dequantize_bias(piece.parts) for piece in self.read(module)]
-        present = [bias for bias in biases if bias is not None]
-        return sum(present[1:], start=present[0]) if present else None
+        return dequantize_bias(self.read(module))
 
     def parts(self, module: str) -> dict[str, Tensor]:
         """Return the plain parts by name; those of several pieces are 0.codes, 1.codes, ..."""

@@ -10,7 +10,7 @@ import typer
 
 from mezzotint.builtin import check_exists
 from mezzotint.cli.checks import check_writable
-from mezzotint.cli.names import TARGETS
+from mezzotint.cli.names import ENCODERS, TARGETS
 from mezzotint.cli.options import checked
 from mezzotint.cli.progress import byte_progress
 from mezzotint.cli.shared_options import CheckpointOptions, json_option
@@ -32,6 +32,13 @@ class ConvertOptions(CheckpointOptions):
     to: Annotated[
         str, typer.Option(help=f"Target format: {TARGETS}.", callback=checked(TARGETS.check))
     ] = "mezzotint"
+    scheme: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Scheme to encode the layers in: {ENCODERS} \\[the source's].",
+            callback=checked(ENCODERS.check),
+        ),
+    ] = None
     base: Annotated[
         str | None,
         typer.Option(
@@ -72,6 +79,10 @@ def convert(options: ConvertOptions) -> None:
     finished shards. With --overwrite, the command replaces the output of an earlier conversion, and
     refuses to replace anything else.
 
+    With --scheme, the command encodes the layers again, rounded to nearest. These are the layers
+    that the source has quantized, or else the linear layers of the model's blocks. The report says
+    which error that adds to the weights.
+
     Examples:
 
       mezzotint convert demo-nvfp4 -o ./demo-mezzotint
@@ -81,6 +92,8 @@ def convert(options: ConvertOptions) -> None:
       mezzotint convert ./svdq-int4_r32-z-image-turbo.safetensors --to row-major -o ./z-image-rows
 
       mezzotint convert ./z-image-rows --to nunchaku -o svdq-int4_r32-z-image-turbo.safetensors
+
+      mezzotint convert ./flux1-dev-Q4_K_S.gguf --scheme nvfp4 --to comfy -o flux1-nvfp4.safetensors
 
       mezzotint convert ./mixed.safetensors --scales-from ./full.safetensors --base ./FLUX.2-dev
       -o ./out
@@ -96,6 +109,7 @@ def convert(options: ConvertOptions) -> None:
             options.output,
             base=options.base,
             to=options.to,
+            scheme=options.scheme,
             scales_from=options.scales_from,
             keep_bf16=options.keep_bf16,
             component=options.component,
@@ -126,6 +140,13 @@ def _print(report: Any) -> None:
         print(f"  {len(report.resumed)} file(s) reused from an interrupted run")
     for transform, number in report.transforms.items():
         print(f"  transform: {number} layers {transform}")
+    if (added := report.added_error) is not None:
+        print(
+            f"  added error of the weights: {added.mean:.4f} on average, "
+            f"{added.largest:.4f} in {added.layer}"
+        )
+    for layer, reason in report.kept.items():
+        print(f"  kept as it is: {layer} {reason}")
     if not report.transforms:
         print("  lossless: the quantized values are unchanged")
     if report.ignored:

@@ -4,7 +4,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from mezzotint.checkpoint import Checkpoint
 from mezzotint.conversion.destination import Destination
 from mezzotint.conversion.earlier_output import unknown_files
 from mezzotint.conversion.gguf_output import gguf_file
-from mezzotint.conversion.planning import OutputPlan, match_globs, plan_contents
+from mezzotint.conversion.planning import OutputPlan, plan_contents
 from mezzotint.conversion.provenance import (
     PIPELINE,
     VERSION_KEY,
@@ -30,6 +30,7 @@ from mezzotint.conversion.provenance import (
     source_info,
 )
 from mezzotint.conversion.reading import files_read, tensor_files
+from mezzotint.conversion.requantization import AddedError, LayerChoice, scheme_of
 from mezzotint.errors import join_names, require_known
 from mezzotint.formats import targets
 from mezzotint.formats.renaming import Renames
@@ -52,6 +53,8 @@ class ConvertReport:
 
     layers       {scheme: number of layers that stay quantized}
     transforms   {transformation of values: number of layers}; empty for a lossless conversion
+    errors       {layer: |W - source| / |source|} of the layers that were encoded in `scheme`
+    kept         {layer: why it was not encoded in `scheme`}
     resumed      shards that an earlier, interrupted run had finished
     nbytes       size of all shards
     ignored      {tensor of the source that was not written: reason}
@@ -68,12 +71,21 @@ class ConvertReport:
     nbytes: int
     seconds: float
     transforms: Mapping[str, int]
+    errors: Mapping[str, float]
+    kept: Mapping[str, str]
     ignored: Mapping[str, str]
     notes: tuple[str, ...]
 
+    @property
+    def added_error(self) -> AddedError | None:
+        """The largest and the mean of `errors`, or None if no layer was encoded."""
+        return AddedError.of(self.errors)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON."""
-        return asdict(self) | {"source": str(self.source), "output": str(self.output)}
+        added = self.added_error
+        paths = {"source": str(self.source), "output": str(self.output)}
+        return asdict(self) | paths | {"added_error": None if added is None else asdict(added)}
 
 
 def convert(
@@ -83,6 +95,7 @@ def convert(
     base: str | Path | None = None,
     to: str = "mezzotint",
     scales_from: str | Path | None = None,
+    scheme: str | None = None,
     keep_bf16: Sequence[str] = (),
     component: str | None = None,
     merge_into: str | AnyPath | None = None,
@@ -97,6 +110,9 @@ def convert(
                   missing configuration, and reference for an ambiguous byte layout
     to            mezzotint, bf16, modelopt, comfy, nunchaku, row-major, gguf, gguf-q8_0, gguf-q4_0
     scales_from   checkpoint to take missing static input scales from
+    scheme        name of a scheme to encode the layers in, rounded to nearest: those that the
+                  source has quantized, or of an unquantized source the linear layers of the
+                  blocks. Layers in this scheme stay as they are.
     keep_bf16     globs on diffusers module names; these layers are written unquantized
     component     folder inside `source`, if `source` is a pipeline, and inside the output of
                   `merge_into` ["transformer"]
@@ -110,6 +126,7 @@ def convert(
     """
     started = time.monotonic()
     target = _target(to)
+    encoder = scheme_of(scheme, target)
     destination = Destination.of(Path(output), target, component, merge_into)
     source_path = resolve(source)
     base_path, scales_path = (
@@ -125,18 +142,21 @@ def convert(
             None if base_path is None else Checkpoint.open(matching_component(base_path, component))
         )
         checkpoint = _open(source_path, inside, reference, scales_path, rename)
-        checkpoint = checkpoint.placed(checkpoint.model(reference))
+        model = checkpoint.model(reference)
+        checkpoint = checkpoint.placed(model)
         config = _config(checkpoint, reference, destination)
+        choice = LayerChoice.of(checkpoint, model, encoder, keep_bf16)
         writer = target.writer(ModelInfo(checkpoint.family, config))
-        contents = _contents(checkpoint, writer, keep_bf16, reference)
+        contents = _contents(choice, writer, reference)
         if isinstance(target, GGUFTarget):
-            file, contents = _gguf_file(contents, target, checkpoint, destination, config)
+            file, contents = _gguf_file(contents, checkpoint, destination, config)
             shards: list[Shard] = [file]
         else:
             shards = _shards(contents, destination, config, shard_bytes)
         planned = _output(
             destination, shards, contents, config, to, [checkpoint, reference], watched
         )
+        planned = replace(planned, measured=choice.layers.errors)
         resumed = write_output(planned, overwrite, _counter(planned.total, on_progress))
     return ConvertReport(
         source=Path(str(checkpoint.header.path)),
@@ -150,6 +170,8 @@ def convert(
         nbytes=planned.nbytes,
         seconds=time.monotonic() - started,
         transforms=contents.transforms,
+        errors=dict(choice.layers.errors),
+        kept=choice.kept,
         ignored=checkpoint.ignored,
         notes=tuple(_notes(checkpoint, config, destination)),
     )
@@ -173,13 +195,10 @@ def _open(
     return Checkpoint.open(local, base=reference, scales_from=scales_from, rename=rename)
 
 
-def _contents(
-    checkpoint: Checkpoint, writer: Writer, keep_bf16: Sequence[str], base: Checkpoint | None
-) -> OutputPlan:
-    modules = checkpoint.linears
+def _contents(choice: LayerChoice, writer: Writer, base: Checkpoint | None) -> OutputPlan:
     if writer.name == "bf16":
-        return plan_contents(checkpoint, writer, modules, None)
-    return plan_contents(checkpoint, writer, match_globs(modules, keep_bf16), base)
+        return plan_contents(choice.layers, writer, choice.layers.checkpoint.linears, None)
+    return plan_contents(choice.layers, writer, choice.unquantized, base)
 
 
 def _config(
@@ -210,14 +229,12 @@ def _shards(
 
 def _gguf_file(
     contents: OutputPlan,
-    target: GGUFTarget,
     checkpoint: Checkpoint,
     destination: Destination,
     config: Mapping[str, Any],
 ) -> tuple[GGUFFile, OutputPlan]:
     values = {VERSION_KEY: VERSION} | ({"config": json.dumps(config)} if config else {})
-    name = f"{destination.stem}{target.suffix}"
-    return gguf_file(contents, checkpoint.family, target.encoder, values, name)
+    return gguf_file(contents, checkpoint.family, values, destination.path.name)
 
 
 def _output(

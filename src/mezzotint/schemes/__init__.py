@@ -48,6 +48,7 @@ __all__ = [
     "Parts",
     "Scheme",
     "Shape",
+    "encoders",
     "schemes",
 ]
 
@@ -57,3 +58,8 @@ def schemes() -> Mapping[str, Scheme]:
     """Return {name: scheme} of this package's modules and of plugins."""
     found = collect(__name__, "SCHEME")
     return dict(sorted((found | {scheme.name: scheme for scheme in INT_GROUPS.values()}).items()))
+
+
+def encoders() -> Mapping[str, Scheme]:
+    """Return {name: scheme} of the schemes that encode weights."""
+    return {name: scheme for name, scheme in schemes().items() if scheme.encode is not None}

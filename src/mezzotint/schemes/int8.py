@@ -18,6 +18,18 @@ from mezzotint.schemes.scheme import (
 INT8_MAX = 127.0
 
 
+def encode_int8(weights: Tensor) -> dict[str, Tensor]:
+    """Quantize a matrix to INT8 with weight_scale = amax of the row / 127, or 1 for a row of zeros.
+
+    weights   [out, in], any float dtype
+    Returns   the parts of `decode_int8`, with scales [out, 1] as ComfyUI stores them
+    """
+    values = weights.float()
+    scale = replace_zero_with_one(values.abs().amax(1, keepdim=True) / INT8_MAX)
+    codes = torch.round(values / scale).clamp(-INT8_MAX, INT8_MAX)
+    return {"codes": codes.to(torch.int8), "weight_scale": scale}
+
+
 def decode_int8(parts: Parts) -> Tensor:
     """Dequantize an INT8 matrix: codes * weight_scale.
 
@@ -65,6 +77,7 @@ SCHEME = Scheme(
     },
     optional={"input_scale": INPUT_SCALE, "rotation": ROTATION} | COMMON_PARTS,
     decode=decode_int8,
+    encode=encode_int8,
     input_max=INT8_MAX,
     quantize_activation=quantize_activation_int8,
     static_scale_part="input_scale",
