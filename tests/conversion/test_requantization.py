@@ -238,7 +238,7 @@ def test_a_static_input_scale_is_dropped_and_named(fp8: Path, tmp_path: Path) ->
     number = len(report.errors)
     assert report.transforms == {
         "rounded to INT8": number,
-        "input scale replaced by one scale per call": number,
+        "without their static input scale": number,
     }
     written = Checkpoint.open(tmp_path / "out")
     (piece,) = written.outline(LAYER).pieces

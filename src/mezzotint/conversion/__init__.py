@@ -148,11 +148,7 @@ def convert(
         choice = LayerChoice.of(checkpoint, model, encoder, keep_bf16)
         writer = target.writer(ModelInfo(checkpoint.family, config))
         contents = _contents(choice, writer, reference)
-        if isinstance(target, GGUFTarget):
-            file, contents = _gguf_file(contents, checkpoint, destination, config)
-            shards: list[Shard] = [file]
-        else:
-            shards = _shards(contents, destination, config, shard_bytes)
+        shards, contents = _files(contents, target, checkpoint, destination, config, shard_bytes)
         planned = _output(
             destination, shards, contents, config, to, [checkpoint, reference], watched
         )
@@ -209,6 +205,21 @@ def _config(
         return model_config(checkpoint, base)
     destination.base_pipeline.check(checkpoint)
     return destination.base_pipeline.config
+
+
+def _files(
+    contents: OutputPlan,
+    target: Target,
+    checkpoint: Checkpoint,
+    destination: Destination,
+    config: Mapping[str, Any],
+    limit: int,
+) -> tuple[list[Shard], OutputPlan]:
+    """Return the files to write, and the plan with their tensors."""
+    if isinstance(target, GGUFTarget):
+        file, contents = _gguf_file(contents, checkpoint, destination, config)
+        return [file], contents
+    return _shards(contents, destination, config, limit), contents
 
 
 def _shards(

@@ -28,8 +28,8 @@ from mezzotint.tensor import unchanged_bias, unquantized_dtype
 DECODED = "decoded to BF16"
 """Name of the transformation that dequantizes a layer; it is recorded in mezzotint.json."""
 
-DROPPED_INPUT_SCALE = "input scale replaced by one scale per call"
-"""Name of the transformation of an encoded layer whose static input scale does not fit."""
+DROPPED_INPUT_SCALE = "without their static input scale"
+"""Name of the transformation of an encoded layer whose new scheme cannot use its input scale."""
 
 DECODED_BLOCKS = "decoded from blocks to float32"
 """Name of the transformation of tensors in blocks that are no matrices."""

@@ -172,7 +172,7 @@ def _write(output: Output, shard: Shard, on_bytes: Callable[[int], None]) -> Sha
     fsync(path.parent)
     _check_inputs(output)
     measured = {what: value for what, value in output.measured.items() if what not in before}
-    entry = {"shard": shard.name, **asdict(record), "measured": measured}
+    entry = {"shard": shard.name, **asdict(record)} | ({"measured": measured} if measured else {})
     with output.journal.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(entry) + "\n")
         stream.flush()
@@ -210,7 +210,7 @@ def _journal(path: Path) -> Iterator[tuple[str, ShardRecord, dict[str, float]]]:
         with suppress(ValueError, KeyError, TypeError):
             entry = json.loads(line)
             record = ShardRecord(int(entry["size"]), str(entry["sha256"]))
-            yield str(entry["shard"]), record, dict(entry["measured"])
+            yield str(entry["shard"]), record, dict(entry.get("measured", {}))
 
 
 def _remove_stale(output: Output) -> None:
