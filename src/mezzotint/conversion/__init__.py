@@ -39,6 +39,7 @@ from mezzotint.formats.writers.writer import ModelInfo, Target, Writer
 from mezzotint.hub import AnyPath, local_copy
 from mezzotint.saving import Output, Shard, WatchedFiles, split_into_shards, write_output
 from mezzotint.saving.gguf_file import GGUFFile
+from mezzotint.schemes import Scheme
 
 __all__ = ["ConvertReport", "convert"]
 
@@ -125,8 +126,7 @@ def convert(
     Raises        MezzotintError; `output` is then unchanged
     """
     started = time.monotonic()
-    target = _target(to)
-    encoder = scheme_of(scheme, target)
+    target, encoder = _target(to, scheme)
     destination = Destination.of(Path(output), target, component, merge_into)
     source_path = resolve(source)
     base_path, scales_path = (
@@ -142,10 +142,9 @@ def convert(
             None if base_path is None else Checkpoint.open(matching_component(base_path, component))
         )
         checkpoint = _open(source_path, inside, reference, scales_path, rename)
-        model = checkpoint.model(reference)
-        checkpoint = checkpoint.placed(model)
+        checkpoint = checkpoint.placed(checkpoint.model(reference))
         config = _config(checkpoint, reference, destination)
-        choice = LayerChoice.of(checkpoint, model, encoder, keep_bf16)
+        choice = LayerChoice.of(checkpoint, checkpoint.model(reference), encoder, keep_bf16)
         writer = target.writer(ModelInfo(checkpoint.family, config))
         contents = _contents(choice, writer, reference)
         shards, contents = _files(contents, target, checkpoint, destination, config, shard_bytes)
@@ -173,9 +172,10 @@ def convert(
     )
 
 
-def _target(to: str) -> Target:
+def _target(to: str, scheme: str | None) -> tuple[Target, Scheme | None]:
+    """Return the target, and the scheme to encode layers in. Raises BadRequest."""
     require_known("target", to, targets())
-    return targets()[to]
+    return targets()[to], scheme_of(scheme, targets()[to])
 
 
 def _open(
