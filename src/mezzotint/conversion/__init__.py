@@ -129,9 +129,8 @@ def convert(
     target, encoder = _target(to, scheme)
     destination = Destination.of(Path(output), target, component, merge_into)
     source_path = resolve(source)
-    base_path, scales_path = (
-        None if path is None else resolve(path) for path in (base, scales_from)
-    )
+    base_path = None if base is None else resolve(base)
+    scales_path = None if scales_from is None else resolve(scales_from)
     inside = component if merge_into is None or is_pipeline(source_path) else None
     inputs = [source_path, *(path for path in (base_path, scales_path) if path is not None)]
     destination.check([*inputs, component_folder(source_path, inside)], overwrite)
