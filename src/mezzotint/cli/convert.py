@@ -14,6 +14,7 @@ from mezzotint.cli.names import ENCODERS, TARGETS
 from mezzotint.cli.options import checked
 from mezzotint.cli.progress import byte_progress
 from mezzotint.cli.shared_options import CheckpointOptions, json_option
+from mezzotint.errors import BadRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,14 +96,20 @@ def convert(options: ConvertOptions) -> None:
 
       mezzotint convert ./flux1-dev-Q4_K_S.gguf --scheme nvfp4 --to comfy -o flux1-nvfp4.safetensors
 
+      mezzotint convert ./all-in-one.safetensors --component vae -o vae.safetensors
+
       mezzotint convert ./mixed.safetensors --scales-from ./full.safetensors --base ./FLUX.2-dev
       -o ./out
 
       mezzotint convert ./export --keep-bf16 "*.ff.net.*" --base ./FLUX.1 --merge-into ./FLUX.1
       -o ./FLUX.1-nvfp4
     """
+    from mezzotint.checkpoint.file_component import is_in_file
     from mezzotint.conversion import convert as run
 
+    if options.merge_into is None and is_in_file(options.checkpoint, options.component):
+        _extract(options)
+        return
     with byte_progress("writing") as on_progress:
         report = run(
             options.checkpoint,
@@ -125,6 +132,41 @@ def convert(options: ConvertOptions) -> None:
         print(json.dumps(report.to_dict(), indent=2))
     else:
         _print(report)
+
+
+def _extract(options: ConvertOptions) -> None:
+    """Write one component of an all-in-one file. Raises BadRequest for options of conversions."""
+    from mezzotint.conversion.extraction import extract_component
+
+    given = {
+        "--to": options.to != "mezzotint",
+        "--scheme": options.scheme,
+        "--base": options.base,
+        "--scales-from": options.scales_from,
+        "--keep-bf16": options.keep_bf16,
+    }
+    refused = [name for name, value in given.items() if value]
+    if refused:
+        raise BadRequest(
+            f"{', '.join(refused)}: {options.component} of a file is written as it is stored",
+            "leave these options out.",
+        )
+    with byte_progress("writing") as on_progress:
+        report = extract_component(
+            options.checkpoint,
+            options.output,
+            str(options.component),
+            rename=options.renames,
+            overwrite=options.overwrite,
+            on_progress=on_progress,
+        )
+    if options.as_json:
+        print(json.dumps(report.to_dict(), indent=2))
+        return
+    component = report.component
+    print(f"{report.output}")
+    print(f"  {component.component}: {component.tensors} tensors, unchanged ({component.format})")
+    print(f"  {report.nbytes / 2**20:,.1f} MiB, with {component.names}")
 
 
 def _print(report: Any) -> None:

@@ -3,7 +3,7 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from mezzotint.conversion.destination import Destination
 from mezzotint.conversion.earlier_output import unknown_files
 from mezzotint.conversion.gguf_output import gguf_file
 from mezzotint.conversion.planning import OutputPlan, plan_contents
+from mezzotint.conversion.progress import Progress, counter
 from mezzotint.conversion.provenance import (
     PIPELINE,
     VERSION_KEY,
@@ -44,8 +45,6 @@ from mezzotint.schemes import Scheme
 __all__ = ["ConvertReport", "convert"]
 
 SHARD_BYTES = 4 * 10**9
-Progress = Callable[[int, int], None]
-"""Callback that receives the finished bytes and the total bytes."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +150,7 @@ def convert(
             destination, shards, contents, config, to, [checkpoint, reference], watched
         )
         planned = replace(planned, measured=choice.layers.errors)
-        resumed = write_output(planned, overwrite, _counter(planned.total, on_progress))
+        resumed = write_output(planned, overwrite, counter(planned.total, on_progress))
     return ConvertReport(
         source=Path(str(checkpoint.header.path)),
         source_format=checkpoint.detected.format.name,
@@ -284,18 +283,6 @@ def _output(
         unknown_files,
         watched.check,
     )
-
-
-def _counter(total: int, on_progress: Progress | None) -> Callable[[int], None]:
-    done = 0
-
-    def count(size: int) -> None:
-        nonlocal done
-        done += size
-        if on_progress is not None:
-            on_progress(done, total)
-
-    return count
 
 
 def _notes(
