@@ -168,6 +168,9 @@ def test_the_commands_read_a_component(file: Path, tmp_path: Path) -> None:
     assert "1 layers fp8" in done.stdout
     done = run("inspect", str(file), "--component", "vae", "--json")
     assert json.loads(done.stdout)["tensors"] == 2
+    done = run("inspect", str(file), "--component", "unet", "--json")
+    assert done.returncode == 2
+    assert "has no component unet" in done.stdout
     output = tmp_path / "vae.safetensors"
     done = run("convert", str(file), "--component", "vae", "-o", str(output))
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,7 @@
 """`mezzotint inspect`: report the contents of a checkpoint."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -84,7 +85,10 @@ def _is_in_file(options: InspectOptions) -> bool:
 def _print_component(options: InspectOptions) -> None:
     from mezzotint.checkpoint.file_component import inspect_component
 
-    report = inspect_component(options.checkpoint, str(options.component), options.renames)
+    report = _report(
+        options,
+        lambda: inspect_component(options.checkpoint, str(options.component), options.renames),
+    )
     if options.as_json:
         print(json.dumps(report.to_dict(), indent=2))
     else:
@@ -92,17 +96,24 @@ def _print_component(options: InspectOptions) -> None:
 
 
 def _inspect(options: InspectOptions) -> Any:
-    """Return the report. With --json, print the failure if there is one, and raise typer.Exit."""
     from mezzotint.checkpoint import inspect as look
 
-    try:
-        return look(
+    return _report(
+        options,
+        lambda: look(
             options.checkpoint,
             base=options.base,
             scales_from=options.scales_from,
             component=options.component,
             rename=options.renames,
-        )
+        ),
+    )
+
+
+def _report(options: InspectOptions, read: Callable[[], Any]) -> Any:
+    """Return the report. With --json, print the failure if there is one, and raise typer.Exit."""
+    try:
+        return read()
     except MezzotintError as error:
         if not options.as_json:
             raise
