@@ -3,8 +3,12 @@
 from .checkpoint import Checkpoint as Checkpoint
 from .checkpoint import inspect as inspect
 from .checkpoint import open as open
+from .checkpoint.file_component import ComponentReport as ComponentReport
+from .checkpoint.file_component import inspect_component as inspect_component
 from .conversion import ConvertReport as ConvertReport
 from .conversion import convert as convert
+from .conversion.extraction import ExtractReport as ExtractReport
+from .conversion.extraction import extract_component as extract_component
 from .errors import MezzotintError as MezzotintError
 from .families import Sampling as Sampling
 from .fast import FastTransformer as FastTransformer

@@ -163,6 +163,31 @@ def dequantize_pieces(pieces: Sequence[QuantTensor]) -> Tensor:
     return torch.cat([piece.scheme.dequantize(piece.parts) for piece in pieces], dim=1)
 
 
+def dequantize_bias(pieces: Sequence[QuantTensor]) -> Tensor | None:
+    """Return the bias that belongs to `dequantize_pieces`, float32 [out], or None."""
+    biases = [piece.scheme.dequantize_bias(piece.parts) for piece in pieces]
+    present = [bias for bias in biases if bias is not None]
+    return sum(present[1:], start=present[0]) if present else None
+
+
+def unchanged_bias(pieces: Sequence[QuantTensor]) -> Tensor | None:
+    """Return the stored bias of a layer, if dequantizing the layer leaves its values and dtype."""
+    stored = [piece.parts["bias"] for piece in pieces if "bias" in piece.parts]
+    shifted = any("shift" in piece.parts for piece in pieces)
+    if len(stored) != 1 or shifted or stored[0].dtype != unquantized_dtype(stored[0].dtype):
+        return None
+    return stored[0]
+
+
 def unquantized_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype for loading an unquantized tensor: BF16 for FP8, which it holds exactly."""
     return torch.bfloat16 if dtype in FP8_DTYPES else dtype
+
+
+def relative_error(values: Tensor, expected: Tensor) -> float:
+    """Return |values - expected| / |expected| in the Frobenius norm; infinity if a value is NaN."""
+    tiny = torch.finfo(torch.float32).tiny
+    error = float(
+        (values.float() - expected.float()).norm() / expected.float().norm().clamp_min(tiny)
+    )
+    return math.inf if math.isnan(error) else error

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mezzotint.bench import PUBLISHED_MODELS
+from mezzotint.bench import PUBLISHED_MODELS, ROTATED
 from mezzotint.bench import SCHEMES as BENCH_SCHEMES
 from mezzotint.cli import checks, names
 from mezzotint.errors import BadRequest, CannotWrite, did_you_mean, there_are
@@ -20,7 +20,7 @@ from mezzotint.loading.residency import RESIDENCY_MODES
 from mezzotint.quality.compare.gate import PROFILES
 from mezzotint.quality.metrics.image import IMAGE_METRICS
 from mezzotint.quality.prompts import SETS
-from mezzotint.schemes import schemes
+from mezzotint.schemes import encoders, schemes
 from support.cli_runner import run
 from support.plugin_packages import install_plugin
 
@@ -66,14 +66,21 @@ def test_the_names_that_are_known_without_torch_are_those_that_there_are() -> No
     assert set(names.ATTENTIONS.built_in) == set(ATTENTION_BACKENDS)
     assert set(names.BACKENDS.built_in) == set(all_backends())
     assert set(names.BENCH_MODELS.built_in) == set(PUBLISHED_MODELS)
-    assert set(names.BENCH_SCHEMES.built_in) == {"bf16", *BENCH_SCHEMES}
+    assert set(names.BENCH_SCHEMES.built_in) == {"bf16", *BENCH_SCHEMES, *ROTATED}
+    assert set(names.ENCODERS.built_in) == set(encoders())
     assert set(names.GATES) == set(PROFILES)
     assert set(names.METRICS.built_in) == {metric.name for metric in IMAGE_METRICS}
     assert set(names.PROMPT_SETS) == set(SETS)
     assert names.RESIDENCY_MODES.built_in == RESIDENCY_MODES
     assert set(names.SCHEMES.built_in) == set(schemes())
     assert set(names.TARGETS.built_in) == set(targets())
-    for declared in (names.BACKENDS, names.BENCH_MODELS, names.BENCH_SCHEMES, names.SCHEMES):
+    for declared in (
+        names.BACKENDS,
+        names.BENCH_MODELS,
+        names.BENCH_SCHEMES,
+        names.ENCODERS,
+        names.SCHEMES,
+    ):
         assert set(declared.registry()) == set(declared.built_in)
 
 

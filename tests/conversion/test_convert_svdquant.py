@@ -14,6 +14,7 @@ from torch import Tensor
 
 import mezzotint
 from mezzotint.checkpoint import Checkpoint
+from mezzotint.checkpoint.encoded_layers import EncodedLayers
 from mezzotint.conversion.planning import plan_contents
 from mezzotint.errors import Unsupported
 from mezzotint.families import families
@@ -220,7 +221,7 @@ def test_a_plan_keeps_none_of_the_numbers_that_it_was_decided_by(data: Path, to:
     model = ModelInfo(families()["zimage"], checkpoint.header.config)
     assert checkpoint.linears
     before = real_tensors()
-    contents = plan_contents(checkpoint, targets()[to].writer(model), (), None)
+    contents = plan_contents(EncodedLayers(checkpoint), targets()[to].writer(model), (), None)
     assert contents.groups
     assert real_tensors() <= before
 

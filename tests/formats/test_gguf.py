@@ -400,7 +400,7 @@ def test_an_unquantized_model_is_written_in_gguf_blocks(
     report = mezzotint.convert(base, tmp_path / "made", to=f"gguf-{kind.lower()}")
     written = Checkpoint.open(report.output)
     assert written.report.problems == ()
-    assert report.transforms == {f"rounded to GGUF {kind}": len(written.contents.linears)}
+    assert report.transforms == {f"rounded to GGUF {kind}": len(written.modules)}
     assert written.header.config["_class_name"] == "FluxTransformer2DModel"
     weights = load_file(base / "diffusion_pytorch_model.safetensors")
     assert {f"{module}.weight" for module in written.modules} == {
@@ -430,11 +430,15 @@ def test_an_unquantized_model_in_gguf_keeps_its_numbers(data: Path, tmp_path: Pa
     assert tensors["double_blocks.0.img_attn.qkv.bias"].dtype == torch.float32
 
 
-def test_blocks_are_not_rounded_again(data: Path, tmp_path: Path) -> None:
+def test_blocks_of_another_type_are_encoded_again(data: Path, tmp_path: Path) -> None:
     mezzotint.convert(data / "base/flux1", tmp_path / "q8.gguf", to="gguf-q8_0")
-    with pytest.raises(Unsupported, match="is GGUF Q8_0; --to gguf keeps it"):
-        mezzotint.convert(tmp_path / "q8.gguf", tmp_path / "q4", to="gguf-q4_0")
+    report = mezzotint.convert(tmp_path / "q8.gguf", tmp_path / "q4", to="gguf-q4_0")
+    assert report.transforms == {"rounded to GGUF Q4_0": len(report.errors)}
+    assert report.layers == {"gguf_q4_0": len(report.errors)}
+    same = mezzotint.convert(tmp_path / "q8.gguf", tmp_path / "same", to="gguf", scheme="gguf_q4_0")
+    assert tensor_bytes(same.output) == tensor_bytes(report.output)
     again = mezzotint.convert(tmp_path / "q8.gguf", tmp_path / "again", to="gguf-q8_0")
+    assert (again.transforms, again.errors) == ({}, {})
     assert tensor_bytes(again.output) == tensor_bytes(tmp_path / "q8.gguf")
 
 

@@ -153,6 +153,14 @@ def test_mxfp8_inputs_equal_torchao_and_comfy_kitchen(name: str, matrix: Tensor)
     )
 
 
+def test_mxfp8_weights_are_encoded_as_torchao_encodes_them(name: str, matrix: Tensor) -> None:
+    torchao = load_file(ORACLES / "torchao.safetensors")
+    encoded = MXFP8.encode(matrix)
+    assert torch.equal(encoded["codes"].view(torch.uint8), torchao[f"{name}.mxfp8_codes"])
+    scale = torchao[f"{name}.mxfp8_scale"].reshape(encoded["block_scale"].shape)
+    assert torch.equal(encoded["block_scale"].view(torch.uint8), scale.view(torch.uint8))
+
+
 def test_comfy_kitchen_takes_the_smallest_mxfp8_scale_for_zero() -> None:
     """Byte 0 of E8M0 is 2^-127 (OCP MX v1.0), as torchao and ModelOpt have it."""
     codes, scale = (

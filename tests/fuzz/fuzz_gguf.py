@@ -3,24 +3,20 @@
 A header that is accepted must describe bytes of the file, and its tensors can be read.
 """
 
-import argparse
-import json
 import random
-import resource
 import struct
-import time
-from collections import Counter
 from pathlib import Path
 
+from fuzz.hostile import Figures, run_from_command_line
+from fuzz.hostile import fuzz as fuzz_files
 from mezzotint.containers import read_container
 from mezzotint.containers.gguf import ORIGINAL_SHAPE
 from mezzotint.containers.gguf_types import BLOCKS, NUMBERS
 from mezzotint.errors import CheckpointError
 from mezzotint.formats import detect_format, read_header
-from support import gguf_files, results_log
+from support import gguf_files
 from support.gguf_files import Stored
 
-MEMORY = 300 * 2**20
 NUMBERS_TRIED = (0, 1, 2, 3, 7, 8, 9, 12, 31, 32, 33, 64, 255, 2**16, 2**31, 2**32 - 1)
 LENGTHS_TRIED = (*NUMBERS_TRIED, 2**32, 2**53, 2**63 - 1, 2**63, 2**64 - 1)
 TEXTS = ("", "a", "general.alignment", "general.architecture", "split.count", "a" * 300, "\0")
@@ -103,47 +99,13 @@ def accepts(file: Path) -> bool:
     return True
 
 
-def fuzz(file: Path, number: int, seed: int) -> dict[str, float | int]:
+def fuzz(file: Path, number: int, seed: int) -> Figures:
     """Try `number` files; raises AssertionError for the first that breaks a promise."""
-    chance = random.Random(seed)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    counts: Counter[str] = Counter()
-    slowest = 0.0
-    for _ in range(number):
-        content = mutate(chance)
-        file.write_bytes(content)
-        started = time.perf_counter()
-        try:
-            counts["accepted" if accepts(file) else "refused"] += 1
-        except Exception as error:
-            raise AssertionError(f"{type(error).__name__}: {error}: {content[:400]!r}") from error
-        slowest = max(slowest, time.perf_counter() - started)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-    assert grown < MEMORY, f"memory grew by {grown:,} bytes"
-    return {
-        "headers": number,
-        **counts,
-        "slowest_s": round(slowest, 4),
-        "memory_grown_bytes": grown,
-    }
+    return fuzz_files(file, number, seed, mutate, accepts)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--number", type=int, default=1_000_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--file", type=Path, default=Path("fuzz.gguf"))
-    parser.add_argument(
-        "--record", action="store_true", help="add a row to benchmarks/results/robustness.jsonl"
-    )
-    arguments = parser.parse_args()
-    started = time.monotonic()
-    figures = fuzz(arguments.file, arguments.number, arguments.seed)
-    figures["seconds"] = round(time.monotonic() - started, 1)
-    arguments.file.unlink()
-    print(json.dumps(figures))
-    if arguments.record:
-        results_log.append("robustness", "mutated GGUF headers", figures)
+    run_from_command_line(__doc__, "mutated GGUF headers", mutate, accepts)
 
 
 if __name__ == "__main__":

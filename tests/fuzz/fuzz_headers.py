@@ -3,23 +3,18 @@
 Every header that is accepted is also given to `safetensors.safe_open`, which must accept it too.
 """
 
-import argparse
 import json
 import random
-import resource
 import struct
-import time
-from collections import Counter
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from fuzz.hostile import Figures, run_from_command_line
+from fuzz.hostile import fuzz as fuzz_files
 from mezzotint.errors import CheckpointError
 from mezzotint.formats import read_header
-from support import results_log
 
-SECONDS = 1.0
-MEMORY = 300 * 2**20
 NUMBERS = (
     0,
     1,
@@ -151,13 +146,20 @@ def mutate_text(text: bytes, chance: random.Random) -> bytes:
     return text[:position] + middle + text[position + length :]
 
 
-def accepts(file: Path) -> bool:
+def reads(file: Path) -> bool:
     """Return whether Mezzotint reads the header; errors of other classes are raised."""
     try:
         read_header(file)
     except CheckpointError:
         return False
     return True
+
+
+def accepts(file: Path) -> bool:
+    """Return whether Mezzotint reads the header, which safetensors must then read, too."""
+    accepted = reads(file)
+    assert not accepted or safetensors_accepts(file), "safetensors refuses this"
+    return accepted
 
 
 def safetensors_accepts(file: Path) -> bool:
@@ -169,48 +171,13 @@ def safetensors_accepts(file: Path) -> bool:
     return True
 
 
-def fuzz(file: Path, number: int, seed: int) -> dict[str, float | int]:
+def fuzz(file: Path, number: int, seed: int) -> Figures:
     """Try `number` files; raises AssertionError for the first that breaks a promise."""
-    chance = random.Random(seed)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    counts: Counter[str] = Counter()
-    slowest = 0.0
-    for _ in range(number):
-        content = mutate(chance)
-        file.write_bytes(content)
-        started = time.perf_counter()
-        accepted = accepts(file)
-        slowest = max(slowest, time.perf_counter() - started)
-        assert slowest < SECONDS, f"took {slowest:.2f} s: {content[:400]!r}"
-        counts["accepted" if accepted else "refused"] += 1
-        if accepted:
-            assert safetensors_accepts(file), f"safetensors refuses this: {content[:400]!r}"
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-    assert grown < MEMORY, f"memory grew by {grown:,} bytes"
-    return {
-        "headers": number,
-        **counts,
-        "slowest_s": round(slowest, 4),
-        "memory_grown_bytes": grown,
-    }
+    return fuzz_files(file, number, seed, mutate, accepts)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--number", type=int, default=1_000_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--file", type=Path, default=Path("fuzz.safetensors"))
-    parser.add_argument(
-        "--record", action="store_true", help="add a row to benchmarks/results/robustness.jsonl"
-    )
-    arguments = parser.parse_args()
-    started = time.monotonic()
-    figures = fuzz(arguments.file, arguments.number, arguments.seed)
-    figures["seconds"] = round(time.monotonic() - started, 1)
-    arguments.file.unlink()
-    print(json.dumps(figures))
-    if arguments.record:
-        results_log.append("robustness", "mutated headers", figures)
+    run_from_command_line(__doc__, "mutated headers", mutate, accepts)
 
 
 if __name__ == "__main__":

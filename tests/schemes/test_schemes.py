@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mezzotint.errors import BadScale, ShapeMismatch
 from mezzotint.layouts import from_tiles
-from mezzotint.schemes import FP8, NVFP4
+from mezzotint.schemes import FP8, INT8, NVFP4
 from mezzotint.schemes.minifloats import E2M1_VALUES, round_e2m1, round_e4m3, unpack_e2m1
 
 MAGNITUDES = E2M1_VALUES[:8]
@@ -63,6 +63,17 @@ def test_fp8_inputs_saturate_at_the_static_scale() -> None:
         224.0,
         -224.0,
     ]
+
+
+def test_int8_weights_are_rounded_to_the_nearest_code_of_their_row() -> None:
+    weights = torch.randn(64, 96, generator=torch.Generator().manual_seed(3))
+    weights[1] *= 1e-6
+    weights[2] = 0
+    encoded = INT8.encode(weights)
+    assert encoded["weight_scale"].shape == (64, 1)
+    assert encoded["codes"].abs().amax(1).tolist() == [127, 127, 0, *[127] * 61]
+    error = (INT8.decode(encoded) - weights).abs()
+    assert bool((error <= encoded["weight_scale"] * 0.50001).all())
 
 
 def test_fp8_rows_may_have_scales_of_their_own() -> None:

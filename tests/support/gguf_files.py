@@ -112,3 +112,12 @@ def write(
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(content(tensors, metadata))
     return file
+
+
+def q4_k(rows: int, columns: int, chance: torch.Generator) -> Stored:
+    """Return a matrix of random Q4_K blocks, whose scales are small and finite."""
+    numbers_of_blocks = rows * columns // 256
+    raw = torch.randint(0, 256, (numbers_of_blocks, 144), generator=chance, dtype=torch.uint8)
+    scales = torch.rand(numbers_of_blocks, 2, generator=chance) * 9e-4 + 1e-4
+    raw[:, :4] = scales.half().view(torch.uint8)
+    return Stored(NUMBER_OF["Q4_K"], (columns, rows), raw.numpy().tobytes())

@@ -9,9 +9,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from mezzotint.containers.gguf_types import BLOCKS
 from mezzotint.containers.safetensors import DTYPES
 from mezzotint.formats import read_header, targets
 from mezzotint.formats.comfy_metadata import MARKER
+from mezzotint.saving import Entry
+from mezzotint.saving.gguf_file import GGUFFile, GGUFGroup
 from mezzotint.schemes import INT8, NVFP4
 from mezzotint.schemes.rotation import regular_hadamard
 from mezzotint.tensor import PLAIN, QuantTensor
@@ -19,6 +22,7 @@ from support.header_fixtures import expand, read_fixture
 from support.nunchaku_files import CASES
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+Q8_0 = next(block for block in BLOCKS.values() if block.name == "Q8_0")
 RANK = 32
 SCALE = torch.tensor(0.01)
 SHARD_BYTES = 10 * 10**9
@@ -178,6 +182,24 @@ def _convrot(folder: Path, _data: Path) -> Path:
     return write(folder, tensors, read_fixture("qwen-image")["config"], metadata)
 
 
+def _gguf(folder: Path, _data: Path) -> Path:
+    """FLUX.1 in Q8_0, in one file, as ComfyUI-GGUF leaves it: other tensors are F32 or BF16."""
+    groups = []
+    for name, tensor in full_size("flux1-dev", "original").items():
+        matrix = "blocks." in name and name.endswith(".weight") and tensor.ndim == 2
+        plain = torch.float32 if tensor.ndim == 1 else torch.bfloat16
+        shape, dtype = tuple(tensor.shape), Q8_0 if matrix else plain
+        stored = Q8_0.packed_shape(shape) if matrix else shape
+        entry = Entry(name, torch.uint8 if matrix else plain, stored)
+        groups.append(GGUFGroup((entry,), lambda: iter(()), dtype=dtype, shape=shape))
+    file = GGUFFile("flux1-dev-Q8_0.gguf", tuple(groups), values={"general.architecture": "flux"})
+    folder.mkdir(parents=True)
+    with (folder / file.name).open("wb") as stream:
+        stream.write(file.header())
+        stream.truncate(file.nbytes)
+    return folder / file.name
+
+
 def _nunchaku(metadata: Mapping[str, str] | None) -> Callable[[Path, Path], Path]:
     def make(folder: Path, data: Path) -> Path:
         case = "nunchaku_flux1_int4_r32"
@@ -197,6 +219,7 @@ FORMATS: dict[str, Callable[[Path, Path], Path]] = {
     "comfy by markers": _comfy_markers,
     "comfy convrot": _convrot,
     "bfl": _bfl,
+    "gguf": _gguf,
     "nunchaku": _nunchaku(None),
     "nunchaku undeclared": _nunchaku({}),
     "row-major": _nunchaku({"conversion": '{"layout": "row_major"}'}),

@@ -15,7 +15,7 @@ from mezzotint.bench.random_parts import WEIGHT_STD, has_random_parts, random_pa
 from mezzotint.bench.shapes import published_model
 from mezzotint.errors import require_known
 from mezzotint.families import Family, Sampling, family_by_transformer
-from mezzotint.families.building import build_meta_model
+from mezzotint.families.building import block_linears, build_meta_model
 from mezzotint.fast.passes.attention import ATTENTION_BACKENDS
 from mezzotint.formats.readers.svdquant import GELU_SHIFT, SHIFTED_LAYER
 from mezzotint.loading.residency import AS_STORED_BITS, RESIDENCY_MODES, to_residency
@@ -98,18 +98,6 @@ def build(case: BenchCase, device: torch.device) -> nn.Module:
         else:
             _fill(module, device)
     return model.to(device).eval()
-
-
-def block_linears(model: nn.Module) -> set[str]:
-    """Return names of the linears in the blocks that the model's class repeats."""
-    repeated = tuple(getattr(model, "_repeated_blocks", ()))
-    return {
-        f"{prefix}.{name}"
-        for prefix, block in model.named_modules()
-        if type(block).__name__ in repeated
-        for name, layer in block.named_modules()
-        if isinstance(layer, nn.Linear)
-    }
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,8 @@ def component_folder(path: AnyPath, component: str | None = None) -> AnyPath:
     Raises      NotACheckpoint if there is no folder of that name
     """
     inner = path / (component or COMPONENT)
+    if component == COMPONENT and path.is_file():
+        return path  # A single file's transformer is what is read of it.
     if component is not None and not inner.is_dir():
         raise NotACheckpoint(f"{path}: has no component {component}")
     return inner if component is not None or is_pipeline(path) else path

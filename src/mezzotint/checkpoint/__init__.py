@@ -19,12 +19,13 @@ from mezzotint.families.naming import Piece
 from mezzotint.formats import DetectedFormat, Header, StoredLinear, detect_format
 from mezzotint.formats.companion_files import open_header
 from mezzotint.formats.components import transformer_alone
+from mezzotint.formats.file_components import file_components
 from mezzotint.formats.renaming import Renames
 from mezzotint.formats.wrappers import unwrapped
 from mezzotint.hub import AnyPath
 from mezzotint.inspection import InspectReport, build_report
 from mezzotint.schemes import Shape
-from mezzotint.tensor import QuantTensor, dequantize_pieces
+from mezzotint.tensor import QuantTensor, dequantize_bias, dequantize_pieces
 
 MOST_NAMED = 50
 """Unknown tensors that the report's notes name, at most."""
@@ -122,7 +123,12 @@ class Checkpoint(NamedContents):
             self.header, self.detected, self.contents, self.evidence, family, ignored
         )
         unplaced = self._unplaced()
-        notes = (*report.notes, *self.contradictions, *_named(unplaced, family))
+        notes = (
+            *report.notes,
+            *self.contradictions,
+            *_named(unplaced, family),
+            *_other_components(self.header),
+        )
         report = replace(report, notes=notes, unplaced=unplaced)
         return (
             report
@@ -295,9 +301,7 @@ class Checkpoint(NamedContents):
 
     def bias(self, module: str) -> Tensor | None:
         """Return the bias that belongs to `weight`, float32 [out], or None."""
-        biases = [piece.scheme.dequantize_bias(piece.parts) for piece in self.read(module)]
-        present = [bias for bias in biases if bias is not None]
-        return sum(present[1:], start=present[0]) if present else None
+        return dequantize_bias(self.read(module))
 
     def parts(self, module: str) -> dict[str, Tensor]:
         """Return the plain parts by name; those of several pieces are 0.codes, 1.codes, ..."""
@@ -329,6 +333,12 @@ def _named(unplaced: Sequence[str], family: str) -> Iterator[str]:
     yield from (f"{name} does not belong to a {family} model" for name in unplaced[:MOST_NAMED])
     if len(unplaced) > MOST_NAMED:
         yield f"{len(unplaced) - MOST_NAMED:,} more tensors do not belong to a {family} model"
+
+
+def _other_components(header: Header) -> Iterator[str]:
+    """Yield a note on the components that the file has besides the transformer."""
+    if found := file_components(header.skipped):
+        yield f"the file has other components: --component {' or '.join(found)} reads them"
 
 
 open = Checkpoint.open

@@ -1,6 +1,7 @@
 """`mezzotint inspect`: report the contents of a checkpoint."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -8,7 +9,7 @@ import typer
 
 from mezzotint.builtin import check_exists
 from mezzotint.cli.failures import Failure
-from mezzotint.cli.inspection_tables import print_report
+from mezzotint.cli.inspection_tables import print_component, print_report
 from mezzotint.cli.options import checked
 from mezzotint.cli.shared_options import CheckpointOptions, json_option
 from mezzotint.errors import MezzotintError
@@ -53,11 +54,16 @@ def inspect(options: InspectOptions) -> None:
       --rename "to_out\\.weight=to_out.0.weight"
 
       mezzotint inspect ./qwen-image-nvfp4.safetensors --base ./Qwen-Image
+
+      mezzotint inspect ./all-in-one.safetensors --component text_encoder
     """
     from mezzotint.checkpoint import raw as read_raw
 
     if options.raw:
         print(json.dumps(read_raw(options.checkpoint, options.component), indent=2))
+        return
+    if _is_in_file(options):
+        _print_component(options)
         return
     report = _inspect(options)
     severity = _severity(report)
@@ -69,18 +75,45 @@ def inspect(options: InspectOptions) -> None:
         raise typer.Exit(int(severity))
 
 
+def _is_in_file(options: InspectOptions) -> bool:
+    """Return whether --component names a part of a single file."""
+    from mezzotint.checkpoint.file_component import is_in_file
+
+    return is_in_file(options.checkpoint, options.component)
+
+
+def _print_component(options: InspectOptions) -> None:
+    from mezzotint.checkpoint.file_component import inspect_component
+
+    report = _report(
+        options,
+        lambda: inspect_component(options.checkpoint, str(options.component), options.renames),
+    )
+    if options.as_json:
+        print(json.dumps(report.to_dict(), indent=2))
+    else:
+        print_component(report)
+
+
 def _inspect(options: InspectOptions) -> Any:
-    """Return the report. With --json, print the failure if there is one, and raise typer.Exit."""
     from mezzotint.checkpoint import inspect as look
 
-    try:
-        return look(
+    return _report(
+        options,
+        lambda: look(
             options.checkpoint,
             base=options.base,
             scales_from=options.scales_from,
             component=options.component,
             rename=options.renames,
-        )
+        ),
+    )
+
+
+def _report(options: InspectOptions, read: Callable[[], Any]) -> Any:
+    """Return the report. With --json, print the failure if there is one, and raise typer.Exit."""
+    try:
+        return read()
     except MezzotintError as error:
         if not options.as_json:
             raise

@@ -24,6 +24,28 @@ def print_report(report: Any, layers: bool) -> None:
         out.print(_layer_table(report))
 
 
+def print_component(report: Any) -> None:
+    """Print what one component of an all-in-one file consists of."""
+    from rich.table import Table
+
+    from mezzotint.cli.output import console, foreign
+
+    properties = Table.grid(padding=(0, 2))
+    layers = ", ".join(f"{number} layers {name}" for name, number in report.schemes.items())
+    dtypes = ", ".join(f"{dtype} {_mib(size)}" for dtype, size in report.dtypes.items())
+    for name, value in (
+        ("path", str(report.path)),
+        ("component", f"{report.component} ({report.kind})"),
+        ("format", report.format),
+        ("quantized", layers or "nothing"),
+        ("tensors", f"{report.tensors}: {dtypes}"),
+        ("names", report.names),
+        ("stored", _mib(report.stored_bytes)),
+    ):
+        properties.add_row(name, foreign(value))
+    console().print(properties)
+
+
 def _shorten(lines: Any) -> Iterator[str]:
     """Yield the first lines, and how many more there are."""
     from mezzotint.verification.findings import MAX_PRINTED

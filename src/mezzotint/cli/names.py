@@ -46,6 +46,12 @@ def _schemes() -> Iterable[str]:
     return schemes()
 
 
+def _encoders() -> Iterable[str]:
+    from mezzotint.schemes import encoders
+
+    return encoders()
+
+
 def _backends() -> Iterable[str]:
     from mezzotint.kernels import all_backends
 
@@ -131,6 +137,15 @@ DEVICES = (
     "maia",
     "vulkan",
     "meta",
+)
+ENCODERS = Names(
+    "scheme",
+    (
+        *("awq_w4a16", "fp8", "gguf_q4_0", "gguf_q4_1", "gguf_q5_0", "gguf_q5_1", "gguf_q8_0"),
+        *("int8", "mxfp8", "nvfp4", "svdquant_int4", "svdquant_nvfp4"),
+    ),
+    "mezzotint.schemes",
+    _encoders,
 )
 GATES = tuple(sorted(file.stem for file in (DATA / "gates").glob("*.toml")))
 METRICS = Names("metric", ("psnr", "ssim", "ms_ssim", "flip", "lpips", "st_lpips", "mae"))

@@ -133,7 +133,10 @@ class CheckpointOptions(TensorOptions):
     ]
     component: Annotated[
         str | None,
-        typer.Option(help="Folder inside a pipeline, such as transformer_2 \\[transformer]."),
+        typer.Option(
+            help="Folder inside a pipeline, such as transformer_2 \\[transformer]. For inspect and "
+            "convert, also a part of an all-in-one file: text_encoder, vae, ..."
+        ),
     ] = None
 
 

@@ -166,6 +166,9 @@ def _program(path: Path, archive: zipfile.ZipFile, members: list[zipfile.ZipInfo
         )
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise BrokenFile(f"{path}: has compressed entries, which torch.save never writes")
+    # zipfile reserves the stated compressed size, which only the directory states.
+    if any(member.compress_size != member.file_size for member in members):
+        raise BrokenFile(f"{path}: its directory states two sizes for one uncompressed entry")
     size = programs[0].file_size
     if size > MAX_PICKLE_BYTES:
         raise BrokenFile(

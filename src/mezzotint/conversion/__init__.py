@@ -3,8 +3,8 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from mezzotint.checkpoint import Checkpoint
 from mezzotint.conversion.destination import Destination
 from mezzotint.conversion.earlier_output import unknown_files
 from mezzotint.conversion.gguf_output import gguf_file
-from mezzotint.conversion.planning import OutputPlan, match_globs, plan_contents
+from mezzotint.conversion.planning import OutputPlan, plan_contents
+from mezzotint.conversion.progress import Progress, counter
 from mezzotint.conversion.provenance import (
     PIPELINE,
     VERSION_KEY,
@@ -30,6 +31,7 @@ from mezzotint.conversion.provenance import (
     source_info,
 )
 from mezzotint.conversion.reading import files_read, tensor_files
+from mezzotint.conversion.requantization import AddedError, LayerChoice, scheme_of
 from mezzotint.errors import join_names, require_known
 from mezzotint.formats import targets
 from mezzotint.formats.renaming import Renames
@@ -38,12 +40,11 @@ from mezzotint.formats.writers.writer import ModelInfo, Target, Writer
 from mezzotint.hub import AnyPath, local_copy
 from mezzotint.saving import Output, Shard, WatchedFiles, split_into_shards, write_output
 from mezzotint.saving.gguf_file import GGUFFile
+from mezzotint.schemes import Scheme
 
 __all__ = ["ConvertReport", "convert"]
 
 SHARD_BYTES = 4 * 10**9
-Progress = Callable[[int, int], None]
-"""Callback that receives the finished bytes and the total bytes."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class ConvertReport:
 
     layers       {scheme: number of layers that stay quantized}
     transforms   {transformation of values: number of layers}; empty for a lossless conversion
+    errors       {layer: |W - source| / |source|} of the layers that were encoded in `scheme`
+    kept         {layer: why it was not encoded in `scheme`}
     resumed      shards that an earlier, interrupted run had finished
     nbytes       size of all shards
     ignored      {tensor of the source that was not written: reason}
@@ -68,12 +71,21 @@ class ConvertReport:
     nbytes: int
     seconds: float
     transforms: Mapping[str, int]
+    errors: Mapping[str, float]
+    kept: Mapping[str, str]
     ignored: Mapping[str, str]
     notes: tuple[str, ...]
 
+    @property
+    def added_error(self) -> AddedError | None:
+        """The largest and the mean of `errors`, or None if no layer was encoded."""
+        return AddedError.of(self.errors)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON."""
-        return asdict(self) | {"source": str(self.source), "output": str(self.output)}
+        added = self.added_error
+        paths = {"source": str(self.source), "output": str(self.output)}
+        return asdict(self) | paths | {"added_error": None if added is None else asdict(added)}
 
 
 def convert(
@@ -83,6 +95,7 @@ def convert(
     base: str | Path | None = None,
     to: str = "mezzotint",
     scales_from: str | Path | None = None,
+    scheme: str | None = None,
     keep_bf16: Sequence[str] = (),
     component: str | None = None,
     merge_into: str | AnyPath | None = None,
@@ -97,6 +110,9 @@ def convert(
                   missing configuration, and reference for an ambiguous byte layout
     to            mezzotint, bf16, modelopt, comfy, nunchaku, row-major, gguf, gguf-q8_0, gguf-q4_0
     scales_from   checkpoint to take missing static input scales from
+    scheme        name of a scheme to encode the layers in, rounded to nearest: those that the
+                  source has quantized, or of an unquantized source the linear layers of the
+                  blocks. Layers in this scheme stay as they are.
     keep_bf16     globs on diffusers module names; these layers are written unquantized
     component     folder inside `source`, if `source` is a pipeline, and inside the output of
                   `merge_into` ["transformer"]
@@ -109,12 +125,11 @@ def convert(
     Raises        MezzotintError; `output` is then unchanged
     """
     started = time.monotonic()
-    target = _target(to)
+    target, encoder = _target(to, scheme)
     destination = Destination.of(Path(output), target, component, merge_into)
     source_path = resolve(source)
-    base_path, scales_path = (
-        None if path is None else resolve(path) for path in (base, scales_from)
-    )
+    base_path = None if base is None else resolve(base)
+    scales_path = None if scales_from is None else resolve(scales_from)
     inside = component if merge_into is None or is_pipeline(source_path) else None
     inputs = [source_path, *(path for path in (base_path, scales_path) if path is not None)]
     destination.check([*inputs, component_folder(source_path, inside)], overwrite)
@@ -127,17 +142,15 @@ def convert(
         checkpoint = _open(source_path, inside, reference, scales_path, rename)
         checkpoint = checkpoint.placed(checkpoint.model(reference))
         config = _config(checkpoint, reference, destination)
+        choice = LayerChoice.of(checkpoint, checkpoint.model(reference), encoder, keep_bf16)
         writer = target.writer(ModelInfo(checkpoint.family, config))
-        contents = _contents(checkpoint, writer, keep_bf16, reference)
-        if isinstance(target, GGUFTarget):
-            file, contents = _gguf_file(contents, target, checkpoint, destination, config)
-            shards: list[Shard] = [file]
-        else:
-            shards = _shards(contents, destination, config, shard_bytes)
+        contents = _contents(choice, writer, reference)
+        shards, contents = _files(contents, target, checkpoint, destination, config, shard_bytes)
         planned = _output(
             destination, shards, contents, config, to, [checkpoint, reference], watched
         )
-        resumed = write_output(planned, overwrite, _counter(planned.total, on_progress))
+        planned = replace(planned, measured=choice.layers.errors)
+        resumed = write_output(planned, overwrite, counter(planned.total, on_progress))
     return ConvertReport(
         source=Path(str(checkpoint.header.path)),
         source_format=checkpoint.detected.format.name,
@@ -150,14 +163,17 @@ def convert(
         nbytes=planned.nbytes,
         seconds=time.monotonic() - started,
         transforms=contents.transforms,
+        errors=dict(choice.layers.errors),
+        kept=choice.kept,
         ignored=checkpoint.ignored,
         notes=tuple(_notes(checkpoint, config, destination)),
     )
 
 
-def _target(to: str) -> Target:
+def _target(to: str, scheme: str | None) -> tuple[Target, Scheme | None]:
+    """Return the target, and the scheme to encode layers in. Raises BadRequest."""
     require_known("target", to, targets())
-    return targets()[to]
+    return targets()[to], scheme_of(scheme, targets()[to])
 
 
 def _open(
@@ -173,13 +189,10 @@ def _open(
     return Checkpoint.open(local, base=reference, scales_from=scales_from, rename=rename)
 
 
-def _contents(
-    checkpoint: Checkpoint, writer: Writer, keep_bf16: Sequence[str], base: Checkpoint | None
-) -> OutputPlan:
-    modules = checkpoint.linears
+def _contents(choice: LayerChoice, writer: Writer, base: Checkpoint | None) -> OutputPlan:
     if writer.name == "bf16":
-        return plan_contents(checkpoint, writer, modules, None)
-    return plan_contents(checkpoint, writer, match_globs(modules, keep_bf16), base)
+        return plan_contents(choice.layers, writer, choice.layers.checkpoint.linears, None)
+    return plan_contents(choice.layers, writer, choice.unquantized, base)
 
 
 def _config(
@@ -190,6 +203,21 @@ def _config(
         return model_config(checkpoint, base)
     destination.base_pipeline.check(checkpoint)
     return destination.base_pipeline.config
+
+
+def _files(
+    contents: OutputPlan,
+    target: Target,
+    checkpoint: Checkpoint,
+    destination: Destination,
+    config: Mapping[str, Any],
+    limit: int,
+) -> tuple[list[Shard], OutputPlan]:
+    """Return the files to write, and the plan with their tensors."""
+    if isinstance(target, GGUFTarget):
+        file, contents = _gguf_file(contents, checkpoint, destination, config)
+        return [file], contents
+    return _shards(contents, destination, config, limit), contents
 
 
 def _shards(
@@ -210,14 +238,12 @@ def _shards(
 
 def _gguf_file(
     contents: OutputPlan,
-    target: GGUFTarget,
     checkpoint: Checkpoint,
     destination: Destination,
     config: Mapping[str, Any],
 ) -> tuple[GGUFFile, OutputPlan]:
     values = {VERSION_KEY: VERSION} | ({"config": json.dumps(config)} if config else {})
-    name = f"{destination.stem}{target.suffix}"
-    return gguf_file(contents, checkpoint.family, target.encoder, values, name)
+    return gguf_file(contents, checkpoint.family, values, destination.path.name)
 
 
 def _output(
@@ -257,18 +283,6 @@ def _output(
         unknown_files,
         watched.check,
     )
-
-
-def _counter(total: int, on_progress: Progress | None) -> Callable[[int], None]:
-    done = 0
-
-    def count(size: int) -> None:
-        nonlocal done
-        done += size
-        if on_progress is not None:
-            on_progress(done, total)
-
-    return count
 
 
 def _notes(

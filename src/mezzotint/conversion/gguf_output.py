@@ -1,10 +1,9 @@
-"""The GGUF file of a planned conversion: makers' names, joined layers, encoded matrices.
+"""The GGUF file of a planned conversion: makers' names and joined layers.
 
 The plan has diffusers' tensors. Those that the makers fuse are joined row by row; a row's bytes
 stay as they are, whatever its type.
 """
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from mezzotint.families.original_names import Member, original_layout
 from mezzotint.saving import Block, Entry, FileRange, Group
 from mezzotint.saving.gguf_file import GGUFFile, GGUFGroup, MetadataValue
 from mezzotint.saving.shards import split_group
-from mezzotint.schemes import Scheme, Shape
+from mezzotint.schemes import Shape
 
 QUANTIZATION_VERSION = 2
 """Version of ggml's block layouts; gguf-py writes it as GGML_QUANT_VERSION."""
@@ -48,8 +47,6 @@ FILE_TYPES = {
 """{type of most bytes: general.file_type}. Source: llama.h, enum llama_ftype"""
 SMALL = 1024
 """Elements of the matrices that converters leave in F32."""
-REPEATED = re.compile(r"\w+\.\d+\.\w+\.")
-"""The name of a layer in one of the model's repeated blocks."""
 BLOCK_TYPES = {f"gguf_{block.name.lower()}": block for block in BLOCKS.values()}
 
 
@@ -65,14 +62,12 @@ class _Tensor:
 def gguf_file(
     plan: OutputPlan,
     family: Family,
-    encoder: Scheme | None,
     values: Mapping[str, MetadataValue],
     name: str,
 ) -> tuple[GGUFFile, OutputPlan]:
-    """Return the file to write, and the plan with what is encoded.
+    """Return the file to write, and the plan with the tensors of the makers.
 
     plan      the tensors under diffusers' names
-    encoder   the scheme of matrices in repeated blocks that are not quantized; None to leave them
     values    further metadata
     name      name of the file
     Raises    Unsupported if the makers' files have no place for a tensor
@@ -85,16 +80,9 @@ def gguf_file(
     order = {key: number for number, key in enumerate(tensors)}
     layout = original_layout(family, {key: tensor.shape for key, tensor in tensors.items()})
     groups: list[GGUFGroup] = []
-    encoded = 0
     for original in sorted(layout, key=lambda key: min(order[m.name] for m in layout[key][1])):
         shape, members = layout[original]
-        group = _joined(original, shape, members, tensors)
-        rounded = _encoded(group, members, encoder)
-        groups.append(rounded or group)
-        encoded += rounded is not None
-    transforms = dict(plan.transforms)
-    if encoder is not None and encoded:
-        transforms[f"rounded to {encoder.title}"] = encoded
+        groups.append(_joined(original, shape, members, tensors))
     metadata = {
         **plan.declaration.metadata,
         "general.quantization_version": QUANTIZATION_VERSION,
@@ -103,7 +91,7 @@ def gguf_file(
     }
     return (
         GGUFFile(name, tuple(groups), values=metadata),
-        replace(plan, groups=tuple(groups), transforms=transforms),
+        replace(plan, groups=tuple(groups)),
     )
 
 
@@ -191,33 +179,6 @@ def _is_widened(name: str, shape: Shape) -> bool:
 
 def _widened(blocks: Callable[[], Iterator[Block]]) -> Iterator[Block]:
     yield from tensor_bytes(_bytes(blocks).view(torch.bfloat16).float())
-
-
-def _encoded(
-    group: GGUFGroup, members: Sequence[Member], scheme: Scheme | None
-) -> GGUFGroup | None:
-    """Return a matrix of a repeated block in the scheme's blocks, None for any other tensor."""
-    if (
-        scheme is None
-        or not isinstance(group.dtype, torch.dtype)
-        or _is_widened(group.entries[0].key, group.shape)
-        or group.shape[1] % scheme.group
-        or not all(REPEATED.match(member.name) for member in members)
-    ):
-        return None
-    block = BLOCK_TYPES[scheme.name]
-    entry = Entry(group.entries[0].key, torch.uint8, block.packed_shape(group.shape))
-    blocks = partial(_encoded_bytes, group, group.dtype, scheme)
-    return GGUFGroup.of(Group((entry,), blocks), block, group.shape)
-
-
-def _encoded_bytes(group: GGUFGroup, dtype: torch.dtype, scheme: Scheme) -> Iterator[Block]:
-    assert scheme.encode is not None  # noqa: S101
-    rows, columns = group.shape
-    raw = _bytes(group.blocks)[: rows * columns * dtype.itemsize]
-    codes = scheme.encode(raw.view(dtype).reshape(group.shape))["codes"]
-    scheme.check_values("codes", codes, group.entries[0].key)
-    yield from tensor_bytes(codes)
 
 
 def _file_type(groups: Sequence[GGUFGroup]) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.checkpoint import Checkpoint, LayerOutline
+from mezzotint.checkpoint.encoded_layers import EncodedLayers
 from mezzotint.containers import TensorInfo
 from mezzotint.conversion.tensor_bytes import (
     copy_scale,
@@ -22,10 +23,13 @@ from mezzotint.errors import BadRequest, CannotWrite, ShapeMismatch, Unsupported
 from mezzotint.formats.writers.writer import CannotStore, Declaration, Pieces, Writer
 from mezzotint.saving import Block, Entry, Group
 from mezzotint.schemes import BF16
-from mezzotint.tensor import unquantized_dtype
+from mezzotint.tensor import unchanged_bias, unquantized_dtype
 
 DECODED = "decoded to BF16"
 """Name of the transformation that dequantizes a layer; it is recorded in mezzotint.json."""
+
+DROPPED_INPUT_SCALE = "without their static input scale"
+"""Name of the transformation of an encoded layer whose new scheme cannot use its input scale."""
 
 DECODED_BLOCKS = "decoded from blocks to float32"
 """Name of the transformation of tensors in blocks that are no matrices."""
@@ -48,27 +52,29 @@ class OutputPlan:
 
 
 def plan_contents(
-    checkpoint: Checkpoint, writer: Writer, dequantize: Iterable[str], base: Checkpoint | None
+    layers: EncodedLayers, writer: Writer, dequantize: Iterable[str], base: Checkpoint | None
 ) -> OutputPlan:
-    """Plan the tensors that `writer` creates from a checkpoint.
+    """Plan the tensors that `writer` creates from a checkpoint and its encoded layers.
 
-    checkpoint   placed in its model, so that it is complete and has no other tensors
-    dequantize   modules to write unquantized, from `base` or decoded
+    layers       of a checkpoint that is placed in its model, so that it is complete and has no
+                 other tensors
+    dequantize   quantized modules to write unquantized, from `base` or decoded
     Raises       Unsupported, with all reasons, if the target cannot store a layer
     """
-    plain = [_plain(checkpoint, name, writer) for name in checkpoint.plain]
-    names = list(checkpoint.plain)
+    checkpoint = layers.checkpoint
+    encoded = layers.encoded_tensors
+    names = [name for name in checkpoint.plain if name not in encoded]
+    plain = [_plain(checkpoint, name, writer) for name in names]
     packed = checkpoint.contents.packed
     decoded = sum(piece.source in packed for piece in checkpoint.plain.values())
     transforms: Counter[str] = Counter({DECODED_BLOCKS: decoded} if decoded else {})
+    transforms.update(_encodings(layers))
     # Modules that are not nn.Linear cannot be quantized in the output. They are always decoded,
     # because the user did not ask for their values from the base.
     decode_only = checkpoint.unquantized.difference(dequantize)
     dequantized = {*dequantize, *checkpoint.unquantized}
     outlines = {
-        module: checkpoint.outline(module)
-        for module in checkpoint.linears
-        if module not in dequantized
+        module: layers.outline(module) for module in layers.modules if module not in dequantized
     }
     for module in _transformed_bf16_layers(writer, outlines):
         dequantized.add(module)
@@ -80,7 +86,7 @@ def plan_contents(
         plain += groups
         names += [entry.key for _, group in groups for entry in group.entries]
         transforms[transform] += 1
-    quantized = _quantized(checkpoint, writer, outlines, transforms)
+    quantized = _quantized(layers, writer, outlines, transforms)
     declaration = writer.declare(
         {module: outline.pieces for module, outline in outlines.items()}, names
     )
@@ -90,6 +96,14 @@ def plan_contents(
     _check_unique([group for _, group in ordered])
     schemes = {module: outline.pieces[0].scheme.name for module, outline in outlines.items()}
     return OutputPlan(tuple(group for _, group in ordered), declaration, schemes, dict(transforms))
+
+
+def _encodings(layers: EncodedLayers) -> Iterator[str]:
+    """Yield the transformations of the encoded layers."""
+    for module, scheme in layers.schemes.items():
+        yield f"rounded to {scheme.title}"
+        if layers.drops_input_scale(module):
+            yield DROPPED_INPUT_SCALE
 
 
 def _transformed_bf16_layers(writer: Writer, outlines: Mapping[str, LayerOutline]) -> list[str]:
@@ -177,17 +191,15 @@ def _bias(checkpoint: Checkpoint, outline: LayerOutline, module: str, key: str) 
     if not biases:
         return None
     entry = Entry(key, unquantized_dtype(biases[0].dtype), tuple(biases[0].shape))
-    info = outline.source_of(biases[0])
-    changed = entry.dtype != biases[0].dtype or any(
-        "shift" in piece.parts for piece in outline.pieces
-    )
-    if len(biases) == 1 and info is not None and not changed:
+    kept = unchanged_bias(outline.pieces)
+    info = None if kept is None else outline.source_of(kept)
+    if info is not None:
         return Group((entry,), partial(copy_tensor, info))
     return Group((entry,), lambda: dequantized_bias_bytes(checkpoint.read(module), entry.dtype))
 
 
 def _quantized(
-    checkpoint: Checkpoint,
+    layers: EncodedLayers,
     writer: Writer,
     outlines: Mapping[str, LayerOutline],
     transforms: Counter[str],
@@ -199,20 +211,20 @@ def _quantized(
     reasons: dict[str, list[str]] = {}
     planned: list[tuple[SourceOffset, Group]] = []
     for modules in writer.groups(outlines):
-        group = {module: checkpoint.outline(module, writer.needs_values) for module in modules}
+        group = {module: layers.outline(module, writer.needs_values) for module in modules}
         written = writer.layer({module: outline.pieces for module, outline in group.items()})
         if isinstance(written, CannotStore):
             reasons.setdefault(written.reason, []).extend(modules)
             continue
         transforms.update(written.transforms)
-        planned += _group_tensors(checkpoint, writer, group, written.tensors)
+        planned += _group_tensors(layers, writer, group, written.tensors)
     if reasons:
-        raise _unsupported(checkpoint, writer, reasons)
+        raise _unsupported(layers.checkpoint, writer, reasons)
     return iter(planned)
 
 
 def _group_tensors(
-    checkpoint: Checkpoint,
+    layers: EncodedLayers,
     writer: Writer,
     outlines: Mapping[str, LayerOutline],
     tensors: Mapping[str, Tensor],
@@ -238,7 +250,7 @@ def _group_tensors(
     # Tensors with large elements come first, so that each one is aligned to its dtype.
     computed.sort(key=lambda entry: -entry.dtype.itemsize)
     if computed:
-        compute = partial(_computed_group, checkpoint, writer, list(outlines), computed)
+        compute = partial(_computed_group, layers, writer, list(outlines), computed)
         groups.append((offset, Group(tuple(computed), compute)))
     return groups
 
@@ -264,10 +276,10 @@ def _copy(
 
 
 def _computed_group(
-    checkpoint: Checkpoint, writer: Writer, modules: Sequence[str], entries: Sequence[Entry]
+    layers: EncodedLayers, writer: Writer, modules: Sequence[str], entries: Sequence[Entry]
 ) -> Iterator[memoryview]:
     """Yield the bytes of a computed group. Raises CannotWrite if it differs from the plan."""
-    pieces: dict[str, Pieces] = {module: checkpoint.read(module) for module in modules}
+    pieces: dict[str, Pieces] = {module: layers.read(module) for module in modules}
     written = writer.layer(pieces)
     del pieces
     if isinstance(written, CannotStore):

@@ -152,3 +152,15 @@ def model_of_shapes(
     return outline_model(
         family.transformer_class, {**config, **flags}, f"{where}: its tensors' shapes"
     )
+
+
+def block_linears(model: nn.Module) -> set[str]:
+    """Return names of the linears in the blocks that the model's class repeats."""
+    repeated = tuple(getattr(model, "_repeated_blocks", ()))
+    return {
+        f"{prefix}.{name}"
+        for prefix, block in model.named_modules()
+        if type(block).__name__ in repeated
+        for name, layer in block.named_modules()
+        if isinstance(layer, nn.Linear)
+    }

@@ -17,8 +17,8 @@ from mezzotint.nn import QuantLinear, SplitLinear, make_linear, use_backend
 from mezzotint.quality.candidate import ModelSpec
 from mezzotint.quality.input_scales import InputRange, input_range
 from mezzotint.quality.recording import InputSample
-from mezzotint.quality.signatures import WrongTensor, relative_error
-from mezzotint.tensor import QuantTensor, dequantize_pieces
+from mezzotint.quality.signatures import WrongTensor
+from mezzotint.tensor import QuantTensor, dequantize_pieces, relative_error
 
 PLAIN = "plain"
 Z_RATIO, MIN_GROUP_SIZE = 1.5, 4

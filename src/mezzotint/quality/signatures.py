@@ -5,7 +5,6 @@ Signatures are tried in the order of `SIGNATURES`, from specific to general, bec
 correction, such as a factor, can also reduce the error of a specific fault.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -16,7 +15,7 @@ from torch import Tensor
 from mezzotint.families import Family, families
 from mezzotint.layouts.nunchaku import WARP, from_vector_fragments, to_vector_fragments
 from mezzotint.layouts.tiles import from_tiles, padded_shape, to_tiles
-from mezzotint.tensor import QuantTensor
+from mezzotint.tensor import QuantTensor, relative_error
 
 MIN_ERROR_RATIO = 1.5
 """Required ratio of the errors before and after a correction. It is small, because 4-bit
@@ -75,15 +74,6 @@ class Signature:
 
     cause: str
     undo: Callable[[WrongTensor], Iterator[Correction]]
-
-
-def relative_error(values: Tensor, expected: Tensor) -> float:
-    """Return |values - expected| / |expected| in the Frobenius norm; infinity if a value is NaN."""
-    tiny = torch.finfo(torch.float32).tiny
-    error = float(
-        (values.float() - expected.float()).norm() / expected.float().norm().clamp_min(tiny)
-    )
-    return math.inf if math.isnan(error) else error
 
 
 def explain(tensor: WrongTensor) -> Explanation | None:

@@ -13,8 +13,8 @@ from mezzotint.quality.candidate import ModelSpec
 from mezzotint.quality.layers import TransformerPair
 from mezzotint.quality.metrics.finite import finite_values
 from mezzotint.quality.pair import pair_transformers, plan_model, same_tensors
-from mezzotint.quality.signatures import relative_error
 from mezzotint.schemes import BF16, FP8, Scheme
+from mezzotint.tensor import relative_error
 
 
 @dataclass(frozen=True)

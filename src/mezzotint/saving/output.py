@@ -47,6 +47,7 @@ class Output:
     copies         {path inside the folder: file to copy there unchanged}
     find_foreign   returns the files at a path that belong to no earlier output
     check_inputs   raises if a file that is read has changed meanwhile
+    measured       {what: value} that writing a shard adds; the journal keeps it for a later run
     """
 
     path: Path
@@ -57,6 +58,7 @@ class Output:
     copies: Mapping[str, Path] = field(default_factory=dict)
     find_foreign: FindForeign = everything
     check_inputs: Callable[[], None] = lambda: None
+    measured: dict[str, float] = field(default_factory=dict)
 
     @property
     def partial(self) -> Path:
@@ -165,11 +167,14 @@ def _write(output: Output, shard: Shard, on_bytes: Callable[[int], None]) -> Sha
     """Write and sync one shard, then record it in the journal."""
     path = output.partial / shard.name
     path.parent.mkdir(parents=True, exist_ok=True)
+    before = set(output.measured)
     record = write_shard(path, shard, on_bytes)
     fsync(path.parent)
     _check_inputs(output)
+    measured = {what: value for what, value in output.measured.items() if what not in before}
+    entry = {"shard": shard.name, **asdict(record)} | ({"measured": measured} if measured else {})
     with output.journal.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps({"shard": shard.name} | asdict(record)) + "\n")
+        stream.write(json.dumps(entry) + "\n")
         stream.flush()
         os.fsync(stream.fileno())
     return record
@@ -179,10 +184,11 @@ def _finished_shards(output: Output) -> dict[str, ShardRecord]:
     """Return the intact shards of an earlier run, and remove its other files."""
     planned = {shard.name: shard.nbytes for shard in output.shards}
     kept: dict[str, ShardRecord] = {}
-    for name, record in _journal(output.journal):
+    for name, record, measured in _journal(output.journal):
         path = output.partial / name
         if planned.get(name) == record.size and path.is_file() and hash_file(path) == record:
             kept[name] = record
+            output.measured.update(measured)
     for path in _files(output.partial):
         if str(path.relative_to(output.partial)) not in kept:
             path.unlink()
@@ -197,13 +203,14 @@ def _remove_empty_folders(folder: Path) -> None:
             Path(place).rmdir()
 
 
-def _journal(path: Path) -> Iterator[tuple[str, ShardRecord]]:
-    """Yield (shard, record) of the journal's lines, without a line that a kill cut short."""
+def _journal(path: Path) -> Iterator[tuple[str, ShardRecord, dict[str, float]]]:
+    """Yield (shard, record, what was measured) of each line, except one that a kill cut short."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     for line in lines:
         with suppress(ValueError, KeyError, TypeError):
             entry = json.loads(line)
-            yield str(entry["shard"]), ShardRecord(int(entry["size"]), str(entry["sha256"]))
+            record = ShardRecord(int(entry["size"]), str(entry["sha256"]))
+            yield str(entry["shard"]), record, dict(entry.get("measured", {}))
 
 
 def _remove_stale(output: Output) -> None:

@@ -50,6 +50,7 @@ __all__ = [
     "Parts",
     "Scheme",
     "Shape",
+    "encoders",
     "schemes",
 ]
 
@@ -60,3 +61,8 @@ def schemes() -> Mapping[str, Scheme]:
     found = collect(__name__, "SCHEME")
     by_bits = (*INT_GROUPS.values(), *INT_SHIFTED.values())
     return dict(sorted((found | {scheme.name: scheme for scheme in by_bits}).items()))
+
+
+def encoders() -> Mapping[str, Scheme]:
+    """Return {name: scheme} of the schemes that encode weights."""
+    return {name: scheme for name, scheme in schemes().items() if scheme.encode is not None}

@@ -35,7 +35,7 @@ def decode_int8(parts: Parts) -> Tensor:
 def encode_int8(weights: Tensor) -> dict[str, Tensor]:
     """Quantize weights [out, in] to [-127, 127] with one scale per row, amax / 127.
 
-    Returns   codes, and weight_scale float32 [out, 1], the shape of comfy-kitchen
+    Returns   the parts of `decode_int8`, with scales [out, 1] as ComfyUI stores them
     """
     integers, scale = to_int8(weights, None)
     return {"codes": integers.to(torch.int8), "weight_scale": scale}

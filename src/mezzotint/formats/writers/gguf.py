@@ -36,7 +36,7 @@ ARCHITECTURES = {
 class GGUFTarget:
     """A GGUF file.
 
-    encoder   the scheme that the blocks' unquantized matrices get; None to leave them as they are
+    encoder   the scheme that layers are encoded in; None to leave them as they are
     """
 
     name: str = "gguf"
@@ -46,7 +46,7 @@ class GGUFTarget:
     suffix: str = ".gguf"
 
     def writer(self, model: ModelInfo) -> "GGUFWriter":
-        return GGUFWriter(self.name, self.title, model, self.encoder)
+        return GGUFWriter(self.name, self.title, model)
 
 
 TARGET = GGUFTarget()
@@ -59,13 +59,12 @@ class GGUFWriter(DiffusersLayerWriter):
     name: str
     title: str
     model: ModelInfo
-    encoder: Scheme | None = None
 
     def layer(self, group: Mapping[str, Pieces]) -> StoredTensors | CannotStore:
         ((module, pieces),) = group.items()
         return (
             check_single_piece(pieces, TITLE)
-            or self._check_scheme(pieces[0].scheme)
+            or _check_scheme(pieces[0].scheme)
             or check_parts(pieces[0], PLACES, TITLE)
             or StoredTensors(
                 {module + PLACES[part]: value for part, value in pieces[0].parts.items()}
@@ -80,9 +79,8 @@ class GGUFWriter(DiffusersLayerWriter):
             return CannotStore(f"is {family.title}, for which GGUF has no known architecture")
         return Declaration(None, {ARCHITECTURE: ARCHITECTURES[family.name]})
 
-    def _check_scheme(self, scheme: Scheme) -> CannotStore | None:
-        if not scheme.name.startswith("gguf_"):
-            return CannotStore(f"is {scheme.title}, and GGUF stores its own block types")
-        if self.encoder in (None, scheme):
-            return None
-        return CannotStore(f"is {scheme.title}; --to gguf keeps it, and --to bf16 decodes it")
+
+def _check_scheme(scheme: Scheme) -> CannotStore | None:
+    if scheme.name.startswith("gguf_"):
+        return None
+    return CannotStore(f"is {scheme.title}, and GGUF stores its own block types")

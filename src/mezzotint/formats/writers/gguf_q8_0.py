@@ -1,4 +1,4 @@
-"""Write GGUF files whose unquantized matrices are encoded as Q8_0."""
+"""Write GGUF files whose layers are encoded as Q8_0."""
 
 from mezzotint.formats.writers.gguf import GGUFTarget
 from mezzotint.schemes.gguf_q8_0 import SCHEME

@@ -94,6 +94,10 @@ class FusedLayerWriter:
             raise Unsupported(
                 f"Nunchaku does not quantize this layer of a {self.model.family.transformer_class}"
             )
+        # Outlines have values for `needs_values` only in layers that have a low-rank branch.
+        for piece in (piece for pieces in group.values() for piece in pieces):
+            if piece.scheme is not AWQ_W4A16:
+                _check_branch(piece)
         layers = self.model.family.nunchaku.stored_layers(group, self.row_major)
         expected = Counter(module for fused in layers.values() for module, _ in fused)
         for module, pieces in group.items():
@@ -152,7 +156,6 @@ def nunchaku_tensors(module: str, tensor: QuantTensor, v1: bool) -> dict[str, Te
         return _named(
             module, layouts.convert(_modulation(tensor), NUNCHAKU_LAYOUT[AWQ_W4A16.name]), V2
         )
-    _check_branch(tensor)
     shifted = SHIFTED_LAYER.fullmatch(module) is not None and tensor.scheme is SVDQUANT_INT4
     expected = GELU_SHIFT if shifted else None
     if _shift_of(tensor) != expected:
@@ -181,7 +184,6 @@ def row_major_tensors(module: str, tensor: QuantTensor) -> dict[str, Tensor]:
             f"follows a GELU and needs its input shifted by {_shift_of(tensor)}, "
             "which row-major files cannot declare"
         )
-    _check_branch(tensor)
     return _named(module, layouts.convert(_with_both_scales(tensor), ROW_LAYOUT["plain"]), V2)
 
 

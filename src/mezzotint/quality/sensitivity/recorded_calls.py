@@ -13,7 +13,7 @@ from mezzotint.costs import synchronized_time
 from mezzotint.generation.generate import generate
 from mezzotint.quality.pair import ModelPair
 from mezzotint.quality.prompts import generate_arguments
-from mezzotint.quality.signatures import relative_error
+from mezzotint.tensor import relative_error
 
 
 @dataclass(frozen=True)
