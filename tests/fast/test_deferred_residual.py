@@ -17,7 +17,7 @@ from mezzotint.fast.passes.deferred_residual import (
     defer_residuals,
 )
 from support.deferred_residual_models import cast, four, with_ip_adapter
-from support.modulation_models import arguments, count_graphs, result, transformer
+from support.modulation_models import GRAPHS, arguments, count_graphs, result, transformer
 
 DEFERRING_ROWS = {"flux1": 1, "flux2": 2, "zimage": 1, "qwenimage": 1}
 """{family: number of its rows of blocks that can defer residuals without other passes}"""
@@ -55,9 +55,7 @@ def test_deferred_residuals_add_no_graph_per_block(name: str, precompute: bool) 
     def defer(model: Any) -> None:
         assert defer_residuals(model) == _deferring(name, 6)
 
-    assert count_graphs(name, 6, precompute, defer) == count_graphs(name, 4, precompute) + (
-        name in WITH_FINAL_LAYER
-    )
+    assert count_graphs(name, 6, precompute, defer) == GRAPHS[name] + (name in WITH_FINAL_LAYER)
 
 
 def test_unsupported_rows_of_blocks_are_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,17 +91,16 @@ def test_deferred_residual_supports_gate_and_sum_only() -> None:
     assert torch.equal((total + one).compute(), torch.full((1, 2, 4), 6.0))
 
 
-@torch._dynamo.config.patch(recompile_limit=4)
+@torch._dynamo.config.patch(recompile_limit=1)
 def test_recompile_limit_is_raised() -> None:
     """With fullgraph=True, Dynamo raises an error beyond `recompile_limit` graphs of a function."""
     torch._dynamo.reset()
-    counter = CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("eager")
     model = four("flux2")
     defer_residuals(model)
     compile_blocks(model, fullgraph=True, backend=counter)
-    for batch in (1, 2):
-        result(model, arguments("flux2", model, batch))
-    assert counter.frame_count > 4
+    result(model, arguments("flux2", model))
+    assert counter.frame_count > 1
 
 
 @torch.no_grad()
@@ -124,7 +121,7 @@ def test_copy_of_a_model_has_its_own_weights() -> None:
     model = four("zimage")
     inputs = arguments("zimage", model)
     defer_residuals(model)
-    compile_blocks(model, fullgraph=True, backend="aot_eager")
+    compile_blocks(model, fullgraph=True, backend="eager")
     expected = result(model, inputs)
     other = copy.deepcopy(model)
     for parameter in other.layers.parameters():
@@ -142,7 +139,7 @@ def test_ip_adapter_output_is_added(compiled: bool) -> None:
     expected = result(model, inputs)
     assert defer_residuals(model) == 3
     if compiled:
-        compile_blocks(model, fullgraph=True, backend="aot_eager")
+        compile_blocks(model, fullgraph=True, backend="eager")
     torch.testing.assert_close(result(model, inputs), expected, rtol=1e-4, atol=1e-4)
 
 

@@ -45,8 +45,10 @@ def killed_after(seconds: float, source: Path, output: Path, overwrite: bool) ->
     """Convert in a child that is killed after so many seconds; whether it was still running."""
     child = os.fork()
     if child == 0:
-        run(source, output, overwrite)
-        os._exit(0)
+        try:
+            run(source, output, overwrite)
+        finally:
+            os._exit(0)  # also after an error, or the child would go on as its parent does
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
@@ -94,6 +96,41 @@ def look(output: Path, expected: dict[str, str], old: Path | None) -> str:
     return "old"
 
 
+def measure(source: Path, folder: Path, points: int, seed: int) -> dict[str, Any]:
+    """Kill conversions of `source` until `points` were killed; return what was found.
+
+    folder   where to work; must not exist
+    """
+    folder.mkdir(parents=True)
+    output, old = folder / "out", folder / "old"
+    run(source, output, overwrite=False)
+    started = time.monotonic()
+    run(source, output, overwrite=True)
+    whole = time.monotonic() - started
+    expected = digest(output)
+    shutil.rmtree(output)
+    mezzotint.convert(source, old, shard_bytes=2 * SHARD_BYTES)
+    chance = random.Random(seed)
+    trials: list[Trial] = []
+    while sum(trial.killed for trial in trials) < points:
+        seconds = chance.uniform(0, whole)
+        trials.append(trial(source, output, expected, seconds, old if len(trials) % 2 else None))
+        print(trials[-1], file=sys.stderr)
+    killed = [trial for trial in trials if trial.killed]
+    return {
+        "killed": len(killed),
+        **{
+            state: sum(trial.state == state for trial in killed)
+            for state in ("absent", "old", "complete")
+        },
+        "ended_before_the_kill": len(trials) - len(killed),
+        "restarts_that_resumed": sum(trial.resumed > 0 for trial in killed),
+        "most_shards_redone": max(trial.redone for trial in killed),
+        "shards": sum(name.endswith(".safetensors") for name in expected),
+        "whole_run_s": round(whole, 3),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -112,36 +149,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # a forked child has none of the threads that its parent started
-    arguments.folder.mkdir(parents=True)
-    output, old = arguments.folder / "out", arguments.folder / "old"
-    run(arguments.source, output, overwrite=False)
-    started = time.monotonic()
-    run(arguments.source, output, overwrite=True)
-    whole = time.monotonic() - started
-    expected = digest(output)
-    shutil.rmtree(output)
-    mezzotint.convert(arguments.source, old, shard_bytes=2 * SHARD_BYTES)
-    random.seed(arguments.seed)
-    trials: list[Trial] = []
-    while sum(trial.killed for trial in trials) < arguments.points:
-        seconds = random.uniform(0, whole)
-        trials.append(
-            trial(arguments.source, output, expected, seconds, old if len(trials) % 2 else None)
-        )
-        print(trials[-1], file=sys.stderr)
-    killed = [trial for trial in trials if trial.killed]
-    figures = {
-        "killed": len(killed),
-        **{
-            state: sum(trial.state == state for trial in killed)
-            for state in ("absent", "old", "complete")
-        },
-        "ended_before_the_kill": len(trials) - len(killed),
-        "restarts_that_resumed": sum(trial.resumed > 0 for trial in killed),
-        "most_shards_redone": max(trial.redone for trial in killed),
-        "shards": sum(name.endswith(".safetensors") for name in expected),
-        "whole_run_s": round(whole, 3),
-    }
+    figures = measure(arguments.source, arguments.folder, arguments.points, arguments.seed)
     print(json.dumps(figures))
     if arguments.record:
         results_log.append("robustness", "kill -9 during a conversion", figures)

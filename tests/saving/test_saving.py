@@ -3,7 +3,9 @@
 import fcntl
 import json
 import os
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 import mezzotint
+from fuzz import kill_convert
 from mezzotint.errors import BadRequest, CannotWrite
 from mezzotint.formats import read_header
 from mezzotint.saving import (
@@ -213,39 +216,27 @@ def test_too_little_space_is_an_error_before_anything_is_written(
 def test_a_full_disk_is_a_clear_error_and_the_old_output_stays(nvfp4: Path, tmp_path: Path) -> None:
     mezzotint.convert(nvfp4, tmp_path / "mz")
     before = digest(tmp_path / "mz")
-    code = (
-        "import resource, signal, sys; from pathlib import Path; import mezzotint.conversion\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))\n"
-        "from mezzotint.errors import CannotWrite\n"
-        "try:\n"
-        "    mezzotint.convert(sys.argv[1], sys.argv[2], shard_bytes=600_000, overwrite=True)\n"
-        "except CannotWrite as error:\n    sys.exit(str(error))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, nvfp4, tmp_path / "mz"], capture_output=True, text=True
-    )
-    assert "could not be written: File too large" in done.stderr
-    assert "nothing at the output has changed" in done.stderr
+
+    def convert_without_space() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
+        with pytest.raises(CannotWrite) as raised:
+            mezzotint.convert(nvfp4, tmp_path / "mz", shard_bytes=600_000, overwrite=True)
+        (tmp_path / "message").write_text(str(raised.value))
+        die()
+
+    in_a_child(convert_without_space)
+    message = (tmp_path / "message").read_text()
+    assert "could not be written: File too large" in message
+    assert "nothing at the output has changed" in message
     assert digest(tmp_path / "mz") == before
 
 
 def test_killed_conversions_leave_nothing_half_done(tmp_path: Path) -> None:
     """Six random moments; `tests/fuzz/kill_convert.py` tries fifty."""
     synthetic_checkpoints.write(tmp_path / "source", 1, 1, heads=2)
-    command = [
-        sys.executable,
-        "-m",
-        "fuzz.kill_convert",
-        tmp_path / "source",
-        tmp_path / "work",
-        "--points",
-        "6",
-    ]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["killed"] == 6
+    found = kill_convert.measure(tmp_path / "source", tmp_path / "work", points=6, seed=0)
+    assert found["killed"] == 6
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,8 +22,19 @@ ROWS = ("num_layers", "num_single_layers", "n_layers")
 """Entries of config.json with the number of blocks of a row."""
 
 
+GRAPHS = {"flux1": 3, "flux2": 2, "zimage": 3, "qwenimage": 1}
+"""{family: compiled graphs of its blocks in PyTorch 2.13, for three blocks or more in each row}"""
+
+
 SCHEDULE = SimpleNamespace(timesteps=torch.linspace(1000, 100, 10))
 """The part of a scheduler that precomputed modulation reads."""
+
+
+@cache
+def tiny_config(name: str) -> tuple[Any, dict[str, Any]]:
+    """Return the class and the configuration of a family's tiny transformer."""
+    made = getattr(tiny, name)().transformer
+    return type(made), dict(made.config)
 
 
 def transformer(name: str, blocks: int | None = None) -> Any:
@@ -31,9 +43,9 @@ def transformer(name: str, blocks: int | None = None) -> Any:
     blocks   number of blocks in each row, or None for the tiny model's
     """
     torch.manual_seed(0)
-    made = getattr(tiny, name)().transformer
-    rows = {row: blocks for row in ROWS if row in made.config} if blocks else {}
-    model = type(made)(**dict(made.config) | rows).float().eval()
+    transformer_class, config = tiny_config(name)
+    rows = {row: blocks for row in ROWS if row in config} if blocks else {}
+    model = transformer_class(**config | rows).float().eval()
     for parameter in model.parameters():
         parameter.data = torch.randn_like(parameter) * 0.1 + (parameter.ndim == 1)
     return model
@@ -63,7 +75,7 @@ def count_graphs(
     plain = transformer(name, blocks)
     model = copy.deepcopy(plain)
     prepare(model)
-    counter = CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("eager")  # Dynamo makes the graphs
     compile_blocks(model, fullgraph=True, backend=counter)
     if precompute:
         assert precompute_modulation(model, SCHEDULE) > 0

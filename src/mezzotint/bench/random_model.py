@@ -15,7 +15,7 @@ from mezzotint.bench.random_parts import WEIGHT_STD, has_random_parts, random_pa
 from mezzotint.bench.shapes import published_model
 from mezzotint.errors import require_known
 from mezzotint.families import Family, Sampling, family_by_transformer
-from mezzotint.families.building import block_linears, build_meta_model
+from mezzotint.families.building import block_linears, build_meta_model, outline_model
 from mezzotint.fast.passes.attention import ATTENTION_BACKENDS
 from mezzotint.formats.readers.svdquant import GELU_SHIFT, SHIFTED_LAYER
 from mezzotint.loading.residency import AS_STORED_BITS, RESIDENCY_MODES, to_residency
@@ -244,7 +244,7 @@ def example(case: BenchCase, device: torch.device) -> dict[str, Any]:
     Latents and text are BF16, positions and time steps float32.
     """
     published = published_model(case.model)
-    config = build_meta_model(published.transformer, published.config).config
+    config = outline_model(published.transformer, published.config).config
     assert isinstance(config, Mapping)  # noqa: S101
     torch.manual_seed(0)
     family = family_by_transformer(published.transformer, case.model)
