@@ -211,14 +211,39 @@ def nf4(weight: Tensor) -> dict[str, Tensor]:
     }
 
 
-def bitsandbytes(case: Case, folder: Path) -> Path:
-    """Every matrix of a block in NF4, under the makers' names, as all-in-one files have it."""
-    tensors = original(case)
-    for name, weight in list(tensors.items()):
-        if name.endswith(".weight") and weight.ndim == 2 and ".0." in name:
-            module = name.removesuffix(".weight")
-            tensors |= {f"{module}.{suffix}": value for suffix, value in nf4(weight).items()}
-    return saved(tensors, folder)
+def in_blocks(weight: Tensor) -> dict[str, Tensor]:
+    """Return FP8 in blocks of 32 x 32, as DeepSeek names the scales."""
+    rows, columns = (-(-side // 32) for side in weight.shape)
+    more = (0, columns * 32 - weight.shape[1], 0, rows * 32 - weight.shape[0])
+    padded = torch.nn.functional.pad(weight.float(), more)
+    scale = padded.view(rows, 32, columns, 32).abs().amax((1, 3)).clamp(min=1e-12) / E4M3_MAX
+    spread = scale.repeat_interleave(32, 0).repeat_interleave(32, 1)
+    codes = (padded / spread)[: weight.shape[0], : weight.shape[1]].to(torch.float8_e4m3fn)
+    return {"weight": codes, "weight_scale_inv": scale}
+
+
+def quanto(weight: Tensor) -> dict[str, Tensor]:
+    """Return optimum-quanto's qint8, as WanGP's files have it."""
+    scale = (weight.float().abs().amax(1, keepdim=True) / 127).bfloat16()
+    codes = (weight.float() / scale.float()).round().clamp(-127, 127).to(torch.int8)
+    ones = {"input_scale": torch.ones(()), "output_scale": torch.ones(())}
+    return {"weight._data": codes, "weight._scale": scale} | ones
+
+
+def first_blocks(quantize: Callable[[Tensor], dict[str, Tensor]]) -> Maker:
+    """Return a maker that quantizes the first blocks' matrices, under the makers' names."""
+
+    def make(case: Case, folder: Path) -> Path:
+        tensors = original(case)
+        for name, weight in list(tensors.items()):
+            if name.endswith(".weight") and weight.ndim == 2 and ".0." in name:
+                module = name.removesuffix(".weight")
+                del tensors[name]
+                parts = quantize(weight)
+                tensors |= {f"{module}.{suffix}": value for suffix, value in parts.items()}
+        return saved(tensors, folder)
+
+    return make
 
 
 def svdquant(case: Case, scheme: Scheme, folder: Path, modulation: bool = False) -> Checkpoint:
@@ -366,7 +391,9 @@ ALL_FAMILIES = {
     "scaled_fp8": legacy,
     "cast": cast,
     "gguf": gguf,
-    "bitsandbytes nf4": bitsandbytes,
+    "bitsandbytes nf4": first_blocks(nf4),
+    "blocks": first_blocks(in_blocks),
+    "quanto": first_blocks(quanto),
 }
 BFL_FAMILIES = {f"bfl {method}": bfl(method) for method in ("fp8", "nvfp4", *FLUX3)}
 SVDQUANT = {"nunchaku nvfp4": nunchaku(SVDQUANT_NVFP4), "row-major": row_major}

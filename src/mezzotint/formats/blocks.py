@@ -71,9 +71,9 @@ def matrix_shape(header: Header, module: str) -> tuple[int, int]:
 
 
 def has_block_scales(header: Header, module: str, scale: str) -> bool:
-    """Return whether a weight of 8-bit codes has a scale for each of several blocks of columns.
+    """Return whether a weight of 8-bit codes has scales in the shape of a grid of blocks.
 
-    Scales for blocks of rows alone count as well, unless each row has its own.
+    A grid of [out, 1] is none: each row has its scale.
     """
     weight, info = header.tensors.get(f"{module}.weight"), header.tensors.get(scale)
     if weight is None or info is None or weight.dtype not in CODES or len(weight.shape) != 2:
@@ -81,7 +81,7 @@ def has_block_scales(header: Header, module: str, scale: str) -> bool:
     count = info.shape[:-1] if len(info.shape) == 3 and info.shape[-1] == 1 else info.shape
     if info.dtype not in FLOAT_DTYPES or len(count) != 2:
         return False
-    return count[1] > 1 or len(info.shape) == 3 or 1 < count[0] < weight.shape[0]
+    return count[1] > 1 or len(info.shape) == 3 or 0 < count[0] < weight.shape[0]
 
 
 def block_count(shape: tuple[int, int], block: Block) -> tuple[int, int]:

@@ -50,7 +50,7 @@ def decoded(stored: dict[str, Tensor], kind: qtype, shape: torch.Size) -> Tensor
 
 def layer(matrix: Tensor, kind: qtype, dtype: torch.dtype) -> ToolLayer:
     matrix = matrix if len(matrix) > 1 else matrix.repeat(2, 1)  # The tool refuses a single row.
-    matrix = matrix.clamp(-6e4, 6e4)  # FP16 has no larger numbers.
+    matrix = matrix.clamp(-3e4, 3e4)  # FP16 holds the span of no larger ones.
     stored = quantized(matrix, kind, dtype)
     return ToolLayer(stored, decoded(stored, kind, matrix.shape))
 
