@@ -80,10 +80,12 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def only_new_objects_are_collected() -> None:
+def only_new_objects_are_collected() -> Iterator[None]:
     """Spare the garbage collector what imports and the collection of tests have made."""
     gc.freeze()
     gc.enable()
+    yield
+    gc.unfreeze()  # or libraries report leaks when the process ends
 
 
 @pytest.fixture(autouse=True, scope="session")

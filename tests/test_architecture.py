@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from io import StringIO
 from pathlib import Path
@@ -65,6 +66,11 @@ ROOMS = (
 )
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms.split()}
 MODULES = sorted(SOURCE.rglob("*.py"))
+FILES: dict[str, list[Path]] = {}
+for module in MODULES:
+    FILES.setdefault(module.relative_to(SOURCE).parts[0].removesuffix(".py"), []).append(module)
+"""{room: its files}"""
+each_room = pytest.mark.parametrize("room", FILES)
 
 
 def room_of(module: str) -> str:
@@ -72,10 +78,16 @@ def room_of(module: str) -> str:
     return parts[1] if len(parts) > 1 else "__init__"
 
 
-def imported(tree: ast.AST) -> list[str]:
+@cache
+def nodes(file: Path) -> tuple[ast.AST, ...]:
+    """Return all nodes of a file's code."""
+    return tuple(ast.walk(ast.parse(file.read_text())))
+
+
+def imported(file: Path) -> list[str]:
     """Every module that the code imports at run time, function bodies included."""
     found = []
-    for node in ast.walk(tree):
+    for node in nodes(file):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -86,45 +98,48 @@ def imported(tree: ast.AST) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(SOURCE)))
-def test_imports_point_left(file: Path) -> None:
-    place = file.relative_to(SOURCE)
-    room = place.parts[0].removesuffix(".py")
-    if place.parts == ("__init__.py",):
-        return  # the public API re-exports from every room, lazily
-    for module in imported(ast.parse(file.read_text())):
-        if not module.startswith("mezzotint"):
+@each_room
+def test_imports_point_left(room: str) -> None:
+    for file in FILES[room]:
+        place = file.relative_to(SOURCE)
+        if place.parts == ("__init__.py",):
+            continue  # the public API re-exports from every room, lazily
+        for module in imported(file):
+            if module.startswith("mezzotint"):
+                other = room_of(module)
+                assert other == room or RANK[other] < RANK[room], f"{place} imports {module}"
+
+
+@each_room
+def test_devices_are_arguments(room: str) -> None:
+    for file in FILES[room]:
+        if {"kernels", "bench", "runtime"} & set(file.parts) or file.name == "costs.py":
             continue
-        other = room_of(module)
-        assert other == room or RANK[other] < RANK[room], f"{place} imports {module}"
+        for node in nodes(file):
+            if isinstance(node, ast.Attribute):
+                assert node.attr != "cuda", f"{file.name}:{node.lineno} reaches for CUDA by itself"
 
 
-@pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(SOURCE)))
-def test_devices_are_arguments(file: Path) -> None:
-    if {"kernels", "bench", "runtime"} & set(file.parts) or file.name == "costs.py":
-        return
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Attribute):
-            assert node.attr != "cuda", f"{file.name}:{node.lineno} reaches for CUDA by itself"
-
-
-@pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(SOURCE)))
-def test_nothing_unpickles_or_swallows(file: Path) -> None:
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ExceptHandler):
-            caught = ast.unparse(node.type) if node.type else "everything"
-            assert caught not in {"everything", "Exception", "BaseException"}, (
-                f"{file.name}:{node.lineno}"
-            )
-        if isinstance(node, ast.Call):
-            assert ast.unparse(node.func) not in {"pickle.load", "pickle.loads", "eval", "exec"}
-            if (
-                ast.unparse(node.func) == "torch.load"
-            ):  # of an installed package's tensors, never of a user's file
-                assert "weights_only=True" in map(ast.unparse, node.keywords), (
-                    f"{file.name}:{node.lineno}"
+@each_room
+def test_nothing_unpickles_or_swallows(room: str) -> None:
+    for file in FILES[room]:
+        for node in nodes(file):
+            if isinstance(node, ast.ExceptHandler):
+                caught = ast.unparse(node.type) if node.type else "everything"
+                assert caught not in {"everything", "Exception", "BaseException"}, (
+                    f"{file}:{node.lineno}"
                 )
-                assert file.name == "st_lpips.py"
+            if isinstance(node, ast.Call):
+                check_call(file, node)
+
+
+def check_call(file: Path, call: ast.Call) -> None:
+    """Check that a call neither unpickles nor evaluates."""
+    where, called = f"{file}:{call.lineno}", ast.unparse(call.func)
+    assert called not in {"pickle.load", "pickle.loads", "eval", "exec"}, where
+    if called == "torch.load":  # of an installed package's tensors, never of a user's file
+        assert "weights_only=True" in map(ast.unparse, call.keywords), where
+        assert file.name == "st_lpips.py", where
 
 
 def code_imports(file: Path) -> set[str]:
@@ -171,7 +186,7 @@ def function_lengths() -> dict[str, int]:
     """Return {function: lines from `def` to its end, without decorators and docstring}."""
     lengths = {}
     for name, file in MODULE_FILES.items():
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in nodes(file):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 lengths[f"{name}:{node.lineno} {node.name}"] = length_of(node)
     return lengths
@@ -224,7 +239,7 @@ def docstring_lines(file: Path) -> set[int]:
     """Return the lines of strings that are statements: docstrings, also those of constants."""
     return {
         line
-        for node in ast.walk(ast.parse(file.read_text()))
+        for node in nodes(file)
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         for line in range(node.lineno, (node.end_lineno or 0) + 1)
     }
@@ -232,7 +247,7 @@ def docstring_lines(file: Path) -> set[int]:
 
 def docstrings(file: Path) -> Iterator[str]:
     """Yield docstrings, those of constants included, and the help texts of options."""
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in nodes(file):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             if isinstance(node.value.value, str):
                 yield node.value.value
@@ -257,9 +272,10 @@ def is_table_line(line: str) -> bool:
     return re.search(r"\S {2,}\S", line) is not None
 
 
-@pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(SOURCE)))
-def test_sentences_in_docstrings_and_help_are_short(file: Path) -> None:
-    found = [sentence for text in docstrings(file) for sentence in long_sentences(text)]
+@each_room
+def test_sentences_in_docstrings_and_help_are_short(room: str) -> None:
+    texts = [(file, text) for file in FILES[room] for text in docstrings(file)]
+    found = [(file, sentence) for file, text in texts for sentence in long_sentences(text)]
     assert not found, found
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from rich.markup import render
 from typer.main import get_command
 
+from mezzotint import demo
 from mezzotint.cli import app
 from support.checkpoint_edits import WEIGHTS, rewrite
 from support.cli_runner import run
@@ -151,7 +152,9 @@ def test_inspect_knows_the_built_in_copies(name: str) -> None:
     assert report["family"] == "FLUX.1"
 
 
-def test_demo_agrees_with_bf16(tmp_path: Path) -> None:
+def test_demo_agrees_with_bf16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of the six prompts; test_documented_prompts.py checks that all are captions."""
+    monkeypatch.setattr(demo, "PROMPTS", demo.PROMPTS[:2])
     done = run("demo", "-o", "sheet.png", "--device", "cpu", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = {row["name"]: row for row in json.loads((tmp_path / "sheet.json").read_text())["rows"]}
@@ -160,7 +163,7 @@ def test_demo_agrees_with_bf16(tmp_path: Path) -> None:
     assert rows["fp8"]["latent_cosine"] >= 0.999
     assert rows["nvfp4"]["latent_cosine"] >= 0.98
     assert rows["nvfp4"]["weights_mib"] < rows["fp8"]["weights_mib"] < rows["bf16"]["weights_mib"]
-    assert size_of(tmp_path / "sheet.png")[0] > 6 * 64
+    assert size_of(tmp_path / "sheet.png")[0] > 2 * 64
 
 
 @pytest.mark.parametrize(

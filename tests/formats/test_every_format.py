@@ -20,10 +20,12 @@ COSINE = {"diffusers": 1.0, "makers": 1.0, "nunchaku int4": 0.9, "comfy w4a4": 0
 
 
 def generated_latents(case: Case, transformer: Path) -> Tensor:
+    """Return the latents of the first prompt."""
     pipe = mezzotint.load(case.folder, transformer=transformer, device="cpu")
-    return generate(pipe, PROMPTS, sampling=case.sampling, check_output=False).latents
+    return generate(pipe, PROMPTS[:1], sampling=case.sampling, check_output=False).latents
 
 
+@pytest.mark.usefixtures("encoders_loaded_once")
 @pytest.mark.parametrize(
     ("name", "form"),
     [(name, form) for name, makers in MAKERS.items() for form in makers],
@@ -42,7 +44,7 @@ def test_a_file_generates_and_its_conversion_generates_the_same(
     assert checkpoint.report.problems == ()
     latents = generated_latents(case, file)
     record_support("load", checkpoint)
-    assert latent_cosine(case.result.latents, latents) >= COSINE.get(form, 0.97) - 1e-6
+    assert latent_cosine(case.result.latents[:1], latents) >= COSINE.get(form, 0.97) - 1e-6
     record_support("run", checkpoint)
     report = mezzotint.convert(file, tmp_path / "mz", base=case.folder)
     assert not report.transforms

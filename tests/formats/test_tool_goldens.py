@@ -125,7 +125,7 @@ def test_a_tensor_of_another_shape_is_refused(data: Path, tmp_path: Path, tool: 
             changed = tensors | {name: value.flatten()[:-1].clone()}
             goldens.rewrite(copy / goldens.WEIGHTS, changed, metadata)
             with pytest.raises(CheckpointError):
-                goldens.decoded_layers(copy)
+                goldens.decoded_layers(copy, name)
 
 
 @each_tool
@@ -146,7 +146,7 @@ def test_a_scale_that_is_not_finite_is_refused(data: Path, tmp_path: Path, tool:
             changed = tensors | {key: broken.to(tensors[key].dtype)}
             goldens.rewrite(copy / goldens.WEIGHTS, changed, header.metadata)
             with pytest.raises(CheckpointError, match=r"not finite"):
-                goldens.decoded_layers(copy)
+                goldens.decoded_layers(copy, key)
 
 
 @each_tool

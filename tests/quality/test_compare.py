@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -41,6 +41,7 @@ from support.modelopt_exporter import export
 from support.pipeline_cases import Case
 from support.planted_faults import Fault, plant, scales_tiled
 
+pytestmark = pytest.mark.usefixtures("encoders_loaded_once")
 PROMPTS = (
     "a large red circle on a blue background",
     "a small green triangle on a yellow background",
@@ -55,10 +56,16 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(file)
 
 
-def compared(output: Path, prompts: str, *candidates: str, **options: Any) -> Comparison:
+def compared(
+    output: Path, prompts: str, *candidates: str, steps: int = STEPS, **options: Any
+) -> Comparison:
     return compare(
-        "demo", candidates, output, prompts=prompts, steps=STEPS, device="cpu", **options
+        "demo", candidates, output, prompts=prompts, steps=steps, device="cpu", **options
     )
+
+
+QUICK: Mapping[str, Any] = {"steps": 1, "metrics": ["psnr"]}
+"""Settings where neither images nor metrics matter."""
 
 
 @pytest.fixture(scope="module")
@@ -245,12 +252,12 @@ def test_a_killed_run_goes_on_and_reports_the_same(tmp_path: Path, prompts: str)
     cut, whole = tmp_path / "cut", tmp_path / "whole"
     for at in (3, 7):
         with pytest.raises(Killed):
-            compared(cut, prompts, "demo-fp8", on_image=kill(at))
+            compared(cut, prompts, "demo-fp8", **QUICK, on_image=kill(at))
     for output in (cut, whole):
-        write_report(compared(output, prompts, "demo-fp8"), output)
+        write_report(compared(output, prompts, "demo-fp8", **QUICK), output)
     assert without_times(cut / "report.json") == without_times(whole / "report.json")
     before = json.loads((cut / "report.json").read_text())
-    write_report(compared(cut, prompts, "demo-fp8"), cut)
+    write_report(compared(cut, prompts, "demo-fp8", **QUICK), cut)
     assert json.loads((cut / "report.json").read_text()) | {"created": None} == before | {
         "created": None
     }
@@ -301,9 +308,9 @@ def test_a_candidate_more_generates_nothing_again(
 
 def test_files_that_change_are_generated_again(tmp_path: Path, prompts: str) -> None:
     copy = Path(shutil.copytree(resolve("demo-fp8"), tmp_path / "copy"))
-    compared(tmp_path / "report", prompts, str(copy), metrics=["psnr"])
+    compared(tmp_path / "report", prompts, str(copy), **QUICK)
     (copy / "note.json").write_text("{}")
-    compared(tmp_path / "report", prompts, str(copy), metrics=["psnr"])
+    compared(tmp_path / "report", prompts, str(copy), **QUICK)
     assert len(list(tmp_path.glob("report/runs/*/run.json"))) == 3
 
 
@@ -312,7 +319,7 @@ def test_bf16_that_claims_fp8_fails(tmp_path: Path, prompts: str) -> None:
         shutil.copytree(resolve("demo") / "transformer", tmp_path / "unquantized_claim")
     )
     shutil.copy(resolve("demo-fp8") / "config.json", unquantized_claim / "config.json")
-    comparison = compared(tmp_path / "report", prompts, str(unquantized_claim), metrics=["psnr"])
+    comparison = compared(tmp_path / "report", prompts, str(unquantized_claim), **QUICK)
     assert comparison.verdict == "fail"
     claimed, bits, share = comparison.candidates[0].reasons
     assert (
@@ -328,7 +335,7 @@ def test_a_wrong_layer_that_the_images_do_not_show_fails(tmp_path: Path, prompts
     module = "transformer_blocks.1.attn.to_add_out"
     faulty = plant(Fault("tiled", "demo-nvfp4", module, scales_tiled), tmp_path / "faulty")
     sound, wrong = compared(
-        tmp_path / "report", prompts, "demo-nvfp4", f"wrong={faulty}"
+        tmp_path / "report", prompts, "demo-nvfp4", f"wrong={faulty}", **QUICK
     ).to_dict()["candidates"]
     assert (sound["weights"]["wrong"], sound["weights"]["worst"]) == (0, None)
     assert sound["weights"]["checked"] == 126  # every tensor of the unquantized model

@@ -25,6 +25,7 @@ from mezzotint.quality.compare.runs import ImageRequest, Run, generate_run
 from mezzotint.quality.resident import Resident
 from support.pipeline_cases import Case
 
+pytestmark = pytest.mark.usefixtures("encoders_loaded_once")
 CPU = torch.device("cpu")
 REQUESTS = (
     ImageRequest("a large red circle on a blue background", 0),

@@ -22,7 +22,7 @@ from mezzotint.quality.sensitivity import sensitivity
 from support.modelopt_exporter import export
 from support.pipeline_cases import IMAGE_SIZE, Case
 
-pytestmark = pytest.mark.usefixtures("runnable_edit_pipelines")
+pytestmark = pytest.mark.usefixtures("runnable_edit_pipelines", "encoders_loaded_once")
 OTHER = IMAGE_SIZE.rotate(180)
 EDITS = ("flux1_kontext", "flux2_klein")
 

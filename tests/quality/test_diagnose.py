@@ -39,6 +39,7 @@ from support.modelopt_exporter import export
 from support.pipeline_cases import Case
 from support.planted_faults import FAULTS, Fault, nibbles_swapped, plant, query_and_key_exchanged
 
+pytestmark = pytest.mark.usefixtures("encoders_loaded_once")
 CPU = torch.device("cpu")
 CAUSES = {
     "nibbles swapped": "nibbles swapped",

@@ -70,7 +70,7 @@ def _write_file(file: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
         for name, tensor in tensors.items():
             if not tensor.is_meta:
                 stream.seek(8 + len(text) + entries[name]["data_offsets"][0])
-                stream.write(bytes(tensor.reshape(-1).view(torch.uint8).tolist()))
+                stream.write(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
         stream.truncate(8 + len(text) + position)
 
 

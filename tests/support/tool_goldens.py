@@ -178,11 +178,18 @@ def decode(linear: StoredLinear, header: Any) -> Tensor:
     return weight.scheme.dequantize(weight.parts)
 
 
-def decoded_layers(path: Path) -> dict[str, Tensor]:
-    """Return {layer: weights} of a file or folder, whatever model it belongs to."""
+def decoded_layers(path: Path, tensor: str = "") -> dict[str, Tensor]:
+    """Return {layer: weights} of a file or folder, whatever model it belongs to.
+
+    tensor   name of a stored tensor, to decode only the layer that it belongs to; "" for all
+    """
     header = read_header(path)
     linears = detect_format(header).format.contents(header).linears
-    return {name: decode(linear, header) for name, linear in linears.items()}
+    return {
+        name: decode(linear, header)
+        for name, linear in linears.items()
+        if not tensor or tensor.startswith(f"{name}.")
+    }
 
 
 def rewrite(file: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> None:
