@@ -88,3 +88,13 @@ def test_packed_weights_are_dequantized_by_a_kernel_where_there_is_triton() -> N
     selection = select(WeightSpec.of(weight), HOPPER, presumed=("triton",))
     assert selection.backend.name == "dequantize"
     assert selection.declined["weight_only"] == "dequantize is preferred"
+
+
+def test_a_scale_that_divides_is_declined() -> None:
+    """Multiplying by its rounded reciprocal would not give the decoded weights."""
+    weight = random_weight("nvfp4", torch.device("cpu"))
+    parts = {**weight.parts, "global_divisor": torch.tensor(3.0)}
+    spec = WeightSpec.of(weight.with_parts(parts, PLAIN))
+    answer = BACKEND.can(spec, HOPPER, QUANTIZED_ACTIVATIONS)
+    assert isinstance(answer, Cannot)
+    assert "are divided by one" in answer.reason

@@ -75,6 +75,13 @@ def require_even_runs(weight: WeightSpec) -> str | None:
     )
 
 
+def require_multiplied_scale(weight: WeightSpec) -> str | None:
+    """Require that no scale divides: the rounded reciprocal gives other weights."""
+    if "global_divisor" in weight.parts:
+        return "multiplies by the global scale, and this layer's weights are divided by one"
+    return None
+
+
 def _from_blocks(weight: QuantTensor, dtype: torch.dtype) -> Tensor:
     codes, group = weight.parts["codes"], weight.scheme.group
     decoded: Tensor = dequant_gguf(

@@ -11,7 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mezzotint.kernels.backend import Can, Cannot, WeightSpec
-from mezzotint.kernels.dequantize import SCHEMES, dequantize, prepare_codebook, require_even_runs
+from mezzotint.kernels.dequantize import (
+    SCHEMES,
+    dequantize,
+    prepare_codebook,
+    require_even_runs,
+    require_multiplied_scale,
+)
 from mezzotint.kernels.epilogue import apply_epilogue
 from mezzotint.kernels.requirements import (
     TRITON,
@@ -35,6 +41,7 @@ class Dequantize:
             scheme,
             require_bf16_gpu(target),
             None if scheme else require_even_runs(weight),
+            require_multiplied_scale(weight),
             libraries=(TRITON,),
         )
 
