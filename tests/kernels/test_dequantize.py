@@ -30,7 +30,7 @@ HOPPER = Target("cuda", (9, 0))
 
 @interpreted
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy warns of numbers that are infinite
-@pytest.mark.parametrize("rows", [1, 3, 50])
+@pytest.mark.parametrize("rows", [1, 7])  # one program, and two
 def test_dequantized_weights_are_the_decoded_ones_bit_for_bit(rows: int) -> None:
     """In float32 and float16: the interpreter cuts numbers off where a GPU rounds them to BF16."""
     for weight in packed_weights(rows, 768, rows):
