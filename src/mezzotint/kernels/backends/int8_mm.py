@@ -74,8 +74,10 @@ def int8_requirements(weight: WeightSpec, activations: str) -> Iterator[str | No
 
 
 def _require_rotation(weight: WeightSpec) -> str | None:
-    group = len_of_rotation(weight)
-    if group is None or group in ROTATIONS:
+    if "rotation" not in weight.parts:
+        return None
+    group = weight.parts["rotation"][0]
+    if group in ROTATIONS:
         return None
     return f"rotates groups of 16, 64 or 256 columns, this layer has {group}"
 
@@ -88,11 +90,6 @@ def _check_rotation(signs: Tensor) -> None:
             "a layer's rotation is not a regular or Sylvester Hadamard matrix",
             "--backend weight_only multiplies by any matrix.",
         )
-
-
-def len_of_rotation(weight: WeightSpec) -> int | None:
-    """Return the columns that a weight rotates together, or None."""
-    return weight.parts["rotation"][0] if "rotation" in weight.parts else None
 
 
 BACKEND = INT8MM()
